@@ -1,0 +1,41 @@
+"""FastComposer: tuning-free multi-subject image generation with localized attention.
+
+The public names are loaded on first use, so that importing the package (as every command does to print its
+help) does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcomposer.batch import SubjectBatch
+    from fastcomposer.models.composer import FastComposer
+    from fastcomposer.models.fusion import SubjectFusion
+    from fastcomposer.pipeline import FastComposerPipeline
+    from fastcomposer.prompt import PromptError
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "FastComposer": "fastcomposer.models.composer",
+    "FastComposerPipeline": "fastcomposer.pipeline",
+    "PromptError": "fastcomposer.prompt",
+    "SubjectBatch": "fastcomposer.batch",
+    "SubjectFusion": "fastcomposer.models.fusion",
+}
+
+__all__ = ["FastComposer", "FastComposerPipeline", "PromptError", "SubjectBatch", "SubjectFusion"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names without importing them."""
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,84 @@
+"""SubjectBatch: the one typed record that crosses from data to model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SubjectBatch:
+    """Training samples with their subjects.
+
+    B samples, K subject slots, image H×W, reference R×R. A dataset yields samples with B = 1;
+    :meth:`collate` joins them.
+
+    Attributes:
+        pixel_values: (B, 3, H, W) float in [-1, 1].
+        input_ids: (B, 77) long.
+        subject_pixel_values: (B, K, 3, R, R) float in [0, 1].
+        subject_token_idx: (B, K) long, position of each subject's word in ``input_ids``; 0 in empty slots.
+        subject_present: (B, K) bool, which slots hold a subject.
+        subject_masks: (B, K, H, W) float, 0 or 1.
+        latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
+        text_embeds: Optional (B, 77, d): hidden states of the text encoder for ``input_ids``.
+        record_ids: Names of the records, for messages.
+    """
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    subject_pixel_values: Tensor
+    subject_token_idx: Tensor
+    subject_present: Tensor
+    subject_masks: Tensor
+    latent_moments: Tensor | None = None
+    text_embeds: Tensor | None = None
+    record_ids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def num_slots(self) -> int:
+        """Number of subject slots K."""
+        return self.subject_present.shape[1]
+
+    def replace(self, **changes: Tensor | None) -> SubjectBatch:
+        """Return a copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> SubjectBatch:
+        """Move every tensor to a device, without waiting for copies from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> SubjectBatch:
+        """Copy every tensor into pinned memory (called by the data loader)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function) -> SubjectBatch:  # type: ignore[no-untyped-def]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+    @staticmethod
+    def collate(samples: Sequence[SubjectBatch]) -> SubjectBatch:
+        """Join samples along B.
+
+        Raises:
+            ValueError: If samples differ in shape, or only some carry an optional field.
+        """
+        joined: dict[str, Tensor | None] = {}
+        for field in fields(SubjectBatch):
+            if field.name == "record_ids":
+                continue
+            values = [getattr(sample, field.name) for sample in samples]
+            if all(value is None for value in values):
+                joined[field.name] = None
+                continue
+            shapes = {None if value is None else tuple(value.shape[1:]) for value in values}
+            if len(shapes) > 1:
+                raise ValueError(f"samples of one batch differ in {field.name}: {shapes}")
+            joined[field.name] = torch.cat(values)
+        return SubjectBatch(**joined, record_ids=tuple(i for s in samples for i in s.record_ids))  # type: ignore[arg-type]

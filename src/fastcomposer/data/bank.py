@@ -1,0 +1,163 @@
+"""All scenes of a small data set in memory, for training the embedded base and the metric models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastcomposer.data.records import RecordError, RecordIndex, read_record
+
+
+@dataclass
+class SceneBatch:
+    """Scenes with their truth.
+
+    Attributes:
+        pixel_values: (B, 3, S, S) float in [-1, 1].
+        segment_maps: (B, S, S) uint8; 0 is background.
+        heads: (B, K, 4) float, x1, y1, x2, y2 in pixels; empty slots are zero.
+        present: (B, K) bool, slots that hold a person.
+        identities: (B, K) long, number of the identity in the bank; -1 in empty slots.
+        index: (B,) long, positions in the bank, where captions are kept.
+    """
+
+    pixel_values: Tensor
+    segment_maps: Tensor
+    heads: Tensor
+    present: Tensor
+    identities: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def flipped(self, flip: Tensor) -> SceneBatch:
+        """Mirror the scenes where ``flip`` (B,) is true."""
+        size = self.pixel_values.shape[-1]
+        heads = self.heads.clone()
+        heads[..., 0], heads[..., 2] = size - self.heads[..., 2], size - self.heads[..., 0]
+        mirror = flip[:, None, None]
+        return replace(
+            self,
+            pixel_values=torch.where(mirror[..., None], self.pixel_values.flip(-1), self.pixel_values),
+            segment_maps=torch.where(mirror, self.segment_maps.flip(-1), self.segment_maps),
+            heads=torch.where(mirror & self.present[..., None], heads, self.heads),
+        )
+
+
+class SceneBank(Dataset[int]):
+    """The scenes of one split, decoded once.
+
+    Args:
+        root: Data folder made by ``prepare data=avatars``.
+        split: ``train`` or ``test``.
+        slots: Most people in a scene.
+
+    Raises:
+        RecordError: If a record has no ``rich_caption`` or ``heads``, as only rendered scenes have.
+    """
+
+    def __init__(self, root: str | Path, split: str, slots: int = 3) -> None:
+        index = RecordIndex(root, split)
+        with ThreadPoolExecutor(4) as pool:
+            loaded = list(pool.map(lambda name: read_record(root, name), index.record_ids))
+        for item in loaded:
+            if not {"rich_caption", "heads"} <= item.record.extra.keys():
+                raise RecordError(f"{root}: record {item.record.record_id} has no rich_caption or heads: not a scene")
+        self.captions = [item.record.caption for item in loaded]
+        self.rich_captions = [str(item.record.extra["rich_caption"]) for item in loaded]
+        self.images = torch.from_numpy(np.stack([item.image for item in loaded])).permute(0, 3, 1, 2).contiguous()
+        self.maps = torch.from_numpy(np.stack([item.segment_map for item in loaded]).astype(np.uint8))
+        self.heads = torch.zeros(len(loaded), slots, 4)
+        self.identities = torch.full((len(loaded), slots), -1)
+        numbers: dict[str | None, int] = {}
+        for row, item in enumerate(loaded):
+            for slot, (segment, head) in enumerate(zip(item.record.segments, item.record.extra["heads"], strict=True)):
+                self.heads[row, slot] = torch.tensor(head)
+                self.identities[row, slot] = numbers.setdefault(segment.identity, len(numbers))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def batch(self, index: Tensor) -> SceneBatch:
+        """Return the scenes at some positions."""
+        identities = self.identities[index]
+        return SceneBatch(
+            pixel_values=self.images[index].float() / 127.5 - 1,
+            segment_maps=self.maps[index],
+            heads=self.heads[index],
+            present=identities >= 0,
+            identities=identities,
+            index=index,
+        )
+
+
+class _SeededBatches(Sampler[list[int]]):
+    """Batches of step n drawn from (seed, n) alone, so that a resumed run goes on with the right ones."""
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed, self.step = size, batch_size, seed, 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            generator = np.random.default_rng([self.seed, self.step])
+            self.step += 1
+            yield generator.choice(self.size, self.batch_size, replace=False).tolist()
+
+
+class SceneDataModule(L.LightningDataModule):
+    """Endless seeded batches of scenes, mirrored half of the time, and the held-out ones for validation.
+
+    Args:
+        root: Data folder made by ``prepare data=avatars``.
+        batch_size: Scenes in a batch.
+        seed: Decides the order and the mirroring.
+        num_validation: How many held-out scenes to measure on.
+    """
+
+    def __init__(self, root: str | Path, batch_size: int, seed: int = 0, num_validation: int = 512) -> None:
+        super().__init__()
+        self.root, self.batch_size, self.seed, self.num_validation = Path(root), batch_size, seed, num_validation
+        self._train: SceneBank | None = None
+        self._test: SceneBank | None = None
+
+    @property
+    def train(self) -> SceneBank:
+        """Training scenes, read at first use."""
+        self._train = self._train or SceneBank(self.root, "train")
+        return self._train
+
+    @property
+    def test(self) -> SceneBank:
+        """Held-out scenes, read at first use."""
+        self._test = self._test or SceneBank(self.root, "test")
+        return self._test
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Loader that goes on where a checkpoint left off."""
+        bank = self.train
+        batches = _SeededBatches(len(bank), min(self.batch_size, len(bank)), self.seed)
+        batches.step = self.trainer.global_step if self.trainer is not None else 0
+
+        def collate(index: list[int]) -> SceneBatch:
+            flip = torch.from_numpy(np.random.default_rng([self.seed, *index[:4]]).random(len(index)) < 0.5)
+            return bank.batch(torch.tensor(index)).flipped(flip)
+
+        return DataLoader(bank, batch_sampler=batches, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """Loader over held-out scenes, in order."""
+        bank = self.test
+        rows = range(min(self.num_validation, len(bank)))
+        return DataLoader(bank, 64, sampler=rows, collate_fn=lambda index: bank.batch(torch.tensor(index)))

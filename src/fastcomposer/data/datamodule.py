@@ -1,0 +1,267 @@
+"""The data of a training run: loaders whose order survives an interruption anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.dataset import SubjectDataset, check_settings
+from fastcomposer.data.records import ON_BAD_RECORD, read_ids
+from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
+
+
+class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
+    """Draws each epoch's permutation of a dataset as (epoch, index) pairs, from any sample on.
+
+    The epoch travels with the index, because workers that outlive an epoch keep their copy of the dataset.
+    Global batch n holds the same samples whatever the number of processes. Being a ``DistributedSampler``
+    keeps Lightning from putting its own in place of it.
+
+    Args:
+        dataset: Anything with a length.
+        num_replicas: Number of processes.
+        rank: Number of this process.
+        seed: Seed of the permutations.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
+        super().__init__(
+            dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
+        )
+        self._start = (0, 0)
+
+    def start_at(self, epoch: int, samples: int) -> None:
+        """Begin with an epoch, and leave out its first samples (counted over all processes)."""
+        self._start = (epoch, samples)
+        self.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch for this process, also when the first are left out."""
+        return len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        epoch = self.epoch
+        # Not forgotten once used: the trainer may ask twice for the iterator of the epoch it resumes in.
+        skipped = self._start[1] if epoch == self._start[0] else 0
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
+        order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
+        mine = order[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
+        return iter([(epoch, int(index)) for index in mine[skipped // self.num_replicas :]])
+
+
+class _ResumableLoader(DataLoader[SubjectBatch]):
+    """A loader whose position is kept by the data module; these methods tell the trainer that it is kept."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class SubjectDataModule(LightningDataModule):
+    """Training and validation data of one folder.
+
+    Training samples are shuffled anew each epoch, in an order that depends on (seed, epoch) alone. A run
+    resumed from a checkpoint, also one from within an epoch, sees the batches that would have come: the
+    checkpoint says how many the trainer had finished, however many the workers had prepared.
+
+    Validation samples are those of the first epoch without augmentation, mirroring or shuffling.
+
+    Args:
+        root: Data folder in the published format (:mod:`fastcomposer.data.records`).
+        tokenizer: CLIP tokenizer.
+        resolution: Height and width of the target in pixels, a multiple of 8.
+        reference_size: Height and width of the references in pixels.
+        batch_size: Samples per process and step.
+        num_workers: Worker processes per process; 0 loads in the process itself.
+        pin_memory: Copy batches into pinned memory, for faster transfer to a GPU.
+        train_split: Split to train on.
+        val_split: Split to validate on; ``None`` for no validation.
+        max_subjects: Subject slots.
+        reference: ``same_image`` or ``other_image``.
+        labels: Labels of the segments that count as subjects; ``None`` for all.
+        min_subjects: Leave out records with fewer such segments.
+        flip: Probability of mirroring the target in training.
+        augmentation: Augmentation of the references in training; ``None`` for none.
+        on_bad_record: ``raise`` or ``skip``.
+        seed: Seed of order and augmentation.
+
+    Raises:
+        ValueError: If a setting is out of range.
+        RecordError: If the folder or an id list is missing or empty.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        tokenizer: Any,
+        resolution: int,
+        reference_size: int,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        train_split: str = "train",
+        val_split: str | None = "test",
+        max_subjects: int = 4,
+        reference: str = "same_image",
+        labels: Collection[str] | None = ("person",),
+        min_subjects: int = 0,
+        flip: float = 0.5,
+        augmentation: ReferenceAugmentation | None = PUBLISHED,
+        on_bad_record: str = "raise",
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, not {num_workers}")
+        if on_bad_record not in ON_BAD_RECORD:
+            raise ValueError(
+                f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
+            )
+        check_settings(max_subjects=max_subjects, reference=reference, flip=flip, seed=seed)
+        TargetTransform(resolution)
+        ReferenceTransform(reference_size, augmentation)
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"root: no data folder at {self.root}")
+        for split in (train_split, val_split):
+            if split is not None:
+                read_ids(self.root, split)
+        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
+        self.train_split, self.val_split, self.seed = train_split, val_split, seed
+        self._shared: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "resolution": resolution,
+            "reference_size": reference_size,
+            "max_subjects": max_subjects,
+            "reference": reference,
+            "labels": labels,
+            "min_subjects": min_subjects,
+            "on_bad_record": on_bad_record,
+            "seed": seed,
+        }
+        self._random: dict[str, Any] = {"flip": flip, "augmentation": augmentation}
+        self._resume: dict[str, int] | None = None
+        self.train_dataset: SubjectDataset | None = None
+        self.val_dataset: SubjectDataset | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Index the data; a second call does nothing."""
+        if self.train_dataset is None and stage in (None, "fit"):
+            self.train_dataset = SubjectDataset(self.root, self.train_split, **self._shared, **self._random)
+        if self.val_dataset is None and self.val_split is not None and stage in (None, "fit", "validate"):
+            still: dict[str, Any] = {"flip": 0.0, "augmentation": None}
+            self.val_dataset = SubjectDataset(self.root, self.val_split, **self._shared, **still)
+
+    def train_dataloader(self) -> DataLoader[SubjectBatch]:
+        """Return the training loader, set to where the loaded checkpoint stopped.
+
+        Raises:
+            ValueError: If the records of an epoch do not fill one batch.
+        """
+        self.setup("fit")
+        assert self.train_dataset is not None
+        rank, world = self._rank_and_world()
+        records = len(self.train_dataset)
+        if records // world < self.batch_size:
+            raise ValueError(
+                f"{self.root}: {records} records of split {self.train_split!r} do not fill one "
+                f"batch of {self.batch_size} on {world} process(es); lower data.batch_size"
+            )
+        sampler = EpochSampler(self.train_dataset, num_replicas=world, rank=rank, seed=self.seed)
+        if self._resume is not None:
+            if self._resume["records"] != records:
+                found = f"{records} records instead of {self._resume['records']}"
+                warnings.warn(f"resumed with {found}: samples come in another order", stacklevel=2)
+            sampler.start_at(self._resume["epoch"], self._resume["samples"])
+        return self._loader(self.train_dataset, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[SubjectBatch] | list[Any]:
+        """Return the validation loader, an empty list if there is no validation split."""
+        if self.val_split is None:
+            return []
+        self.setup("validate")
+        assert self.val_dataset is not None
+        return self._loader(self.val_dataset, shuffle=False)
+
+    def _loader(self, dataset: SubjectDataset, **options: Any) -> DataLoader[SubjectBatch]:
+        return _ResumableLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=SubjectBatch.collate,
+            # The loader draws a number for its workers each epoch: not from the global random state.
+            generator=torch.Generator().manual_seed(self.seed),
+            **options,
+        )
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    # --- resuming ------------------------------------------------------------------------------------------
+
+    def teardown(self, stage: str) -> None:
+        """Forget the checkpoint's place: a later run without a checkpoint begins at the beginning."""
+        if stage == "fit":
+            self._resume = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the data after the last batch that the trainer finished.
+
+        Returns:
+            ``epoch`` from 0, ``samples`` of it that are done, counted over all processes, and what the
+            order depends on: ``seed`` and the number of ``records``.
+        """
+        epoch, batches = self._position()
+        _, world = self._rank_and_world()
+        records = 0 if self.train_dataset is None else len(self.train_dataset)
+        samples = batches * self.batch_size * world
+        return {"epoch": epoch, "samples": samples, "seed": self.seed, "records": records}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from where a checkpoint stopped; the trainer calls it before it makes the loader.
+
+        Raises:
+            ValueError: If the checkpoint's order of samples was of another seed.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if state["seed"] != self.seed:
+            raise ValueError(
+                f"data.seed is {self.seed}, but the checkpoint was trained with {state['seed']}: "
+                "the batches that would have come cannot be drawn with another seed"
+            )
+        self._resume = dict(state)
+
+    def _position(self) -> tuple[int, int]:
+        """Return (epoch, batches of it) that the trainer has finished.
+
+        The trainer's counters are read rather than batches counted when they are handed out: a batch whose
+        step was interrupted has not been trained on.
+        """
+        if self.trainer is None:
+            return 0, 0
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        if epochs.ready == 0:
+            return 0, 0
+        if epochs.started < epochs.ready:  # hooks of an epoch's start: ``batches`` are still the last epoch's
+            return epochs.ready - 1, 0
+        if epochs.processed >= epochs.ready or batches.processed >= self.trainer.num_training_batches:
+            return epochs.ready, 0
+        return epochs.ready - 1, batches.processed

@@ -1,0 +1,288 @@
+"""Records on disk become training samples: one :class:`SubjectBatch` of one sample per record."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.records import (
+    LoadedRecord,
+    Record,
+    RecordError,
+    RecordIndex,
+    Segment,
+    read_record,
+    record_path,
+)
+from fastcomposer.data.transforms import (
+    PUBLISHED,
+    ReferenceAugmentation,
+    ReferenceTransform,
+    TargetTransform,
+    cut_out,
+    sample_rng,
+)
+from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt, place_markers
+
+logger = logging.getLogger(__name__)
+
+REFERENCES = ("same_image", "other_image")
+_DROPPED = ("empty_mask", "same_word", "beyond_tokens", "over_max_subjects")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    segment: Segment
+    end: int
+    mask: Tensor
+
+
+class SubjectDataset(Dataset[SubjectBatch]):
+    """Samples of a data folder.
+
+    A sample depends on (seed, epoch, index) alone, not on the number of workers or the order of drawing.
+    Its subjects are the segments of the given labels that the target still shows, ordered by their word in
+    the caption. Where two share a word, or there are more than ``max_subjects``, the largest in the target
+    stay (the smaller segment id where equal); one whose word lies beyond the tokenizer's limit is left out.
+
+    Args:
+        root: Data folder in the published format (:mod:`fastcomposer.data.records`).
+        split: ``train``, ``test`` or ``all``.
+        tokenizer: CLIP tokenizer.
+        resolution: Height and width of the target in pixels, a multiple of 8.
+        reference_size: Height and width R of the references in pixels.
+        max_subjects: Subject slots K.
+        reference: ``same_image`` cuts the reference out of the target's record (PAPER.md);
+            ``other_image`` out of another record of the same identity where there is one.
+        labels: Labels of the segments that count as subjects; ``None`` for all.
+        min_subjects: Leave out records with fewer such segments.
+        flip: Probability of mirroring the target.
+        augmentation: Augmentation of the references; ``None`` for none.
+        on_bad_record: ``raise``, or ``skip`` to put the next good record in its place.
+        seed: Seed of all that is random.
+
+    Raises:
+        ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
+        RecordError: If the id list is missing or empty, or, under ``raise``, a record's JSON is bad.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        tokenizer: Any,
+        resolution: int,
+        reference_size: int,
+        *,
+        max_subjects: int = 4,
+        reference: str = "same_image",
+        labels: Collection[str] | None = ("person",),
+        min_subjects: int = 0,
+        flip: float = 0.5,
+        augmentation: ReferenceAugmentation | None = PUBLISHED,
+        on_bad_record: str = "raise",
+        seed: int = 42,
+    ) -> None:
+        check_settings(max_subjects=max_subjects, reference=reference, flip=flip, seed=seed)
+        self.root, self.split = Path(root), split
+        self.tokenizer = tokenizer
+        self.target_transform = TargetTransform(resolution)
+        self.reference_transform = ReferenceTransform(reference_size, augmentation)
+        self.max_subjects, self.reference, self.flip = max_subjects, reference, flip
+        self.labels = None if labels is None else frozenset(labels)
+        self.on_bad_record, self.seed = on_bad_record, seed
+        self.epoch = 0
+        self.index = RecordIndex(root, split, on_bad_record)
+        found = (i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects)
+        self.record_ids = tuple(found)
+        if not self.record_ids:
+            wanted = "any label" if self.labels is None else f"coco_label in {sorted(self.labels)}"
+            raise RecordError(
+                f"{self.root}: no record of split {split!r} has {min_subjects} segments, {wanted}"
+            )
+        self._portraits: dict[str, list[tuple[str, int]]] = {}
+        if reference == "other_image":
+            self._portraits = self.index.by_identity(self.labels)
+            if not self._portraits:
+                raise ValueError(
+                    f"reference=other_image needs the field segments[].identity, which no segment in {root} "
+                    "has; use reference=same_image"
+                )
+        # In shared memory, because workers find what there is to count. Each place belongs to one record,
+        # so that a record met twice, or by two workers at once, counts once.
+        self._dropped = torch.zeros(len(self.record_ids), len(_DROPPED), dtype=torch.int16).share_memory_()
+        self._place = {record_id: place for place, record_id in enumerate(self.index.record_ids)}
+        self._unreadable = torch.zeros(len(self.index.record_ids), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.record_ids)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of samples drawn by a plain index; (epoch, index) pairs carry their own."""
+        self.epoch = epoch
+
+    def report(self) -> dict[str, int]:
+        """Count what has been left out of the samples drawn so far, by all workers.
+
+        Returns:
+            ``bad_records``: records found bad, when indexed or when read; and subjects dropped by reason:
+            ``empty_mask``, ``same_word``, ``beyond_tokens``, ``over_max_subjects``.
+        """
+        dropped = self._dropped.sum(dim=0).tolist()
+        bad = len(self.index.bad_records) + int(self._unreadable.sum())
+        return {"bad_records": bad, **dict(zip(_DROPPED, dropped, strict=True))}
+
+    def bad_records(self) -> dict[str, str]:
+        """Return the reason for each bad record found so far, by all workers."""
+        reasons = dict(self.index.bad_records)
+        for place in self._unreadable.nonzero().flatten().tolist():
+            record_id = self.index.record_ids[place]
+            try:
+                read_record(self.root, record_id, self.labels)
+            except RecordError as error:
+                reasons[record_id] = str(error)
+            else:
+                reasons[record_id] = "was unreadable before and is readable now"
+        return reasons
+
+    def __getitem__(self, index: int | tuple[int, int]) -> SubjectBatch:
+        """Return the sample of an index, or of an (epoch, index) pair.
+
+        Raises:
+            IndexError: If the index is out of range.
+            RecordError: If the record is bad under ``raise``, or every record is.
+        """
+        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} records")
+        rng = sample_rng(self.seed, epoch, index % len(self))
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            loaded = self._read(self.record_ids[place])
+            if loaded is not None:
+                return self._sample(loaded, place, rng)
+        raise RecordError(f"{self.root}: no record of split {self.split!r} is readable")
+
+    def _read(self, record_id: str) -> LoadedRecord | None:
+        """Read a record; ``None`` if it is bad and to be skipped."""
+        try:
+            return read_record(self.root, record_id, self.labels)
+        except RecordError as error:
+            if self.on_bad_record == "raise":
+                raise
+            place = self._place[record_id]
+            if not self._unreadable[place]:
+                self._unreadable[place] = True
+                logger.warning("bad record skipped: %s", error)
+            return None
+
+    def _sample(self, loaded: LoadedRecord, place: int, rng: np.random.Generator) -> SubjectBatch:
+        image, segment_map, record = loaded.image, loaded.segment_map, loaded.record
+        candidates = [s for s in record.segments if self.labels is None or s.label in self.labels]
+        masks = np.zeros((len(candidates), *segment_map.shape), dtype=np.uint8)
+        for number, segment in enumerate(candidates):
+            masks[number] = segment_map == segment.id
+        flip = bool(rng.random() < self.flip)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        target, target_masks = self.target_transform(pixels, torch.from_numpy(masks), flip=flip)
+        subjects, prompt = self._choose(record, candidates, target_masks, place)
+
+        slots, size = self.max_subjects, self.reference_transform.size
+        references = torch.zeros(1, slots, 3, size, size)
+        slot_masks = torch.zeros(1, slots, *target.shape[-2:])
+        token_idx = torch.zeros(1, slots, dtype=torch.long)
+        present = torch.zeros(1, slots, dtype=torch.bool)
+        for slot, (subject, token) in enumerate(zip(subjects, prompt.subject_token_idx, strict=True)):
+            source, segment = self._portrait(loaded, subject.segment, rng)
+            crop = cut_out(source.image, source.segment_map, segment.id, segment.bbox, rng)
+            references[0, slot] = self.reference_transform(crop, int(rng.integers(2**63)))
+            slot_masks[0, slot] = subject.mask
+            token_idx[0, slot] = token
+            present[0, slot] = True
+        return SubjectBatch(
+            pixel_values=target[None],
+            input_ids=torch.tensor([prompt.input_ids]),
+            subject_pixel_values=references,
+            subject_token_idx=token_idx,
+            subject_present=present,
+            subject_masks=slot_masks,
+            record_ids=(record.record_id,),
+        )
+
+    def _choose(
+        self, record: Record, candidates: list[Segment], masks: Tensor, place: int
+    ) -> tuple[list[_Subject], ParsedPrompt]:
+        """Choose the subjects of a sample, in the order of the caption, and parse the prompt with them."""
+        areas = masks.sum(dim=(1, 2)).tolist()
+        order = sorted(range(len(candidates)), key=lambda i: (-areas[i], candidates[i].id))
+        dropped = dict.fromkeys(_DROPPED, 0)
+        by_end: dict[int, _Subject] = {}  # the largest first
+        for number in order:
+            segment = candidates[number]
+            end = len(record.caption[: segment.end].rstrip())  # two offsets around a space are one word
+            if not areas[number]:
+                dropped["empty_mask"] += 1
+            elif end in by_end:
+                dropped["same_word"] += 1
+            else:
+                by_end[end] = _Subject(segment, end, masks[number])
+        while True:
+            subjects = sorted(list(by_end.values())[: self.max_subjects], key=lambda s: s.end)
+            caption = place_markers(record.caption, [subject.end for subject in subjects])
+            try:
+                prompt = parse_prompt(caption, self.tokenizer, num_references=len(subjects))
+                break
+            except PromptError:
+                if not subjects:
+                    raise
+                # Beyond the tokenizer's limit: the last one at least. The next in size may take its slot.
+                del by_end[subjects[-1].end]
+                dropped["beyond_tokens"] += 1
+        dropped["over_max_subjects"] = len(by_end) - len(subjects)
+        if any(dropped.values()):
+            self._dropped[place] = torch.tensor(list(dropped.values()), dtype=torch.int16)
+        return subjects, prompt
+
+    def _portrait(
+        self, loaded: LoadedRecord, segment: Segment, rng: np.random.Generator
+    ) -> tuple[LoadedRecord, Segment]:
+        """Return the record and segment that the reference of a subject is cut out of."""
+        record_id = loaded.record.record_id
+        known = self._portraits.get(segment.identity or "", ())
+        others = [portrait for portrait in known if portrait[0] != record_id]
+        for number in rng.permutation(len(others)):
+            other_id, segment_id = others[number]
+            other = self._read(other_id)
+            if other is None:
+                continue
+            for candidate in other.record.segments:
+                if candidate.id == segment_id and candidate.identity == segment.identity:
+                    return other, candidate
+            path = record_path(self.root, other_id, ".json")
+            raise RecordError(f"{path}: segments[].identity: changed since the folder was indexed")
+        return loaded, segment
+
+
+def check_settings(*, max_subjects: int, reference: str, flip: float, seed: int) -> None:
+    """Check the settings that need no data.
+
+    Raises:
+        ValueError: If one is out of range, with the name of the setting.
+    """
+    if max_subjects < 1:
+        raise ValueError(f"max_subjects must be at least 1, not {max_subjects}")
+    if reference not in REFERENCES:
+        raise ValueError(f"reference must be one of {', '.join(REFERENCES)}, not {reference!r}")
+    if not 0 <= flip <= 1:
+        raise ValueError(f"flip must be a probability, not {flip}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, not {seed}")

@@ -1,0 +1,118 @@
+"""Construction of data folders: rendered scenes now, photos through the same record format."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
+from fastcomposer.data.scenes import AvatarScenes, held_out_identities, reference_picture
+
+TEST_OFFSET = 90_000_000
+"""Number of the first held-out record; training records count from 0."""
+_CHUNK = 32
+
+
+def prepare_avatars(
+    root: str | Path,
+    scenes: AvatarScenes,
+    num_train: int,
+    num_test: int,
+    num_workers: int = 2,
+    reference_size: int = 128,
+    quality: int = 95,
+) -> int:
+    """Render the mini world into the published on-disk format.
+
+    Scenes that are already there are kept, so an interrupted call goes on where it stopped; each record
+    depends on the seed and its own number alone, so the files come out the same either way.
+
+    Args:
+        root: Data folder, made when missing.
+        scenes: The world.
+        num_train: Scenes of training identities.
+        num_test: Scenes of the held-out identities.
+        num_workers: Processes; 0 renders in this one.
+        reference_size: Side in pixels of the portraits of held-out people in ``<root>/references``.
+        quality: JPEG quality.
+
+    Returns:
+        How many scenes were rendered by this call.
+
+    Raises:
+        ValueError: If the folder holds another world, with what differs.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    _claim(root, scenes, quality)
+    jobs = [("train", i) for i in range(num_train)] + [("test", i) for i in range(num_test)]
+    todo = [job for job in jobs if not record_path(root, record_name(*job), ".json").exists()]
+    chunks = [(root, scenes, quality, todo[i : i + _CHUNK]) for i in range(0, len(todo), _CHUNK)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task(f"scenes in {root}", total=len(jobs), completed=len(jobs) - len(todo))
+        for done in _run(chunks, num_workers):
+            progress.advance(bar, done)
+    for split, count in (("train", num_train), ("test", num_test)):
+        if count:
+            write_ids(root, split, [record_name(split, i) for i in range(count)])
+    write_ids(root, "all", [record_name(*job) for job in jobs])
+    write_references(root / "references", reference_size)
+    return len(todo)
+
+
+def record_name(split: str, index: int) -> str:
+    """Id of a scene's record."""
+    return f"{index + (TEST_OFFSET if split == 'test' else 0):08d}"
+
+
+def write_references(folder: Path, size: int) -> list[Path]:
+    """Write a portrait of each held-out person as PNG with transparent background."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, identity in enumerate(held_out_identities()):
+        paths.append(folder / f"{number:02d}_{identity.word}.png")
+        Image.fromarray(reference_picture(identity, size, seed=number)).save(paths[-1])
+    return paths
+
+
+def _claim(root: Path, scenes: AvatarScenes, quality: int) -> None:
+    """Refuse to mix two worlds in one folder."""
+    settings = (
+        f"size={scenes.size} seed={scenes.seed} num_identities={scenes.num_identities} "
+        f"subject_odds={scenes.subject_odds} style_odds={scenes.style_odds} "
+        f"context_odds={scenes.context_odds} quality={quality}\n"
+    )
+    path = root / "world.txt"
+    if path.exists() and path.read_text() != settings:
+        raise ValueError(
+            f"{root} holds another world ({path.read_text().strip()}), not {settings.strip()}; "
+            "give data.root another folder or remove that one"
+        )
+    path.write_text(settings)
+
+
+def _run(chunks: list[tuple[Path, AvatarScenes, int, list[tuple[str, int]]]], num_workers: int) -> Iterable[int]:
+    if num_workers == 0:
+        yield from map(_render_chunk, chunks)
+        return
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        yield from pool.imap_unordered(_render_chunk, chunks)
+
+
+def _render_chunk(chunk: tuple[Path, AvatarScenes, int, list[tuple[str, int]]]) -> int:
+    root, scenes, quality, jobs = chunk
+    for split, index in jobs:
+        scene = scenes.scene(split, index)
+        segments = tuple(
+            Segment(i + 1, person.bbox, person.end, "person", person.identity.key)
+            for i, person in enumerate(scene.people)
+        )
+        extra = {"rich_caption": scene.rich_caption, "heads": [list(person.head) for person in scene.people]}
+        record = Record(record_name(split, index), scene.caption, segments, extra)
+        write_record(root, record, scene.image, scene.segment_map, quality=quality)
+    return len(jobs)

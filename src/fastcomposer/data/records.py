@@ -1,0 +1,491 @@
+"""The published on-disk format: reading, writing and indexing records.
+
+A data folder holds id lists and one triple of files per record (PAPER.md, on-disk format)::
+
+    <root>/image_ids_train.txt, image_ids_test.txt, image_ids.txt      one id a line
+    <root>/<first five characters of id>/<id>.jpg                      the picture
+    <root>/<first five characters of id>/<id>.npy                      2-D integer map, pixel = segment id
+    <root>/<first five characters of id>/<id>.json                     caption and segments
+
+Segments may carry one field more than the published format, ``"identity"``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from fastcomposer.prompt import MARKER
+
+ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
+"""Name of the id list of each split."""
+
+ON_BAD_RECORD = ("raise", "skip")
+_INDEX_VERSION = 1
+_WORD_AT_END = re.compile(r"\w\s*$")
+
+
+class RecordError(ValueError):
+    """A defect of the data on disk; the message names the file and the field."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a record.
+
+    Attributes:
+        id: Value of its pixels in the segment map.
+        bbox: x1, y1, x2, y2 in pixels, the second corner exclusive; may reach beyond the picture.
+        end: Character offset in the caption just after the segment's word, where the marker goes.
+        label: Class name (``coco_label`` on disk).
+        identity: Name shared by the segments, in any record, that show the same individual.
+    """
+
+    id: int
+    bbox: tuple[int, int, int, int]
+    end: int
+    label: str
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a record's JSON says.
+
+    Attributes:
+        record_id: Name of the record.
+        caption: Text without markers.
+        segments: Segments that the caption names.
+        extra: Further top-level JSON fields, kept as they are.
+    """
+
+    record_id: str
+    caption: str
+    segments: tuple[Segment, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedRecord:
+    """A record with its pixels.
+
+    Attributes:
+        record: The JSON part.
+        image: (H, W, 3) uint8 RGB.
+        segment_map: (H, W) integers, pixel = segment id.
+    """
+
+    record: Record
+    image: np.ndarray
+    segment_map: np.ndarray
+
+
+def _error(path: Path, field_name: str, problem: str) -> RecordError:
+    # One plain string, so that the error can be raised again from a data worker.
+    return RecordError(f"{path}: {field_name}: {problem}")
+
+
+def record_path(root: str | Path, record_id: str, suffix: str) -> Path:
+    """Return where a file of a record lies; ``suffix`` is ``.jpg``, ``.npy`` or ``.json``."""
+    return Path(root) / record_id[:5] / f"{record_id}{suffix}"
+
+
+# --- id lists ----------------------------------------------------------------------------------------------
+
+
+def read_ids(root: str | Path, split: str) -> list[str]:
+    """Read the id list of a split.
+
+    Args:
+        root: Data folder.
+        split: ``train``, ``test`` or ``all``.
+
+    Raises:
+        ValueError: If the split is unknown.
+        RecordError: If the list is missing, empty or holds an id that is no file name.
+    """
+    if split not in ID_LISTS:
+        raise ValueError(f"split must be one of {', '.join(ID_LISTS)}, not {split!r}")
+    path = Path(root) / ID_LISTS[split]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _error(path, "id list", f"file is missing; split {split!r} needs it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(path, "id list", f"unreadable: {error}") from None
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    if not lines:
+        raise _error(path, "id list", "holds no ids")
+    for number, record_id in lines.items():
+        _check_id(path, record_id, f"line {number}")
+    return list(lines.values())
+
+
+def write_ids(root: str | Path, split: str, record_ids: Iterable[str]) -> None:
+    """Write the id list of a split, one id a line, in the order given."""
+    if split not in ID_LISTS:
+        raise ValueError(f"split must be one of {', '.join(ID_LISTS)}, not {split!r}")
+    path = Path(root) / ID_LISTS[split]
+    ids = list(record_ids)
+    for record_id in ids:
+        _check_id(path, record_id, "id")
+    content = "".join(f"{record_id}\n" for record_id in ids).encode()
+    _write_atomically(path, lambda file: file.write(content))
+
+
+def _check_id(path: Path, record_id: str, field_name: str) -> None:
+    if not record_id or record_id.startswith(".") or "/" in record_id or "\\" in record_id:
+        raise _error(path, field_name, f"{record_id!r} cannot be the name of a record")
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def write_record(
+    root: str | Path,
+    record: Record,
+    image: np.ndarray | Image.Image,
+    segment_map: np.ndarray,
+    *,
+    quality: int = 95,
+) -> None:
+    """Write one record; the same input gives the same bytes.
+
+    Each file is written beside its place and then renamed. The JSON comes last, so that a record whose
+    JSON exists is complete.
+
+    Args:
+        root: Data folder, made when missing.
+        record: Caption and segments.
+        image: (H, W, 3) uint8 RGB, or a Pillow image.
+        segment_map: (H, W) integers; stored in the smallest integer type that holds them.
+        quality: JPEG quality, 1 to 100, with full colour resolution (4:4:4).
+
+    Raises:
+        RecordError: If what was given would not read back.
+    """
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    json_path = record_path(root, record.record_id, ".json")
+    _check_id(json_path, record.record_id, "id")
+    content = _to_json(record)
+    parse_record(json.loads(content), json_path, record.record_id)
+    npy_path = json_path.with_suffix(".npy")
+    segment_map = np.asarray(segment_map)
+    _check_pixels(record, (picture.height, picture.width), segment_map, json_path, None)
+    low, high = int(segment_map.min(initial=0)), int(segment_map.max(initial=0))
+    dtype = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.unlink(missing_ok=True)  # an older record of this name is incomplete from here on
+    _write_atomically(
+        json_path.with_suffix(".jpg"),
+        lambda file: picture.save(file, format="JPEG", quality=quality, subsampling=0),
+    )
+    _write_atomically(npy_path, lambda file: np.save(file, segment_map.astype(dtype), allow_pickle=False))
+    _write_atomically(json_path, lambda file: file.write(content))
+
+
+def _to_json(record: Record) -> bytes:
+    segments = []
+    for segment in record.segments:
+        entry: dict[str, Any] = {
+            "id": int(segment.id),
+            "bbox": [int(value) for value in segment.bbox],
+            "end": int(segment.end),
+            "coco_label": segment.label,
+        }
+        if segment.identity is not None:
+            entry["identity"] = segment.identity
+        segments.append(entry)
+    content = {"caption": record.caption, "segments": segments, **record.extra}
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own per writer: several processes may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def read_json(root: str | Path, record_id: str) -> Record:
+    """Read and validate the JSON of a record, leaving its pixels alone.
+
+    Raises:
+        RecordError: For every defect, naming file and field.
+    """
+    path = record_path(root, record_id, ".json")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _error(path, "record", "file is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise _error(path, "record", f"malformed JSON: {error}") from None
+    except OSError as error:
+        raise _error(path, "record", f"unreadable: {error}") from None
+    return parse_record(content, path, record_id)
+
+
+def parse_record(content: Any, path: Path, record_id: str) -> Record:
+    """Turn the JSON of a record into a :class:`Record`.
+
+    Args:
+        content: What ``json.load`` returned.
+        path: Where it came from, for messages.
+        record_id: Name of the record.
+
+    Raises:
+        RecordError: For every defect, naming file and field.
+    """
+    if not isinstance(content, dict):
+        raise _error(path, "record", f"must be an object, not {type(content).__name__}")
+    caption = _field(content, "caption", str, path, "caption")
+    if MARKER in caption:
+        raise _error(path, "caption", f"holds a marker {MARKER}; markers are placed from segments[].end")
+    entries = _field(content, "segments", list, path, "segments")
+    segments: list[Segment] = []
+    seen: dict[int, int] = {}
+    for number, entry in enumerate(entries):
+        segment = _parse_segment(entry, caption, path, f"segments[{number}]")
+        if segment.id in seen:
+            raise _error(
+                path, f"segments[{number}].id", f"{segment.id} is used by segments[{seen[segment.id]}] too"
+            )
+        seen[segment.id] = number
+        segments.append(segment)
+    extra = {key: value for key, value in content.items() if key not in ("caption", "segments")}
+    return Record(record_id, caption, tuple(segments), extra)
+
+
+def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
+    if not isinstance(entry, dict):
+        raise _error(path, name, f"must be an object, not {type(entry).__name__}")
+    segment_id = _field(entry, "id", int, path, f"{name}.id")
+    end = _field(entry, "end", int, path, f"{name}.end")
+    if not 0 < end <= len(caption):
+        raise _error(path, f"{name}.end", f"{end} lies outside the caption of {len(caption)} characters")
+    if not _WORD_AT_END.search(caption[:end]):
+        raise _error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
+    box = _field(entry, "bbox", list, path, f"{name}.bbox")
+    if len(box) != 4 or not all(_is_whole(value) for value in box):
+        raise _error(path, f"{name}.bbox", f"must be four whole numbers x1, y1, x2, y2, not {box}")
+    x1, y1, x2, y2 = (int(value) for value in box)
+    if x1 >= x2 or y1 >= y2:
+        raise _error(path, f"{name}.bbox", f"x1, y1, x2, y2 = {box} encloses nothing")
+    label = _field(entry, "coco_label", str, path, f"{name}.coco_label")
+    identity = entry.get("identity")
+    if identity is not None and not isinstance(identity, str):
+        raise _error(path, f"{name}.identity", f"must be a string, not {identity!r}")
+    return Segment(segment_id, (x1, y1, x2, y2), end, label, identity)
+
+
+def _field(content: dict[str, Any], key: str, kind: type, path: Path, name: str) -> Any:
+    if key not in content:
+        raise _error(path, name, "field is missing")
+    value = content[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _error(path, name, f"must be {kind.__name__}, not {value!r:.80}")
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    )
+
+
+def read_record(root: str | Path, record_id: str, labels: Collection[str] | None = None) -> LoadedRecord:
+    """Read and validate one record with its pixels.
+
+    Args:
+        root: Data folder.
+        record_id: Name of the record.
+        labels: Check the pixels of segments with these labels only; ``None`` checks all.
+
+    Raises:
+        RecordError: For every defect, naming file and field.
+    """
+    record = read_json(root, record_id)
+    path = record_path(root, record_id, ".json")
+    image = _read_image(path.with_suffix(".jpg"))
+    segment_map = _read_map(path.with_suffix(".npy"))
+    _check_pixels(record, image.shape[:2], segment_map, path, labels)
+    return LoadedRecord(record, image, segment_map)
+
+
+def clamp_box(bbox: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the part of an x1, y1, x2, y2 box that lies inside a picture."""
+    x1, y1, x2, y2 = bbox
+    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+
+
+def _check_pixels(
+    record: Record,
+    size: tuple[int, ...],
+    segment_map: np.ndarray,
+    path: Path,
+    labels: Collection[str] | None,
+) -> None:
+    """Check the segment map against the picture's height and width and against the segments."""
+    map_path = path.with_suffix(".npy")
+    if segment_map.ndim != 2 or segment_map.dtype.kind not in "iu":
+        found = f"{segment_map.dtype} of shape {segment_map.shape}"
+        raise _error(map_path, "segment map", f"must be 2-D and of integers, not {found}")
+    if segment_map.shape != size:
+        problem = f"height and width {segment_map.shape}, but those of the image are {tuple(size)}"
+        raise _error(map_path, "segment map", problem)
+    for number, segment in enumerate(record.segments):
+        if labels is not None and segment.label not in labels:
+            continue
+        x1, y1, x2, y2 = clamp_box(segment.bbox, *segment_map.shape)
+        if x1 < x2 and y1 < y2 and (segment_map[y1:y2, x1:x2] == segment.id).any():
+            continue
+        if not (segment_map == segment.id).any():
+            raise _error(path, f"segments[{number}].id", f"{segment.id} does not occur in {map_path.name}")
+        where = f"x1, y1, x2, y2 = {list(segment.bbox)} in {size[1]} x {size[0]} pixels (width x height)"
+        raise _error(path, f"segments[{number}].bbox", f"{where} holds no pixel of the segment")
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise _error(path, "image", "file is missing") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _error(path, "image", f"unreadable: {error}") from None
+
+
+def _read_map(path: Path) -> np.ndarray:
+    try:
+        segment_map = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise _error(path, "segment map", "file is missing") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise _error(path, "segment map", f"unreadable: {error}") from None
+    if not isinstance(segment_map, np.ndarray):
+        raise _error(path, "segment map", "is an archive of arrays, not one array")
+    return segment_map
+
+
+# --- index -------------------------------------------------------------------------------------------------
+
+
+class RecordIndex:
+    """The good records of a split, with the labels and identities of their segments.
+
+    The JSON of every record is read once; the result is kept in ``<root>/.index_<split>.json``, which is
+    rebuilt when the id list or a record's folder changes and is left out where the folder is read-only.
+    Pixels are not looked at here.
+
+    Attributes:
+        record_ids: Good records in the order of the id list.
+        bad_records: Reason for each bad record; empty unless they are skipped.
+        segments: (id, label, identity) of each segment, by record.
+    """
+
+    def __init__(self, root: str | Path, split: str, on_bad_record: str = "raise") -> None:
+        """Load or build the index.
+
+        Args:
+            root: Data folder.
+            split: ``train``, ``test`` or ``all``.
+            on_bad_record: ``raise`` at the first, or ``skip`` them with one warning.
+
+        Raises:
+            RecordError: If the id list is missing or empty, no record is good, or a record is bad under
+                ``raise``.
+        """
+        if on_bad_record not in ON_BAD_RECORD:
+            raise ValueError(
+                f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
+            )
+        self.root = Path(root)
+        ids = read_ids(root, split)
+        path = self.root / f".index_{split}.json"
+        key = _fingerprint(self.root / ID_LISTS[split], ids)
+        self.segments = _load_index(path, key)
+        # A record that was bad is not in the file: it is read again, for it may have been mended in place.
+        missing = [record_id for record_id in dict.fromkeys(ids) if record_id not in self.segments]
+        self.bad_records: dict[str, str] = {}
+        for record_id in missing:
+            try:
+                found = read_json(root, record_id).segments
+            except RecordError as error:
+                if on_bad_record == "raise":
+                    raise
+                self.bad_records[record_id] = str(error)
+            else:
+                self.segments[record_id] = tuple((s.id, s.label, s.identity) for s in found)
+        if len(self.bad_records) < len(missing):
+            _save_index(path, key, self.segments)
+        self.record_ids = tuple(record_id for record_id in ids if record_id in self.segments)
+        if self.bad_records:
+            reasons = list(self.bad_records.values())
+            summary = f"{len(reasons)} of {len(ids)} records in {root} are bad and skipped: "
+            shown = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
+            if not self.record_ids:
+                raise RecordError(f"{self.root / ID_LISTS[split]}: no record is good: {shown}")
+            warnings.warn(summary + shown, stacklevel=2)
+
+    def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
+        """Count the segments of a record that carry one of the labels (any label when ``None``)."""
+        return sum(labels is None or label in labels for _, label, _ in self.segments[record_id])
+
+    def by_identity(self, labels: Collection[str] | None = None) -> dict[str, list[tuple[str, int]]]:
+        """Return the (record, segment) ids that show each identity, in the order of the id list."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for record_id in dict.fromkeys(self.record_ids):
+            for segment_id, label, identity in self.segments[record_id]:
+                if identity is not None and (labels is None or label in labels):
+                    found.setdefault(identity, []).append((record_id, segment_id))
+        return found
+
+
+_Segments = dict[str, tuple[tuple[int, str, str | None], ...]]
+
+
+def _fingerprint(id_list: Path, ids: Iterable[str]) -> str:
+    """Hash what changes when records are added, rewritten or removed, without opening them."""
+    status = id_list.stat()
+    digest = hashlib.sha256(id_list.read_bytes())
+    digest.update(repr((_INDEX_VERSION, status.st_mtime_ns, status.st_size)).encode())
+    for folder in sorted({record_id[:5] for record_id in ids}):
+        path = id_list.parent / folder
+        digest.update(repr((folder, path.stat().st_mtime_ns if path.is_dir() else None)).encode())
+    return digest.hexdigest()
+
+
+def _load_index(path: Path, key: str) -> _Segments:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["key"] != key:
+            return {}
+        return {name: tuple((s[0], s[1], s[2]) for s in found) for name, found in content["records"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}  # missing, or not ours: built anew
+
+
+def _save_index(path: Path, key: str, segments: _Segments) -> None:
+    content = json.dumps({"key": key, "records": segments}, ensure_ascii=False).encode()
+    with contextlib.suppress(OSError):  # a read-only data folder: the index lives in memory
+        _write_atomically(path, lambda file: file.write(content))

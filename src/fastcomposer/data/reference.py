@@ -1,0 +1,130 @@
+"""Reference images as users hand them in: files, PIL images, arrays or tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from fastcomposer.data.transforms import pad_to_square
+from fastcomposer.prompt import PromptError
+
+_NOISE_SEED = 0
+
+
+def prepare_reference(image: Any, size: int) -> Tensor:
+    """Turn a reference image into what the image encoder sees, as in training but without augmentation.
+
+    Transparent pixels are replaced by uniform noise from a fixed seed, as pixels outside the subject are in
+    training (PAPER.md, recipe); the picture is padded to a square with zeros and resized.
+
+    Args:
+        image: Path; PIL image, whose EXIF orientation is honoured; array (h, w), (h, w, 1), (h, w, 3) or
+            (h, w, 4); or tensor (1, h, w), (3, h, w) or (4, h, w). Arrays and tensors are uint8, or float in
+            [0, 1]. A fourth channel is opacity.
+        size: Height and width R in pixels.
+
+    Returns:
+        (3, R, R) float32 in [0, 1].
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        TypeError: If it is none of these.
+        ValueError: If an array or tensor has another shape or values out of range.
+    """
+    if isinstance(image, str | PathLike):
+        path = Path(image).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"reference image {path} does not exist")
+        with Image.open(path) as opened:
+            opened.load()
+        image = opened
+    if isinstance(image, Image.Image):
+        pixels = _from_pil(image)
+    elif isinstance(image, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 3 else image[..., None]))
+        pixels = _checked(pixels.movedim(-1, 0), image.shape)
+    elif isinstance(image, Tensor):
+        pixels = _checked(image.detach().cpu(), image.shape)
+    else:
+        raise TypeError(
+            f"a reference is a path, a PIL image, an array or a tensor, not a {type(image).__name__}"
+        )
+    square = pad_to_square(_opaque(pixels))
+    # uint8 pictures are resized as such, because training does so and rounds in between.
+    resized = tvf.resize(square, [size, size], antialias=True)
+    return tvf.to_dtype(resized, torch.float32, scale=True).clamp(0, 1)
+
+
+def reference_rows(prompt: str | Sequence[str], references: Any) -> list[list[Any]]:
+    """Sort references by prompt.
+
+    Args:
+        prompt: One prompt or several.
+        references: For one prompt one image, a list of images or a stack of them (K, 3, h, w); for several,
+            one of these for each prompt, ``None`` where it has no subjects.
+
+    Raises:
+        PromptError: If there are not as many entries as prompts.
+    """
+    if isinstance(prompt, str):
+        alone = _is_image(references) or not _is_nested(references)
+        references = [references] if alone else references
+        prompt = [prompt]
+    if len(references) != len(prompt):
+        raise PromptError(
+            f"references for {len(references)} prompt(s), but {len(prompt)} prompt(s): give one list of "
+            "images for each prompt"
+        )
+    return [[] if row is None else [row] if _is_image(row) else list(row) for row in references]
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, np.ndarray | Tensor):
+        return value.ndim < 4
+    return isinstance(value, str | PathLike | Image.Image)
+
+
+def _is_nested(references: Any) -> bool:
+    """Whether these are lists of images rather than images."""
+    return any(not _is_image(row) for row in references)
+
+
+def _from_pil(image: Image.Image) -> Tensor:
+    """(3 or 4, h, w) uint8."""
+    upright = ImageOps.exif_transpose(image)
+    transparent = "A" in upright.getbands() or "transparency" in upright.info
+    return torch.from_numpy(np.array(upright.convert("RGBA" if transparent else "RGB"))).movedim(-1, 0)
+
+
+def _checked(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(3 or 4, h, w) uint8 or float."""
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in pixels.shape:
+        raise ValueError(
+            f"a reference of shape {tuple(shape)} is no image: arrays are (h, w, 3 or 4), "
+            "tensors (3 or 4, h, w)"
+        )
+    if pixels.dtype != torch.uint8:
+        pixels = pixels.float()
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError("a reference of floats must lie in [0, 1]; give uint8 for values up to 255")
+    return pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels
+
+
+def _opaque(pixels: Tensor) -> Tensor:
+    """Put noise behind a picture with opacity."""
+    if pixels.shape[0] == 3:
+        return pixels
+    picture, opacity = pixels[:3], pixels[3:]
+    noise = torch.rand(picture.shape, generator=torch.Generator().manual_seed(_NOISE_SEED))
+    if pixels.dtype == torch.uint8:
+        share = opacity.float() / 255
+        return (picture * share + noise * 255 * (1 - share)).round().to(torch.uint8)
+    return picture * opacity + noise * (1 - opacity)

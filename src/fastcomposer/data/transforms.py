@@ -1,0 +1,285 @@
+"""From the pixels of a record to the target picture, the subjects' masks and their reference pictures.
+
+Pictures are uint8 tensors of shape (3, h, w) until the last step. Nothing here reads or moves the global
+random state: whatever is random takes a seed or a generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from fastcomposer.data.records import clamp_box
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the random numbers of one sample: the same wherever and whenever it is drawn.
+
+    Args:
+        seed: Seed of the run, not negative.
+        epoch: Number of the epoch from 0.
+        index: Position in the dataset.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, index))))
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside a block and put its state back afterwards.
+
+    ``torch.manual_seed`` would seed accelerators too, whose state could not be put back.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+# --- references --------------------------------------------------------------------------------------------
+
+
+def cut_out(
+    image: np.ndarray,
+    segment_map: np.ndarray,
+    segment_id: int,
+    bbox: Sequence[int],
+    rng: np.random.Generator,
+) -> Tensor:
+    """Cut a segment out of its picture, pixels outside it replaced by uniform noise (PAPER.md, recipe).
+
+    Args:
+        image: (H, W, 3) uint8.
+        segment_map: (H, W) integers.
+        segment_id: Value of the segment's pixels.
+        bbox: x1, y1, x2, y2 in pixels; the part inside the picture is used.
+        rng: Where the noise comes from.
+
+    Returns:
+        (3, h, w) uint8.
+    """
+    x1, y1, x2, y2 = clamp_box(bbox, *segment_map.shape)
+    pixels = image[y1:y2, x1:x2].transpose(2, 0, 1)  # a mask that repeats over the first axis is the fast one
+    noise = rng.integers(0, 256, size=pixels.shape, dtype=np.uint8)
+    inside = segment_map[y1:y2, x1:x2] == segment_id
+    return torch.from_numpy(np.ascontiguousarray(np.where(inside, pixels, noise)))
+
+
+def pad_to_square(image: Tensor) -> Tensor:
+    """Pad the shorter side of (..., h, w) with zeros, evenly; an odd pixel goes right or below."""
+    height, width = image.shape[-2:]
+    missing = abs(height - width)
+    before, after = missing // 2, missing - missing // 2
+    return functional.pad(image, (before, after, 0, 0) if height > width else (0, 0, before, after))
+
+
+@dataclass(frozen=True)
+class ReferenceAugmentation:
+    """Settings of the augmentation of reference pictures (PAPER.md, recipe).
+
+    The names without a unit are probabilities in [0, 1].
+
+    Attributes:
+        zoom: Enlarge 1 to ``max_zoom`` times and keep the top square of a picture taller than wide.
+        max_zoom: Largest enlargement.
+        rotate: Rotation by up to ``degrees`` either way.
+        degrees: Largest angle.
+        jitter: Change of brightness, contrast, saturation and hue.
+        jitter_strength: Range of each, at most 0.5.
+        blur: Gaussian blur of ``blur_kernel`` pixels.
+        blur_kernel: Width of the kernel in pixels, odd.
+        blur_sigma: Smallest and largest standard deviation in pixels.
+        grey: Loss of colour.
+        flip: Mirroring left to right.
+        elastic: Elastic deformation.
+        elastic_alpha: Magnitude of its displacements before smoothing.
+        elastic_sigma: Standard deviation of the smoothing in pixels.
+    """
+
+    zoom: float = 0.5
+    max_zoom: float = 2.0
+    rotate: float = 0.75
+    degrees: float = 30.0
+    jitter: float = 0.5
+    jitter_strength: float = 0.5
+    blur: float = 0.5
+    blur_kernel: int = 5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    grey: float = 0.1
+    flip: float = 0.5
+    elastic: float = 0.5
+    elastic_alpha: float = 50.0
+    elastic_sigma: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("zoom", "rotate", "jitter", "blur", "grey", "flip", "elastic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augmentation.{name} must be a probability, not {getattr(self, name)}")
+        if self.max_zoom < 1:
+            raise ValueError(f"augmentation.max_zoom must be at least 1, not {self.max_zoom}")
+        object.__setattr__(self, "blur_sigma", tuple(self.blur_sigma))  # a list, where it comes from YAML
+
+
+PUBLISHED = ReferenceAugmentation()
+"""The augmentation of the published training recipe (PAPER.md)."""
+
+
+class SeparableElastic(v2.ElasticTransform):
+    """torchvision's elastic deformation, its displacements smoothed by rows and then by columns.
+
+    The same displacements from the same random numbers in a fraction of the time: the library smooths with
+    a full two-dimensional kernel.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the displacements, (1, h, w, 2) in the units of ``grid_sample``."""
+        height, width = tvf.get_size(flat_inputs[0])
+        noise = torch.cat([torch.rand(1, height, width) for _ in range(2)]) * 2 - 1
+        sigma = float(self.sigma[0])
+        smooth = _smoothing(height, sigma) @ noise @ _smoothing(width, sigma).T
+        scale = torch.tensor([self.alpha[0] / width, self.alpha[1] / height])
+        return {"displacement": smooth.permute(1, 2, 0)[None] * scale}
+
+
+@lru_cache(maxsize=4)
+def _smoothing(size: int, sigma: float) -> Tensor:
+    """Return Gaussian smoothing of ``size`` values with mirrored borders as a (size, size) matrix."""
+    radius = _radius(sigma)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    padded = functional.pad(torch.eye(size)[:, None], (radius, radius), mode="reflect")
+    return functional.conv1d(padded, (kernel / kernel.sum()).view(1, 1, -1))[:, 0].T.contiguous()
+
+
+def _radius(sigma: float) -> int:
+    return int(8 * sigma + 1) // 2  # as in torchvision
+
+
+class ReferenceTransform:
+    """From a cut-out subject to the reference picture the vision encoder sees.
+
+    Args:
+        size: Height and width R of the reference in pixels.
+        augmentation: Its augmentation; ``None`` for none, as in evaluation.
+
+    Raises:
+        ValueError: If the size is too small for the elastic deformation.
+    """
+
+    def __init__(self, size: int, augmentation: ReferenceAugmentation | None) -> None:
+        if size < 1:
+            raise ValueError(f"reference_size must be positive, not {size}")
+        self.size = size
+        self.augmentation = augmentation
+        self._augment = None if augmentation is None else self._compose(augmentation)
+
+    def _compose(self, settings: ReferenceAugmentation) -> v2.Transform:
+        strength = settings.jitter_strength
+        steps: list[tuple[float, v2.Transform]] = [
+            (settings.rotate, v2.RandomRotation(settings.degrees, InterpolationMode.BILINEAR)),
+            (settings.jitter, v2.ColorJitter(strength, strength, strength, min(strength, 0.5))),
+            (settings.blur, v2.GaussianBlur(settings.blur_kernel, settings.blur_sigma)),
+            (settings.grey, v2.Grayscale(num_output_channels=3)),
+            (settings.flip, v2.RandomHorizontalFlip(1.0)),
+        ]
+        if settings.elastic:
+            radius = _radius(settings.elastic_sigma)
+            if self.size <= radius:
+                raise ValueError(
+                    f"reference_size {self.size} must exceed {radius} pixels for the elastic deformation; "
+                    "set augmentation.elastic=0 or a smaller augmentation.elastic_sigma"
+                )
+            deform = SeparableElastic(settings.elastic_alpha, settings.elastic_sigma)
+            steps.append((settings.elastic, deform))
+        return v2.Compose([v2.RandomApply([step], p) for p, step in steps if p > 0] or [v2.Identity()])
+
+    def __call__(self, crop: Tensor, seed: int) -> Tensor:
+        """Turn a (3, h, w) uint8 crop into (3, R, R) float in [0, 1].
+
+        Args:
+            crop: What :func:`cut_out` returned.
+            seed: Seed of the augmentation; the same seed and crop give the same picture.
+        """
+        if self._augment is None:
+            return tvf.to_dtype(self._resize(crop), torch.float32, scale=True)
+        with isolated_rng(seed):
+            picture = self._augment(self._resize(self._zoom(crop)))
+        return tvf.to_dtype(picture, torch.float32, scale=True)
+
+    def _zoom(self, crop: Tensor) -> Tensor:
+        settings = self.augmentation
+        assert settings is not None
+        if torch.rand(()) >= settings.zoom:
+            return crop
+        factor = 1 + float(torch.rand(())) * (settings.max_zoom - 1)
+        # The width stays whole, so cutting before enlarging shows the same part at less cost.
+        top = crop[:, : min(crop.shape[-2:]) if crop.shape[-2] > crop.shape[-1] else None]
+        size = [int(factor * side) for side in top.shape[-2:]]
+        return tvf.resize(top, size, antialias=True)
+
+    def _resize(self, picture: Tensor) -> Tensor:
+        return tvf.resize(pad_to_square(picture), [self.size, self.size], antialias=True)
+
+
+# --- targets -----------------------------------------------------------------------------------------------
+
+
+class TargetTransform:
+    """From the picture and masks of a record to the square target.
+
+    The shorter side is resized to the resolution and the centre kept; a picture taller than wide is padded
+    at its sides instead, so that no head is cut off (PAPER.md, recipe). Masks take the same way with
+    nearest pixels and stay 0 or 1.
+
+    Args:
+        resolution: Height and width of the target in pixels.
+    """
+
+    def __init__(self, resolution: int) -> None:
+        if resolution < 8 or resolution % 8:
+            raise ValueError(f"resolution must be a positive multiple of 8, not {resolution}")
+        self.resolution = resolution
+
+    def __call__(self, image: Tensor, masks: Tensor, *, flip: bool) -> tuple[Tensor, Tensor]:
+        """Transform a picture with its masks.
+
+        Args:
+            image: (3, h, w) uint8 in any memory layout; the one with colours last is resized fastest.
+            masks: (K, h, w) uint8, 0 or 1; K may be 0.
+            flip: Whether to mirror both left to right.
+
+        Returns:
+            The target, (3, H, W) float in [-1, 1], and its masks, (K, H, W) float, 0 or 1.
+        """
+        image = self._fit(image, InterpolationMode.BILINEAR)
+        masks = self._fit(masks, InterpolationMode.NEAREST_EXACT)
+        if flip:
+            image, masks = image.flip(-1), masks.flip(-1)
+        image = image.to(torch.float32, memory_format=torch.contiguous_format)
+        return image.div_(127.5).sub_(1), masks.float()
+
+    def _fit(self, picture: Tensor, interpolation: InterpolationMode) -> Tensor:
+        height, width = picture.shape[-2:]
+        side = self.resolution
+        if height > width:
+            picture = pad_to_square(picture)
+            size = [side, side]
+        else:
+            size = [side, side * width // height]
+        left = (size[1] - side) // 2
+        if not len(picture):
+            return picture.new_zeros((0, side, side))
+        return tvf.resize(picture, size, interpolation, antialias=True)[..., left : left + side]

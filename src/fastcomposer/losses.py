@@ -1,0 +1,178 @@
+"""Training losses: denoising and cross-attention localization, as small pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the training loss is made of; the defaults are the paper's.
+
+    Attributes:
+        localization_weight: Weight of the localization loss in the total, at least 0. At 0 it is still
+            measured, without gradients.
+        num_localized_blocks: How many of the U-Net's cross-attention blocks, counted from the middle, are
+            localized; 0 leaves the localization loss out altogether.
+        localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``; takes
+            the place of ``num_localized_blocks``.
+        normalize_localization: Divide each map by its maximum over positions first.
+        mask_loss_probability: Probability in [0, 1] that the denoising loss sees subject pixels only.
+        mask_loss_per_sample: Draw that per sample instead of once per batch.
+        mask_loss_skip_unconditional: Never mask samples without subjects, which would contribute exactly 0.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    localization_weight: float = 0.001
+    num_localized_blocks: int = 5
+    localization_blocks: tuple[str, ...] | None = None
+    normalize_localization: bool = False
+    mask_loss_probability: float = 0.5
+    mask_loss_per_sample: bool = False
+    mask_loss_skip_unconditional: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.localization_weight >= 0:
+            raise ValueError(f"localization_weight must be at least 0, not {self.localization_weight}")
+        if self.num_localized_blocks < 0:
+            raise ValueError(f"num_localized_blocks must be at least 0, not {self.num_localized_blocks}")
+        if not 0 <= self.mask_loss_probability <= 1:
+            raise ValueError(f"mask_loss_probability must lie in [0, 1], not {self.mask_loss_probability}")
+        if isinstance(self.localization_blocks, str):
+            raise ValueError(
+                f"localization_blocks is a list of names, not the name {self.localization_blocks!r}"
+            )
+        if self.localization_blocks is not None:
+            object.__setattr__(self, "localization_blocks", tuple(self.localization_blocks))
+
+
+def subject_union(subject_masks: Tensor, subject_present: Tensor, size: tuple[int, int]) -> Tensor:
+    """Union of the subjects' masks at latent size (PAPER.md, Method 2).
+
+    Args:
+        subject_masks: (B, K, H, W), 0 or 1.
+        subject_present: (B, K) bool.
+        size: Latent height and width.
+
+    Returns:
+        (B, 1, h, w) float in [0, 1], resized bilinearly; all zero for a sample without subjects.
+    """
+    present = subject_present[:, :, None, None]
+    union = (subject_masks.float() * present).amax(dim=1, keepdim=True)
+    return F.interpolate(union, size=size, mode="bilinear", align_corners=False)
+
+
+def denoising_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """``mean((m · prediction − m · target)²)`` over **all** elements (PAPER.md, Method 2).
+
+    Args:
+        prediction: (B, C, h, w) output of the U-Net.
+        target: (B, C, h, w) noise, or velocity where the scheduler predicts it.
+        mask: Optional (B, 1, h, w) in [0, 1] that both are multiplied by; the mean stays over all elements.
+        weight: Optional (B,) factor of each sample's loss.
+
+    Returns:
+        Scalar in float32.
+    """
+    error = prediction.float() - target.float()
+    if mask is not None:
+        error = error * mask
+    if weight is not None:
+        return (error.square().flatten(1).mean(dim=1) * weight).mean()
+    return error.square().mean()
+
+
+def map_size(num_positions: int, latent_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an attention map, from the number of its positions.
+
+    Args:
+        num_positions: Positions of the layer, the latent size halved (rounding up) some number of times.
+        latent_size: Latent height and width.
+
+    Raises:
+        ValueError: If no halving of the latent size has that many positions.
+    """
+    height, width = latent_size
+    while height * width > num_positions:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != num_positions:
+        raise ValueError(f"an attention map of {num_positions} positions does not fit a {latent_size} latent")
+    return height, width
+
+
+def layer_localization(
+    maps: Tensor, masks: Tensor, subject_present: Tensor, *, normalize: bool = False
+) -> Tensor:
+    """Balanced L1 localization of one layer (PAPER.md, Method 3).
+
+    ``L_i = Σ(a_i · (1 − m_i)) / Σ(1 − m_i) − Σ(a_i · m_i) / Σ m_i``, mean over a sample's subjects, then over
+    heads and batch.
+
+    Args:
+        maps: (B, heads, P, K) softmax columns of the subjects' tokens over P positions.
+        masks: (B, K, P) subject masks at the layer's size, in [0, 1].
+        subject_present: (B, K) bool.
+        normalize: Divide each map by its maximum over positions first.
+
+    Returns:
+        Scalar in float32, in [-1, 1] where not normalized; 0 where no sample has a subject.
+    """
+    attention = maps.float()
+    if normalize:
+        attention = attention / (attention.amax(dim=2, keepdim=True) + _EPSILON)
+    inside = masks.transpose(1, 2).unsqueeze(1)  # (B, 1, P, K)
+    outside = 1 - inside
+    loss = (attention * outside).sum(2) / (outside.sum(2) + _EPSILON)
+    loss = loss - (attention * inside).sum(2) / (inside.sum(2) + _EPSILON)  # (B, heads, K)
+    present = subject_present.float().unsqueeze(1)
+    per_sample = (loss * present).sum(-1) / (present.sum(-1) + _EPSILON)
+    return per_sample.mean()
+
+
+def localization_loss(
+    maps: Mapping[str, Tensor],
+    subject_masks: Tensor,
+    subject_present: Tensor,
+    latent_size: tuple[int, int],
+    *,
+    normalize: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over layers of :func:`layer_localization`.
+
+    Args:
+        maps: Layer name to (B, heads, P, K) attention of the subjects' tokens.
+        subject_masks: (B, K, H, W), 0 or 1.
+        subject_present: (B, K) bool.
+        latent_size: Latent height and width, which give the shape of the P positions.
+        normalize: See :func:`layer_localization`.
+
+    Returns:
+        The scalar loss (0 without layers) and each layer's own, in float32.
+    """
+    per_layer: dict[str, Tensor] = {}
+    resized: dict[int, Tensor] = {}
+    for name, layer_maps in maps.items():
+        positions = layer_maps.shape[2]
+        if positions not in resized:
+            size = map_size(positions, latent_size)
+            masks = F.interpolate(
+                subject_masks.float(), size=size, mode="bilinear", align_corners=False, antialias=True
+            )
+            resized[positions] = masks.flatten(2)
+        per_layer[name] = layer_localization(
+            layer_maps, resized[positions], subject_present, normalize=normalize
+        )
+    if not per_layer:
+        return subject_masks.new_zeros((), dtype=torch.float32), per_layer
+    return torch.stack(list(per_layer.values())).mean(), per_layer

@@ -1,0 +1,1 @@
+"""The model: its parts, subject conditioning, attention capture, and checkpoint import and export."""

@@ -1,0 +1,310 @@
+"""Capture of the cross-attention that the subjects' words receive, layer by layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastcomposer.losses import map_size
+
+Implementation = Literal["fused", "explicit"]
+_BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.")
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, list[str]]:
+    """Names of a U-Net's cross-attention modules by block, from the first down block to the last up block."""
+    names = [
+        name
+        for part in ("down_blocks", "mid_block", "up_blocks")
+        for name, module in unet.named_modules()
+        if name.startswith(part) and isinstance(module, Attention) and name.endswith(".attn2")
+        # A block with two self-attentions also calls its second one attn2.
+        if module.is_cross_attention
+    ]
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        match = _BLOCK.match(name)
+        if match is not None:
+            layers.setdefault(match.group(1), []).append(name)
+    return layers
+
+
+def select_blocks(
+    unet: UNet2DConditionModel, names: Sequence[str] | None = None, num_blocks: int = 5
+) -> list[str]:
+    """Blocks to localize: those named, or the middle ones.
+
+    Args:
+        unet: The U-Net.
+        names: Blocks such as ``down_blocks.1`` or ``mid_block``; ``None`` for the middle ``num_blocks``.
+        num_blocks: How many of the blocks with cross-attention to take around the middle one; all where the
+            U-Net has fewer (PAPER.md, Method 3: 5 of 7).
+
+    Raises:
+        ValueError: If a named block does not exist or has no cross-attention.
+    """
+    blocks = list(cross_attention_layers(unet))
+    if names is None:
+        count = min(num_blocks, len(blocks))
+        start = (len(blocks) - count) // 2
+        return blocks[start : start + count]
+    unknown = [name for name in names if name not in blocks]
+    if unknown:
+        raise ValueError(
+            f"localization_blocks {unknown} are no cross-attention blocks of this U-Net: {blocks}"
+        )
+    return [block for block in blocks if block in names]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """One U-Net call whose maps are wanted; ``maps`` is ``None`` while activations are recomputed."""
+
+    subject_token_idx: Tensor
+    maps: dict[str, Tensor] | None
+    detach: bool
+
+
+class AttentionCapture:
+    """Collects the attention that chosen layers pay to the subjects' tokens, for one U-Net call at a time.
+
+    Processors are set on the chosen layers only. Outside :meth:`record` they hand over to the processor that
+    was there before, so a U-Net with a capture computes what it computed without. No map outlives the
+    dictionary that :meth:`record` hands out.
+
+    Args:
+        unet: The U-Net to watch.
+        blocks: Names of blocks (see :func:`select_blocks`).
+        implementation: ``fused`` takes the layer's output from fused attention and the subjects' columns from
+            the log-sum-exp of the logits; ``explicit`` forms the whole softmax map. Both give the same.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, blocks: Sequence[str], implementation: Implementation = "fused"
+    ) -> None:
+        if implementation not in ("fused", "explicit"):
+            raise ValueError(f"implementation must be 'fused' or 'explicit', not {implementation!r}")
+        layers = cross_attention_layers(unet)
+        self.layers = tuple(name for block in select_blocks(unet, blocks) for name in layers[block])
+        self.implementation = implementation
+        self.recording: _Recording | None = None
+        self._unet = unet
+        self._previous: dict[str, Any] = {}
+        self._install()
+
+    def _install(self) -> None:
+        processors = dict(self._unet.attn_processors)
+        for name in self.layers:
+            key = f"{name}.processor"
+            self._previous[key] = processors[key]
+            processors[key] = SubjectAttnProcessor(name, self, processors[key])
+        self._unet.set_attn_processor(processors)
+
+    def close(self) -> None:
+        """Put the layers' previous processors back."""
+        if self._previous:
+            self._unet.set_attn_processor({**self._unet.attn_processors, **self._previous})
+            self._previous = {}
+
+    @contextmanager
+    def record(self, subject_token_idx: Tensor, *, detach: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Collect the maps of the U-Net call inside the ``with`` block.
+
+        Args:
+            subject_token_idx: (B, K) long, positions of the subjects' words, B as in the U-Net call.
+            detach: Keep no gradients for the maps.
+
+        Yields:
+            Layer name to (B, heads, positions, K) attention in float32, filled by the call.
+
+        Raises:
+            RuntimeError: If the call did not reach a layer's processor.
+        """
+        recording = _Recording(subject_token_idx, {}, detach)
+        assert recording.maps is not None
+        with self._active(recording):
+            yield recording.maps
+        lost = [name for name in self.layers if name not in recording.maps]
+        if lost:
+            raise RuntimeError(
+                f"no attention was collected from {lost}: other attention processors have been set on the "
+                "U-Net since (slicing and memory-efficient attention do so); undo that, or capture again"
+            )
+
+    @contextmanager
+    def _active(self, recording: _Recording | None) -> Iterator[None]:
+        previous, self.recording = self.recording, recording
+        try:
+            yield
+        finally:
+            self.recording = previous
+
+    def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Gradient checkpointing for ``unet.enable_gradient_checkpointing`` that knows about recordings.
+
+        The backward pass computes a block again after :meth:`record` has ended. It must then repeat the maps,
+        whose gradients it needs, without collecting them a second time.
+        """
+        recording = self.recording
+        if recording is None:
+            return checkpoint(function, *args, use_reentrant=False)
+        repeated = replace(recording, maps=None)
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), self._active(repeated)
+
+        return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+
+
+class SubjectAttnProcessor:
+    """Cross-attention that also reports the subjects' columns while its capture is recording."""
+
+    def __init__(self, name: str, capture: AttentionCapture, previous: Any) -> None:
+        self.name = name
+        self.capture = capture
+        self.previous = previous
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from (B, positions, C) to (B, T, d); returns (B, positions, C)."""
+        recording = self.capture.recording
+        if recording is None or encoder_hidden_states is None:
+            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if attn.norm_cross:
+            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+        query, key, value = (
+            projection.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projection in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        if attention_mask is not None:
+            batch, tokens = encoder_hidden_states.shape[:2]
+            attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        attend = _fused if self.capture.implementation == "fused" else _explicit
+        output, maps = attend(query, key, value, attention_mask, recording)
+        if recording.maps is not None:
+            recording.maps[self.name] = maps
+        output = output.transpose(1, 2).flatten(2).to(query.dtype)
+        output = attn.to_out[1](attn.to_out[0](output))
+        if attn.residual_connection:
+            output = output + hidden_states
+        return output / attn.rescale_output_factor
+
+
+class AttentionAverage:
+    """Attention to the subjects' words during sampling, averaged as it comes so that it never grows.
+
+    Args:
+        unet: The U-Net to watch; :meth:`close` leaves it as it was.
+        subject_token_idx: (N, K) long, positions of the subjects' words of N images.
+        subject_present: (N, K) bool.
+        latent_size: Height h and width w of the latents.
+        num_calls: Number of U-Net calls to come.
+        num_groups: Number G of groups of consecutive calls to average over.
+        blocks: Names of blocks; the middle five by default (see :func:`select_blocks`).
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        subject_token_idx: Tensor,
+        subject_present: Tensor,
+        latent_size: tuple[int, int],
+        num_calls: int,
+        num_groups: int,
+        blocks: Sequence[str] | None = None,
+    ) -> None:
+        self._capture = AttentionCapture(unet, select_blocks(unet, blocks))
+        self._positions, self._present = subject_token_idx, subject_present
+        self._latent_size, self._num_calls = latent_size, num_calls
+        shape = (num_groups, *subject_token_idx.shape, *latent_size)
+        self._sums = torch.zeros(shape, device=subject_token_idx.device)
+        self._counts = [0] * num_groups
+
+    @contextmanager
+    def step(self, call: int, batch_size: int) -> Iterator[None]:
+        """Add the maps of one U-Net call.
+
+        Args:
+            call: Index of the call.
+            batch_size: Rows of the call, a multiple of N; the last N are the images', others are guidance.
+        """
+        images = len(self._positions)
+        with self._capture.record(self._positions.repeat(batch_size // images, 1), detach=True) as maps:
+            yield
+        resized = []
+        for layer in maps.values():
+            size = map_size(layer.shape[2], self._latent_size)
+            mean = layer[-images:].mean(dim=1).transpose(1, 2).unflatten(-1, size)  # (N, K, h', w')
+            resized.append(F.interpolate(mean, size=self._latent_size, mode="bilinear", align_corners=False))
+        group = call * len(self._counts) // self._num_calls
+        self._sums[group] += torch.stack(resized).mean(dim=0) * self._present[..., None, None]
+        self._counts[group] += 1
+
+    def result(self) -> Tensor:
+        """(N, G, K, h, w) float32 on the CPU; zero in empty slots and in groups without a call."""
+        counts = torch.tensor(self._counts).clamp(min=1)
+        return (self._sums.cpu() / counts[:, None, None, None, None]).transpose(0, 1)
+
+    def close(self) -> None:
+        """Put the U-Net's own attention processors back."""
+        self._capture.close()
+
+
+def _logits(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    # Logits in float32: columns far below the maximum vanish in half precision, and with them their gradient.
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    return logits if mask is None else logits + mask.float()
+
+
+def _columns(scores: Tensor, subject_token_idx: Tensor) -> Tensor:
+    batch, heads, positions, _ = scores.shape
+    index = subject_token_idx[:, None, None, :].expand(batch, heads, positions, -1)
+    return scores.gather(-1, index)
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, recording: _Recording
+) -> tuple[Tensor, Tensor]:
+    """Output by fused attention; columns as ``exp(logit − logsumexp)``, so no softmax map is formed."""
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not recording.detach):
+        logits = _logits(query, key, mask)
+        columns = _columns(logits, recording.subject_token_idx)
+        maps = (columns - logits.logsumexp(dim=-1, keepdim=True)).exp()
+    return output, maps
+
+
+def _explicit(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, recording: _Recording
+) -> tuple[Tensor, Tensor]:
+    """Output and columns from one softmax map, as the paper writes it: the plain twin of :func:`_fused`."""
+    probabilities = _logits(query, key, mask).softmax(dim=-1)
+    output = probabilities.to(value.dtype) @ value
+    maps = _columns(probabilities, recording.subject_token_idx)
+    return output, maps.detach() if recording.detach else maps

@@ -1,0 +1,227 @@
+"""FastComposer: the networks together with their training losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
+from fastcomposer.models.attention import AttentionCapture, Implementation, select_blocks
+from fastcomposer.models.conditioning import encode_references, encode_text
+from fastcomposer.models.networks import Networks
+
+_TARGETS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class TrainingLosses:
+    """Losses of one batch with what they were computed from.
+
+    Attributes:
+        loss: Scalar total, ``denoise_loss + localization_weight · localization_loss``.
+        denoise_loss: Scalar.
+        localization_loss: Scalar; 0 where localization is left out.
+        localization_per_layer: Name of the attention module to its own localization loss.
+        noise_pred: (B, C, h, w) output of the U-Net: noise, or velocity where the scheduler predicts it.
+        prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
+        subject_embeds: (B, K, d) projected image embeddings.
+    """
+
+    loss: Tensor
+    denoise_loss: Tensor
+    localization_loss: Tensor
+    localization_per_layer: dict[str, Tensor]
+    noise_pred: Tensor
+    prompt_embeds: Tensor
+    subject_embeds: Tensor
+
+
+class FastComposer(Networks):
+    """A latent diffusion model conditioned on text and on images of the subjects (PAPER.md, Method).
+
+    Args:
+        *networks: See :class:`~fastcomposer.models.networks.Networks`.
+        loss_config: What the training loss is made of; may be replaced at any time.
+        attention_implementation: See :class:`~fastcomposer.models.attention.AttentionCapture`.
+        **parts: See :class:`~fastcomposer.models.networks.Networks`.
+
+    Raises:
+        ValueError: If widths differ, a localized block does not exist, or the prediction type is unknown.
+    """
+
+    def __init__(
+        self,
+        *networks: Any,
+        loss_config: LossConfig | None = None,
+        attention_implementation: Implementation = "fused",
+        **parts: Any,
+    ) -> None:
+        super().__init__(*networks, **parts)
+        prediction_type = self.noise_scheduler.config.prediction_type
+        if prediction_type not in _TARGETS:
+            raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
+        self.attention_implementation: Implementation = attention_implementation
+        self._attention: AttentionCapture | None = None
+        self.loss_config = loss_config or LossConfig()
+
+    @property
+    def loss_config(self) -> LossConfig:
+        """What the training loss is made of."""
+        return self._loss_config
+
+    @loss_config.setter
+    def loss_config(self, config: LossConfig) -> None:
+        blocks = select_blocks(self.unet, config.localization_blocks, config.num_localized_blocks)
+        if self._attention is not None:
+            self._attention.close()
+        self._attention = (
+            AttentionCapture(self.unet, blocks, self.attention_implementation) if blocks else None
+        )
+        self._loss_config = config
+
+    @property
+    def localized_layers(self) -> tuple[str, ...]:
+        """Names of the attention modules that the localization loss watches."""
+        return () if self._attention is None else self._attention.layers
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory in the U-Net and in the image encoder.
+
+        Use this rather than the U-Net's own method, which does not know that attention maps are collected.
+        """
+        self.unet.enable_gradient_checkpointing(self._checkpoint)
+        self.image_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _checkpoint(self, function: Any, *args: Any) -> Any:
+        if self._attention is None:
+            return checkpoint(function, *args, use_reentrant=False)
+        return self._attention.checkpoint(function, *args)
+
+    @property
+    def size_factor(self) -> int:
+        """Number of pixels that image height and width must be multiples of: VAE times U-Net downsampling."""
+        stages = len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2
+        return 2**stages
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Refuse image sizes that the U-Net cannot halve evenly.
+
+        Raises:
+            ValueError: If height or width is not a multiple of :attr:`size_factor`.
+        """
+        factor = self.size_factor
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images of {height} by {width} pixels do not fit this model: height and width must be "
+                f"multiples of {factor}, the downsampling of its VAE and U-Net"
+            )
+
+    def encode_moments(self, pixel_values: Tensor) -> Tensor:
+        """Mean and log-variance (B, 2C, h, w) of the VAE posterior of images (B, 3, H, W) in [-1, 1]."""
+        return self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.parameters
+
+    def sample_latents(self, moments: Tensor, generator: Generator | None = None) -> Tensor:
+        """Draw scaled latents (B, C, h, w) from posterior moments (B, 2C, h, w)."""
+        return DiagonalGaussianDistribution(moments).sample(generator) * self.vae.config.scaling_factor
+
+    def encode_batch(self, batch: SubjectBatch) -> tuple[Tensor, Tensor]:
+        """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, d) subject embeddings."""
+        text_embeds = batch.text_embeds
+        if text_embeds is None:
+            with torch.no_grad():
+                text_embeds = encode_text(self.text_encoder, batch.input_ids)
+        subjects = encode_references(
+            self.image_encoder, self.reference_normalizer, batch.subject_pixel_values
+        )
+        prompts = self.fusion(text_embeds, subjects, batch.subject_token_idx, batch.subject_present)
+        return prompts, subjects
+
+    def training_losses(
+        self,
+        batch: SubjectBatch,
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        latents: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> TrainingLosses:
+        """Denoising and localization losses of a batch (PAPER.md, Method 1–3).
+
+        Args:
+            batch: B samples; ``latent_moments`` and ``text_embeds`` are used in place of the frozen encoders
+                where present.
+            noise: (B, C, h, w); drawn where not given.
+            timesteps: (B,) long, in [0, number of training steps); drawn uniformly where not given.
+            latents: (B, C, h, w) scaled latents; encoded from the images where not given.
+            generator: Source of everything drawn here.
+
+        Raises:
+            ValueError: If the image size does not fit the model.
+        """
+        self.check_image_size(*batch.pixel_values.shape[-2:])
+        if latents is None:
+            with torch.no_grad():
+                moments = batch.latent_moments
+                moments = self.encode_moments(batch.pixel_values) if moments is None else moments
+                latents = self.sample_latents(moments, generator)
+        device = latents.device
+        if noise is None:
+            noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
+        if timesteps is None:
+            steps = self.noise_scheduler.config.num_train_timesteps
+            timesteps = _drawn(torch.randint, (0, steps, (len(latents),)), device, generator)
+        prompt_embeds, subject_embeds = self.encode_batch(batch)
+        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
+        prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, batch.subject_token_idx)
+        target = noise
+        if self.noise_scheduler.config.prediction_type == "v_prediction":
+            target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
+        config = self.loss_config
+        size = (latents.shape[-2], latents.shape[-1])
+        denoise = denoising_loss(prediction, target, self._loss_mask(batch, size, generator))
+        localization, per_layer = localization_loss(
+            maps, batch.subject_masks, batch.subject_present, size, normalize=config.normalize_localization
+        )
+        total = denoise + config.localization_weight * localization
+        return TrainingLosses(
+            total, denoise, localization, per_layer, prediction, prompt_embeds, subject_embeds
+        )
+
+    def _denoise(
+        self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor, subject_token_idx: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Call the U-Net; with the localized layers' attention to the subjects' words."""
+        inputs = (noisy.to(self.unet.dtype), timesteps, prompt_embeds.to(self.unet.dtype))
+        if self._attention is None:
+            return self.unet(*inputs).sample, {}
+        with self._attention.record(
+            subject_token_idx, detach=self.loss_config.localization_weight == 0
+        ) as maps:
+            return self.unet(*inputs).sample, maps
+
+    def _loss_mask(
+        self, batch: SubjectBatch, size: tuple[int, int], generator: Generator | None
+    ) -> Tensor | None:
+        """(B, 1, h, w) factor of the denoising error, all 1 where the draw is against masking."""
+        config = self.loss_config
+        if config.mask_loss_probability == 0:
+            return None
+        device = batch.subject_masks.device
+        count = len(batch) if config.mask_loss_per_sample else 1
+        masked = _drawn(torch.rand, ((count,),), device, generator) < config.mask_loss_probability
+        if config.mask_loss_skip_unconditional:
+            masked = masked & batch.subject_present.any(dim=1)
+        union = subject_union(batch.subject_masks, batch.subject_present, size)
+        return torch.where(masked[:, None, None, None], union, 1.0)
+
+
+def _drawn(draw: Any, args: tuple[Any, ...], device: torch.device, generator: Generator | None) -> Tensor:
+    """Draw where the generator lives, as diffusers does: a CPU generator then gives the same everywhere."""
+    place = device if generator is None else generator.device
+    return draw(*args, generator=generator, device=place).to(device)

@@ -1,0 +1,204 @@
+"""From prompts and reference images to what the U-Net attends to: the only place where subjects are fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt
+
+
+class ReferenceNormalizer(nn.Module):
+    """CLIP's mean and standard deviation as buffers, which follow the device and stay out of checkpoints."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
+        for name, values in (("mean", OPENAI_CLIP_MEAN), ("std", OPENAI_CLIP_STD)):
+            self.register_buffer(name, torch.tensor(values, device=device)[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalize (…, 3, R, R) in [0, 1]."""
+        return (pixels - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Conditioning of B prompts with up to K subjects each.
+
+    Attributes:
+        text_embeds: (B, T, d) hidden states of the text encoder.
+        prompt_embeds: (B, T, d) the same with every subject fused into its word.
+        subject_embeds: (B, K, d) projected image embeddings; zero in empty slots.
+        subject_token_idx: (B, K) long, position of each subject's word; 0 in empty slots.
+        subject_present: (B, K) bool.
+    """
+
+    text_embeds: Tensor
+    prompt_embeds: Tensor
+    subject_embeds: Tensor
+    subject_token_idx: Tensor
+    subject_present: Tensor
+
+
+def check_widths(
+    text_config: CLIPTextConfig,
+    vision_config: CLIPVisionConfig,
+    fusion: SubjectFusion | None = None,
+    *,
+    base: str = "the base model",
+    image_encoder: str = "given",
+) -> None:
+    """Refuse parts that cannot work together: embeddings are fused only at one width.
+
+    Args:
+        text_config: Configuration of the text encoder.
+        vision_config: Configuration of the image encoder.
+        fusion: The fusion, where there is one yet.
+        base: Name of the base model, for messages.
+        image_encoder: Name of the image encoder, for messages.
+
+    Raises:
+        ValueError: If the widths differ.
+    """
+    width, projected = text_config.hidden_size, vision_config.projection_dim
+    if projected != width:
+        raise ValueError(
+            f"the image encoder {image_encoder} projects to {projected} numbers, but the text encoder of {base} "
+            f"is {width} wide, and a subject's embedding is fused into a text embedding: choose an "
+            f"image_encoder with projection_dim {width}"
+        )
+    if fusion is not None and fusion.config.embed_dim != width:
+        raise ValueError(
+            f"the fusion is {fusion.config.embed_dim} wide, but the text encoder of {base} is {width} wide: "
+            "they belong to different models"
+        )
+
+
+def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
+    """Last hidden states (B, T, d) of token ids (B, T)."""
+    return text_encoder(input_ids).last_hidden_state
+
+
+def encode_references(
+    image_encoder: CLIPVisionModelWithProjection, normalizer: ReferenceNormalizer, pixels: Tensor
+) -> Tensor:
+    """Embed reference images: pooled output through CLIP's visual projection, no L2 norm (PAPER.md, Method 1).
+
+    Args:
+        image_encoder: CLIP vision encoder with projection.
+        normalizer: CLIP's mean and standard deviation.
+        pixels: (..., 3, R, R) in [0, 1].
+
+    Returns:
+        (..., d).
+    """
+    flat = normalizer(pixels.flatten(0, -4)).to(image_encoder.dtype)
+    return image_encoder(flat).image_embeds.unflatten(0, pixels.shape[:-3])
+
+
+def subject_slots(parsed: Sequence[ParsedPrompt], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Token positions (B, K) and presence (B, K) of prompts whose subject counts may differ."""
+    positions = [torch.tensor(prompt.subject_token_idx, dtype=torch.long) for prompt in parsed]
+    token_idx = pad_sequence(positions, batch_first=True)
+    counts = torch.tensor([prompt.num_subjects for prompt in parsed])
+    present = torch.arange(token_idx.shape[1])[None] < counts[:, None]
+    return token_idx.to(device), present.to(device)
+
+
+def fuse_references(
+    text_embeds: Tensor,
+    parsed: Sequence[ParsedPrompt],
+    references: Sequence[Sequence[Tensor]],
+    image_encoder: CLIPVisionModelWithProjection,
+    fusion: SubjectFusion,
+) -> EncodedPrompts:
+    """Fuse every prompt's references into its text embeddings.
+
+    Args:
+        text_embeds: (B, T, d) hidden states of the text encoder for ``parsed``.
+        parsed: B prompts.
+        references: For each prompt, its references (3, R, R) in [0, 1], in the order of its markers.
+        image_encoder: CLIP vision encoder with projection.
+        fusion: Subject fusion of the same width.
+    """
+    device = text_embeds.device
+    token_idx, present = subject_slots(parsed, device)
+    subject_embeds = text_embeds.new_zeros(*token_idx.shape, text_embeds.shape[-1])
+    flat = [reference for row in references for reference in row]
+    if flat:
+        # Only real references are encoded: prompts with fewer subjects must not pay for empty slots.
+        pixels = torch.stack(flat).to(device=device, dtype=torch.float32)
+        embeds = encode_references(image_encoder, ReferenceNormalizer(device), pixels)
+        rows = torch.split(embeds.to(text_embeds.dtype), [len(row) for row in references])
+        subject_embeds = pad_sequence(list(rows), batch_first=True)
+    prompt_embeds = fusion(text_embeds, subject_embeds, token_idx, present)
+    return EncodedPrompts(text_embeds, prompt_embeds, subject_embeds, token_idx, present)
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    references: Sequence[Sequence[Tensor]] | None,
+    *,
+    tokenizer: Any,
+    text_encoder: CLIPTextModel,
+    image_encoder: CLIPVisionModelWithProjection,
+    fusion: SubjectFusion,
+) -> EncodedPrompts:
+    """Encode prompts with their references.
+
+    Args:
+        prompts: B captions with a ``<|image|>`` marker after each subject's class word.
+        references: For each prompt, its references (3, R, R) in [0, 1]; ``None`` where no prompt has any.
+        tokenizer: CLIP tokenizer.
+        text_encoder: CLIP text encoder.
+        image_encoder: CLIP vision encoder with projection.
+        fusion: Subject fusion.
+
+    Raises:
+        PromptError: If the number of reference lists is not that of prompts, or a prompt cannot be placed (see
+            :func:`fastcomposer.prompt.parse_prompt`).
+        ValueError: If there is no tokenizer.
+    """
+    rows = [[] for _ in prompts] if references is None else list(references)
+    parsed = parse_prompts(prompts, [len(row) for row in rows], tokenizer, fusion)
+    input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=text_encoder.device)
+    return fuse_references(encode_text(text_encoder, input_ids), parsed, rows, image_encoder, fusion)
+
+
+def parse_prompts(
+    prompts: Sequence[str], num_references: Sequence[int] | None, tokenizer: Any, fusion: SubjectFusion
+) -> list[ParsedPrompt]:
+    """Parse prompts and check their subjects against the references given, if any, and the model's limit.
+
+    Raises:
+        PromptError: See :func:`encode_prompts`.
+        ValueError: If there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ValueError(
+            "this model has no tokenizer, so it cannot read prompts: put one into the base folder's tokenizer/, "
+            "or give embeddings in place of prompts"
+        )
+    if num_references is not None and len(num_references) != len(prompts):
+        raise PromptError(f"{len(num_references)} lists of references for {len(prompts)} prompts")
+    counts = [None] * len(prompts) if num_references is None else num_references
+    return [
+        parse_prompt(prompt, tokenizer, num_references=count, max_subjects=fusion.config.max_subjects)
+        for prompt, count in zip(prompts, counts, strict=True)
+    ]

@@ -1,0 +1,262 @@
+"""The networks of a FastComposer model: where they come from, what of them is trained, where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+
+from fastcomposer.models.checkpoint import (
+    load_exact,
+    load_published,
+    published_state,
+    read_checkpoint,
+    write_published,
+)
+from fastcomposer.models.conditioning import (
+    EncodedPrompts,
+    ReferenceNormalizer,
+    check_widths,
+    encode_prompts,
+)
+from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.loading import (
+    ModelSource,
+    configured_networks,
+    existing_file,
+    load_networks,
+    open_source,
+)
+
+if TYPE_CHECKING:
+    from fastcomposer.pipeline import FastComposerPipeline
+
+_NETWORKS = ("vae", "unet", "text_encoder", "image_encoder", "fusion")
+
+
+class Networks(nn.Module):
+    """Everything of the model but its training losses.
+
+    Args:
+        vae: Autoencoder.
+        unet: Denoising U-Net.
+        text_encoder: CLIP text encoder.
+        image_encoder: CLIP vision encoder whose projection is as wide as the text encoder.
+        fusion: Subject fusion of that width.
+        noise_scheduler: Adds noise in training; its ``prediction_type`` says what the U-Net predicts.
+        tokenizer: CLIP tokenizer; needed for prompts, not for batches.
+        sampling_scheduler: Scheduler of the pipelines made from this model; the noise scheduler by default.
+        source: Where the parts were loaded from.
+
+    Raises:
+        ValueError: If widths differ.
+    """
+
+    # diffusers gives its models' configurations no types.
+    vae: Any
+    unet: Any
+    fusion: Any
+    noise_scheduler: Any
+    sampling_scheduler: Any
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        image_encoder: CLIPVisionModelWithProjection,
+        fusion: SubjectFusion,
+        noise_scheduler: DDPMScheduler,
+        tokenizer: Any = None,
+        sampling_scheduler: Any = None,
+        source: ModelSource | None = None,
+    ) -> None:
+        super().__init__()
+        check_widths(text_encoder.config, image_encoder.config, fusion)
+        self.vae, self.unet, self.text_encoder = vae, unet, text_encoder
+        self.image_encoder, self.fusion = image_encoder, fusion
+        self.noise_scheduler = noise_scheduler
+        self.sampling_scheduler = sampling_scheduler or noise_scheduler
+        self.tokenizer = tokenizer
+        self.source = source
+        self.reference_normalizer = ReferenceNormalizer()
+        self._trained: list[nn.Module] = []
+        self.set_trainable()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path,
+        image_encoder: str | Path | None = None,
+        *,
+        max_subjects: int | None = 4,
+        dtype: torch.dtype | None = None,
+        hub_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Start from a base model, or continue from a saved FastComposer pipeline.
+
+        Args:
+            base: Folder in the diffusers layout, or hub id. A saved pipeline brings its own fusion.
+            image_encoder: Folder or hub id of a CLIP vision encoder; by default the base's own
+                ``image_encoder/``, else CLIP ViT-L/14.
+            max_subjects: Most subjects in one prompt, for a new fusion.
+            dtype: Data type of the weights; float32 by default.
+            hub_options: ``revision``, ``local_files_only``, ``cache_dir`` or ``token`` for hub downloads.
+            **options: Further arguments of the constructor.
+
+        Raises:
+            FileNotFoundError: If a folder does not exist; the message names it, and nothing has been loaded.
+            ValueError: If the two do not fit.
+        """
+        source = open_source(base, image_encoder, **(hub_options or {}))
+        return cls._assembled(source, load_networks(source, max_subjects, dtype), options)
+
+    @classmethod
+    def from_published_checkpoint(
+        cls,
+        checkpoint: str | Path,
+        *,
+        base: str | Path,
+        image_encoder: str | Path | None = None,
+        max_subjects: int | None = 4,
+        dtype: torch.dtype | None = None,
+        hub_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load the released weights; of the base only configurations and tokenizer are read.
+
+        Args:
+            checkpoint: ``pytorch_model.bin`` in the released layout, or the same as ``.safetensors``.
+            base: See :meth:`from_pretrained`.
+            image_encoder: See :meth:`from_pretrained`; only its configuration is read.
+            max_subjects: Most subjects in one prompt; the released model was trained with at most 4.
+            dtype: Data type of the weights; float32 by default.
+            hub_options: See :meth:`from_pretrained`.
+            **options: Further arguments of the constructor.
+
+        Raises:
+            FileNotFoundError: If a file or folder does not exist; the message names it.
+            ValueError: If the file is no checkpoint or does not fit the base; every mismatch is listed.
+        """
+        existing_file(checkpoint, "checkpoint")
+        source = open_source(base, image_encoder, **(hub_options or {}))
+        networks = configured_networks(source, max_subjects)
+        load_published(networks, read_checkpoint(checkpoint), str(checkpoint))
+        for network in networks.values():
+            network.to(dtype or torch.float32)
+        return cls._assembled(source, networks, options)
+
+    @classmethod
+    def _assembled(cls, source: ModelSource, networks: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        return cls(
+            **networks,
+            noise_scheduler=source.noise_scheduler(),
+            tokenizer=source.tokenizer(),
+            sampling_scheduler=source.sampling_scheduler(),
+            source=source,
+            **options,
+        )
+
+    def set_trainable(self, *, unet: bool = True, fusion: bool = True, vision_layers: int = 2) -> None:
+        """Choose what is trained; everything else is frozen and stays in eval mode.
+
+        Args:
+            unet: Whether the U-Net is trained.
+            fusion: Whether the fusion is trained.
+            vision_layers: How many of the image encoder's last transformer layers are trained (paper: 2).
+
+        Raises:
+            ValueError: If the image encoder has fewer layers.
+        """
+        layers = self.image_encoder.vision_model.encoder.layers
+        if not 0 <= vision_layers <= len(layers):
+            raise ValueError(f"vision_layers must lie in [0, {len(layers)}], not {vision_layers}")
+        self.requires_grad_(False)
+        self._trained = [*layers[len(layers) - vision_layers :]]
+        self._trained += [self.unet] if unet else []
+        self._trained += [self.fusion] if fusion else []
+        for module in self._trained:
+            module.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen parts stay in eval mode."""
+        super().train(False)
+        self.training = mode
+        for module in self._trained:
+            module.train(mode)
+        return self
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that are trained."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Trained tensors only, by name: all that a checkpoint has to hold beside the base model."""
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+
+    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`trainable_state_dict` gave, under the same choice of :meth:`set_trainable`.
+
+        Raises:
+            ValueError: If names are missing or unexpected, or shapes differ; all of them are listed.
+        """
+        load_exact(
+            self._networks(),
+            state,
+            "these trained weights do not fit the model",
+            {*self.trainable_state_dict()},
+        )
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {name: getattr(self, name) for name in _NETWORKS}
+
+    def encode_prompts(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]] | None = None
+    ) -> EncodedPrompts:
+        """Encode prompts with their references; see :func:`fastcomposer.models.conditioning.encode_prompts`."""
+        return encode_prompts(
+            prompts,
+            references,
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            image_encoder=self.image_encoder,
+            fusion=self.fusion,
+        )
+
+    def to_pipeline(self, *, safety_checker: bool = True) -> FastComposerPipeline:
+        """Make a sampling pipeline that shares this model's networks.
+
+        Args:
+            safety_checker: Whether to load and run the base's safety checker, where it has one.
+        """
+        from fastcomposer.pipeline import FastComposerPipeline
+
+        networks: dict[str, Any] = self._networks()
+        checker, extractor = None, None
+        if safety_checker and self.source is not None:
+            checker, extractor = self.source.safety_checker()
+        return FastComposerPipeline(
+            **networks,
+            tokenizer=self.tokenizer,
+            scheduler=type(self.sampling_scheduler).from_config(self.sampling_scheduler.config),
+            safety_checker=checker,
+            feature_extractor=extractor,
+            requires_safety_checker=checker is not None,
+        )
+
+    def published_state_dict(self) -> dict[str, Tensor]:
+        """Weights under the names of the released checkpoint."""
+        return published_state(self._networks())
+
+    def save_published_checkpoint(self, path: str | Path) -> Path:
+        """Write the weights in the layout of the released ``pytorch_model.bin``."""
+        return write_published(self._networks(), path)

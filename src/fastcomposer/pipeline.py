@@ -1,0 +1,384 @@
+"""FastComposerPipeline: sampling with delayed subject conditioning, as an ordinary diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+    StableDiffusionPipeline,
+    retrieve_timesteps,
+)
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from torch import Generator, Tensor
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from fastcomposer.data.reference import prepare_reference, reference_rows
+from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.models.conditioning import check_widths, fuse_references, parse_prompts, subject_slots
+from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.prompt import ParsedPrompt, strip_markers
+from fastcomposer.sampling import DelayedConditioning, DelayedConditioningPipeline, Schedule, StepOptions
+
+
+@dataclass
+class FastComposerPipelineOutput(StableDiffusionPipelineOutput):
+    """Images, and where the subjects' words attended.
+
+    Attributes:
+        images: List of PIL images, array (N, H, W, 3) or tensor, by ``output_type``.
+        nsfw_content_detected: For each image whether the safety checker objected; ``None`` without one.
+        attention_maps: (N, G, K, h, w) float32 on the CPU: attention to each of K subjects' words at latent
+            size, averaged over heads, localized layers and the steps of each of G groups; zero in empty
+            slots. ``None`` unless asked for.
+    """
+
+    attention_maps: Tensor | None = None
+
+
+class FastComposerPipeline(DelayedConditioningPipeline):
+    """Stable Diffusion with images of the subjects beside the prompt (PAPER.md, Method 4).
+
+    What works on a ``StableDiffusionPipeline`` works on this one; ``references`` and ``alpha`` come on top.
+
+    Args:
+        vae: Autoencoder.
+        text_encoder: CLIP text encoder.
+        tokenizer: CLIP tokenizer; may be ``None`` where embeddings stand in for prompts.
+        unet: Denoising U-Net.
+        scheduler: Any scheduler that Stable Diffusion takes.
+        safety_checker: Optional checker of the finished images.
+        feature_extractor: Preprocessing for the safety checker.
+        image_encoder: CLIP vision encoder whose projection is as wide as the text encoder.
+        fusion: Subject fusion of that width.
+        requires_safety_checker: Whether diffusers should warn where there is no safety checker.
+
+    Raises:
+        ValueError: If the widths differ.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->unet->vae"
+    _optional_components = ["tokenizer", "safety_checker", "feature_extractor"]  # noqa: RUF012
+    _callback_tensor_inputs = [  # noqa: RUF012
+        *StableDiffusionPipeline._callback_tensor_inputs,
+        "subject_prompt_embeds",
+    ]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker | None,
+        feature_extractor: CLIPImageProcessor | None,
+        image_encoder: CLIPVisionModelWithProjection,
+        fusion: SubjectFusion,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        check_widths(text_encoder.config, image_encoder.config, fusion)
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(fusion=fusion)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+        references: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode prompts as Stable Diffusion does, markers left out; with references, the subjects fused in.
+
+        Args:
+            prompt: One prompt or B of them.
+            device: Where to.
+            num_images_per_prompt: How often to repeat each.
+            do_classifier_free_guidance: Whether the negative prompt is needed.
+            negative_prompt: What to guide away from; the empty prompt by default.
+            prompt_embeds: (B, T, d) in place of ``prompt``.
+            negative_prompt_embeds: (B, T, d) in place of ``negative_prompt``.
+            lora_scale: Scale of LoRA layers in the text encoder.
+            clip_skip: How many of the text encoder's last layers to leave out.
+            references: See :meth:`__call__`; ``None`` for text-only embeddings.
+
+        Returns:
+            (B·n, T, d) of the prompts and, with guidance, of the negative prompts.
+
+        Raises:
+            PromptError: If markers and references do not match.
+            ValueError: If a tokenizer is needed and there is none.
+        """
+        needs_negative = do_classifier_free_guidance and negative_prompt_embeds is None
+        if self.tokenizer is None and (prompt_embeds is None or needs_negative):
+            raise ValueError(
+                "this pipeline has no tokenizer: give prompt_embeds, and negative_prompt_embeds with guidance"
+            )
+        captions = prompt
+        if prompt is not None:
+            captions = strip_markers(prompt) if isinstance(prompt, str) else [*map(strip_markers, prompt)]
+        if clip_skip is not None and prompt_embeds is None:
+            prompt_embeds = self._earlier_states(captions, clip_skip, device)
+        text, negative = super().encode_prompt(
+            captions,
+            device,
+            1,
+            do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=lora_scale,
+        )
+        if references is not None:
+            if prompt is None:
+                raise ValueError("references need a prompt with markers, not prompt_embeds")
+            rows = reference_rows(prompt, references)
+            text = self._fused(text, self._parsed(prompt, [len(row) for row in rows]), rows)
+        text = text.repeat_interleave(num_images_per_prompt, dim=0)
+        return text, None if negative is None else negative.repeat_interleave(num_images_per_prompt, dim=0)
+
+    def _earlier_states(self, captions: Any, clip_skip: int, device: torch.device) -> Tensor:
+        """Hidden states of an earlier layer; diffusers looks for them in a ``text_model`` that is gone."""
+        tokens = self.tokenizer(
+            self.maybe_convert_prompt(captions, self.tokenizer),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        states = self.text_encoder(tokens.input_ids.to(device), output_hidden_states=True).hidden_states
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return encoder.final_layer_norm(states[-(clip_skip + 1)])
+
+    def _parsed(self, prompt: str | list[str], num_references: list[int] | None) -> list[ParsedPrompt]:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if self.tokenizer is not None:
+            prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
+        return parse_prompts(prompts, num_references, self.tokenizer, self.fusion)
+
+    def _fused(self, text: Tensor, parsed: list[ParsedPrompt], rows: list[list[Any]]) -> Tensor:
+        size = self.image_encoder.config.image_size
+        references = [[prepare_reference(reference, size) for reference in row] for row in rows]
+        return fuse_references(text, parsed, references, self.image_encoder, self.fusion).prompt_embeds
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[Tensor] | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        *,
+        references: Any = None,
+        alpha: float = 0.6,
+        subject_prompt_embeds: Tensor | None = None,
+        return_attention: int = 0,
+    ) -> FastComposerPipelineOutput | tuple[Any, ...]:
+        """Sample images of the subjects.
+
+        Of N steps the first round((1 − α)·N) see the text alone, the rest the text with the subjects fused
+        in, both guided against the negative prompt.
+
+        Args:
+            prompt: One prompt or B of them, with a ``<|image|>`` marker after each subject's class word.
+            height: Pixels, a multiple of 8 and of the VAE's factor; the U-Net's own size by default.
+            width: As height.
+            num_inference_steps: Number of steps N.
+            timesteps: The scheduler's timesteps in place of N.
+            sigmas: The scheduler's noise levels in place of N.
+            guidance_scale: Guidance against the negative prompt (paper: 5); none up to 1.
+            negative_prompt: What to guide away from; the empty prompt by default.
+            num_images_per_prompt: Images n of each prompt.
+            eta: η of DDIM, in [0, 1].
+            generator: One generator, or one for each of B·n images.
+            latents: (B·n, C, h, w) initial noise of unit variance.
+            prompt_embeds: (B, T, d) in place of ``prompt``.
+            negative_prompt_embeds: (B, T, d) in place of ``negative_prompt``.
+            ip_adapter_image: Images for IP-Adapters.
+            ip_adapter_image_embeds: Embeddings in place of them.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+            return_dict: Whether to return an output object rather than a tuple.
+            cross_attention_kwargs: Arguments for attention processors; ``scale`` is that of LoRA layers.
+            guidance_rescale: Share in [0, 1] of rescaling guided predictions to the unguided spread.
+            clip_skip: How many of the text encoder's last layers to leave out.
+            callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step.
+            callback_on_step_end_tensor_inputs: Names of its tensors; ``subject_prompt_embeds`` is one more.
+            references: The subjects' images in the order of the markers: a list for one prompt, a list of
+                lists for several; :func:`~fastcomposer.data.reference.prepare_reference` says what they may be.
+            alpha: Ratio of steps that see the subjects, in [0, 1]; at 0 the base model's own output.
+            subject_prompt_embeds: (B, T, d) in place of ``references``.
+            return_attention: Number of groups of consecutive steps to average the subjects' attention over;
+                0 for none.
+
+        Returns:
+            Images, safety verdicts and, where asked for, attention maps.
+
+        Raises:
+            PromptError: If markers and references do not match; only with α = 0 may references be left out.
+            ValueError: If another argument is out of range or contradicts another.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        height, width = self._image_size(height, width)
+        self.check_inputs(
+            prompt,
+            height,
+            width,
+            None,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            callback_on_step_end_tensor_inputs,
+        )
+        parsed, rows = self._check_subjects(
+            prompt, references, alpha, subject_prompt_embeds, return_attention
+        )
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        self._interrupt = False
+        device, repeats = self._execution_device, num_images_per_prompt or 1
+        timesteps_, num_steps = retrieve_timesteps(
+            self.scheduler, num_inference_steps, device, timesteps, sigmas
+        )
+        schedule = Schedule(timesteps_, num_steps, getattr(self.scheduler, "order", 1))
+        text, negative = self.encode_prompt(
+            prompt,
+            device,
+            1,
+            self.do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            lora_scale=(cross_attention_kwargs or {}).get("scale"),
+            clip_skip=clip_skip,
+        )
+        first = schedule.first_subject_call(alpha)
+        subject = None
+        if first < schedule.num_calls:
+            subject = self._subject_embeds(text, subject_prompt_embeds, parsed, rows)
+        conditioning = DelayedConditioning(text, subject, negative, first).repeated(repeats)
+        added = None
+        if ip_adapter_image is not None or ip_adapter_image_embeds is not None:
+            embeds = self.prepare_ip_adapter_image_embeds(
+                ip_adapter_image,
+                ip_adapter_image_embeds,
+                device,
+                len(text) * repeats,
+                self.do_classifier_free_guidance,
+            )
+            added = {"image_embeds": embeds}
+        latents = self.prepare_latents(
+            len(text) * repeats,
+            self.unet.config.in_channels,
+            height,
+            width,
+            text.dtype,
+            device,
+            generator,
+            latents,
+        )
+        attention = None
+        if return_attention:
+            idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in subject_slots(parsed, device))
+            size = (latents.shape[-2], latents.shape[-1])
+            attention = AttentionAverage(self.unet, idx, present, size, schedule.num_calls, return_attention)
+        options = StepOptions(
+            self.prepare_extra_step_kwargs(generator, eta),
+            added,
+            attention,
+            callback_on_step_end,
+            tuple(callback_on_step_end_tensor_inputs or ["latents"]),
+        )
+        latents, maps = self._denoise(latents, schedule, conditioning, options)
+        images, unsafe = self._finish(latents, output_type, generator, text.dtype)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images, unsafe) if maps is None else (images, unsafe, maps)
+        return FastComposerPipelineOutput(images=images, nsfw_content_detected=unsafe, attention_maps=maps)
+
+    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        factor = self.vae_scale_factor
+        if not height or not width:
+            size = self.unet.config.sample_size
+            rows, columns = (size, size) if isinstance(size, int) else size
+            height, width = rows * factor, columns * factor
+        if height % factor or width % factor:
+            raise ValueError(f"height and width must be multiples of {factor}, not {height} and {width}")
+        return height, width
+
+    def _check_subjects(
+        self, prompt: Any, references: Any, alpha: float, subject_prompt_embeds: Tensor | None, attention: int
+    ) -> tuple[list[ParsedPrompt], list[list[Any]]]:
+        """Parse the prompts and sort the references, which must match before anything is computed."""
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
+        if attention < 0:
+            raise ValueError(f"return_attention is a number of groups of steps, not {attention}")
+        if subject_prompt_embeds is not None and references is not None:
+            raise ValueError("give references or subject_prompt_embeds, not both")
+        if prompt is None:
+            if references is not None or attention:
+                what = "return_attention needs" if references is None else "references need"
+                raise ValueError(f"{what} a prompt with markers, not prompt_embeds")
+            return [], []
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        rows = [[] for _ in range(count)] if references is None else reference_rows(prompt, references)
+        # Whoever gives markers without references meant to give some, unless nothing would come of them.
+        optional = references is None and (alpha == 0 or subject_prompt_embeds is not None)
+        return self._parsed(prompt, None if optional else [len(row) for row in rows]), rows
+
+    def _subject_embeds(
+        self, text: Tensor, given: Tensor | None, parsed: list[ParsedPrompt], rows: list[list[Any]]
+    ) -> Tensor | None:
+        """(B, T, d) with the subjects fused in; ``None`` where there are none."""
+        if given is None:
+            return self._fused(text, parsed, rows) if any(rows) else None
+        if given.shape != text.shape:
+            raise ValueError(
+                f"subject_prompt_embeds are {tuple(given.shape)}, the prompt's embeddings {tuple(text.shape)}"
+            )
+        return given.to(text)

@@ -1,0 +1,140 @@
+"""The one marker parser: a caption with ``<|image|>`` markers becomes token ids and subject positions."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MARKER = "<|image|>"
+
+
+class PromptError(ValueError):
+    """A caption whose subjects cannot be placed; the message names the caption and the place."""
+
+
+@dataclass(frozen=True)
+class ParsedPrompt:
+    """A caption ready for the text encoder.
+
+    Attributes:
+        text: The caption without markers.
+        input_ids: Token ids padded to the tokenizer's limit (77 for CLIP); the end token is always kept.
+        subject_token_idx: Position in ``input_ids`` of the last token of each subject's word.
+        truncated: Whether words after the last subject were cut to fit the limit.
+    """
+
+    text: str
+    input_ids: list[int]
+    subject_token_idx: list[int]
+    truncated: bool
+
+    @property
+    def num_subjects(self) -> int:
+        """Number of markers in the caption."""
+        return len(self.subject_token_idx)
+
+
+def strip_markers(caption: str) -> str:
+    """Return the caption without markers and without the space before each.
+
+    Two words that only a marker stood between stay two words.
+    """
+    return _without_markers(caption)[0]
+
+
+def place_markers(caption: str, ends: Sequence[int]) -> str:
+    """Insert a marker after each character offset.
+
+    Args:
+        caption: Text without markers.
+        ends: Offsets just after each subject's word, ascending, as in the record format (PAPER.md).
+
+    Raises:
+        PromptError: If an offset lies outside the caption or the offsets are not ascending.
+    """
+    pieces, start = [], 0
+    for end in ends:
+        if not 0 < end <= len(caption):
+            raise PromptError(f"end {end} lies outside the caption of {len(caption)} characters: {caption!r}")
+        if end <= start:
+            raise PromptError(f"end {end} does not come after the previous subject in caption {caption!r}")
+        pieces += [caption[start:end], f" {MARKER}"]
+        start = end
+    return "".join([*pieces, caption[start:]])
+
+
+def parse_prompt(
+    caption: str, tokenizer: Any, *, num_references: int | None = None, max_subjects: int | None = None
+) -> ParsedPrompt:
+    """Tokenize a caption and find the token of every subject's word.
+
+    The ids are those of the caption without markers; a subject's token is found by its place in the text.
+
+    Args:
+        caption: Text with ``<|image|>`` directly after each subject's class word.
+        tokenizer: A CLIP tokenizer that reports character offsets, as transformers' own does.
+        num_references: Number of reference images given; ``None`` skips that check.
+        max_subjects: Number of subject slots of the model; ``None`` skips that check.
+
+    Raises:
+        PromptError: Markers without a word before them, a count that does not match the references, more
+            subjects than slots, or a subject beyond the tokenizer's limit.
+    """
+    num_markers = caption.count(MARKER)
+    if num_references is not None and num_markers != num_references:
+        raise PromptError(
+            f"{num_references} reference image(s) for {num_markers} marker(s) {MARKER} in prompt {caption!r}: "
+            "put one directly after the class word of each reference"
+        )
+    if max_subjects is not None and num_markers > max_subjects:
+        raise PromptError(
+            f"{num_markers} subjects in prompt {caption!r}; the model takes {max_subjects} at most"
+        )
+    _check_places(caption)
+    text, ends = _without_markers(caption)
+    # No truncation here, so that a subject cut off is seen below instead of being lost in silence.
+    encoded = tokenizer(
+        text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
+    )
+    ids: list[int] = encoded.input_ids
+    starts = [start for start, _ in encoded.offset_mapping]
+    # The last token that starts before the end of the word; the start token shifts positions by one.
+    positions = [bisect_left(starts, end) for end in ends]
+    limit = int(tokenizer.model_max_length)
+    if positions and positions[-1] > limit - 2:
+        beyond = next(i for i, position in enumerate(positions) if position > limit - 2)
+        raise PromptError(
+            f"subject {beyond + 1} is token {positions[beyond]} of prompt {caption!r}; "
+            f"the tokenizer keeps {limit - 2} words' tokens: shorten the text before it"
+        )
+    kept = ids[: limit - 2]
+    padded = [tokenizer.bos_token_id, *kept, tokenizer.eos_token_id]
+    padded += [tokenizer.pad_token_id] * (limit - len(padded))
+    return ParsedPrompt(text, padded, positions, truncated=len(ids) > len(kept))
+
+
+def _without_markers(caption: str) -> tuple[str, list[int]]:
+    """The caption without markers, and in it the character offset where each marker stood."""
+    first, *others = caption.split(MARKER)
+    text, ends = first, []
+    for piece in others:
+        text = text.rstrip()
+        ends.append(len(text))
+        apart = text[-1:].isalnum() and piece[:1].isalnum()
+        text += f" {piece}" if apart else piece
+    return text, ends
+
+
+def _check_places(caption: str) -> None:
+    """Refuse markers without a word before them."""
+    pieces = caption.split(MARKER)
+    for number, piece in enumerate(pieces[:-1]):
+        if not re.search(r"\w\s*$", piece):
+            place = len(MARKER.join(pieces[: number + 1]))
+            raise PromptError(
+                f"marker {number + 1} at character {place} has no word before it in prompt {caption!r}; "
+                "it belongs directly after the subject's class word"
+            )

@@ -1,0 +1,211 @@
+"""The sampling loop: Stable Diffusion's, with prompt embeddings that change after some of the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+    StableDiffusionPipeline,
+    rescale_noise_cfg,
+)
+from torch import Generator, Tensor
+
+from fastcomposer.models.attention import AttentionAverage
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The U-Net calls of one sampling run.
+
+    Attributes:
+        timesteps: (calls,) one for each call.
+        num_steps: Number of steps N.
+        order: Calls per step: 2 for schedulers of second order, which make 2N − 1 calls.
+    """
+
+    timesteps: Tensor
+    num_steps: int
+    order: int = 1
+
+    @property
+    def num_calls(self) -> int:
+        """Number of U-Net calls."""
+        return len(self.timesteps)
+
+    @property
+    def num_warmup_calls(self) -> int:
+        """Calls beyond those of N steps: 1 for schedulers that run their first step twice."""
+        return self.num_calls - self.num_steps * self.order
+
+    def first_subject_call(self, alpha: float) -> int:
+        """Index of the first call that sees the subjects: the first round((1 − α)·N) steps are text-only.
+
+        Args:
+            alpha: Ratio of steps with subjects, in [0, 1].
+
+        Returns:
+            ``num_calls`` where every call is text-only.
+        """
+        # Timesteps given by the caller count the calls of second-order schedulers as steps.
+        num_steps = min(self.num_steps, math.ceil(self.num_calls / self.order))
+        text_steps = round((1 - alpha) * num_steps)
+        if text_steps in (0, num_steps):
+            return 0 if text_steps == 0 else self.num_calls
+        return text_steps * self.order + max(0, self.num_calls - num_steps * self.order)
+
+
+@dataclass(frozen=True)
+class DelayedConditioning:
+    """What the U-Net attends to, call by call: text alone, then text with subjects (PAPER.md, Method 4).
+
+    Attributes:
+        text: (N, T, d) embeddings of N images' prompts.
+        subject: (N, T, d) with the subjects fused in, or ``None`` for text alone.
+        negative: (N, T, d) of the negative prompts, or ``None`` without guidance.
+        first_subject_call: Index of the first U-Net call that sees the subjects.
+    """
+
+    text: Tensor
+    subject: Tensor | None
+    negative: Tensor | None
+    first_subject_call: int
+
+    def repeated(self, count: int) -> DelayedConditioning:
+        """Repeat every prompt for several images."""
+        text, subject, negative = (
+            None if embeds is None else embeds.repeat_interleave(count, dim=0)
+            for embeds in (self.text, self.subject, self.negative)
+        )
+        assert text is not None
+        return DelayedConditioning(text, subject, negative, self.first_subject_call)
+
+    def sees_subjects(self, call: int) -> bool:
+        """Whether a U-Net call is conditioned on the subjects."""
+        return self.subject is not None and call >= self.first_subject_call
+
+    def at(self, call: int, *, guided: bool) -> Tensor:
+        """Embeddings of a call: (N, T, d), or (2N, T, d) with the negative prompts first."""
+        prompt = self.subject if self.subject is not None and self.sees_subjects(call) else self.text
+        return torch.cat([self.negative, prompt]) if guided and self.negative is not None else prompt
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What a sampling run passes on at every step.
+
+    Attributes:
+        scheduler: Arguments of the scheduler's step.
+        added_condition: Further conditions of the U-Net, such as an IP-Adapter's.
+        attention: Averages the subjects' attention, where asked for.
+        callback: Called after every step.
+        callback_inputs: Names of the tensors that it is given.
+    """
+
+    scheduler: dict[str, Any]
+    added_condition: dict[str, Any] | None = None
+    attention: AttentionAverage | None = None
+    callback: Callable[..., Any] | None = None
+    callback_inputs: tuple[str, ...] = ("latents",)
+
+
+class DelayedConditioningPipeline(StableDiffusionPipeline):
+    """Stable Diffusion's loop, over embeddings that depend on the step."""
+
+    def _denoise(
+        self, latents: Tensor, schedule: Schedule, conditioning: DelayedConditioning, options: StepOptions
+    ) -> tuple[Tensor, Tensor | None]:
+        """Go from initial to final latents (N, C, h, w), with the subjects' attention where asked for."""
+        try:
+            final = self._loop(latents, schedule, conditioning, options)
+        finally:
+            if options.attention is not None:
+                options.attention.close()
+        return final, None if options.attention is None else options.attention.result()
+
+    def _loop(
+        self, latents: Tensor, schedule: Schedule, conditioning: DelayedConditioning, options: StepOptions
+    ) -> Tensor:
+        guidance_embedding = self._guidance_embedding(latents)
+        self._num_timesteps = schedule.num_calls
+        state: dict[str, Any] = {"latents": latents}
+        state |= {"negative_prompt_embeds": conditioning.negative}
+        state |= {"subject_prompt_embeds": conditioning.subject}
+        phase: bool | None = None
+        with self.progress_bar(total=schedule.num_steps) as progress:
+            for call, timestep in enumerate(schedule.timesteps):
+                if self.interrupt:
+                    continue
+                guided = self.do_classifier_free_guidance
+                # Joined anew only where the phase changes, so that what a callback sets lasts until then.
+                if conditioning.sees_subjects(call) is not phase:
+                    phase = conditioning.sees_subjects(call)
+                    state["prompt_embeds"] = conditioning.at(call, guided=guided)
+                inputs = torch.cat([state["latents"]] * 2) if guided else state["latents"]
+                inputs = self.scheduler.scale_model_input(inputs, timestep)
+                watch = options.attention
+                with nullcontext() if watch is None else watch.step(call, len(inputs)):
+                    prediction = self.unet(
+                        inputs,
+                        timestep,
+                        encoder_hidden_states=state["prompt_embeds"],
+                        timestep_cond=guidance_embedding,
+                        cross_attention_kwargs=self.cross_attention_kwargs,
+                        added_cond_kwargs=options.added_condition,
+                        return_dict=False,
+                    )[0]
+                if guided:
+                    prediction = self._guide(prediction)
+                state["latents"] = self.scheduler.step(
+                    prediction, timestep, state["latents"], **options.scheduler, return_dict=False
+                )[0]
+                if options.callback is not None:
+                    given = {name: state[name] for name in options.callback_inputs}
+                    state |= options.callback(self, call, timestep, given)
+                    conditioning = replace(
+                        conditioning,
+                        negative=state["negative_prompt_embeds"],
+                        subject=state["subject_prompt_embeds"],
+                    )
+                done = call + 1
+                if done == schedule.num_calls or (
+                    done > schedule.num_warmup_calls and done % schedule.order == 0
+                ):
+                    progress.update()
+        return state["latents"]
+
+    def _guide(self, prediction: Tensor) -> Tensor:
+        """Classifier-free guidance from (2N, C, h, w) to (N, C, h, w)."""
+        unconditional, conditional = prediction.chunk(2)
+        guided = unconditional + self.guidance_scale * (conditional - unconditional)
+        if self.guidance_rescale > 0:
+            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
+        return guided
+
+    def _guidance_embedding(self, latents: Tensor) -> Tensor | None:
+        """Embedding of the guidance scale, for U-Nets distilled to take it."""
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scale = torch.tensor(self.guidance_scale - 1).repeat(len(latents))
+        return self.get_guidance_scale_embedding(scale, embedding_dim=width).to(latents)
+
+    def _finish(
+        self,
+        latents: Tensor,
+        output_type: str | None,
+        generator: Generator | list[Generator] | None,
+        dtype: torch.dtype,
+    ) -> tuple[Any, list[bool] | None]:
+        """Decode, check and convert: images and the safety checker's verdicts."""
+        images, unsafe = latents, None
+        if output_type != "latent":
+            scaled = latents / self.vae.config.scaling_factor
+            images = self.vae.decode(scaled, return_dict=False, generator=generator)[0]
+            images, unsafe = self.run_safety_checker(images, self._execution_device, dtype)
+        kept = [True] * len(images) if unsafe is None else [not flag for flag in unsafe]
+        return self.image_processor.postprocess(images, output_type=output_type, do_denormalize=kept), unsafe

@@ -1,0 +1,147 @@
+"""What all trainings share: optimizer, learning-rate schedule over a budget, EMA, a guard against NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers.training_utils import EMAModel
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor, nn
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss was NaN or infinite too often; the message names the records of the batch."""
+
+
+class RecipeModule(L.LightningModule):
+    """Base of every training.
+
+    The learning rate warms up linearly, stays constant, and falls linearly to zero over the last part of
+    the budget. The budget is the trainer's ``max_steps`` or ``max_time``, whichever is nearer.
+
+    Args:
+        optimizer: Makes the optimizer from the trained parameters (``_partial_`` in a config).
+        warmup_steps: Steps of linear warm-up.
+        cooldown: Share of the budget, 0 to 1, over which the learning rate falls to zero.
+        ema_decay: Highest decay of the exponential moving average of the weights; ``None`` for no EMA.
+        max_bad_steps: How many consecutive steps with a NaN or infinite loss are skipped before giving up.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerFactory,
+        warmup_steps: int = 0,
+        cooldown: float = 0.0,
+        ema_decay: float | None = None,
+        max_bad_steps: int = 10,
+    ) -> None:
+        super().__init__()
+        if not 0 <= cooldown <= 1:
+            raise ValueError(f"cooldown={cooldown}: a share of the budget between 0 and 1")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay={ema_decay}: between 0 and 1, or null for no EMA")
+        self.optimizer_factory = optimizer
+        self.warmup_steps, self.cooldown = warmup_steps, cooldown
+        self.ema_decay, self.max_bad_steps = ema_decay, max_bad_steps
+        self.ema: EMAModel | None = None
+        self._bad_steps = torch.zeros((), dtype=torch.long)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Names and tensors of what is trained."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule over the trained parameters."""
+        optimizer = self.optimizer_factory(list(self.trained_parameters().values()))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def progress(self) -> float:
+        """Share of the budget that is used, 0 to 1; 0 without a budget."""
+        trainer = self.trainer
+        shares = [0.0]
+        if trainer.max_steps and trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and callback.time_remaining() is not None:
+                used, left = callback.time_elapsed(), callback.time_remaining()
+                shares.append(used / (used + left) if used + left else 1.0)  # type: ignore[operator]
+        return min(max(shares), 1.0)
+
+    def _lr_factor(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        cool = min(1.0, (1 - self.progress()) / self.cooldown) if self.cooldown else 1.0
+        return warm * cool
+
+    def on_fit_start(self) -> None:
+        """Start the moving average from the weights of the first step."""
+        if self.ema_decay is not None and self.ema is None:
+            self.ema = EMAModel(
+                list(self.trained_parameters().values()), decay=self.ema_decay, use_ema_warmup=True, power=0.75
+            )
+        if self.ema is not None:
+            self.ema.to(self.device)
+
+    def guarded(self, loss: Tensor) -> Tensor | None:
+        """Return the loss, or ``None`` (Lightning then skips the step) where it is NaN or infinite.
+
+        Raises:
+            NonFiniteLossError: After ``max_bad_steps`` such steps in a row.
+        """
+        if math.isfinite(loss.detach().item()):
+            self._bad_steps.zero_()
+            return loss
+        self._bad_steps += 1
+        if int(self._bad_steps) > self.max_bad_steps:
+            raise NonFiniteLossError(f"the loss was not finite for {int(self._bad_steps)} steps in a row")
+        return None
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then update the moving average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.step(list(self.trained_parameters().values()))
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Use the moving average inside the block, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        parameters = list(self.trained_parameters().values())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained weights and the moving average; frozen weights come from the base."""
+        trained = self.trained_parameters()
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in trained}
+        if self.ema is not None:
+            averages = dict(zip(trained, self.ema.shadow_params, strict=True))
+            checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the moving average; trained weights must match by name exactly."""
+        trained = self.trained_parameters()
+        missing, unexpected = trained.keys() - checkpoint["state_dict"], checkpoint["state_dict"].keys() - trained
+        if missing or unexpected:
+            raise RuntimeError(
+                f"checkpoint does not fit this model: missing {sorted(missing)}, unexpected {sorted(unexpected)}; "
+                "were other parameters trained (method.vision_layers, method.train_unet)?"
+            )
+        self.strict_loading = False
+        if "ema" in checkpoint and self.ema_decay is not None:
+            self.ema = EMAModel(list(trained.values()), decay=self.ema_decay, use_ema_warmup=True, power=0.75)
+            self.ema.optimization_step = checkpoint["ema"]["step"]
+            self.ema.shadow_params = [checkpoint["ema"]["weights"][name] for name in trained]

@@ -1,0 +1,159 @@
+"""Fixtures of all tests: a tiny random model in the diffusers folder layout, and the reference numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Nothing in the fast suite may wait for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def tiny_tokenizer_files(folder: Path) -> None:
+    """Write a CLIP tokenizer of 500 entries (bos 498, eos 499), with merges for a few words."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    characters = list(bytes_to_unicode().values())
+    words = ("man", "woman", "person", "a", "and", "the", "photo", "of", "beach", "on", "with", "smiling")
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+            parts = [parts[0] + parts[1], *parts[2:]]
+    # What the merges build comes first; single characters fill the vocabulary up to the model's 500 entries.
+    entries = dict.fromkeys([*characters, *(c + "</w>" for c in characters)])
+    needed = dict.fromkeys(left + right for left, right in merges)
+    vocabulary = [*needed, *(entry for entry in entries if entry not in needed)][:498]
+    ids = {entry: index for index, entry in enumerate(vocabulary)}
+    ids |= {"<|startoftext|>": 498, "<|endoftext|>": 499}
+    merges = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(f"{a} {b}" for a, b in merges) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"})
+    )
+
+
+def write_base(
+    folder: Path, *, tokenizer: bool = True, prediction_type: str = "epsilon", **changes: Any
+) -> Path:
+    """Write a random base model with the configuration of the reference numbers.
+
+    Args:
+        folder: Where to.
+        tokenizer: Whether it has one.
+        prediction_type: What the scheduler says that the U-Net predicts.
+        **changes: Component name to configuration values that differ.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    config = json.loads((GOLDEN / "expected.json").read_text())["config"]
+    config = {part: {**values, **changes.get(part, {})} for part, values in config.items()}
+    torch.manual_seed(0)
+    AutoencoderKL(**config["vae"]).save_pretrained(folder / "vae")
+    UNet2DConditionModel(**config["unet"]).save_pretrained(folder / "unet")
+    CLIPTextModel(CLIPTextConfig(**config["text"])).save_pretrained(folder / "text_encoder")
+    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**config["vision"]))
+    vision.save_pretrained(folder / "image_encoder")
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    ).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.0",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "tokenizer": [None, None],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    if tokenizer:
+        tiny_tokenizer_files(folder / "tokenizer")
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What the published implementation computes on a small random model (tests/golden/README.md)."""
+
+    tensors: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    expected: dict[str, Any]
+
+    def batch(self) -> Any:
+        """The reference batch as a SubjectBatch."""
+        from fastcomposer import SubjectBatch
+
+        return SubjectBatch(
+            pixel_values=self.tensors["batch.pixel_values"],
+            input_ids=self.tensors["batch.input_ids"],
+            subject_pixel_values=self.tensors["batch.object_pixel_values"],
+            subject_token_idx=self.tensors["batch.image_token_idx"],
+            subject_present=self.tensors["batch.image_token_idx_mask"],
+            subject_masks=self.tensors["batch.object_segmaps"],
+        )
+
+    def drawn(self) -> dict[str, Tensor]:
+        """The latents, noise and timesteps that were drawn."""
+        return {name: self.tensors[f"batch.{name}"] for name in ("latents", "noise", "timesteps")}
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    expected = json.loads((GOLDEN / "expected.json").read_text())["expected"]
+    return Golden(
+        load_file(GOLDEN / "tensors.safetensors"), load_file(GOLDEN / "weights.safetensors"), expected
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base model with tokenizer and image encoder, in the diffusers folder layout."""
+    return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def published_checkpoint(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the layout of the released ``pytorch_model.bin``."""
+    path = tmp_path_factory.mktemp("published") / "pytorch_model.bin"
+    torch.save(golden.weights, path)
+    return path
+
+
+@pytest.fixture
+def golden_model(tiny_base: Path, published_checkpoint: Path) -> Any:
+    """The model of the reference numbers, through the public API."""
+    from fastcomposer import FastComposer
+
+    return FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+from toy_records import LEFT, picture, segment_map
+
+from fastcomposer.data.transforms import (
+    PUBLISHED,
+    ReferenceAugmentation,
+    ReferenceTransform,
+    SeparableElastic,
+    TargetTransform,
+    cut_out,
+    isolated_rng,
+    pad_to_square,
+    sample_rng,
+)
+
+STILL = ReferenceAugmentation(zoom=0, rotate=0, jitter=0, blur=0, grey=0, flip=0, elastic=0)
+
+
+def crop_of(seed: int, height: int, width: int) -> torch.Tensor:
+    return torch.from_numpy(picture(seed, height, width)).permute(2, 0, 1).contiguous()
+
+
+# --- references --------------------------------------------------------------------------------------------
+
+
+def test_the_published_augmentation() -> None:
+    assert ReferenceAugmentation(
+        zoom=0.5, max_zoom=2.0, rotate=0.75, degrees=30.0, jitter=0.5, jitter_strength=0.5, blur=0.5,
+        blur_kernel=5, blur_sigma=(0.1, 2.0), grey=0.1, flip=0.5, elastic=0.5,
+    ) == PUBLISHED  # fmt: skip
+
+
+def test_a_cut_out_keeps_its_segment_and_is_noise_elsewhere() -> None:
+    image = np.full((40, 40, 3), 9, dtype=np.uint8)
+    pixels = np.zeros((40, 40), dtype=np.int32)
+    pixels[10:20, 5:15] = 3
+    crop = cut_out(image, pixels, 3, (5, 10, 25, 30), sample_rng(0, 0, 0))
+    assert crop.shape == (3, 20, 20)
+    assert (crop[:, :10, :10] == 9).all()
+    noise = crop[:, 10:].flatten().float()
+    assert abs(noise.mean() - 127.5) < 12
+    assert abs(noise.std() - 73.9) < 6  # of a uniform distribution over 256 values
+    assert (crop[:, :10, 10:] != 9).float().mean() > 0.95
+
+
+def test_a_cut_out_does_not_depend_on_the_picture_outside_its_box() -> None:
+    image, pixels = picture(0), segment_map(LEFT)
+    whole = np.zeros((3 * 24, 3 * 24, 3), dtype=np.uint8)
+    whole[24:48, 24:48] = image
+    wide = np.zeros((72, 72), dtype=np.int64)
+    wide[24:48, 24:48] = pixels
+    x1, y1, x2, y2 = LEFT.bbox
+    small = cut_out(image, pixels, 1, LEFT.bbox, sample_rng(0, 1, 2))
+    large = cut_out(whole, wide, 1, (x1 + 24, y1 + 24, x2 + 24, y2 + 24), sample_rng(0, 1, 2))
+    assert torch.equal(small, large)
+
+
+def test_cropping_first_equals_masking_the_whole_picture_and_then_cropping() -> None:
+    image, pixels = picture(3), np.ones((24, 24), dtype=np.uint8)  # nothing outside: no noise
+    transform = ReferenceTransform(16, None)
+    late = torch.from_numpy(image).permute(2, 0, 1)[:, 4:20, 2:10]
+    assert torch.equal(
+        transform(cut_out(image, pixels, 1, (2, 4, 10, 20), sample_rng(0, 0, 0)), 0), transform(late, 0)
+    )
+
+
+def test_boxes_beyond_the_picture_are_clamped() -> None:
+    crop = cut_out(picture(0), np.ones((24, 24), dtype=np.uint8), 1, (-5, 20, 8, 90), sample_rng(0, 0, 0))
+    assert torch.equal(crop, torch.from_numpy(picture(0)[20:24, 0:8]).permute(2, 0, 1))
+
+
+def test_padding_to_a_square() -> None:
+    assert pad_to_square(torch.ones(1, 1, 4)).tolist() == [[[0] * 4, [1] * 4, [0] * 4, [0] * 4]]
+    assert pad_to_square(torch.ones(1, 3, 1)).tolist() == [[[0, 1, 0]] * 3]
+    assert pad_to_square(torch.ones(1, 2, 2)).tolist() == [[[1, 1]] * 2]
+
+
+def test_without_augmentation_a_reference_is_padded_resized_and_scaled() -> None:
+    crop = torch.full((3, 16, 8), 255, dtype=torch.uint8)
+    reference = ReferenceTransform(8, None)(crop, 0)
+    assert (reference.shape, reference.dtype) == ((3, 8, 8), torch.float32)
+    assert (reference[:, :, :1] == 0).all()
+    assert (reference[:, :, 3:5] == 1).all()
+    assert torch.equal(reference, ReferenceTransform(8, STILL)(crop, 0))
+
+
+def test_zoom_keeps_the_top_square_of_a_tall_picture() -> None:
+    crop = crop_of(1, 40, 20)
+    plain = ReferenceTransform(16, None)
+    once = ReferenceTransform(16, replace(STILL, zoom=1.0, max_zoom=1.0))
+    assert torch.equal(once(crop, 5), plain(crop[:, :20], 0))
+    wide = crop_of(1, 20, 40)
+    assert torch.equal(once(wide, 5), plain(wide, 0))
+    twice = ReferenceTransform(16, replace(STILL, zoom=1.0, max_zoom=2.0))(crop, 5)
+    assert (twice - plain(crop[:, :20], 0)).abs().max() < 0.03  # enlarging changes the sampling only
+
+
+@pytest.mark.parametrize("name", ["rotate", "jitter", "blur", "grey", "flip", "elastic"])
+def test_each_step_has_a_probability_of_its_own(name: str) -> None:
+    crop = crop_of(2, 32, 32)
+    plain = ReferenceTransform(32, None)(crop, 0)
+    sometimes = ReferenceTransform(32, replace(STILL, **{name: 0.5}))
+    changed = sum(not torch.equal(sometimes(crop, seed), plain) for seed in range(40))
+    assert 10 <= changed <= 30
+    always = ReferenceTransform(32, replace(STILL, **{name: 1.0}))(crop, 1)
+    assert not torch.equal(always, plain)
+    assert 0 <= always.min() < always.max() <= 1
+    if name == "flip":
+        assert torch.equal(always, plain.flip(-1))
+    if name == "grey":
+        assert torch.equal(always[0], always[1])
+
+
+def test_a_reference_depends_on_its_seed_and_leaves_the_global_state() -> None:
+    crop, transform = crop_of(4, 30, 20), ReferenceTransform(24, PUBLISHED)
+    before = torch.get_rng_state()
+    first = [transform(crop, seed) for seed in range(6)]
+    torch.rand(3)
+    second = [transform(crop, seed) for seed in range(6)]
+    torch.set_rng_state(before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len({float(picture.sum()) for picture in first}) == 6
+    transform(crop, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_isolated_state_comes_back_after_an_error() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), isolated_rng(3):
+        torch.rand(1)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_samples_have_random_numbers_of_their_own() -> None:
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert len({sample_rng(*place).integers(2**63) for place in places}) == 4
+    assert sample_rng(1, 2, 3).integers(2**63) == sample_rng(1, 2, 3).integers(2**63)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (25, 40)])
+def test_separable_smoothing_matches_the_library(size: tuple[int, int]) -> None:
+    image = [torch.zeros(3, *size)]
+    displacements = []
+    for transform in (SeparableElastic(50.0, 5.0), v2.ElasticTransform(50.0, 5.0)):
+        with isolated_rng(11):
+            displacements.append(transform.make_params(image)["displacement"])
+    torch.testing.assert_close(*displacements, rtol=0, atol=2e-6)
+    assert displacements[0].abs().max() > 0.01
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"augmentation\.blur must be a probability, not 1\.5"):
+        ReferenceAugmentation(blur=1.5)
+    with pytest.raises(ValueError, match=r"augmentation\.max_zoom must be at least 1"):
+        ReferenceAugmentation(max_zoom=0.5)
+    assert ReferenceAugmentation(blur_sigma=[0.1, 2.0]) == PUBLISHED  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"reference_size 20 must exceed 20 .* set augmentation\.elastic=0"):
+        ReferenceTransform(20, PUBLISHED)
+    with pytest.raises(ValueError, match="resolution must be a positive multiple of 8, not 60"):
+        TargetTransform(60)
+
+
+# --- targets -----------------------------------------------------------------------------------------------
+
+
+def columns(width: int, *, height: int) -> torch.Tensor:
+    """A picture whose every column has its own value."""
+    return (torch.arange(width, dtype=torch.uint8) * 10).expand(3, height, width).clone()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_centre_of_a_wide_picture_is_kept(flip: bool) -> None:
+    masks = torch.zeros(2, 8, 14, dtype=torch.uint8)
+    masks[0, :, 3:5] = 1  # the first two columns of the centre
+    masks[1, 2, 12] = 1  # outside it
+    target, kept = TargetTransform(8)(columns(14, height=8), masks, flip=flip)
+    wanted = torch.arange(3, 11) * 10
+    row = [1, 1, 0, 0, 0, 0, 0, 0]
+    assert torch.allclose(target[1, 5], (wanted.flip(0) if flip else wanted) / 127.5 - 1)
+    assert kept[0].tolist() == [row[::-1] if flip else row] * 8
+    assert kept[1].sum() == 0
+
+
+def test_a_tall_picture_is_padded_at_its_sides() -> None:
+    image = torch.full((3, 16, 8), 255, dtype=torch.uint8)
+    masks = torch.zeros(1, 16, 8, dtype=torch.uint8)
+    masks[0, :4, :2] = 1
+    target, kept = TargetTransform(8)(image, masks, flip=False)
+    assert target.shape == (3, 8, 8)
+    assert (target[:, :, 3:5] == 1).all()
+    assert (target[:, :, 0] == -1).all()
+    wanted = torch.zeros(8, 8)
+    wanted[:2, 2] = 1  # 4 rows become 2; columns 4 and 5 of 16 become column 2 of 8
+    assert torch.equal(kept[0], wanted)
+
+
+def test_a_target_is_resized_with_antialiasing_and_its_masks_stay_exact() -> None:
+    image = crop_of(5, 24, 33)
+    masks = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (3, 24, 33), dtype=np.uint8))
+    target, kept = TargetTransform(16)(image, masks, flip=False)
+    resized = tvf.resize(image, [16, 22], antialias=True)[:, :, 3:19]
+    assert torch.equal(target, resized.float() / 127.5 - 1)
+    assert target.is_contiguous()
+    assert (kept.dtype, set(kept.unique().tolist())) == (torch.float32, {0.0, 1.0})
+    columns = ((torch.arange(22) + 0.5) * 33 / 22).long()[3:19]
+    rows = ((torch.arange(16) + 0.5) * 24 / 16).long()
+    assert torch.equal(kept, masks[:, rows][:, :, columns].float())
+
+
+def test_a_target_without_subjects() -> None:
+    target, kept = TargetTransform(16)(
+        crop_of(0, 24, 24), torch.zeros(0, 24, 24, dtype=torch.uint8), flip=True
+    )
+    assert (target.shape, kept.shape) == ((3, 16, 16), (0, 16, 16))
+
+
+def test_the_memory_layout_makes_no_difference() -> None:
+    image = picture(6, 30, 50)
+    view = torch.from_numpy(image).permute(2, 0, 1)
+    masks = torch.ones(1, 30, 50, dtype=torch.uint8)
+    pair = [TargetTransform(16)(pixels, masks, flip=True)[0] for pixels in (view, view.contiguous())]
+    assert torch.equal(*pair)
