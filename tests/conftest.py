@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ class Golden:
 
 
 @pytest.fixture(scope="session")
+def write_base() -> Callable[..., Path]:
+    """Write a random base model: ``write_base(folder, tokenizer=True, prediction_type="epsilon", **changes)``."""
+    return _write_base
+
+
+@pytest.fixture(scope="session")
 def golden() -> Golden:
     expected = json.loads((GOLDEN / "expected.json").read_text())["expected"]
     return Golden(
@@ -140,7 +147,7 @@ def golden() -> Golden:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random base model with tokenizer and image encoder, in the diffusers folder layout."""
-    return write_base(tmp_path_factory.mktemp("models") / "base")
+    return _write_base(tmp_path_factory.mktemp("models") / "base")
 
 
 @pytest.fixture(scope="session")

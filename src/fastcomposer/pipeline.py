@@ -64,7 +64,8 @@ class FastComposerPipeline(DelayedConditioningPipeline):
         ValueError: If the widths differ.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->unet->vae"
+    image_encoder: Any
+    model_cpu_offload_seq: Any = "text_encoder->image_encoder->fusion->unet->vae"
     _optional_components = ["tokenizer", "safety_checker", "feature_extractor"]  # noqa: RUF012
     _callback_tensor_inputs = [  # noqa: RUF012
         *StableDiffusionPipeline._callback_tensor_inputs,
@@ -85,16 +86,19 @@ class FastComposerPipeline(DelayedConditioningPipeline):
         requires_safety_checker: bool = False,
     ) -> None:
         check_widths(text_encoder.config, image_encoder.config, fusion)
+        optional: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "safety_checker": safety_checker,
+            "feature_extractor": feature_extractor,
+        }
         super().__init__(
             vae=vae,
             text_encoder=text_encoder,
-            tokenizer=tokenizer,
             unet=unet,
             scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
+            **optional,
         )
         self.register_modules(fusion=fusion)
 
@@ -246,7 +250,7 @@ class FastComposerPipeline(DelayedConditioningPipeline):
             callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step.
             callback_on_step_end_tensor_inputs: Names of its tensors; ``subject_prompt_embeds`` is one more.
             references: The subjects' images in the order of the markers: a list for one prompt, a list of
-                lists for several; :func:`~fastcomposer.data.reference.prepare_reference` says what they may be.
+                lists for several; :func:`~fastcomposer.data.reference.prepare_reference` says what these are.
             alpha: Ratio of steps that see the subjects, in [0, 1]; at 0 the base model's own output.
             subject_prompt_embeds: (B, T, d) in place of ``references``.
             return_attention: Number of groups of consecutive steps to average the subjects' attention over;
@@ -333,9 +337,10 @@ class FastComposerPipeline(DelayedConditioningPipeline):
             callback_on_step_end,
             tuple(callback_on_step_end_tensor_inputs or ["latents"]),
         )
-        latents, maps = self._denoise(latents, schedule, conditioning, options)
+        latents = self._denoise(latents, schedule, conditioning, options)
         images, unsafe = self._finish(latents, output_type, generator, text.dtype)
         self.maybe_free_model_hooks()
+        maps = None if attention is None else attention.result()
         if not return_dict:
             return (images, unsafe) if maps is None else (images, unsafe, maps)
         return FastComposerPipelineOutput(images=images, nsfw_content_detected=unsafe, attention_maps=maps)

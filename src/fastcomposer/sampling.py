@@ -118,18 +118,8 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
 
     def _denoise(
         self, latents: Tensor, schedule: Schedule, conditioning: DelayedConditioning, options: StepOptions
-    ) -> tuple[Tensor, Tensor | None]:
-        """Go from initial to final latents (N, C, h, w), with the subjects' attention where asked for."""
-        try:
-            final = self._loop(latents, schedule, conditioning, options)
-        finally:
-            if options.attention is not None:
-                options.attention.close()
-        return final, None if options.attention is None else options.attention.result()
-
-    def _loop(
-        self, latents: Tensor, schedule: Schedule, conditioning: DelayedConditioning, options: StepOptions
     ) -> Tensor:
+        """Go from initial to final latents (N, C, h, w)."""
         guidance_embedding = self._guidance_embedding(latents)
         self._num_timesteps = schedule.num_calls
         state: dict[str, Any] = {"latents": latents}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +21,60 @@ from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, Refer
 
 
 class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
-    """Draws each epoch's permutation of a dataset as (epoch, index) pairs, from any sample on.
+    """Draws permutation after permutation of a dataset as (epoch, index) pairs, from any batch on.
 
-    The epoch travels with the index, because workers that outlive an epoch keep their copy of the dataset.
-    Global batch n holds the same samples whatever the number of processes. Being a ``DistributedSampler``
-    keeps Lightning from putting its own in place of it.
+    Batches are counted through from the first epoch; each epoch has as many as it fills. One pass gives as
+    many batches as an epoch has, and goes on into the next epoch where it began within one. The epoch travels
+    with the index, because workers that outlive an epoch keep their copy of the dataset. The samples of all
+    processes together are the same whatever their number. Being a ``DistributedSampler`` keeps Lightning from
+    putting its own in place of it.
 
     Args:
         dataset: Anything with a length.
+        batch_size: Samples per process and batch.
         num_replicas: Number of processes.
         rank: Number of this process.
         seed: Seed of the permutations.
+        position: Called when a pass begins: how many batches came before it. ``None`` begins with the epoch
+            that was set.
     """
 
-    def __init__(self, dataset: Dataset[Any], *, num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        position: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(
             dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
         )
-        self._start = (0, 0)
-
-    def start_at(self, epoch: int, samples: int) -> None:
-        """Begin with an epoch, and leave out its first samples (counted over all processes)."""
-        self._start = (epoch, samples)
-        self.set_epoch(epoch)
+        self.batch_size = batch_size
+        self.batches = len(dataset) // num_replicas // batch_size  # type: ignore[arg-type]
+        self.position = position
 
     def __len__(self) -> int:
-        """Samples of a whole epoch for this process, also when the first are left out."""
-        return len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+        """Samples of a pass for this process."""
+        return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        epoch = self.epoch
-        # Not forgotten once used: the trainer may ask twice for the iterator of the epoch it resumes in.
-        skipped = self._start[1] if epoch == self._start[0] else 0
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
-        order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
-        mine = order[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
-        return iter([(epoch, int(index)) for index in mine[skipped // self.num_replicas :]])
+        start = self.epoch * self.batches if self.position is None else self.position()
+        return itertools.islice(self._stream(start), len(self))
+
+    def _stream(self, start: int) -> Iterator[tuple[int, int]]:
+        first_epoch, done = divmod(start, self.batches)
+        for epoch in itertools.count(first_epoch):
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
+            order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
+            mine = order[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
+            yield from ((epoch, int(index)) for index in mine[done * self.batch_size :])
+            done = 0
+
+
+_BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}
 
 
 class _ResumableLoader(DataLoader[SubjectBatch]):
@@ -154,7 +173,7 @@ class SubjectDataModule(LightningDataModule):
             "seed": seed,
         }
         self._random: dict[str, Any] = {"flip": flip, "augmentation": augmentation}
-        self._resume: dict[str, int] | None = None
+        self._resumed: tuple[Any, dict[str, int]] = (None, _BEGINNING)
         self.train_dataset: SubjectDataset | None = None
         self.val_dataset: SubjectDataset | None = None
 
@@ -167,7 +186,7 @@ class SubjectDataModule(LightningDataModule):
             self.val_dataset = SubjectDataset(self.root, self.val_split, **self._shared, **still)
 
     def train_dataloader(self) -> DataLoader[SubjectBatch]:
-        """Return the training loader, set to where the loaded checkpoint stopped.
+        """Return the training loader, which begins where the trainer is.
 
         Raises:
             ValueError: If the records of an epoch do not fill one batch.
@@ -176,17 +195,19 @@ class SubjectDataModule(LightningDataModule):
         assert self.train_dataset is not None
         rank, world = self._rank_and_world()
         records = len(self.train_dataset)
-        if records // world < self.batch_size:
+        if not self._sizes()[0]:
             raise ValueError(
                 f"{self.root}: {records} records of split {self.train_split!r} do not fill one "
                 f"batch of {self.batch_size} on {world} process(es); lower data.batch_size"
             )
-        sampler = EpochSampler(self.train_dataset, num_replicas=world, rank=rank, seed=self.seed)
-        if self._resume is not None:
-            if self._resume["records"] != records:
-                found = f"{records} records instead of {self._resume['records']}"
-                warnings.warn(f"resumed with {found}: samples come in another order", stacklevel=2)
-            sampler.start_at(self._resume["epoch"], self._resume["samples"])
+        sampler = EpochSampler(
+            self.train_dataset,
+            self.batch_size,
+            num_replicas=world,
+            rank=rank,
+            seed=self.seed,
+            position=None if self.trainer is None else self._batches_done,
+        )
         return self._loader(self.train_dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[SubjectBatch] | list[Any]:
@@ -215,26 +236,25 @@ class SubjectDataModule(LightningDataModule):
 
     # --- resuming ------------------------------------------------------------------------------------------
 
-    def teardown(self, stage: str) -> None:
-        """Forget the checkpoint's place: a later run without a checkpoint begins at the beginning."""
-        if stage == "fit":
-            self._resume = None
-
     def state_dict(self) -> dict[str, int]:
         """Return the place in the data after the last batch that the trainer finished.
 
         Returns:
-            ``epoch`` from 0, ``samples`` of it that are done, counted over all processes, and what the
-            order depends on: ``seed`` and the number of ``records``.
+            ``batches`` trained on, the ``epoch`` of the data from 0, the ``samples`` of it that are done,
+            counted over all processes, and what the order depends on: ``seed`` and number of ``records``.
         """
-        epoch, batches = self._position()
-        _, world = self._rank_and_world()
-        records = 0 if self.train_dataset is None else len(self.train_dataset)
-        samples = batches * self.batch_size * world
-        return {"epoch": epoch, "samples": samples, "seed": self.seed, "records": records}
+        if self.train_dataset is None:
+            return {}
+        per_epoch, per_batch = self._sizes()
+        epoch, batches = divmod(self._batches_done(), per_epoch)
+        place = {"batches": self._batches_trained(), "epoch": epoch, "samples": batches * per_batch}
+        return {**place, "seed": self.seed, "records": len(self.train_dataset)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from where a checkpoint stopped; the trainer calls it before it makes the loader.
+
+        On another number of processes or with another batch size the run continues after the samples that
+        are done, to within a batch.
 
         Raises:
             ValueError: If the checkpoint's order of samples was of another seed.
@@ -246,22 +266,34 @@ class SubjectDataModule(LightningDataModule):
                 f"data.seed is {self.seed}, but the checkpoint was trained with {state['seed']}: "
                 "the batches that would have come cannot be drawn with another seed"
             )
-        self._resume = dict(state)
+        self.setup("fit")
+        assert self.train_dataset is not None
+        if state["records"] != len(self.train_dataset):
+            found = f"{len(self.train_dataset)} records instead of {state['records']}"
+            warnings.warn(f"resumed with {found}: samples come in another order", stacklevel=2)
+        self._resumed = (self.trainer, dict(state))
 
-    def _position(self) -> tuple[int, int]:
-        """Return (epoch, batches of it) that the trainer has finished.
+    def _sizes(self) -> tuple[int, int]:
+        """Return the batches of an epoch and the samples of a batch, counted over all processes."""
+        assert self.train_dataset is not None
+        _, world = self._rank_and_world()
+        return len(self.train_dataset) // world // self.batch_size, self.batch_size * world
 
-        The trainer's counters are read rather than batches counted when they are handed out: a batch whose
-        step was interrupted has not been trained on.
+    def _batches_done(self) -> int:
+        """Return how many batches of the data, counted from the first epoch, have been trained on."""
+        trainer, place = self._resumed
+        if trainer is not self.trainer:  # of an earlier run
+            place = _BEGINNING
+        per_epoch, per_batch = self._sizes()
+        before = place["epoch"] * per_epoch + place["samples"] // per_batch
+        return before + self._batches_trained() - place["batches"]
+
+    def _batches_trained(self) -> int:
+        """Return the trainer's count of batches since the run began, over all resumptions.
+
+        The count is of finished batches: what workers have prepared, or an interrupted step was given, has
+        not been trained on. It is a total, because the trainer's epochs may be shorter than the data's.
         """
         if self.trainer is None:
-            return 0, 0
-        epochs: Any = self.trainer.fit_loop.epoch_progress.current
-        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        if epochs.ready == 0:
-            return 0, 0
-        if epochs.started < epochs.ready:  # hooks of an epoch's start: ``batches`` are still the last epoch's
-            return epochs.ready - 1, 0
-        if epochs.processed >= epochs.ready or batches.processed >= self.trainer.num_training_batches:
-            return epochs.ready, 0
-        return epochs.ready - 1, batches.processed
+            return 0
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]

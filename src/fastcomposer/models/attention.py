@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +51,11 @@ def select_blocks(
             U-Net has fewer (PAPER.md, Method 3: 5 of 7).
 
     Raises:
-        ValueError: If a named block does not exist or has no cross-attention.
+        ValueError: If a named block does not exist or has no cross-attention, or no block has any.
     """
     blocks = list(cross_attention_layers(unet))
+    if not blocks:
+        raise ValueError("this U-Net has no block with cross-attention")
     if names is None:
         count = min(num_blocks, len(blocks))
         start = (len(blocks) - count) // 2
@@ -78,15 +80,17 @@ class _Recording:
 class AttentionCapture:
     """Collects the attention that chosen layers pay to the subjects' tokens, for one U-Net call at a time.
 
-    Processors are set on the chosen layers only. Outside :meth:`record` they hand over to the processor that
-    was there before, so a U-Net with a capture computes what it computed without. No map outlives the
-    dictionary that :meth:`record` hands out.
+    Only the chosen layers get a processor of ours, and only while something is recorded: at any other time the
+    U-Net is as it was. No map outlives the dictionary that :meth:`record` hands out.
 
     Args:
         unet: The U-Net to watch.
         blocks: Names of blocks (see :func:`select_blocks`).
         implementation: ``fused`` takes the layer's output from fused attention and the subjects' columns from
             the log-sum-exp of the logits; ``explicit`` forms the whole softmax map. Both give the same.
+
+    Raises:
+        ValueError: If a block or the implementation does not exist.
     """
 
     def __init__(
@@ -97,24 +101,8 @@ class AttentionCapture:
         layers = cross_attention_layers(unet)
         self.layers = tuple(name for block in select_blocks(unet, blocks) for name in layers[block])
         self.implementation = implementation
-        self.recording: _Recording | None = None
-        self._unet = unet
-        self._previous: dict[str, Any] = {}
-        self._install()
-
-    def _install(self) -> None:
-        processors = dict(self._unet.attn_processors)
-        for name in self.layers:
-            key = f"{name}.processor"
-            self._previous[key] = processors[key]
-            processors[key] = SubjectAttnProcessor(name, self, processors[key])
-        self._unet.set_attn_processor(processors)
-
-    def close(self) -> None:
-        """Put the layers' previous processors back."""
-        if self._previous:
-            self._unet.set_attn_processor({**self._unet.attn_processors, **self._previous})
-            self._previous = {}
+        self._modules = {name: cast(Attention, unet.get_submodule(name)) for name in self.layers}
+        self._recording: _Recording | None = None
 
     @contextmanager
     def record(self, subject_token_idx: Tensor, *, detach: bool = False) -> Iterator[dict[str, Tensor]]:
@@ -126,28 +114,23 @@ class AttentionCapture:
 
         Yields:
             Layer name to (B, heads, positions, K) attention in float32, filled by the call.
-
-        Raises:
-            RuntimeError: If the call did not reach a layer's processor.
         """
-        recording = _Recording(subject_token_idx, {}, detach)
-        assert recording.maps is not None
-        with self._active(recording):
-            yield recording.maps
-        lost = [name for name in self.layers if name not in recording.maps]
-        if lost:
-            raise RuntimeError(
-                f"no attention was collected from {lost}: other attention processors have been set on the "
-                "U-Net since (slicing and memory-efficient attention do so); undo that, or capture again"
-            )
+        maps: dict[str, Tensor] = {}
+        with self._active(_Recording(subject_token_idx, maps, detach)):
+            yield maps
 
     @contextmanager
-    def _active(self, recording: _Recording | None) -> Iterator[None]:
-        previous, self.recording = self.recording, recording
+    def _active(self, recording: _Recording) -> Iterator[None]:
+        outer, self._recording = self._recording, recording
+        processors = {name: module.processor for name, module in self._modules.items()}
         try:
+            for name, module in self._modules.items():
+                module.set_processor(SubjectAttnProcessor(name, recording, self.implementation))
             yield
         finally:
-            self.recording = previous
+            self._recording = outer
+            for name, module in self._modules.items():
+                module.set_processor(processors[name])
 
     def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
         """Gradient checkpointing for ``unet.enable_gradient_checkpointing`` that knows about recordings.
@@ -155,10 +138,9 @@ class AttentionCapture:
         The backward pass computes a block again after :meth:`record` has ended. It must then repeat the maps,
         whose gradients it needs, without collecting them a second time.
         """
-        recording = self.recording
-        if recording is None:
+        if self._recording is None:
             return checkpoint(function, *args, use_reentrant=False)
-        repeated = replace(recording, maps=None)
+        repeated = replace(self._recording, maps=None)
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), self._active(repeated)
@@ -167,12 +149,18 @@ class AttentionCapture:
 
 
 class SubjectAttnProcessor:
-    """Cross-attention that also reports the subjects' columns while its capture is recording."""
+    """Cross-attention that also reports the columns of the subjects' tokens.
 
-    def __init__(self, name: str, capture: AttentionCapture, previous: Any) -> None:
+    Args:
+        name: Name of its layer.
+        recording: Where the columns go.
+        implementation: See :class:`AttentionCapture`.
+    """
+
+    def __init__(self, name: str, recording: _Recording, implementation: Implementation) -> None:
         self.name = name
-        self.capture = capture
-        self.previous = previous
+        self.recording = recording
+        self.attend = _fused if implementation == "fused" else _explicit
 
     def __call__(
         self,
@@ -183,9 +171,8 @@ class SubjectAttnProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         """Attend from (B, positions, C) to (B, T, d); returns (B, positions, C)."""
-        recording = self.capture.recording
-        if recording is None or encoder_hidden_states is None:
-            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if not isinstance(encoder_hidden_states, Tensor):
+            raise RuntimeError(f"attention of {self.name} cannot be captured together with an IP-Adapter")
         if attn.norm_cross:
             encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
         query, key, value = (
@@ -204,10 +191,9 @@ class SubjectAttnProcessor:
             batch, tokens = encoder_hidden_states.shape[:2]
             attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        attend = _fused if self.capture.implementation == "fused" else _explicit
-        output, maps = attend(query, key, value, attention_mask, recording)
-        if recording.maps is not None:
-            recording.maps[self.name] = maps
+        output, maps = self.attend(query, key, value, attention_mask, self.recording)
+        if self.recording.maps is not None:
+            self.recording.maps[self.name] = maps
         output = output.transpose(1, 2).flatten(2).to(query.dtype)
         output = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
@@ -219,7 +205,7 @@ class AttentionAverage:
     """Attention to the subjects' words during sampling, averaged as it comes so that it never grows.
 
     Args:
-        unet: The U-Net to watch; :meth:`close` leaves it as it was.
+        unet: The U-Net to watch.
         subject_token_idx: (N, K) long, positions of the subjects' words of N images.
         subject_present: (N, K) bool.
         latent_size: Height h and width w of the latents.
@@ -269,10 +255,6 @@ class AttentionAverage:
         """(N, G, K, h, w) float32 on the CPU; zero in empty slots and in groups without a call."""
         counts = torch.tensor(self._counts).clamp(min=1)
         return (self._sums.cpu() / counts[:, None, None, None, None]).transpose(0, 1)
-
-    def close(self) -> None:
-        """Put the U-Net's own attention processors back."""
-        self._capture.close()
 
 
 def _logits(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

@@ -69,6 +69,7 @@ class FastComposer(Networks):
             raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
         self.attention_implementation: Implementation = attention_implementation
         self._attention: AttentionCapture | None = None
+        self._checkpoints_maps = False
         self.loss_config = loss_config or LossConfig()
 
     @property
@@ -79,8 +80,6 @@ class FastComposer(Networks):
     @loss_config.setter
     def loss_config(self, config: LossConfig) -> None:
         blocks = select_blocks(self.unet, config.localization_blocks, config.num_localized_blocks)
-        if self._attention is not None:
-            self._attention.close()
         self._attention = (
             AttentionCapture(self.unet, blocks, self.attention_implementation) if blocks else None
         )
@@ -97,7 +96,8 @@ class FastComposer(Networks):
         Use this rather than the U-Net's own method, which does not know that attention maps are collected.
         """
         self.unet.enable_gradient_checkpointing(self._checkpoint)
-        self.image_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        self.image_encoder.activation_checkpointing_enable({"use_reentrant": False})
+        self._checkpoints_maps = True
 
     def _checkpoint(self, function: Any, *args: Any) -> Any:
         if self._attention is None:
@@ -200,6 +200,11 @@ class FastComposer(Networks):
         inputs = (noisy.to(self.unet.dtype), timesteps, prompt_embeds.to(self.unet.dtype))
         if self._attention is None:
             return self.unet(*inputs).sample, {}
+        if self.unet.is_gradient_checkpointing and not self._checkpoints_maps:
+            raise RuntimeError(
+                "the U-Net's own gradient checkpointing cannot repeat attention maps: call "
+                "enable_gradient_checkpointing of the FastComposer model instead"
+            )
         with self._attention.record(
             subject_token_idx, detach=self.loss_config.localization_weight == 0
         ) as maps:

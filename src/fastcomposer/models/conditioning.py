@@ -79,8 +79,8 @@ def check_widths(
     width, projected = text_config.hidden_size, vision_config.projection_dim
     if projected != width:
         raise ValueError(
-            f"the image encoder {image_encoder} projects to {projected} numbers, but the text encoder of {base} "
-            f"is {width} wide, and a subject's embedding is fused into a text embedding: choose an "
+            f"the image encoder {image_encoder} projects to {projected} numbers, but the text encoder of "
+            f"{base} is {width} wide, and a subject's embedding is fused into a text embedding: choose an "
             f"image_encoder with projection_dim {width}"
         )
     if fusion is not None and fusion.config.embed_dim != width:
@@ -98,7 +98,7 @@ def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
 def encode_references(
     image_encoder: CLIPVisionModelWithProjection, normalizer: ReferenceNormalizer, pixels: Tensor
 ) -> Tensor:
-    """Embed reference images: pooled output through CLIP's visual projection, no L2 norm (PAPER.md, Method 1).
+    """Embed reference images: pooled output through CLIP's own projection, no L2 norm (PAPER.md, Method 1).
 
     Args:
         image_encoder: CLIP vision encoder with projection.
@@ -171,7 +171,7 @@ def encode_prompts(
         fusion: Subject fusion.
 
     Raises:
-        PromptError: If the number of reference lists is not that of prompts, or a prompt cannot be placed (see
+        PromptError: If there are not as many lists of references as prompts, or a prompt is malformed (see
             :func:`fastcomposer.prompt.parse_prompt`).
         ValueError: If there is no tokenizer.
     """
@@ -192,8 +192,8 @@ def parse_prompts(
     """
     if tokenizer is None:
         raise ValueError(
-            "this model has no tokenizer, so it cannot read prompts: put one into the base folder's tokenizer/, "
-            "or give embeddings in place of prompts"
+            "this model has no tokenizer, so it cannot read prompts: put one into the base folder's "
+            "tokenizer/, or give embeddings in place of prompts"
         )
     if num_references is not None and len(num_references) != len(prompts):
         raise PromptError(f"{len(num_references)} lists of references for {len(prompts)} prompts")

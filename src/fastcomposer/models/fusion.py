@@ -38,7 +38,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         max_subjects: Most subjects in one prompt that the model was trained for; ``None`` for no limit.
     """
 
-    # A saved pipeline names its components by module: the package is the stable name, a file inside it is not.
+    # A saved pipeline names its components by module: the package is a stable name, a file inside it is not.
     __module__ = "fastcomposer"
     config: Any
 
@@ -73,8 +73,8 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         width = text_embeds.shape[-1]
         words = text_embeds.gather(1, subject_token_idx.unsqueeze(-1).expand(-1, -1, width))
         fused = self.fuse(words, subject_embeds.to(text_embeds.dtype)).to(text_embeds.dtype)
-        # Each token looks up its slot instead of each slot writing its token: empty slots then need no place to
-        # write to, and no index depends on values the host would have to wait for.
+        # Each token looks up its slot instead of each slot writing its token: empty slots then need no place
+        # to write to, and no shape depends on values that the host would have to wait for.
         tokens = torch.arange(text_embeds.shape[1], device=text_embeds.device)
         owners = (tokens[None, :, None] == subject_token_idx[:, None, :]) & subject_present[:, None, :]
         slot = owners.int().argmax(dim=-1, keepdim=True)

@@ -107,7 +107,7 @@ def open_source(base: str | Path, image_encoder: str | Path | None, **options: A
 
     Args:
         base: Folder in the diffusers layout, or hub id.
-        image_encoder: Folder or hub id, of an encoder or of a model with an ``image_encoder/``; ``None`` takes
+        image_encoder: Folder or hub id, of an encoder or of a model with an ``image_encoder/``; ``None`` is
             the base's own where it has one, else CLIP ViT-L/14.
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
@@ -166,7 +166,8 @@ def load_networks(source: ModelSource, max_subjects: int | None, dtype: torch.dt
     }
     if source.has("fusion"):
         return networks | {"fusion": source.load(SubjectFusion, "fusion", torch_dtype=dtype)}
-    return networks | {"fusion": SubjectFusion(source.text_config.hidden_size, max_subjects).to(dtype)}
+    fusion = SubjectFusion(source.text_config.hidden_size, max_subjects)
+    return networks | {"fusion": fusion if dtype == torch.float32 else fusion.to(dtype)}
 
 
 def configured_networks(source: ModelSource, max_subjects: int | None) -> dict[str, nn.Module]:

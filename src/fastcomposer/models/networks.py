@@ -150,8 +150,8 @@ class Networks(nn.Module):
         source = open_source(base, image_encoder, **(hub_options or {}))
         networks = configured_networks(source, max_subjects)
         load_published(networks, read_checkpoint(checkpoint), str(checkpoint))
-        for network in networks.values():
-            network.to(dtype or torch.float32)
+        if dtype is not None:
+            networks = {name: network.to(dtype) for name, network in networks.items()}
         return cls._assembled(source, networks, options)
 
     @classmethod
@@ -222,7 +222,7 @@ class Networks(nn.Module):
     def encode_prompts(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]] | None = None
     ) -> EncodedPrompts:
-        """Encode prompts with their references; see :func:`fastcomposer.models.conditioning.encode_prompts`."""
+        """Encode prompts with references: :func:`fastcomposer.models.conditioning.encode_prompts`."""
         return encode_prompts(
             prompts,
             references,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Timer
-from torch import Tensor, nn
+from torch import Generator, nn
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -30,6 +30,7 @@ class RecipeModule(L.LightningModule):
         optimizer: Makes the optimizer from the trained parameters (``_partial_`` in a config).
         warmup_steps: Steps of linear warm-up.
         cooldown: Share of the budget, 0 to 1, over which the learning rate falls to zero.
+        seed: Seed of everything drawn in a step.
         ema_decay: Highest decay of the exponential moving average of the weights; ``None`` for no EMA.
         max_bad_steps: How many consecutive steps with a NaN or infinite loss are skipped before giving up.
     """
@@ -39,6 +40,7 @@ class RecipeModule(L.LightningModule):
         optimizer: OptimizerFactory,
         warmup_steps: int = 0,
         cooldown: float = 0.0,
+        seed: int = 0,
         ema_decay: float | None = None,
         max_bad_steps: int = 10,
     ) -> None:
@@ -49,6 +51,7 @@ class RecipeModule(L.LightningModule):
             raise ValueError(f"ema_decay={ema_decay}: between 0 and 1, or null for no EMA")
         self.optimizer_factory = optimizer
         self.warmup_steps, self.cooldown = warmup_steps, cooldown
+        self.seed = seed
         self.ema_decay, self.max_bad_steps = ema_decay, max_bad_steps
         self.ema: EMAModel | None = None
         self._bad_steps = torch.zeros((), dtype=torch.long)
@@ -89,19 +92,37 @@ class RecipeModule(L.LightningModule):
         if self.ema is not None:
             self.ema.to(self.device)
 
-    def guarded(self, loss: Tensor) -> Tensor | None:
-        """Return the loss, or ``None`` (Lightning then skips the step) where it is NaN or infinite.
+    def step_generator(self) -> Generator:
+        """Random numbers of this step: the same after resuming, different on every process."""
+        numbers = (self.seed, self.global_rank, self.global_step)
+        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+        return Generator(self.device).manual_seed(seed)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let a NaN or infinite gradient pass without touching the weights, and give up if that goes on.
+
+        The count stays on the device and is read only when the trainer logs, so a step never waits for it.
 
         Raises:
             NonFiniteLossError: After ``max_bad_steps`` such steps in a row.
         """
-        if math.isfinite(loss.detach().item()):
-            self._bad_steps.zero_()
-            return loss
-        self._bad_steps += 1
-        if int(self._bad_steps) > self.max_bad_steps:
-            raise NonFiniteLossError(f"the loss was not finite for {int(self._bad_steps)} steps in a row")
-        return None
+        gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("train/grad_norm", norm)
+        bad = ~norm.isfinite()
+        self._bad_steps = (self._bad_steps.to(norm.device) + 1) * bad
+        for gradient in gradients:
+            gradient.masked_fill_(bad, 0)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._give_up()
+
+    def _give_up(self) -> None:
+        count = int(self._bad_steps)
+        if count > self.max_bad_steps:
+            raise NonFiniteLossError(
+                f"loss or gradient was not finite for {count} steps in a row, up to step {self.global_step}; "
+                "lower method.optimizer.lr or look at the records of the batch"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update the moving average."""

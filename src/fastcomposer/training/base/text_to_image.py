@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from rich.progress import track
@@ -18,6 +21,19 @@ from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.models.conditioning import encode_text
 from fastcomposer.training.base.vae import save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
+
+
+_COMPONENTS = {
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
 
 
 class TextToImageModule(RecipeModule):
@@ -68,21 +84,24 @@ class TextToImageModule(RecipeModule):
             chunks = track(ids.split(256), "text states")
             self.text_states = torch.cat([encode_text(self.text_encoder, part).half() for part in chunks])
 
-    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Denoise a batch; only its positions in the bank are used."""
         index, count = batch.index.cpu(), len(self.latents)
         size = len(index)
-        latents = self.latents[index, torch.randint(2, (size,))].to(self.device, torch.float32)
-        row = index + count * (torch.rand(size) < self.rich_share)
-        row[torch.rand(size) < self.caption_dropout] = 2 * count
+        rng = np.random.default_rng([self.seed, self.global_rank, self.global_step])
+        latents = self.latents[index, rng.integers(2, size=size)].to(self.device, torch.float32)
+        row = index + count * torch.from_numpy(rng.random(size) < self.rich_share)
+        row[torch.from_numpy(rng.random(size) < self.caption_dropout)] = 2 * count
         text = self.text_states[row].to(self.device, torch.float32)
-        noise = torch.randn_like(latents)
-        steps = torch.randint(self.noise_scheduler.config.num_train_timesteps, (size,), device=self.device)
+        generator = self.step_generator()
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        total = self.noise_scheduler.config.num_train_timesteps
+        steps = torch.randint(total, (size,), generator=generator, device=self.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, steps)
         error = (self.unet(noisy, steps, text).sample - self._target(latents, noise, steps)).square().mean((1, 2, 3))
         loss = (self._weight(steps) * error).mean()
         self.log_dict({"train/loss": loss, "train/mse": error.mean()}, prog_bar=True)
-        return self.guarded(loss)
+        return loss
 
     def _target(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
         if self.noise_scheduler.config.prediction_type == "v_prediction":
@@ -100,10 +119,13 @@ class TextToImageModule(RecipeModule):
 
     @torch.no_grad()
     def export(self, folder: str | Path) -> None:
-        """Write ``unet/`` and ``scheduler/`` of a base folder."""
+        """Write ``unet/``, ``scheduler/`` and ``model_index.json`` of a base folder."""
+        folder = Path(folder)
         with self.averaged_weights():
-            save_half(self.unet, Path(folder) / "unet")
-        self.scheduler.save_pretrained(Path(folder) / "scheduler")
+            save_half(self.unet, folder / "unet")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+        (folder / "model_index.json").write_text(json.dumps(index | _COMPONENTS, indent=2) + "\n")
 
 
 @torch.inference_mode()

@@ -8,6 +8,8 @@ from pathlib import Path
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
+from fastcomposer.data.records import read_ids, read_json
+
 MAX_LENGTH = 77
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
@@ -34,6 +36,22 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> CLIPToke
     vocab, merges = _pieces(learned)
     vocab |= {token: len(vocab) + i for i, token in enumerate(_SPECIAL)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+
+
+def tokenizer_of(folder: str | Path, root: str | Path) -> CLIPTokenizer:
+    """Load the tokenizer of a base folder; where there is none, learn it from a data folder's captions.
+
+    Args:
+        folder: The base folder.
+        root: Data folder of rendered scenes.
+    """
+    if not (Path(folder) / "tokenizer").is_dir():
+        captions: list[str] = []
+        for record_id in read_ids(root, "train"):
+            record = read_json(root, record_id)
+            captions += [record.caption, str(record.extra.get("rich_caption", record.caption))]
+        save_tokenizer(train_tokenizer(captions), folder)
+    return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | Path) -> None:

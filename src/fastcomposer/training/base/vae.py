@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from fastcomposer.data.bank import SceneBatch
+from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
 
@@ -38,16 +38,16 @@ class VAEModule(RecipeModule):
         self.vae = vae
         self.kl_weight, self.people_weight = kl_weight, people_weight
 
-    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Reconstruct a batch of scenes."""
         posterior = self.vae.encode(batch.pixel_values).latent_dist
-        error = self.vae.decode(posterior.sample()).sample - batch.pixel_values
+        error = self.vae.decode(posterior.sample(self.step_generator())).sample - batch.pixel_values
         weight = 1 + self.people_weight * (batch.segment_maps > 0).unsqueeze(1)
         reconstruction = (weight * (error.abs() + 2 * error.square())).sum() / (weight.sum() * error.shape[1])
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         loss = reconstruction + self.kl_weight * kl
         self.log_dict({"train/loss": loss, "train/kl": kl}, prog_bar=True)
-        return self.guarded(loss)
+        return loss
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
         """Measure the peak signal-to-noise ratio of held-out scenes in dB, mean over pictures."""
@@ -57,15 +57,12 @@ class VAEModule(RecipeModule):
         self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(batch))
 
     @torch.no_grad()
-    def export(self, folder: str | Path, sample: SceneBatch) -> None:
-        """Write ``vae/`` of a base folder, with the scale that gives latents of unit variance.
-
-        Args:
-            folder: The base folder.
-            sample: Scenes to measure the scale on.
-        """
+    def export(self, folder: str | Path) -> None:
+        """Write ``vae/`` of a base folder, with the scale that gives latents of unit variance."""
+        bank: SceneBank = self.trainer.datamodule.train  # type: ignore[attr-defined]
         with self.averaged_weights():
-            latents = self.vae.encode(sample.pixel_values).latent_dist.mode()
+            sample = bank.batch(torch.arange(min(len(bank), 512))).pixel_values
+            latents = self.vae.encode(sample.to(self.device)).latent_dist.mode()
             self.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
             save_half(self.vae, Path(folder) / "vae")
 

@@ -1,0 +1,60 @@
+"""What all commands share: where the configuration lives, and errors in words."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "conf"
+# What a wrong setting, file or caption raises; anything else is a defect of ours and keeps its trace.
+_EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OmegaConfBaseException)
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make an entry point of a function that takes the composed configuration.
+
+    Expected errors end the command with their message and status 1; ``HYDRA_FULL_ERROR=1`` shows the trace.
+
+    Args:
+        config_name: Name of the file in ``conf/``.
+    """
+
+    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
+        @wraps(function)
+        def main(config: DictConfig) -> None:
+            try:
+                _use_threads(config.get("threads"))
+                function(config)
+            except Exception as error:
+                cause = _cause(error)
+                if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, _EXPECTED):
+                    raise
+                print(f"error: {cause}", file=sys.stderr)
+                sys.exit(1)
+
+        return main
+
+    return decorate
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong inside a constructor, without Hydra's wrapping."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

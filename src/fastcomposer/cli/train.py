@@ -1,0 +1,66 @@
+"""Train: ``python -m fastcomposer.cli.train experiment=mini``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fastcomposer.cli.common import command
+
+
+@command("train")
+def main(config: DictConfig) -> None:
+    """Build everything that the configuration names, fit, and export the weights."""
+    run_dir = Path(config.run_dir)
+    checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
+
+    import lightning as L
+    from hydra.utils import instantiate
+
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data.module)
+    callbacks = [instantiate(callback) for callback in config.callbacks.values()]
+    module = instantiate(config.method, _convert_="object")
+    loggers = [instantiate(logger) for logger in config.logger.values()]
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    module.export(Path(config.export))
+    print(f"\n{trainer.global_step} steps are done. Weights: {config.export}  Logs and samples: {run_dir}")
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
+    """Decide where to go on.
+
+    Args:
+        resume: ``None`` for a new run, ``auto``, ``restart``, or a file.
+        folder: Where the run keeps its checkpoints.
+
+    Raises:
+        ValueError: If a new run would overwrite an earlier one.
+        FileNotFoundError: If the named file does not exist.
+    """
+    earlier = folder / "last.ckpt"
+    if resume == "auto":
+        return earlier if earlier.exists() else None
+    if resume == "restart":
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if resume is not None:
+        if not Path(resume).is_file():
+            raise FileNotFoundError(f"resume={resume}: no such checkpoint file (or auto, restart, null)")
+        return Path(resume)
+    if earlier.exists():
+        raise ValueError(
+            f"{folder.parent} holds an earlier run; resume=auto goes on with it, name=<other> starts beside it, "
+            "resume=restart forgets it"
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()

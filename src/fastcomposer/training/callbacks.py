@@ -1,0 +1,135 @@
+"""Callbacks: stop without losing anything, and pictures drawn while training."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from fastcomposer.training.pictures import attention_overlay, grid
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class GracefulStop(Callback):
+    """On Ctrl-C or SIGTERM finish the step, save, and end; a second signal ends at once.
+
+    Args:
+        dirpath: Folder of ``last.ckpt``, from which ``resume=auto`` goes on.
+    """
+
+    def __init__(self, dirpath: str | Path) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self._previous: dict[int, Any] = {}
+        self._received: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the training."""
+        return self._received is not None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen for signals, before the trainer installs handlers of its own around these."""
+        if stage != "fit":
+            return
+        self._received = None
+
+        def stop(number: int, frame: Any) -> None:
+            if self._received is not None:
+                raise KeyboardInterrupt
+            self._received = number
+            trainer.should_stop = True
+
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, stop)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Repeat the request: an epoch's end resets it."""
+        if self.stopped:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step, whatever ended the training."""
+        trainer.save_checkpoint(self.path)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Put the previous handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class SampleImages(Callback):
+    """Draw the same prompts and references from the same noise at every validation.
+
+    Each row of the picture shows the references, the sample, and where each subject's word attended.
+
+    Args:
+        folder: Where ``step_<n>.png`` goes.
+        prompts: Prompts with markers.
+        references: For each prompt, the files of its references.
+        seed: Seed of the noise.
+        sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[str]],
+        seed: int,
+        sampler: Mapping[str, Any],
+    ) -> None:
+        if len(prompts) != len(references):
+            raise ValueError(
+                f"callbacks.samples: {len(prompts)} prompts but references for {len(references)}; one list each"
+            )
+        missing = [name for row in references for name in row if not Path(name).exists()]
+        if missing:
+            raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
+        self.folder, self.seed, self.sampler = Path(folder), seed, dict(sampler)
+        self.prompts, self.references = list(prompts), [list(row) for row in references]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, save and log; on the first process only."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+        trainer.strategy.barrier("samples")
+
+    def _draw(self, trainer: L.Trainer, module: Any) -> None:
+        with module.averaged_weights():
+            pipeline = module.model.to_pipeline(safety_checker=False)
+            pipeline.set_progress_bar_config(disable=True)
+            output = pipeline(
+                self.prompts,
+                references=self.references,
+                generator=[torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))],
+                return_attention=1,
+                **self.sampler,
+            )
+        rows = []
+        for i, sample in enumerate(output.images):
+            pictures = [Image.open(name) for name in self.references[i]]
+            maps = output.attention_maps[i, 0, : len(pictures)]
+            rows.append([*pictures, sample, *(attention_overlay(sample, subject) for subject in maps)])
+        picture = grid(rows)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture.save(self.folder / f"step_{trainer.global_step:06d}.png")
+        _log_picture(trainer, picture)
+
+
+def _log_picture(trainer: L.Trainer, picture: Image.Image) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image("samples", [picture], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            import torchvision.transforms.functional as tvf
+
+            logger.experiment.add_image("samples", tvf.to_tensor(picture), trainer.global_step)

@@ -1,0 +1,115 @@
+"""Training of FastComposer: the paper's recipe as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.models.trained import WEIGHTS_NAME, save_trained_weights
+from fastcomposer.models.composer import FastComposer
+from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
+
+
+
+class FastComposerModule(RecipeModule):
+    """Denoising and localization losses over a :class:`FastComposer` (PAPER.md, Training recipe).
+
+    Args:
+        model: Makes the model; called once, so that a bad setting is reported before weights are loaded.
+        optimizer: Makes the optimizer from the trained parameters.
+        train_unet: Whether the U-Net is trained.
+        train_fusion: Whether the fusion is trained.
+        vision_layers: How many of the image encoder's last layers are trained.
+        caption_dropout: Share of samples that lose caption and subjects.
+        subject_dropout: Share of subjects that are left out, their word staying in the caption.
+        gradient_checkpointing: Trade time for memory.
+        **recipe: Further arguments of :class:`RecipeModule`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], FastComposer] | FastComposer,
+        optimizer: OptimizerFactory,
+        train_unet: bool = True,
+        train_fusion: bool = True,
+        vision_layers: int = 2,
+        caption_dropout: float = 0.1,
+        subject_dropout: float = 0.1,
+        gradient_checkpointing: bool = False,
+        **recipe: Any,
+    ) -> None:
+        super().__init__(optimizer, **recipe)
+        for name, value in (("caption_dropout", caption_dropout), ("subject_dropout", subject_dropout)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"method.{name}={value}: a probability between 0 and 1")
+        if not (train_unet or train_fusion or vision_layers):
+            raise ValueError("nothing to train: method.train_unet, train_fusion and vision_layers are all off")
+        self.caption_dropout, self.subject_dropout = caption_dropout, subject_dropout
+        self.model = model if isinstance(model, FastComposer) else model()
+        self.model.set_trainable(unet=train_unet, fusion=train_fusion, vision_layers=vision_layers)
+        if gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        if self.model.tokenizer is None:
+            raise ValueError("the base has no tokenizer/, which training needs for the empty prompt")
+        empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids
+        self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
+
+    def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
+        """Drop some conditions, add noise, and measure both losses."""
+        generator = self.step_generator()
+        batch = drop_conditions(
+            batch, self.empty_prompt, self.caption_dropout, self.subject_dropout, generator  # type: ignore[arg-type]
+        )
+        losses = self.model.training_losses(batch, generator=generator)
+        self.log("train/loss", losses.loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/denoise_loss", losses.denoise_loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/localization_loss", losses.localization_loss, prog_bar=True, batch_size=len(batch))
+        return losses.loss
+
+    def validation_step(self, batch: SubjectBatch, batch_idx: int) -> None:
+        """Measure both losses on held-out records with noise that is the same each time."""
+        generator = Generator(self.device).manual_seed(batch_idx)
+        with self.averaged_weights():
+            losses = self.model.training_losses(batch, generator=generator)
+        values = {"val/denoise_loss": losses.denoise_loss, "val/localization_loss": losses.localization_loss}
+        self.log_dict(values, batch_size=len(batch), sync_dist=True)
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the trained weights (averaged, where there is an EMA) beside the base they belong to.
+
+        Args:
+            folder: Where :data:`WEIGHTS_NAME` goes.
+        """
+        with self.averaged_weights():
+            return save_trained_weights(self.model, Path(folder) / WEIGHTS_NAME)
+
+
+def drop_conditions(
+    batch: SubjectBatch, empty_prompt: Tensor, caption_dropout: float, subject_dropout: float, generator: Generator
+) -> SubjectBatch:
+    """Take caption and subjects from some samples, and single subjects from others (PAPER.md, recipe).
+
+    Args:
+        batch: B samples with K slots.
+        empty_prompt: (77,) token ids of the empty prompt.
+        caption_dropout: Probability that a sample loses both.
+        subject_dropout: Probability that a subject is left out.
+        generator: Source of the draws.
+
+    Returns:
+        The batch with ``input_ids`` and ``subject_present`` replaced; precomputed text states are left out
+        where their caption is gone.
+    """
+    device = batch.input_ids.device
+    lost = torch.rand(len(batch), 1, generator=generator, device=device) < caption_dropout
+    kept = torch.rand(batch.subject_present.shape, generator=generator, device=device) >= subject_dropout
+    return batch.replace(
+        input_ids=torch.where(lost, empty_prompt, batch.input_ids),
+        subject_present=batch.subject_present & kept & ~lost,
+        text_embeds=None,
+    )

@@ -1,0 +1,50 @@
+"""Pictures made of pictures: grids and attention overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+_MARGIN = 6
+
+
+def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192) -> Image.Image:
+    """Put pictures into rows on white, each enlarged to the same square.
+
+    Args:
+        rows: Pictures of each row; rows may differ in length. Transparent ones are shown on light grey.
+        side: Side of a picture in pixels.
+    """
+    columns = max(len(row) for row in rows)
+    step = side + _MARGIN
+    sheet = Image.new("RGB", (columns * step + _MARGIN, len(rows) * step + _MARGIN), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            # Nearest pixels for small pictures: what the model drew, not what interpolation adds.
+            how = Image.Resampling.NEAREST if max(picture.size) <= side // 2 else Image.Resampling.LANCZOS
+            tile = picture.convert("RGBA").resize((side, side), how)
+            place = (x * step + _MARGIN, y * step + _MARGIN)
+            sheet.paste(Image.new("RGB", (side, side), (238, 238, 238)), place)
+            sheet.paste(tile, place, tile)
+    return sheet
+
+
+def attention_overlay(picture: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
+    """Show where a word attended: bright where it did, dark where not.
+
+    Args:
+        picture: The picture.
+        attention: (h, w), not negative; scaled by its own maximum.
+        strength: How dark the unattended parts become, 0 to 1.
+    """
+    size = (picture.height, picture.width)
+    smooth = F.interpolate(attention[None, None].float(), size=size, mode="bicubic", align_corners=False)[0, 0]
+    weight = (smooth / smooth.max().clamp(min=1e-8)).clamp(0, 1).numpy()[..., None]
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    tint = np.array([255.0, 220.0, 60.0]) * 0.25
+    mixed = pixels * (1 - strength + strength * weight) + tint * weight * strength
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))

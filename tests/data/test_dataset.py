@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from toy_records import CAPTION, LEFT, RIGHT, SIZE, add_record, picture, segment_map
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.dataset import SubjectDataset
+from fastcomposer.data.records import Record, RecordError, Segment, record_path, write_ids, write_record
+from fastcomposer.data.transforms import PUBLISHED
+
+Build = Callable[..., SubjectDataset]
+
+
+@pytest.fixture
+def build(folder: Path, tokenizer: Any) -> Build:
+    """Builds datasets of the folder: nothing random unless asked for."""
+
+    def make(split: str = "train", **changes: Any) -> SubjectDataset:
+        settings: dict[str, Any] = {"resolution": 24, "reference_size": 24, "flip": 0.0, "augmentation": None}
+        return SubjectDataset(folder, split, **({"tokenizer": tokenizer} | settings | changes))
+
+    return make
+
+
+def equal(one: SubjectBatch, other: SubjectBatch) -> bool:
+    names = ("pixel_values", "input_ids", "subject_pixel_values", "subject_token_idx", "subject_masks")
+    return one.record_ids == other.record_ids and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in names
+    )
+
+
+# --- one sample --------------------------------------------------------------------------------------------
+
+
+def test_a_sample(build: Build) -> None:
+    sample = build(max_subjects=3)[4]
+    assert sample.record_ids == ("0000004",)
+    assert sample.pixel_values.shape == (1, 3, SIZE, SIZE)
+    wanted = torch.from_numpy(picture(4)).permute(2, 0, 1) / 127.5 - 1
+    assert (sample.pixel_values[0] - wanted).abs().max() < 0.06
+    assert sample.input_ids.tolist() == [[60, 27, 55, 59, 27, 58, 61, 61, 61, 61, 61, 61]]
+    assert sample.subject_token_idx.tolist() == [[2, 5, 0]]
+    assert sample.subject_present.tolist() == [[True, True, False]]
+    masks = torch.zeros(1, 3, SIZE, SIZE)
+    masks[0, 0, 4:20, 2:10] = 1
+    masks[0, 1, 4:20, 14:22] = 1
+    assert torch.equal(sample.subject_masks, masks)
+    references = sample.subject_pixel_values
+    assert (references.shape, references.dtype) == ((1, 3, 3, 24, 24), torch.float32)
+    assert (references[0, 2] == 0).all()
+    assert (references[0, :2].amax(dim=(1, 2, 3)) > 0.2).all()
+    assert references.max() <= 1
+
+
+def test_flip_mirrors_the_target_and_leaves_the_references(build: Build) -> None:
+    plain, mirrored = build()[0], build(flip=1.0)[0]
+    assert torch.equal(mirrored.pixel_values, plain.pixel_values.flip(-1))
+    assert torch.equal(mirrored.subject_masks, plain.subject_masks.flip(-1))
+    assert torch.equal(mirrored.subject_pixel_values, plain.subject_pixel_values)
+
+
+def test_subjects_come_in_the_order_of_the_caption(folder: Path, build: Build) -> None:
+    add_record(folder, "0000000", replace(LEFT, end=17), replace(RIGHT, end=5))
+    masks = build()[0].subject_masks[0]
+    assert [float(masks[slot, :, :12].sum()) for slot in range(2)] == [0, 128]
+
+
+def test_labels_and_min_subjects(folder: Path, build: Build) -> None:
+    add_record(folder, "0000001", LEFT, replace(RIGHT, label="dog"))
+    assert build()[1].subject_present.tolist() == [[True, False, False, False]]
+    assert build(labels=["person", "dog"])[1].subject_present.sum() == 2
+    assert build(labels=None)[1].subject_present.sum() == 2
+    assert build(labels=["cat"])[1].subject_present.sum() == 0
+    assert "0000001" not in build(min_subjects=2).record_ids
+    assert len(build(min_subjects=1)) == 8
+    with pytest.raises(
+        RecordError, match=r"no record of split 'train' has 3 segments, coco_label in \['person'\]"
+    ):
+        build(min_subjects=3)
+
+
+# --- subjects left out -------------------------------------------------------------------------------------
+
+
+def test_of_subjects_that_share_a_word_the_largest_stays(folder: Path, build: Build) -> None:
+    small = Segment(3, (11, 0, 13, 24), 6, "person")  # its offset lies after the space
+    add_record(folder, "0000000", LEFT, small)
+    dataset = build()
+    sample = dataset[0]
+    assert sample.subject_masks.sum() == 128
+    assert sample.subject_token_idx[0].tolist() == [2, 0, 0, 0]
+    assert dataset.report()["same_word"] == 1
+
+
+def test_of_too_many_subjects_the_largest_stay(folder: Path, build: Build) -> None:
+    others = [Segment(3, (11, 0, 13, 24), 9, "person"), Segment(2, (0, 21, 24, 23), 11, "person")]
+    add_record(folder, "0000000", LEFT, RIGHT, *others)
+    dataset = build(max_subjects=3)
+    sample = dataset[0]
+    # 128 and 128, then 48 and 48 pixels, of which the smaller id: a man, a (2), a woman
+    assert sample.subject_masks.sum(dim=(2, 3)).tolist() == [[128, 48, 128]]
+    assert sample.subject_token_idx.tolist() == [[2, 4, 5]]
+    for _ in range(2):  # a record met again is not counted again
+        dataset[0], dataset[1]
+    assert dataset.report() == {
+        "bad_records": 0, "empty_mask": 0, "same_word": 0, "beyond_tokens": 0, "over_max_subjects": 1
+    }  # fmt: skip
+
+
+def test_subjects_beyond_the_tokens_are_left_out_and_the_next_takes_the_slot(
+    folder: Path, build: Build, make_tokenizer: Callable[[int], Any]
+) -> None:
+    dataset = build(tokenizer=make_tokenizer(6))
+    sample = dataset[0]
+    assert sample.input_ids.tolist() == [[60, 27, 55, 59, 27, 61]]
+    assert sample.subject_present.sum() == 1
+    assert sample.subject_masks[0].sum() == 128
+    add_record(folder, "0000002", replace(LEFT, bbox=(2, 4, 5, 20)), RIGHT)
+    dataset = build(tokenizer=make_tokenizer(6), max_subjects=1)
+    assert dataset[2].subject_masks.sum() == 48  # the larger one's word does not fit
+    assert dataset.report()["beyond_tokens"] == 1
+    assert build(tokenizer=make_tokenizer(3))[2].subject_present.sum() == 0
+
+
+def test_subjects_cropped_away_are_left_out(folder: Path, build: Build) -> None:
+    left, right = replace(LEFT, bbox=(0, 4, 10, 20)), replace(RIGHT, bbox=(30, 4, 40, 20))
+    pixels = segment_map(left, right, width=60)
+    write_record(folder, Record("0000000", CAPTION, (left, right)), picture(0, 24, 60), pixels)
+    dataset = build()
+    sample = dataset[0]  # columns 18 to 42 are the centre
+    assert sample.subject_token_idx[0, 0] == 5
+    assert sample.subject_masks[0, 0, 4:20, 12:22].sum() == sample.subject_masks.sum() == 160
+    assert dataset.report()["empty_mask"] == 1
+
+
+def test_boxes_beyond_the_picture(folder: Path, build: Build) -> None:
+    add_record(folder, "0000000", replace(LEFT, bbox=(-9, 4, 10, 99)))
+    sample = build(reference_size=20)[0]
+    wanted = torch.from_numpy(picture(0)[4:24, 0:10]).permute(2, 0, 1) / 255  # 10 wide, so padded by 5
+    assert (sample.subject_pixel_values[0, 0, :, :, 5:15] - wanted).abs().max() < 0.03
+
+
+# --- references --------------------------------------------------------------------------------------------
+
+
+def colour(sample: SubjectBatch, slot: int = 0) -> int:
+    """The colour in the middle of a reference."""
+    return round(float(sample.subject_pixel_values[0, slot, 0, 12, 12]) * 255)
+
+
+@pytest.fixture
+def people(folder: Path) -> Path:
+    """Ann in records 0, 1 and 2, Bob in 0 and 3, Carl in 4 alone and without a name in 5; one grey each."""
+    shown = {0: "ann bob", 1: "ann", 2: "ann", 3: "bob", 4: "carl", 5: ""}
+    for number, names in shown.items():
+        boxes = (LEFT.bbox, RIGHT.bbox)
+        segments = [
+            Segment(2 * slot + 1, box, (5, 17)[slot], "person", name or None)
+            for slot, (name, box) in enumerate(zip(names.split(" "), boxes, strict=False))
+        ]
+        grey = np.full((SIZE, SIZE, 3), 40 * (number + 1), dtype=np.uint8)
+        record = Record(f"{number:07d}", CAPTION, tuple(segments))
+        write_record(folder, record, grey, segment_map(*segments), quality=100)
+    write_ids(folder, "train", [f"{number:07d}" for number in shown])
+    return folder
+
+
+def test_references_of_the_same_image(people: Path, build: Build) -> None:
+    dataset = build()
+    assert [colour(dataset[(epoch, 0)], 1) for epoch in range(3)] == [40] * 3
+    assert [colour(dataset[number]) for number in range(6)] == [40, 80, 120, 160, 200, 240]
+
+
+def test_references_of_another_image(people: Path, build: Build) -> None:
+    dataset = build(reference="other_image")
+    assert {colour(dataset[(epoch, 0)], 0) for epoch in range(20)} == {80, 120}
+    assert {colour(dataset[(epoch, 0)], 1) for epoch in range(5)} == {160}
+    assert {colour(dataset[(epoch, 3)], 0) for epoch in range(5)} == {40}
+    assert [colour(dataset[(0, 4)]), colour(dataset[(0, 5)])] == [200, 240]  # no other picture of these
+    plain = build()[0]
+    assert torch.equal(dataset[0].pixel_values, plain.pixel_values)
+    assert torch.equal(dataset[0].subject_masks, plain.subject_masks)
+
+
+def test_a_bad_other_image_is_passed_over(people: Path, build: Build) -> None:
+    record_path(people, "0000001", ".jpg").write_bytes(b"")
+    dataset = build(reference="other_image", on_bad_record="skip")
+    assert {colour(dataset[(epoch, 0)], 0) for epoch in range(12)} == {120}
+    record_path(people, "0000002", ".npy").write_bytes(b"")
+    assert {colour(dataset[(epoch, 0)], 0) for epoch in range(12)} == {40}
+    assert dataset.report()["bad_records"] == 2
+    with pytest.raises(RecordError, match=r"0000001\.jpg: image|0000002\.npy: segment map"):
+        build(reference="other_image")[0]
+
+
+def test_other_image_needs_identities(folder: Path, build: Build) -> None:
+    for number in range(8):
+        add_record(folder, f"{number:07d}", replace(LEFT, identity=None))
+    with pytest.raises(ValueError, match=r"reference=other_image needs the field segments\[\]\.identity"):
+        build(reference="other_image")
+
+
+# --- bad records -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_record_found_bad_when_read_is_replaced_by_the_next(
+    folder: Path, build: Build, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_path(folder, "0000002", ".jpg").write_bytes(b"\xff\xd8")
+    np.save(record_path(folder, "0000003", ".npy"), np.zeros((SIZE, SIZE)))
+    with pytest.raises(RecordError, match=r"0000002\.jpg: image: unreadable"):
+        build()[2]
+    dataset = build(on_bad_record="skip")
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    with caplog.at_level(logging.WARNING):
+        names = [sample.record_ids[0][-1] for sample in loader for _ in range(1)]
+    assert "".join(names) == "01444567"
+    assert dataset.report()["bad_records"] == 2
+    reasons = dataset.bad_records()
+    assert "0000002.jpg: image: unreadable" in reasons["0000002"]
+    assert "0000003.npy: segment map: must be 2-D" in reasons["0000003"]
+    if num_workers == 0:
+        assert sum("bad record skipped" in message for message in caplog.messages) == 2
+
+
+def test_a_bad_record_reaches_the_main_process_as_such(folder: Path, build: Build) -> None:
+    record_path(folder, "0000001", ".npy").unlink()
+    with pytest.raises(RecordError, match=r"0000001\.npy: segment map: file is missing"):
+        list(DataLoader(build(), batch_size=None, num_workers=1))
+
+
+def test_no_readable_record_is_an_error(folder: Path, build: Build) -> None:
+    for number in (8, 9):
+        record_path(folder, f"{number:07d}", ".jpg").unlink()
+    with pytest.raises(RecordError, match="no record of split 'test' is readable"):
+        build("test", on_bad_record="skip")[0]
+
+
+def test_bad_json_is_counted_too(folder: Path, build: Build) -> None:
+    path = record_path(folder, "0000005", ".json")
+    path.write_text(json.dumps({"caption": CAPTION}))
+    with pytest.warns(UserWarning, match="1 of 8 records"):
+        dataset = build(on_bad_record="skip")
+    assert (len(dataset), dataset.report()["bad_records"]) == (7, 1)
+    assert dataset.bad_records() == {"0000005": f"{path}: segments: field is missing"}
+
+
+# --- determinism -------------------------------------------------------------------------------------------
+
+
+def draw(dataset: SubjectDataset, epoch: int, num_workers: int, order: list[int]) -> dict[int, SubjectBatch]:
+    pairs = [(epoch, index) for index in order]
+    loader = DataLoader(dataset, batch_size=None, sampler=pairs, num_workers=num_workers)  # type: ignore[arg-type]
+    return dict(zip(order, loader, strict=True))
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(build: Build) -> None:
+    settings: dict[str, Any] = {"flip": 0.5, "augmentation": PUBLISHED, "reference": "other_image"}
+    forward = draw(build(**settings), 3, 0, list(range(8)))
+    torch.rand(5)
+    backward = draw(build(**settings), 3, 2, list(range(7, -1, -1)))
+    assert all(equal(forward[index], backward[index]) for index in range(8))
+    later = draw(build(**settings), 4, 0, list(range(8)))
+    assert not any(
+        torch.equal(forward[i].subject_pixel_values, later[i].subject_pixel_values) for i in range(8)
+    )
+    other = build(**settings, seed=7)[(3, 0)]
+    assert not torch.equal(other.subject_pixel_values, forward[0].subject_pixel_values)
+
+
+def test_drawing_leaves_the_global_random_state(build: Build) -> None:
+    dataset = build(flip=0.5, augmentation=PUBLISHED)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    dataset[0]
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_the_epoch_of_plain_indices(build: Build) -> None:
+    dataset = build(flip=0.5, augmentation=PUBLISHED)
+    dataset.set_epoch(5)
+    assert equal(dataset[2], dataset[(5, 2)])
+    assert equal(dataset[-6], dataset[(5, 2)])
+    assert not equal(dataset[2], dataset[(6, 2)])
+    with pytest.raises(IndexError, match="index 8 of 8 records"):
+        dataset[8]
+
+
+def test_samples_are_collated(build: Build) -> None:
+    dataset = build(augmentation=PUBLISHED)
+    batch = SubjectBatch.collate([dataset[0], dataset[1]])
+    assert batch.subject_masks.shape == (2, 4, 24, 24)
+    assert batch.record_ids == ("0000000", "0000001")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_subjects": 0}, "max_subjects must be at least 1"),
+        ({"reference": "same"}, "reference must be one of same_image, other_image, not 'same'"),
+        ({"flip": 2}, "flip must be a probability, not 2"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"resolution": 0}, "resolution must be a positive multiple of 8"),
+        ({"reference_size": 0}, "reference_size must be positive"),
+    ],
+)
+def test_settings_are_checked(build: Build, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcomposer.data.reference import prepare_reference, reference_rows
+from fastcomposer.data.transforms import ReferenceTransform
+from fastcomposer.prompt import PromptError
+
+
+def picture(height: int = 12, width: int = 12) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_every_kind_of_image_gives_the_same(tmp_path: Path) -> None:
+    pixels = picture(20, 14)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "image.png")
+    tensor = torch.from_numpy(pixels).movedim(-1, 0)
+    expected = prepare_reference(image, 16)
+    assert expected.shape == (3, 16, 16) and expected.dtype == torch.float32
+    for same in (tmp_path / "image.png", str(tmp_path / "image.png"), pixels, tensor):
+        assert torch.equal(prepare_reference(same, 16), expected)
+    for close in (pixels / 255, tensor.double() / 255):  # not rounded in between
+        torch.testing.assert_close(prepare_reference(close, 16), expected, rtol=0, atol=1 / 255)
+
+
+def test_it_is_the_preprocessing_of_training() -> None:
+    pixels = picture(21, 14)
+    expected = ReferenceTransform(16, None)(torch.from_numpy(pixels).movedim(-1, 0), seed=0)
+    assert torch.equal(prepare_reference(pixels, 16), expected)
+
+
+def test_square_of_the_right_size_is_unchanged_and_others_are_padded() -> None:
+    pixels = picture()
+    exact = torch.from_numpy(pixels).movedim(-1, 0) / 255
+    torch.testing.assert_close(prepare_reference(pixels, 12), exact)
+    wide = prepare_reference(pixels[3:9], 12)
+    torch.testing.assert_close(wide[:, 3:9], exact[:, 3:9])
+    assert not wide[:, :3].any() and not wide[:, 9:].any()
+
+
+def test_transparent_pixels_become_the_same_noise_every_time() -> None:
+    pixels = np.dstack([picture(), np.full((12, 12), 255, np.uint8)])
+    pixels[:, :5, 3] = 0
+    image = Image.fromarray(pixels, "RGBA")
+    prepared = prepare_reference(image, 12)
+    opaque = torch.from_numpy(pixels[..., :3]).movedim(-1, 0) / 255
+    torch.testing.assert_close(prepared[:, :, 5:], opaque[:, :, 5:])
+    noise = prepared[:, :, :5]
+    assert not torch.allclose(noise, opaque[:, :, :5], atol=0.1)
+    assert 0.4 < noise.mean() < 0.6 and noise.std() > 0.2
+    torch.manual_seed(5)
+    assert torch.equal(prepare_reference(image, 12), prepared)
+    torch.testing.assert_close(prepare_reference(pixels / 255, 12), prepared, rtol=0, atol=1 / 255)
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    upright = Image.fromarray(picture(16, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by 90°
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(prepare_reference(tmp_path / "turned.png", 16), prepare_reference(upright, 16))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    image = Image.fromarray(picture()).convert(mode)
+    assert prepare_reference(image, 8).shape == (3, 8, 8)
+
+
+def test_grey_arrays_become_rgb() -> None:
+    grey = picture()[..., 0]
+    for image in (grey, grey[..., None], torch.from_numpy(grey)[None]):
+        prepared = prepare_reference(image, 12)
+        assert torch.equal(prepared[0], prepared[2])
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        ("/no/such/image.png", FileNotFoundError, "reference image /no/such/image.png does not exist"),
+        (3, TypeError, "not a int"),
+        (np.zeros((4, 4, 5), np.uint8), ValueError, r"shape \(4, 4, 5\) is no image"),
+        (torch.zeros(4, 4, 3), ValueError, r"shape \(4, 4, 3\) is no image"),
+        (torch.full((3, 4, 4), 255.0), ValueError, r"must lie in \[0, 1\]"),
+        (torch.full((3, 4, 4), float("nan")), ValueError, r"must lie in \[0, 1\]"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, error: type[Exception], message: str) -> None:
+    if isinstance(image, torch.Tensor) and image.shape == (4, 4, 3):
+        image = image[..., :2].movedim(-1, 0)
+        message = r"shape \(2, 4, 4\) is no image"
+    with pytest.raises(error, match=message):
+        prepare_reference(image, 8)
+
+
+def test_references_are_sorted_by_prompt() -> None:
+    one, two = Image.new("RGB", (4, 4)), Image.new("RGB", (5, 5))
+    assert reference_rows("p", one) == [[one]]
+    assert reference_rows("p", "a.png") == [["a.png"]]
+    assert reference_rows("p", [one, two]) == [[one, two]]
+    assert reference_rows("p", [[one, two]]) == [[one, two]]
+    assert reference_rows("p", []) == [[]]
+    assert reference_rows(["p"], [[one, two]]) == [[one, two]]
+    assert reference_rows(["p", "q", "r"], [[one, two], None, one]) == [[one, two], [], [one]]
+    stack = torch.zeros(2, 3, 4, 4)
+    assert [len(row) for row in reference_rows("p", stack)] == [2]
+    assert [len(row) for row in reference_rows(["p", "q"], [stack, stack[0]])] == [2, 1]
+
+
+def test_number_of_prompts_must_match() -> None:
+    one = Image.new("RGB", (4, 4))
+    with pytest.raises(PromptError, match=r"references for 1 prompt\(s\), but 2 prompt\(s\)"):
+        reference_rows(["p", "q"], [[one]])
+    with pytest.raises(PromptError, match=r"references for 2 prompt\(s\), but 1 prompt\(s\)"):
+        reference_rows("p", [[one], [one]])

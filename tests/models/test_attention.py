@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from fastcomposer.models.attention import (
+    AttentionAverage,
+    AttentionCapture,
+    SubjectAttnProcessor,
+    cross_attention_layers,
+    select_blocks,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+MIDDLE = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.1", "up_blocks.2"]
+
+
+def make_unet(**changes: Any) -> UNet2DConditionModel:
+    config = json.loads((GOLDEN / "expected.json").read_text())["config"]["unet"]
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**{**config, **changes})
+
+
+def small_unet(**changes: Any) -> UNet2DConditionModel:
+    """Two stages, attention in the inner one and in the middle."""
+    settings = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "sample_size": 8,
+    }
+    return make_unet(**{**settings, **changes})
+
+
+def call(unet: UNet2DConditionModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    size = unet.config.sample_size
+    return (
+        torch.randn(batch, 4, size, size, generator=generator),
+        torch.tensor([10, 700])[:batch],
+        torch.randn(batch, 77, 32, generator=generator),
+    )
+
+
+POSITIONS = torch.tensor([[3, 9, 0], [5, 0, 76]])
+
+
+def test_default_blocks_are_the_five_in_the_middle() -> None:
+    unet = make_unet()
+    assert select_blocks(unet) == MIDDLE
+    assert select_blocks(unet, num_blocks=1) == ["mid_block"]
+    assert select_blocks(unet, num_blocks=3) == ["down_blocks.2", "mid_block", "up_blocks.1"]
+    assert len(select_blocks(unet, num_blocks=99)) == 7
+    assert select_blocks(unet, num_blocks=0) == []
+
+
+def test_smaller_unets_give_what_they_have() -> None:
+    assert select_blocks(small_unet()) == ["down_blocks.1", "mid_block", "up_blocks.0"]
+    without_middle = small_unet(mid_block_type=None)
+    assert select_blocks(without_middle) == ["down_blocks.1", "up_blocks.0"]
+
+
+def test_blocks_by_name() -> None:
+    unet = make_unet()
+    assert select_blocks(unet, ["up_blocks.3", "mid_block"]) == ["mid_block", "up_blocks.3"]
+    with pytest.raises(ValueError, match=r"\['up_blocks.0', 'middle'\] are no .*'down_blocks.0'.*'up_blocks.3'"):
+        select_blocks(unet, ["up_blocks.0", "mid_block", "middle"])
+
+
+def test_second_self_attention_is_no_cross_attention() -> None:
+    unet = make_unet(only_cross_attention=[True, False, False, False])
+    assert len(cross_attention_layers(unet)["down_blocks.0"]) == 1
+    layers = [name for names in cross_attention_layers(unet).values() for name in names]
+    assert all(unet.get_submodule(name).is_cross_attention for name in layers)
+
+
+def test_processors_are_set_on_chosen_layers_only_and_put_back() -> None:
+    unet = make_unet()
+    before = dict(unet.attn_processors)
+    capture = AttentionCapture(unet, ["mid_block"])
+    with pytest.raises(KeyboardInterrupt), capture.record(POSITIONS):
+        ours = [name for name, p in unet.attn_processors.items() if isinstance(p, SubjectAttnProcessor)]
+        raise KeyboardInterrupt
+    assert ours == ["mid_block.attentions.0.transformer_blocks.0.attn2.processor"]
+    assert unet.attn_processors == before
+
+
+def test_unet_computes_the_same_with_and_without_capture() -> None:
+    unet = small_unet()
+    plain = unet(*call(unet)).sample
+    capture = AttentionCapture(unet, select_blocks(unet))
+    assert torch.equal(unet(*call(unet)).sample, plain)
+    with capture.record(POSITIONS):
+        assert torch.equal(unet(*call(unet)).sample, plain)
+
+
+def test_maps_are_columns_of_the_softmax() -> None:
+    unet = small_unet()
+    capture = AttentionCapture(unet, ["mid_block"])
+    with capture.record(torch.arange(77).expand(2, -1)) as maps:
+        unet(*call(unet))
+    (everything,) = maps.values()
+    heads = unet.get_submodule(capture.layers[0]).heads
+    assert everything.shape == (2, heads, 16, 77)
+    torch.testing.assert_close(everything.sum(-1), torch.ones(2, heads, 16))
+    with capture.record(POSITIONS) as maps:
+        unet(*call(unet))
+    (some,) = maps.values()
+    for row in range(2):
+        torch.testing.assert_close(some[row], everything[row][..., POSITIONS[row]])
+
+
+def test_fused_equals_explicit_in_value_and_gradient() -> None:
+    results = {}
+    for implementation in ("fused", "explicit"):
+        unet = small_unet()
+        capture = AttentionCapture(unet, select_blocks(unet), implementation)  # type: ignore[arg-type]
+        with capture.record(POSITIONS) as maps:
+            output = unet(*call(unet)).sample
+        (output.square().mean() + sum(m.square().mean() for m in maps.values())).backward()
+        gradients = {name: p.grad for name, p in unet.named_parameters() if p.grad is not None}
+        results[implementation] = (output, maps, gradients)
+    (out_a, maps_a, grads_a), (out_b, maps_b, grads_b) = results.values()
+    torch.testing.assert_close(out_a, out_b, rtol=1e-5, atol=1e-5)
+    for first, second in ((maps_a, maps_b), (grads_a, grads_b)):
+        assert first.keys() == second.keys()
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_checkpointing_collects_once_and_gives_the_same_gradients() -> None:
+    results = []
+    for checkpointed in (False, True):
+        unet = small_unet()
+        capture = AttentionCapture(unet, select_blocks(unet))
+        if checkpointed:
+            unet.enable_gradient_checkpointing(capture.checkpoint)
+        unet.train()
+        # Two forward passes before one backward pass, with different subjects.
+        recorded, loss = [], torch.zeros(())
+        for positions in (POSITIONS, POSITIONS + 1 - 2 * (POSITIONS > 70)):
+            with capture.record(positions) as maps:
+                output = unet(*call(unet)).sample
+            recorded.append((maps, dict(maps)))
+            loss = loss + output.mean() + sum(m[..., 0].square().mean() for m in maps.values())
+        loss.backward()
+        for maps, before in recorded:
+            assert maps.keys() == before.keys() == set(capture.layers)
+            assert all(maps[name] is before[name] for name in maps)
+        results.append({name: p.grad for name, p in unet.named_parameters()})
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_detached_maps_carry_no_gradient() -> None:
+    unet = small_unet()
+    for implementation in ("fused", "explicit"):
+        capture = AttentionCapture(unet, ["mid_block"], implementation)  # type: ignore[arg-type]
+        with capture.record(POSITIONS, detach=True) as maps:
+            output = unet(*call(unet)).sample
+        assert output.requires_grad and not any(m.requires_grad for m in maps.values())
+
+
+def test_unknown_implementation_is_refused() -> None:
+    with pytest.raises(ValueError, match="'fused' or 'explicit', not 'flash'"):
+        AttentionCapture(small_unet(), ["mid_block"], "flash")  # type: ignore[arg-type]
+
+
+def test_average_is_the_mean_over_heads_layers_and_steps() -> None:
+    unet = small_unet()
+    present = torch.tensor([[True, True, False], [True, False, True]])
+    average = AttentionAverage(unet, POSITIONS, present, (8, 8), num_calls=3, num_groups=2)
+    noise, timesteps, text = call(unet)
+    with torch.no_grad():
+        for index in range(3):
+            with average.step(index, 4):  # twice the images: guidance first
+                unet(torch.cat([noise, noise]), timesteps.repeat(2) + index, torch.cat([text * 0, text]))
+    assert not any(isinstance(p, SubjectAttnProcessor) for p in unet.attn_processors.values())
+    result = average.result()
+    assert result.shape == (2, 2, 3, 8, 8)
+    assert torch.equal(result.sum(dim=(1, 3, 4)) > 0, present)
+    capture = AttentionCapture(unet, select_blocks(unet))
+    with torch.no_grad(), capture.record(POSITIONS) as maps:
+        unet(noise, timesteps + 2, text)
+    expected = torch.zeros(2, 3, 8, 8)
+    for layer in maps.values():
+        grid = layer.mean(1).transpose(1, 2).unflatten(-1, (4, 4))
+        expected += torch.nn.functional.interpolate(grid, size=(8, 8), mode="bilinear") / len(maps)
+    # Calls 0 and 1 of 3 make the first of two groups, call 2 the second.
+    torch.testing.assert_close(result[:, 1], expected * present[..., None, None], rtol=1e-4, atol=1e-6)
