@@ -48,7 +48,7 @@ def tiny_tokenizer_files(folder: Path) -> None:
     )
 
 
-def write_base(
+def _write_base(
     folder: Path, *, tokenizer: bool = True, prediction_type: str = "epsilon", **changes: Any
 ) -> Path:
     """Write a random base model with the configuration of the reference numbers.

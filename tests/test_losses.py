@@ -44,7 +44,13 @@ def test_union_is_resized_bilinearly() -> None:
 
 @pytest.mark.parametrize(
     ("positions", "latent", "expected"),
-    [(64, (8, 8), (8, 8)), (8, (8, 4), (4, 2)), (12, (16, 12), (4, 3)), (15, (9, 5), (5, 3)), (6, (9, 5), (3, 2))],
+    [
+        (64, (8, 8), (8, 8)),
+        (8, (8, 4), (4, 2)),
+        (12, (16, 12), (4, 3)),
+        (15, (9, 5), (5, 3)),
+        (6, (9, 5), (3, 2)),
+    ],
 )
 def test_map_size_halves_and_rounds_up(
     positions: int, latent: tuple[int, int], expected: tuple[int, int]
@@ -73,8 +79,12 @@ def test_localization_of_one_layer_by_hand() -> None:
 def test_samples_without_subjects_count_as_zero() -> None:
     maps = torch.full((2, 3, 4, 1), 0.5)
     masks = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(2, 1, 4)
-    both = layer_localization(maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [True]]))
-    one = layer_localization(maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [False]]))
+    both = layer_localization(
+        maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [True]])
+    )
+    one = layer_localization(
+        maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [False]])
+    )
     assert both.item() == pytest.approx(-0.5, abs=1e-4)
     assert one.item() == pytest.approx(-0.25, abs=1e-4)
 

@@ -111,6 +111,12 @@ def map_size(num_positions: int, latent_size: tuple[int, int]) -> tuple[int, int
     return height, width
 
 
+def resize_masks(subject_masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (B, K, H, W) at the size of an attention map, (B, K, h, w) in [0, 1] (PAPER.md, Method 3)."""
+    masks = subject_masks.float()
+    return F.interpolate(masks, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
 def layer_localization(
     maps: Tensor, masks: Tensor, subject_present: Tensor, *, normalize: bool = False
 ) -> Tensor:
@@ -166,10 +172,7 @@ def localization_loss(
         positions = layer_maps.shape[2]
         if positions not in resized:
             size = map_size(positions, latent_size)
-            masks = F.interpolate(
-                subject_masks.float(), size=size, mode="bilinear", align_corners=False, antialias=True
-            )
-            resized[positions] = masks.flatten(2)
+            resized[positions] = resize_masks(subject_masks, size).flatten(2)
         per_layer[name] = layer_localization(
             layer_maps, resized[positions], subject_present, normalize=normalize
         )

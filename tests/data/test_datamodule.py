@@ -271,13 +271,9 @@ def test_the_place_is_kept_in_samples_of_all_processes(folder: Path, tokenizer: 
 
 def test_resuming_with_another_batch_size(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
     straight = fit(module(folder, tokenizer), keep=tmp_path, max_steps=8)
-    resumed = fit(
-        module(folder, tokenizer, batch_size=4), checkpoint=tmp_path / "batch-end-6.ckpt", max_steps=8
-    )
-    assert [names for names, _ in resumed] == [
-        straight[6][0] + straight[7][0],
-        *[names for names, _ in resumed[1:]],
-    ]
+    checkpoint = tmp_path / "batch-end-6.ckpt"
+    resumed = fit(module(folder, tokenizer, batch_size=4), checkpoint=checkpoint, max_steps=8)
+    assert resumed[0][0] == straight[6][0] + straight[7][0]
     assert len(resumed) == 2
 
 

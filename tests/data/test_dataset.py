@@ -236,8 +236,10 @@ def test_a_record_found_bad_when_read_is_replaced_by_the_next(
 
 def test_a_bad_record_reaches_the_main_process_as_such(folder: Path, build: Build) -> None:
     record_path(folder, "0000001", ".npy").unlink()
+    samples: Any = iter(DataLoader(build(), batch_size=None, sampler=[1], num_workers=1))
     with pytest.raises(RecordError, match=r"0000001\.npy: segment map: file is missing"):
-        list(DataLoader(build(), batch_size=None, num_workers=1))
+        next(samples)
+    samples._shutdown_workers()  # left to the garbage collector, it takes five seconds
 
 
 def test_no_readable_record_is_an_error(folder: Path, build: Build) -> None:

@@ -69,7 +69,9 @@ def test_smaller_unets_give_what_they_have() -> None:
 def test_blocks_by_name() -> None:
     unet = make_unet()
     assert select_blocks(unet, ["up_blocks.3", "mid_block"]) == ["mid_block", "up_blocks.3"]
-    with pytest.raises(ValueError, match=r"\['up_blocks.0', 'middle'\] are no .*'down_blocks.0'.*'up_blocks.3'"):
+    with pytest.raises(
+        ValueError, match=r"\['up_blocks.0', 'middle'\] are no .*'down_blocks.0'.*'up_blocks.3'"
+    ):
         select_blocks(unet, ["up_blocks.0", "mid_block", "middle"])
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -263,7 +263,9 @@ class TestLoading:
             FastComposer.from_pretrained(tmp_path / "absent")
         with pytest.raises(FileNotFoundError, match="base model no/such/folder: there is no such folder"):
             FastComposer.from_pretrained("no/such/folder")
-        with pytest.raises(FileNotFoundError, match="base model models/absent .* no such folder, and the hub"):
+        with pytest.raises(
+            FileNotFoundError, match="base model models/absent .* no such folder, and the hub"
+        ):
             FastComposer.from_pretrained("models/absent")
 
     def test_folder_without_a_model_is_named(self, tmp_path: Path) -> None:
@@ -274,7 +276,9 @@ class TestLoading:
         self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fastcomposer.models.networks.load_networks", lambda *_: pytest.fail("loaded"))
-        with pytest.raises(FileNotFoundError, match=f"image encoder {tmp_path}/clip: there is no such folder"):
+        with pytest.raises(
+            FileNotFoundError, match=f"image encoder {tmp_path}/clip: there is no such folder"
+        ):
             FastComposer.from_pretrained(tiny_base, tmp_path / "clip")
 
     def test_image_encoder_of_another_width_is_refused_in_words(
@@ -287,7 +291,9 @@ class TestLoading:
         other = write_base(tmp_path / "other", vision={"projection_dim": 48}, tokenizer=False)
         monkeypatch.setattr("fastcomposer.models.networks.load_networks", lambda *_: pytest.fail("loaded"))
         for encoder in (other, other / "image_encoder"):
-            with pytest.raises(ValueError, match="projects to 48 numbers, but the text encoder .* is 32 wide"):
+            with pytest.raises(
+                ValueError, match="projects to 48 numbers, but the text encoder .* is 32 wide"
+            ):
                 FastComposer.from_pretrained(tiny_base, encoder)
 
     def test_image_encoder_from_elsewhere(
@@ -340,7 +346,9 @@ class TestLoading:
 
         old = Path(shutil.copytree(tiny_base, tmp_path / "old"))
         path = old / "text_encoder" / "model.safetensors"
-        state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
+        state = {
+            f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()
+        }
         save_file(state, path, {"format": "pt"})
         expected = FastComposer.from_pretrained(tiny_base).text_encoder.state_dict()
         for name, value in FastComposer.from_pretrained(old).text_encoder.state_dict().items():
@@ -353,7 +361,11 @@ class TestPrompts:
     ) -> None:
         from fastcomposer.prompt import parse_prompt
 
-        prompts = ["a man <|image|> and a woman <|image|> on the beach", "a photo of a person <|image|>", "a beach"]
+        prompts = [
+            "a man <|image|> and a woman <|image|> on the beach",
+            "a photo of a person <|image|>",
+            "a beach",
+        ]
         references = golden.tensors["batch.object_pixel_values"]
         rows = [[references[0, 0], references[0, 1]], [references[1, 0]], []]
         encoded = golden_model.encode_prompts(prompts, rows)
@@ -397,7 +409,9 @@ def test_importing_the_package_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, fastcomposer; print(json.dumps([m for m in ('torch', 'diffusers') if m in sys.modules]))"
+    code = (
+        "import sys, fastcomposer; print(json.dumps([m for m in ('torch', 'diffusers') if m in sys.modules]))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True
     )

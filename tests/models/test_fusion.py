@@ -62,11 +62,10 @@ def test_dtype_of_the_text_is_kept() -> None:
     assert fused.dtype == torch.bfloat16
 
 
-def test_saved_fusion_is_named_by_the_package(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_saving_keeps_weights_and_subject_limit(tmp_path) -> None:  # type: ignore[no-untyped-def]
     fusion = SubjectFusion(D, max_subjects=3)
     fusion.save_pretrained(tmp_path)
     again = SubjectFusion.from_pretrained(tmp_path)
-    assert SubjectFusion.__module__ == "fastcomposer"
     assert again.config.max_subjects == 3
     for name, value in fusion.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)

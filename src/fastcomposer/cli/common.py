@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -16,6 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "conf"
 # What a wrong setting, file or caption raises; anything else is a defect of ours and keeps its trace.
 _EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OmegaConfBaseException)
+
+_USELESS_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning
+    r".*in eval mode at the start of training",  # frozen parts are in eval mode on purpose
+    r"Experiment logs directory .* exists and is not empty",
+    r".*does not have many workers",
+)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -32,6 +41,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         @wraps(function)
         def main(config: DictConfig) -> None:
             try:
+                _quieten()
                 _use_threads(config.get("threads"))
                 function(config)
             except Exception as error:
@@ -51,6 +61,16 @@ def _cause(error: BaseException) -> BaseException:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _quieten() -> None:
+    """Leave the terminal to what concerns the user: progress, results and warnings that call for action."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in _USELESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
 
 
 def _use_threads(threads: int | None) -> None:

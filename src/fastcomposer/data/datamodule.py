@@ -117,7 +117,8 @@ class SubjectDataModule(LightningDataModule):
 
     Raises:
         ValueError: If a setting is out of range.
-        RecordError: If the folder or an id list is missing or empty.
+        FileNotFoundError: If the folder is missing.
+        RecordError: If an id list is missing or empty.
     """
 
     def __init__(
@@ -194,12 +195,7 @@ class SubjectDataModule(LightningDataModule):
         self.setup("fit")
         assert self.train_dataset is not None
         rank, world = self._rank_and_world()
-        records = len(self.train_dataset)
-        if not self._sizes()[0]:
-            raise ValueError(
-                f"{self.root}: {records} records of split {self.train_split!r} do not fill one "
-                f"batch of {self.batch_size} on {world} process(es); lower data.batch_size"
-            )
+        self._sizes()
         sampler = EpochSampler(
             self.train_dataset,
             self.batch_size,
@@ -277,7 +273,14 @@ class SubjectDataModule(LightningDataModule):
         """Return the batches of an epoch and the samples of a batch, counted over all processes."""
         assert self.train_dataset is not None
         _, world = self._rank_and_world()
-        return len(self.train_dataset) // world // self.batch_size, self.batch_size * world
+        records = len(self.train_dataset)
+        per_epoch = records // world // self.batch_size
+        if not per_epoch:
+            raise ValueError(
+                f"{self.root}: {records} records of split {self.train_split!r} do not fill one "
+                f"batch of {self.batch_size} on {world} process(es); lower data.batch_size"
+            )
+        return per_epoch, self.batch_size * world
 
     def _batches_done(self) -> int:
         """Return how many batches of the data, counted from the first epoch, have been trained on."""

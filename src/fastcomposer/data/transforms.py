@@ -98,7 +98,7 @@ class ReferenceAugmentation:
         rotate: Rotation by up to ``degrees`` either way.
         degrees: Largest angle.
         jitter: Change of brightness, contrast, saturation and hue.
-        jitter_strength: Range of each, at most 0.5.
+        jitter_strength: Range of each; that of the hue at most 0.5.
         blur: Gaussian blur of ``blur_kernel`` pixels.
         blur_kernel: Width of the kernel in pixels, odd.
         blur_sigma: Smallest and largest standard deviation in pixels.
@@ -184,9 +184,10 @@ class ReferenceTransform:
             raise ValueError(f"reference_size must be positive, not {size}")
         self.size = size
         self.augmentation = augmentation
-        self._augment = None if augmentation is None else self._compose(augmentation)
+        self._steps = [] if augmentation is None else self._list_steps(augmentation)
 
-    def _compose(self, settings: ReferenceAugmentation) -> v2.Transform:
+    def _list_steps(self, settings: ReferenceAugmentation) -> list[tuple[float, v2.Transform]]:
+        """List the steps after the resize, each with its probability."""
         strength = settings.jitter_strength
         steps: list[tuple[float, v2.Transform]] = [
             (settings.rotate, v2.RandomRotation(settings.degrees, InterpolationMode.BILINEAR)),
@@ -204,7 +205,7 @@ class ReferenceTransform:
                 )
             deform = SeparableElastic(settings.elastic_alpha, settings.elastic_sigma)
             steps.append((settings.elastic, deform))
-        return v2.Compose([v2.RandomApply([step], p) for p, step in steps if p > 0] or [v2.Identity()])
+        return [(probability, step) for probability, step in steps if probability > 0]
 
     def __call__(self, crop: Tensor, seed: int) -> Tensor:
         """Turn a (3, h, w) uint8 crop into (3, R, R) float in [0, 1].
@@ -213,15 +214,16 @@ class ReferenceTransform:
             crop: What :func:`cut_out` returned.
             seed: Seed of the augmentation; the same seed and crop give the same picture.
         """
-        if self._augment is None:
+        if self.augmentation is None:
             return tvf.to_dtype(self._resize(crop), torch.float32, scale=True)
         with isolated_rng(seed):
-            picture = self._augment(self._resize(self._zoom(crop)))
+            picture = self._resize(self._zoom(crop, self.augmentation))
+            for probability, step in self._steps:
+                if torch.rand(()) < probability:
+                    picture = step(picture)
         return tvf.to_dtype(picture, torch.float32, scale=True)
 
-    def _zoom(self, crop: Tensor) -> Tensor:
-        settings = self.augmentation
-        assert settings is not None
+    def _zoom(self, crop: Tensor, settings: ReferenceAugmentation) -> Tensor:
         if torch.rand(()) >= settings.zoom:
             return crop
         factor = 1 + float(torch.rand(())) * (settings.max_zoom - 1)

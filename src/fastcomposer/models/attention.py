@@ -227,9 +227,9 @@ class AttentionAverage:
         self._capture = AttentionCapture(unet, select_blocks(unet, blocks))
         self._positions, self._present = subject_token_idx, subject_present
         self._latent_size, self._num_calls = latent_size, num_calls
-        shape = (num_groups, *subject_token_idx.shape, *latent_size)
+        shape = (int(num_groups), *subject_token_idx.shape, *latent_size)
         self._sums = torch.zeros(shape, device=subject_token_idx.device)
-        self._counts = [0] * num_groups
+        self._counts = [0] * int(num_groups)
 
     @contextmanager
     def step(self, call: int, batch_size: int) -> Iterator[None]:

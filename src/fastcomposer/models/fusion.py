@@ -31,15 +31,14 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Writes each subject's image embedding into the text embedding of its word (PAPER.md, Method 1).
 
     ``c'_j = LN(MLP2(MLP1([c_j ; e]) + c_j))`` at the subject's token j; every other token stays as it is, bit
-    for bit. Parameter names are those of ``postfuse_module`` in the released checkpoint.
+    for bit. Parameter names are those of ``postfuse_module`` in the released checkpoint. Saved pipelines name
+    this class by its module, so neither can be renamed.
 
     Args:
         embed_dim: Width d of the text encoder and of the projected image embedding.
         max_subjects: Most subjects in one prompt that the model was trained for; ``None`` for no limit.
     """
 
-    # A saved pipeline names its components by module: the package is a stable name, a file inside it is not.
-    __module__ = "fastcomposer"
     config: Any
 
     @register_to_config
@@ -48,6 +47,16 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.mlp1 = _Mlp(2 * embed_dim, embed_dim, embed_dim, residual=False)
         self.mlp2 = _Mlp(embed_dim, embed_dim, embed_dim, residual=True)
         self.layer_norm = nn.LayerNorm(embed_dim)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved fusion, as every diffusers model does."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Weights mapped from a file lie at odd addresses, where products with a single row round differently.
+        # Copied, they give the pictures of the model that was saved, bit for bit.
+        for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+            parameter.data = parameter.data.clone()
+        return loaded
 
     def fuse(self, word_embeds: Tensor, subject_embeds: Tensor) -> Tensor:
         """Fuse word embeddings (..., d) with subject embeddings (..., d) into (..., d)."""

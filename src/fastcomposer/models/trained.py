@@ -31,7 +31,9 @@ def save_trained_weights(model: FastComposer, path: str | Path, dtype: torch.dty
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.to("cpu", dtype).contiguous() for name, value in model.trainable_state_dict().items()}
+    state = {
+        name: value.to("cpu", dtype).contiguous() for name, value in model.trainable_state_dict().items()
+    }
     temporary = file.with_suffix(".tmp")
     save_file(state, temporary, {"format": "pt", "base": str(model.source.base) if model.source else ""})
     temporary.replace(file)
@@ -71,7 +73,9 @@ def _find(path: Path) -> Path:
     for candidate in (path / WEIGHTS_NAME, path / "checkpoints" / "last.ckpt"):
         if candidate.exists():
             return candidate
-    raise FileNotFoundError(f"checkpoint {path}: neither {WEIGHTS_NAME} nor checkpoints/last.ckpt is in this folder")
+    raise FileNotFoundError(
+        f"checkpoint {path}: neither {WEIGHTS_NAME} nor checkpoints/last.ckpt is in this folder"
+    )
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,72 @@
+"""How much of a subject word's attention falls on that subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Generator
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.losses import map_size, resize_masks
+from fastcomposer.models.attention import AttentionCapture, select_blocks
+from fastcomposer.models.composer import FastComposer
+
+
+@dataclass(frozen=True)
+class AttentionShare:
+    """Means over subjects, localized layers and heads.
+
+    Attributes:
+        inside: Share of the attention that a subject's word receives which lies inside the subject's mask.
+        area: Share of the picture that the mask covers: what an even spread would give.
+        subjects: Number of subjects measured.
+    """
+
+    inside: float
+    area: float
+    subjects: int
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain numbers by name."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def attention_share(model: FastComposer, batches: Iterable[SubjectBatch], seed: int = 0) -> AttentionShare:
+    """Measure the share on records, at timesteps and noise that depend on the seed alone.
+
+    Args:
+        model: The model; its default localized layers are looked at, whatever it was trained with.
+        batches: Records with masks.
+        seed: Seed of noise and timesteps.
+
+    Raises:
+        ValueError: If no record has a subject.
+    """
+    model.eval()
+    capture = AttentionCapture(model.unet, select_blocks(model.unet))
+    inside = area = 0.0
+    subjects = 0
+    for number, batch in enumerate(batches):
+        generator = Generator().manual_seed(seed + number)
+        latents = model.sample_latents(model.encode_moments(batch.pixel_values), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        total = model.noise_scheduler.config.num_train_timesteps
+        timesteps = torch.randint(total, (len(batch),), generator=generator)
+        noisy = model.noise_scheduler.add_noise(latents, noise, timesteps)
+        prompts, _ = model.encode_batch(batch)
+        with capture.record(batch.subject_token_idx, detach=True) as maps:
+            model.unet(noisy, timesteps, prompts)
+        size = (latents.shape[-2], latents.shape[-1])
+        for layer in maps.values():
+            masks = resize_masks(batch.subject_masks, map_size(layer.shape[2], size)).flatten(2)
+            attention = layer.mean(dim=1).transpose(1, 2)  # (B, K, positions)
+            share = (attention * masks).sum(-1) / attention.sum(-1).clamp(min=1e-12)
+            inside += float(share[batch.subject_present].sum()) / len(maps)
+            area += float(masks.mean(-1)[batch.subject_present].sum()) / len(maps)
+        subjects += int(batch.subject_present.sum())
+    if not subjects:
+        raise ValueError("no record has a subject: nothing to measure attention on")
+    return AttentionShare(inside / subjects, area / subjects, subjects)

@@ -1,0 +1,128 @@
+"""Every configuration composes, and mirrors what it instantiates."""
+
+from __future__ import annotations
+
+import inspect
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+
+from fastcomposer.cli.common import CONFIG_FOLDER
+
+COMMANDS = ("train", "generate", "prepare", "evaluate", "bench")
+GROUPS = {
+    "model": "train",
+    "data": "train",
+    "method": "train",
+    "localization": "train",
+    "sampler": "train",
+    "trainer": "train",
+    "callbacks": "train",
+    "logger": "train",
+    "experiment": "train",
+}
+CHOICES = [
+    (group, file.stem) for group in GROUPS for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))
+]
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose(command, [*overrides, "hydra.runtime.output_dir=outputs/test"], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return config
+
+
+def targets(node: Any, path: str = "") -> list[tuple[str, str, set[str]]]:
+    found = []
+    if isinstance(node, dict):
+        if "_target_" in node:
+            found.append((path, node["_target_"], {key for key in node if not key.startswith("_")}))
+        for key, value in node.items():
+            found += targets(value, f"{path}.{key}".lstrip("."))
+    return found
+
+
+def accepted(target: str) -> set[str] | None:
+    """Names of the arguments a target takes, through ``**recipe`` of the trainings; ``None`` for any."""
+    function = get_method(target) if not inspect.isclass(_located(target)) else _located(target)
+    names: set[str] = set()
+    for cls in inspect.getmro(function) if inspect.isclass(function) else (function,):
+        call = cls.__init__ if inspect.isclass(cls) else cls
+        parameters = inspect.signature(inspect.unwrap(call)).parameters.values()
+        names |= {p.name for p in parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def _located(target: str) -> Any:
+    from hydra._internal.utils import _locate
+
+    return _locate(target)
+
+
+def test_no_choice_is_forgotten() -> None:
+    assert {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()} == set(GROUPS)
+    assert {file.stem for file in CONFIG_FOLDER.glob("*.yaml")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
+    overrides = [f"{group}={choice}"]
+    if choice in {"subjects", "samples"}:  # what others build on, with fields left open
+        overrides += {"subjects": ["data.root=x"], "samples": [
+            "callbacks.samples.prompts=[]", "callbacks.samples.references=[]"
+        ]}[choice]
+    config = composed(GROUPS[group], *overrides)
+    plain = {
+        key: OmegaConf.to_container(config[key], resolve=True)
+        for key in config
+        if key != "hydra" and OmegaConf.is_config(config[key])
+    }
+    found = targets(plain)
+    assert found
+    for path, target, keys in found:
+        names = accepted(target)
+        assert names is None or keys <= names, f"{path}: {target} does not take {sorted(keys - names)}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_cfg_answer_at_once(command: str) -> None:
+    for option in (["--help"], ["--cfg", "job"]):
+        call = [sys.executable, "-m", f"fastcomposer.cli.{command}", *option]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = subprocess.run(call, capture_output=True, text=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert result.returncode == 0, result.stderr
+        # Processor time: that of the clock depends on what else the machine does.
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+        assert f"python -m fastcomposer.cli.{command}" in result.stdout or option == ["--cfg", "job"]
+
+
+def test_heavy_libraries_wait_for_the_configuration() -> None:
+    code = "import sys, fastcomposer.cli.train, fastcomposer.cli.generate; print([m for m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not [name for name in ("torch", "diffusers", "transformers", "lightning") if f"'{name}'" in loaded]
+
+
+def test_unknown_keys_are_errors() -> None:
+    from hydra.errors import ConfigCompositionException
+
+    with pytest.raises(ConfigCompositionException, match="trainer.max_stepz"):
+        composed("train", "trainer.max_stepz=3")
+
+
+def test_paths_of_the_configuration_are_relative() -> None:
+    for file in CONFIG_FOLDER.rglob("*.yaml"):
+        text = Path(file).read_text()
+        assert "/home/" not in text
+        assert "http" not in text
