@@ -132,7 +132,7 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def write_base() -> Callable[..., Path]:
-    """Write a random base model: ``write_base(folder, tokenizer=True, prediction_type="epsilon", **changes)``."""
+    """Write a random base model; takes a folder and what differs from the reference configuration."""
     return _write_base
 
 

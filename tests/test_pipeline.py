@@ -190,24 +190,17 @@ class TestDelayedConditioning:
         assert not torch.equal(images[0.5, 0], images[0.5, 1])
         assert not torch.equal(images[0.5, 0], images[1.0, 0])
 
-    def test_every_embedding_is_computed_once(
-        self, pipe: FastComposerPipeline, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        counts: dict[str, list[int]] = {}
-        for name in ("text_encoder", "image_encoder", "fusion"):
-            part = getattr(pipe, name)
-            counts[name] = []
-            handle = part.register_forward_hook(lambda *_, name=name: counts[name].append(1))
-            monkeypatch.setattr(part, "_test_handle", handle, raising=False)
+    def test_every_embedding_is_computed_once(self, pipe: FastComposerPipeline) -> None:
+        calls: list[str] = []
+        hooks = [
+            getattr(pipe, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+            for name in ("text_encoder", "image_encoder", "fusion", "unet")
+        ]
         pipe(TWO, references=[reference(0), reference(1)], generator=seeded(), output_type="latent", **SIZE)
-        for name in counts:
-            getattr(pipe, name)._test_handle.remove()
-        # The prompt and the empty prompt; both references at once.
-        assert {name: len(calls) for name, calls in counts.items()} == {
-            "text_encoder": 2,
-            "image_encoder": 1,
-            "fusion": 1,
-        }
+        for hook in hooks:
+            hook.remove()
+        # The prompt, the empty prompt, both references at once, and then the steps.
+        assert calls == ["text_encoder", "text_encoder", "image_encoder", "fusion", *["unet"] * 4]
 
 
 class TestBatches:
@@ -521,7 +514,7 @@ class TestErrors:
             pipe(ONE, reference=[reference(0)])
 
     def test_widths_must_match(self, pipe: FastComposerPipeline) -> None:
-        with pytest.raises(ValueError, match="the fusion is 48 wide, but the text encoder .* is 32 wide"):
+        with pytest.raises(ValueError, match=r"the fusion is 48 wide, but the text encoder .* is 32 wide"):
             FastComposerPipeline(**{**pipe.components, "fusion": SubjectFusion(48)})
 
     def test_a_base_model_alone_is_no_pipeline(self, tiny_base: Path) -> None:

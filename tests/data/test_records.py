@@ -204,6 +204,26 @@ def test_truncated_files(folder: Path, suffix: str, field: str, kept: float) -> 
         read_record(folder, NAME)
 
 
+def test_damaged_files_raise_nothing_else(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for suffix, header in ((".jpg", 400), (".npy", 120), (".json", 200)):
+        path = record_path(folder, NAME, suffix)
+        good = path.read_bytes()
+        damaged = 0
+        for _ in range(150):
+            content = bytearray(good)
+            for place in rng.integers(min(header, len(good)), size=4):
+                content[place] = rng.integers(256)
+            path.write_bytes(content)
+            try:
+                read_record(folder, NAME)
+            except RecordError as error:
+                assert "0000003" in str(error)
+                damaged += 1
+        assert damaged > 30
+        path.write_bytes(good)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [

@@ -60,6 +60,14 @@ def test_default_blocks_are_the_five_in_the_middle() -> None:
     assert select_blocks(unet, num_blocks=0) == []
 
 
+def test_stable_diffusion_has_the_papers_eleven_layers() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+    layers = cross_attention_layers(unet)
+    assert select_blocks(unet) == MIDDLE
+    assert [len(layers[block]) for block in MIDDLE] == [2, 2, 1, 3, 3]
+
+
 def test_smaller_unets_give_what_they_have() -> None:
     assert select_blocks(small_unet()) == ["down_blocks.1", "mid_block", "up_blocks.0"]
     without_middle = small_unet(mid_block_type=None)

@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastcomposer import FastComposer, PromptError, SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, subject_union
@@ -186,7 +187,7 @@ class TestLosses:
     def test_image_size_is_checked_first(self, golden_model: FastComposer, golden: Golden) -> None:
         assert golden_model.size_factor == 16
         batch = golden.batch().replace(pixel_values=torch.zeros(3, 3, 64, 72))
-        with pytest.raises(ValueError, match="64 by 72 pixels .* multiples of 16"):
+        with pytest.raises(ValueError, match=r"64 by 72 pixels .* multiples of 16"):
             golden_model.training_losses(batch)
 
     def test_own_checkpointing_of_the_unet_is_refused(
@@ -195,6 +196,37 @@ class TestLosses:
         golden_model.unet.enable_gradient_checkpointing()
         with pytest.raises(RuntimeError, match="enable_gradient_checkpointing of the FastComposer model"):
             golden_model.training_losses(golden.batch(), **golden.drawn())
+
+    def test_nothing_waits_for_values(self, golden_model: FastComposer, golden: Golden) -> None:
+        golden_model.loss_config = LossConfig(
+            mask_loss_per_sample=True, mask_loss_skip_unconditional=True, normalize_localization=True
+        )
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            batch = golden.batch()
+            fake = {field.name: getattr(batch, field.name) for field in fields(batch)}
+            fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in fake.items()}
+            # A tensor without values: reading one on the way to the loss would raise.
+            golden_model.training_losses(SubjectBatch(**fake)).loss.backward()
+            with pytest.raises(DataDependentOutputException):
+                fake["subject_present"].any().item()
+
+    def test_autocast_keeps_the_losses_in_float32(self, golden_model: FastComposer, golden: Golden) -> None:
+        golden_model.loss_config = CONFIGS["paper"]
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = golden_model.training_losses(golden.batch(), **golden.drawn())
+        assert losses.loss.dtype == torch.float32
+        expected = golden.expected["paper"]
+        assert losses.denoise_loss.item() == pytest.approx(expected["denoise_loss"], rel=0.02)
+        assert losses.localization_loss.item() == pytest.approx(expected["localization_loss"], rel=0.1)
+
+    def test_half_precision_caches_are_taken(self, golden_model: FastComposer, golden: Golden) -> None:
+        batch = golden.batch()
+        moments = golden_model.encode_moments(batch.pixel_values).detach()
+        cached = batch.replace(
+            latent_moments=moments.half(), text_embeds=golden.tensors["text_embeds"].half()
+        )
+        losses = golden_model.training_losses(cached)
+        assert losses.prompt_embeds.dtype == losses.noise_pred.dtype == torch.float32
 
     def test_half_precision_weights_train(self, tiny_base: Path, golden: Golden) -> None:
         model = FastComposer.from_pretrained(tiny_base, dtype=torch.bfloat16)
@@ -264,7 +296,7 @@ class TestLoading:
         with pytest.raises(FileNotFoundError, match="base model no/such/folder: there is no such folder"):
             FastComposer.from_pretrained("no/such/folder")
         with pytest.raises(
-            FileNotFoundError, match="base model models/absent .* no such folder, and the hub"
+            FileNotFoundError, match=r"base model models/absent .* no such folder, and the hub"
         ):
             FastComposer.from_pretrained("models/absent")
 
@@ -292,7 +324,7 @@ class TestLoading:
         monkeypatch.setattr("fastcomposer.models.networks.load_networks", lambda *_: pytest.fail("loaded"))
         for encoder in (other, other / "image_encoder"):
             with pytest.raises(
-                ValueError, match="projects to 48 numbers, but the text encoder .* is 32 wide"
+                ValueError, match=r"projects to 48 numbers, but the text encoder .* is 32 wide"
             ):
                 FastComposer.from_pretrained(tiny_base, encoder)
 
@@ -302,6 +334,21 @@ class TestLoading:
         other = write_base(tmp_path / "other", vision={"num_hidden_layers": 2}, tokenizer=False)
         model = FastComposer.from_pretrained(tiny_base, other / "image_encoder")
         assert len(model.image_encoder.vision_model.encoder.layers) == 2
+
+    def test_image_encoder_may_be_a_whole_clip_model(self, tiny_base: Path, tmp_path: Path) -> None:
+        from transformers import CLIPConfig, CLIPModel
+
+        own = FastComposer.from_pretrained(tiny_base)
+        config = CLIPConfig(
+            text_config=own.text_encoder.config.to_dict(),
+            vision_config=own.image_encoder.config.to_dict(),
+            projection_dim=32,
+        )
+        clip = CLIPModel(config)
+        clip.save_pretrained(tmp_path / "clip")
+        model = FastComposer.from_pretrained(tiny_base, tmp_path / "clip")
+        for name, value in model.image_encoder.state_dict().items():
+            assert torch.equal(value, clip.state_dict()[name]), name
 
     def test_incomplete_weights_are_refused(self, tiny_base: Path, tmp_path: Path) -> None:
         import shutil
@@ -392,7 +439,7 @@ class TestPrompts:
         with pytest.raises(PromptError, match=r"0 reference image\(s\) for 1 marker"):
             golden_model.encode_prompts(["a man <|image|>"])
         many = "a man <|image|> " * 5
-        with pytest.raises(PromptError, match="5 subjects .* the model takes 4 at most"):
+        with pytest.raises(PromptError, match=r"5 subjects .* the model takes 4 at most"):
             golden_model.encode_prompts([many], [[torch.zeros(3, 56, 56)] * 5])
 
     def test_missing_tokenizer_matters_only_for_prompts(

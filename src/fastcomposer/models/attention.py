@@ -80,7 +80,7 @@ class _Recording:
 class AttentionCapture:
     """Collects the attention that chosen layers pay to the subjects' tokens, for one U-Net call at a time.
 
-    Only the chosen layers get a processor of ours, and only while something is recorded: at any other time the
+    Only the chosen layers get a processor of ours, and only while something is recorded: at other times the
     U-Net is as it was. No map outlives the dictionary that :meth:`record` hands out.
 
     Args:
@@ -125,7 +125,8 @@ class AttentionCapture:
         processors = {name: module.processor for name, module in self._modules.items()}
         try:
             for name, module in self._modules.items():
-                module.set_processor(SubjectAttnProcessor(name, recording, self.implementation))
+                processor: Any = SubjectAttnProcessor(name, recording, self.implementation)
+                module.set_processor(processor)
             yield
         finally:
             self._recording = outer

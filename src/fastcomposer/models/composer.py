@@ -127,9 +127,23 @@ class FastComposer(Networks):
         """Mean and log-variance (B, 2C, h, w) of the VAE posterior of images (B, 3, H, W) in [-1, 1]."""
         return self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.parameters
 
-    def sample_latents(self, moments: Tensor, generator: Generator | None = None) -> Tensor:
-        """Draw scaled latents (B, C, h, w) from posterior moments (B, 2C, h, w)."""
-        return DiagonalGaussianDistribution(moments).sample(generator) * self.vae.config.scaling_factor
+    @torch.no_grad()
+    def encode_latents(self, batch: SubjectBatch, generator: Generator | None = None) -> Tensor:
+        """Draw scaled latents (B, C, h, w) in float32 from the VAE posterior of a batch.
+
+        Args:
+            batch: B samples; its ``latent_moments`` take the encoder's place where present.
+            generator: Source of the draw.
+
+        Raises:
+            ValueError: If the image size does not fit the model.
+        """
+        moments = batch.latent_moments
+        if moments is None:
+            self.check_image_size(*batch.pixel_values.shape[-2:])
+            moments = self.encode_moments(batch.pixel_values)
+        posterior = DiagonalGaussianDistribution(moments.float())
+        return posterior.sample(generator) * self.vae.config.scaling_factor
 
     def encode_batch(self, batch: SubjectBatch) -> tuple[Tensor, Tensor]:
         """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, d) subject embeddings."""
@@ -137,6 +151,7 @@ class FastComposer(Networks):
         if text_embeds is None:
             with torch.no_grad():
                 text_embeds = encode_text(self.text_encoder, batch.input_ids)
+        text_embeds = text_embeds.to(self.fusion.dtype)
         subjects = encode_references(
             self.image_encoder, self.reference_normalizer, batch.subject_pixel_values
         )
@@ -164,13 +179,9 @@ class FastComposer(Networks):
         Raises:
             ValueError: If the image size does not fit the model.
         """
-        self.check_image_size(*batch.pixel_values.shape[-2:])
         if latents is None:
-            with torch.no_grad():
-                moments = batch.latent_moments
-                moments = self.encode_moments(batch.pixel_values) if moments is None else moments
-                latents = self.sample_latents(moments, generator)
-        device = latents.device
+            latents = self.encode_latents(batch, generator)
+        device, size = latents.device, (latents.shape[-2], latents.shape[-1])
         if noise is None:
             noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
         if timesteps is None:
@@ -183,7 +194,6 @@ class FastComposer(Networks):
         if self.noise_scheduler.config.prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
         config = self.loss_config
-        size = (latents.shape[-2], latents.shape[-1])
         denoise = denoising_loss(prediction, target, self._loss_mask(batch, size, generator))
         localization, per_layer = localization_loss(
             maps, batch.subject_masks, batch.subject_present, size, normalize=config.normalize_localization

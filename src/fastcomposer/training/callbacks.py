@@ -35,10 +35,8 @@ class GracefulStop(Callback):
         """Whether a signal ended the training."""
         return self._received is not None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen for signals, before the trainer installs handlers of its own around these."""
-        if stage != "fit":
-            return
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals, in place of the trainer's own handler, which ends without saving."""
         self._received = None
 
         def stop(number: int, frame: Any) -> None:
@@ -58,9 +56,13 @@ class GracefulStop(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, whatever ended the training."""
         trainer.save_checkpoint(self.path)
+        self._release()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Put the previous handlers back."""
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Put the previous handlers back; the checkpoint before stays the last one."""
+        self._release()
+
+    def _release(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -1,0 +1,88 @@
+"""A tiny model and a tiny data folder to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.prepare import prepare_avatars
+from fastcomposer.data.scenes import AvatarScenes
+from fastcomposer.losses import LossConfig
+from fastcomposer.models.composer import FastComposer
+from fastcomposer.prompt import load_tokenizer
+from fastcomposer.training.module import FastComposerModule
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four scenes to train on and eight held out."""
+    root = tmp_path_factory.mktemp("world")
+    prepare_avatars(root, AvatarScenes(size=64, num_identities=8), 24, 8, num_workers=0, reference_size=56)
+    return root
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, write_base: Callable[..., Path]) -> Path:
+    """A base small enough for hundreds of steps."""
+    unet = {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8]}
+    unet |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "norm_num_groups": 4, "attention_head_dim": 2}
+    return write_base(tmp_path_factory.mktemp("base"), unet=unet)
+
+
+@pytest.fixture
+def make_module(base: Path) -> Callable[..., FastComposerModule]:
+    """Build the training of a fresh copy of the tiny model."""
+
+    def build(**settings: Any) -> FastComposerModule:
+        torch.manual_seed(0)  # the fusion starts at random
+        loss = LossConfig(mask_loss_per_sample=True, mask_loss_skip_unconditional=True)
+        settings = {"ema_decay": 0.9, "warmup_steps": 5, **settings}
+        return FastComposerModule(
+            model=partial(FastComposer.from_pretrained, base, loss_config=loss),
+            optimizer=settings.pop("optimizer", partial(torch.optim.AdamW, lr=1e-3)),
+            vision_layers=settings.pop("vision_layers", 1),
+            **settings,
+        )
+
+    return build
+
+
+@pytest.fixture
+def make_data(world: Path, base: Path) -> Callable[..., SubjectDataModule]:
+    """Build the data module of the tiny folder."""
+
+    def build(**settings: Any) -> SubjectDataModule:
+        settings = {"batch_size": 2, "reference": "other_image", "max_subjects": 3, **settings}
+        tokenizer = load_tokenizer(str(base))
+        return SubjectDataModule(world, tokenizer, resolution=32, reference_size=56, augmentation=None, **settings)
+
+    return build
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
+    """Build a silent trainer on the CPU."""
+
+    def build(**settings: Any) -> L.Trainer:
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "default_root_dir": tmp_path,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "limit_val_batches": 0,
+            "num_sanity_val_steps": 0,
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": 1,
+        }
+        return L.Trainer(**{**defaults, **settings})
+
+    return build

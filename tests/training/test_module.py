@@ -1,0 +1,248 @@
+"""The training recipe, on a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.models.trained import load_trained_weights
+from fastcomposer.training.callbacks import GracefulStop, SampleImages
+from fastcomposer.training.module import FastComposerModule, drop_conditions
+from fastcomposer.training.recipe import NonFiniteLossError
+
+Make = Callable[..., Any]
+
+
+def weights(module: FastComposerModule) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
+
+
+def test_200_steps_equal_100_resumed_for_100_more(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    straight = make_module()
+    make_trainer(max_steps=200).fit(straight, make_data())
+    first = make_module()
+    trainer = make_trainer(max_steps=100)
+    trainer.fit(first, make_data())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.manual_seed(99)  # another process starts with other global random numbers
+    second = make_module()
+    make_trainer(max_steps=200).fit(second, make_data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert second.global_step == 200
+    one, other = weights(straight), weights(second)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    with straight.averaged_weights(), second.averaged_weights():
+        one, other = weights(straight), weights(second)
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_frozen_parts_stay_and_checkpoints_hold_trained_ones_only(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    module = make_module(train_unet=False)
+    before = weights(module)
+    trainer = make_trainer(max_steps=3)
+    trainer.fit(module, make_data())
+    after = weights(module)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {".".join(name.split(".")[:1]) for name in changed}
+    assert parts == {"fusion", "image_encoder"}
+    assert all("encoder.layers.2." in name for name in changed if name.startswith("image_encoder"))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert {name.removeprefix("model.") for name in stored} == set(module.model.trainable_state_dict())
+    assert not module.model.vae.training
+    assert not module.model.text_encoder.training
+
+
+def test_exported_weights_are_the_average_and_load_again(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    module = make_module()
+    trainer = make_trainer(max_steps=5)
+    trainer.fit(module, make_data())
+    file = module.export(tmp_path)
+    trainer.save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    for source in (file, tmp_path, tmp_path / "checkpoints" / "last.ckpt"):
+        fresh = make_module().model
+        load_trained_weights(fresh, source)
+        with module.averaged_weights():
+            for name, value in module.model.state_dict().items():
+                assert torch.equal(value, fresh.state_dict()[name]), (source, name)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_trained_weights(fresh, tmp_path / "nothing")
+
+
+def test_checkpoint_of_another_choice_of_parameters_is_refused(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_module(), make_data())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(RuntimeError, match="method.vision_layers"):
+        make_trainer(max_steps=2).fit(
+            make_module(vision_layers=0), make_data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
+        )
+
+
+def some_batch(count: int, slots: int = 2) -> SubjectBatch:
+    return SubjectBatch(
+        pixel_values=torch.zeros(count, 3, 8, 8),
+        input_ids=torch.ones(count, 77, dtype=torch.long),
+        subject_pixel_values=torch.zeros(count, slots, 3, 4, 4),
+        subject_token_idx=torch.ones(count, slots, dtype=torch.long),
+        subject_present=torch.ones(count, slots, dtype=torch.bool),
+        subject_masks=torch.zeros(count, slots, 8, 8),
+    )
+
+
+def test_conditions_are_dropped_as_often_as_asked() -> None:
+    empty = torch.full((77,), 7)
+    batch = drop_conditions(some_batch(20_000), empty, 0.1, 0.3, torch.Generator().manual_seed(0))
+    lost = (batch.input_ids == 7).all(dim=1)
+    assert abs(lost.float().mean().item() - 0.1) < 0.01
+    assert not batch.subject_present[lost].any()
+    assert abs(batch.subject_present[~lost].float().mean().item() - 0.7) < 0.01
+    # Subjects are dropped one by one, not a sample's all together.
+    both = batch.subject_present[~lost].all(dim=1).float().mean().item()
+    assert abs(both - 0.49) < 0.015
+
+
+def test_nothing_is_dropped_at_zero() -> None:
+    batch = drop_conditions(some_batch(50), torch.full((77,), 7), 0.0, 0.0, torch.Generator().manual_seed(0))
+    assert batch.subject_present.all()
+    assert (batch.input_ids == 1).all()
+
+
+class _Poison(Callback):
+    """Makes the gradients of chosen steps NaN."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step in self.steps:
+            for parameter in pl_module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+
+
+def test_single_bad_steps_pass_and_leave_finite_weights(
+    make_module: Make, make_data: Make, make_trainer: Make
+) -> None:
+    module = make_module()
+    make_trainer(max_steps=6, callbacks=[_Poison({2, 4})]).fit(module, make_data())
+    assert module.global_step == 6
+    assert all(value.isfinite().all() for value in module.model.state_dict().values() if value.is_floating_point())
+
+
+def test_lasting_bad_steps_end_the_training(make_module: Make, make_data: Make, make_trainer: Make) -> None:
+    module = make_module(max_bad_steps=3)
+    with pytest.raises(NonFiniteLossError, match=r"4 steps in a row.*method\.optimizer\.lr"):
+        make_trainer(max_steps=20, callbacks=[_Poison(set(range(2, 20)))]).fit(module, make_data())
+
+
+def test_learning_rate_warms_up_and_cools_down(make_module: Make, make_data: Make, make_trainer: Make) -> None:
+    seen: list[float] = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    optimizer = partial(torch.optim.AdamW, lr=1.0e-3)
+    module = make_module(warmup_steps=4, cooldown=0.5, optimizer=optimizer)
+    make_trainer(max_steps=10, callbacks=[Watch()]).fit(module, make_data())
+    assert seen[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    assert seen[5:] == pytest.approx([1e-3, 0.8e-3, 0.6e-3, 0.4e-3, 0.2e-3], rel=0.26)
+    assert seen[-1] < seen[-2] < seen[-3]
+
+
+def test_losses_are_logged_apart(make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name=None, version="logs")
+    module = make_module()
+    make_trainer(max_steps=4, logger=logger, limit_val_batches=1, val_check_interval=2).fit(module, make_data())
+    rows = list(csv.DictReader((tmp_path / "logs" / "metrics.csv").open()))
+    trained = [row for row in rows if row["train/loss"]]
+    assert len(trained) == 4
+    for row in trained:
+        total = float(row["train/denoise_loss"]) + 0.001 * float(row["train/localization_loss"])
+        assert float(row["train/loss"]) == pytest.approx(total, rel=1e-5)
+        assert float(row["train/grad_norm"]) > 0
+    assert [row for row in rows if row["val/denoise_loss"]]
+
+
+def test_a_signal_ends_after_the_step_and_saves(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    class Interrupt(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    stop = GracefulStop(tmp_path)
+    module = make_module()
+    make_trainer(max_steps=50, callbacks=[stop, Interrupt()]).fit(module, make_data())
+    assert stop.stopped
+    assert module.global_step == 4
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_samples_are_the_same_pictures_each_time(
+    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
+) -> None:
+    portraits = sorted(str(path) for path in (world / "references").iterdir())
+    samples = SampleImages(
+        tmp_path,
+        ["a man <|image|> on the beach", "a man <|image|> and a woman <|image|>"],
+        [portraits[:1], portraits[:2]],
+        seed=1,
+        sampler={"alpha": 1.0, "num_inference_steps": 2, "height": 32, "width": 32},
+    )
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    module = make_module(optimizer=frozen, ema_decay=None)
+    trainer = make_trainer(
+        max_steps=4, callbacks=[samples], limit_val_batches=1, val_check_interval=2, check_val_every_n_epoch=None
+    )
+    trainer.fit(module, make_data())
+    files = sorted(tmp_path.glob("step_*.png"))
+    assert [file.name for file in files] == ["step_000002.png", "step_000004.png"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert Image.open(files[0]).size == (5 * 198 + 6, 2 * 198 + 6)
+
+
+def test_missing_references_of_samples_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nobody\.png"):
+        SampleImages(tmp_path, ["a man <|image|>"], [["nobody.png"]], 0, {})
+    with pytest.raises(ValueError, match="1 prompts but references for 0"):
+        SampleImages(tmp_path, ["a man <|image|>"], [], 0, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"caption_dropout": 1.5}, r"method\.caption_dropout=1\.5"),
+        ({"cooldown": 2}, "cooldown=2"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"train_unet": False, "train_fusion": False, "vision_layers": 0}, "nothing to train"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_loads(
+    make_module: Make, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_module(**settings)
