@@ -1,4 +1,4 @@
-"""A tiny model and a tiny data folder to train on."""
+"""Training of a tiny model on a tiny data folder."""
 
 from __future__ import annotations
 
@@ -12,32 +12,14 @@ import pytest
 import torch
 
 from fastcomposer.data.datamodule import SubjectDataModule
-from fastcomposer.data.prepare import prepare_avatars
-from fastcomposer.data.scenes import AvatarScenes
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.prompt import load_tokenizer
 from fastcomposer.training.module import FastComposerModule
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four scenes to train on and eight held out."""
-    root = tmp_path_factory.mktemp("world")
-    prepare_avatars(root, AvatarScenes(size=64, num_identities=8), 24, 8, num_workers=0, reference_size=56)
-    return root
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory, write_base: Callable[..., Path]) -> Path:
-    """A base small enough for hundreds of steps."""
-    unet = {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8]}
-    unet |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "norm_num_groups": 4, "attention_head_dim": 2}
-    return write_base(tmp_path_factory.mktemp("base"), unet=unet)
-
-
 @pytest.fixture
-def make_module(base: Path) -> Callable[..., FastComposerModule]:
+def make_module(small_base: Path) -> Callable[..., FastComposerModule]:
     """Build the training of a fresh copy of the tiny model."""
 
     def build(**settings: Any) -> FastComposerModule:
@@ -45,7 +27,7 @@ def make_module(base: Path) -> Callable[..., FastComposerModule]:
         loss = LossConfig(mask_loss_per_sample=True, mask_loss_skip_unconditional=True)
         settings = {"ema_decay": 0.9, "warmup_steps": 5, **settings}
         return FastComposerModule(
-            model=partial(FastComposer.from_pretrained, base, loss_config=loss),
+            model=partial(FastComposer.from_pretrained, small_base, loss_config=loss),
             optimizer=settings.pop("optimizer", partial(torch.optim.AdamW, lr=1e-3)),
             vision_layers=settings.pop("vision_layers", 1),
             **settings,
@@ -55,12 +37,12 @@ def make_module(base: Path) -> Callable[..., FastComposerModule]:
 
 
 @pytest.fixture
-def make_data(world: Path, base: Path) -> Callable[..., SubjectDataModule]:
+def make_data(world: Path, small_base: Path) -> Callable[..., SubjectDataModule]:
     """Build the data module of the tiny folder."""
 
     def build(**settings: Any) -> SubjectDataModule:
         settings = {"batch_size": 2, "reference": "other_image", "max_subjects": 3, **settings}
-        tokenizer = load_tokenizer(str(base))
+        tokenizer = load_tokenizer(str(small_base))
         return SubjectDataModule(world, tokenizer, resolution=32, reference_size=56, augmentation=None, **settings)
 
     return build

@@ -51,7 +51,7 @@ def attention_share(model: FastComposer, batches: Iterable[SubjectBatch], seed: 
     subjects = 0
     for number, batch in enumerate(batches):
         generator = Generator().manual_seed(seed + number)
-        latents = model.sample_latents(model.encode_moments(batch.pixel_values), generator)
+        latents = model.encode_latents(batch, generator)
         noise = torch.randn(latents.shape, generator=generator)
         total = model.noise_scheduler.config.num_train_timesteps
         timesteps = torch.randint(total, (len(batch),), generator=generator)

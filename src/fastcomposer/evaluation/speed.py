@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +46,31 @@ def run_suites(config: Any) -> list[Speed]:
     return [SUITES[name](config) for name in config.suites]
 
 
-def _timed(suite: str, what: str, unit: str, count: int, config: Any, function: Callable[[], Any]) -> Speed:
+def _timed(suite: str, what: str, unit: str, number: int, config: Any, function: Callable[[], Any]) -> Speed:
     function()  # not counted: lazy imports and caches
     timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
     measured = timer.blocked_autorange(min_run_time=config.min_seconds)
-    rate = count / measured.median
+    rate = number / measured.median
     return Speed(suite, what, rate, rate * measured.iqr / measured.median / 2, unit)
 
 
 def _scenes(config: Any) -> Speed:
     scenes = instantiate(config.data.prepare.scenes)
-    workers, count = config.data.prepare.num_workers, 400
+    workers, number = config.data.prepare.num_workers, 400
 
     def render() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            prepare_avatars(Path(folder), scenes, count, 0, num_workers=workers)
+            prepare_avatars(Path(folder), scenes, number, 0, num_workers=workers)
 
-    return _timed("scenes", f"render and write, {workers} processes", "scenes", count, config, render)
+    return _timed("scenes", f"render and write, {workers} processes", "scenes", number, config, render)
 
 
 def _loader(config: Any) -> Speed:
     module = instantiate(config.data.module, batch_size=config.batch_size, num_workers=0)
-    batches = iter(module.train_dataloader())
-    return _timed("loader", "read and augment, one process", "samples", config.batch_size, config, lambda: next(batches))
+    loader = module.train_dataloader()
+    batches = chain.from_iterable(loader for _ in count())  # epoch after epoch
+    size = config.batch_size
+    return _timed("loader", "read and augment, one process", "samples", size, config, lambda: next(batches))
 
 
 def _model_and_batch(config: Any) -> tuple[FastComposer, SubjectBatch]:

@@ -127,9 +127,14 @@ class FastComposer(Networks):
         """Mean and log-variance (B, 2C, h, w) of the VAE posterior of images (B, 3, H, W) in [-1, 1]."""
         return self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.parameters
 
+    def sample_latents(self, moments: Tensor, generator: Generator | None = None) -> Tensor:
+        """Draw scaled latents (B, C, h, w) in float32 from posterior moments (B, 2C, h, w)."""
+        posterior = DiagonalGaussianDistribution(moments.float())
+        return posterior.sample(generator) * self.vae.config.scaling_factor
+
     @torch.no_grad()
     def encode_latents(self, batch: SubjectBatch, generator: Generator | None = None) -> Tensor:
-        """Draw scaled latents (B, C, h, w) in float32 from the VAE posterior of a batch.
+        """Draw the scaled latents (B, C, h, w) of a batch.
 
         Args:
             batch: B samples; its ``latent_moments`` take the encoder's place where present.
@@ -142,8 +147,7 @@ class FastComposer(Networks):
         if moments is None:
             self.check_image_size(*batch.pixel_values.shape[-2:])
             moments = self.encode_moments(batch.pixel_values)
-        posterior = DiagonalGaussianDistribution(moments.float())
-        return posterior.sample(generator) * self.vae.config.scaling_factor
+        return self.sample_latents(moments, generator)
 
     def encode_batch(self, batch: SubjectBatch) -> tuple[Tensor, Tensor]:
         """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, d) subject embeddings."""

@@ -1,0 +1,185 @@
+"""The commands as a user calls them, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastcomposer.cli import bench, evaluate, generate, prepare, train
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Call a command in this process, in an empty folder; returns status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module: object, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastcomposer", *arguments])
+        status = 0
+        try:
+            module.main()  # type: ignore[attr-defined]
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def settings(world: Path, small_base: Path) -> list[str]:
+    """A training of seconds."""
+    return [
+        "experiment=mini",
+        f"model.base={small_base}",
+        "model.resolution=32",
+        "model.reference_size=56",
+        f"data.root={world}",
+        "data.module.batch_size=2",
+        "method.vision_layers=1",
+        "trainer.max_time=null",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=2",
+        "trainer.limit_val_batches=1",
+        "+sampler.height=32",
+        "+sampler.width=32",
+        "sampler.num_inference_steps=2",
+    ]
+
+
+def test_prepare_train_resume_generate_evaluate(run: Run, settings: list[str], world: Path, small_base: Path) -> None:
+    status, _, err = run(train, *settings)
+    assert status == 0, err
+    folder = Path("outputs/mini")
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert (folder / "samples" / "step_000002.png").exists()
+
+    status, _, err = run(train, *settings)
+    assert status == 1
+    assert "resume=auto" in err
+
+    status, _, err = run(train, *settings, "trainer.max_steps=5", "resume=auto")
+    assert status == 0, err
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+    portraits = sorted(str(path) for path in (world / "references").iterdir())[:2]
+    shown = [
+        f"model.base={small_base}",
+        "checkpoint=outputs/mini",
+        'prompt="a man <|image|> and a woman <|image|> on the beach"',
+        f"references=[{','.join(portraits)}]",
+        "sampler.num_inference_steps=2",
+        "num_images=2",
+        "output=pictures",
+    ]
+    status, out, err = run(generate, *shown)
+    assert status == 0, err
+    files = sorted(Path("pictures").glob("*.png"))
+    assert [str(file) for file in files] == out.split()
+    stored = json.loads(Image.open(files[1]).text["fastcomposer"])  # type: ignore[attr-defined]
+    assert stored["seed"] == 43
+    assert stored["sampler"]["alpha"] == 0.6
+    assert stored["references"] == portraits
+
+    measured = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56", f"data.root={world}"]
+    status, _, err = run(evaluate, *measured, "data.module.batch_size=4", "checkpoints=[outputs/mini]", "num_batches=1")
+    assert status == 0, err
+    share = json.loads(Path("outputs/evaluate/attention.json").read_text())["outputs/mini"]
+    assert 0 < share["inside"] < 1
+    assert share["subjects"] >= 4
+
+
+def test_prepare_writes_a_world(run: Run) -> None:
+    call = ["data.root=world", "data.prepare.num_train=3", "data.prepare.num_test=2", "data.prepare.num_workers=0"]
+    status, out, err = run(prepare, *call)
+    assert status == 0, err
+    assert "5 records made" in out
+    assert len(list(Path("world").rglob("*.jpg"))) == 5
+    status, _, err = run(prepare, *call, "data.prepare.scenes.seed=1")
+    assert status == 1
+    assert "holds another world" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checkpoint=null"], "checkpoint: name trained weights"),
+        (["checkpoint=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
+        (["checkpoint=x", "references=[nobody.png]"], "references: no such file: nobody.png"),
+    ],
+)
+def test_generate_says_what_is_wrong_before_it_loads(run: Run, arguments: list[str], message: str) -> None:
+    status, _, err = run(generate, "prompt=hello", *arguments)
+    assert status == 1
+    assert err.strip() == f"error: {message}" or message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a man on the beach", "1 reference image(s) for 0 marker(s)"),
+        ("<|image|> on the beach", "has no word before it"),
+        (f"{'very ' * 80}old man <|image|>", "subject 1 is token"),
+    ],
+)
+def test_generate_explains_prompts(
+    run: Run, settings: list[str], world: Path, small_base: Path, prompt: str, message: str
+) -> None:
+    assert run(train, *settings, "trainer.max_steps=1", "trainer.limit_val_batches=0")[0] == 0
+    portrait = sorted((world / "references").iterdir())[0]
+    status, _, err = run(
+        generate, f"model.base={small_base}", "checkpoint=outputs/mini", f'prompt="{prompt}"', f"references=[{portrait}]"
+    )
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.base=nowhere", "nowhere"),
+        ("model.resolution=36", "multiple"),
+        ("data.root=nowhere", "nowhere"),
+        ("resume=nowhere.ckpt", "resume=nowhere.ckpt"),
+        ("localization.mask_loss_probability=2", "mask_loss_probability"),
+        ("method.caption_dropout=-1", "method.caption_dropout"),
+        ("localization.localization_blocks=[attic]", "attic"),
+        ("data.module.batch_size=0", "batch_size"),
+    ],
+)
+def test_train_says_what_is_wrong(run: Run, settings: list[str], override: str, message: str) -> None:
+    status, _, err = run(train, *settings, override)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_unknown_keys_are_refused(run: Run) -> None:
+    call = [sys.executable, "-m", "fastcomposer.cli.train", "trainer.max_stepz=3"]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "max_stepz" in result.stderr
+
+
+def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -> None:
+    common = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56", f"data.root={world}"]
+    common += ["batch_size=2", "min_seconds=0.05", "sampler.num_inference_steps=2", "method.vision_layers=1"]
+    status, _, err = run(bench, *common, "suites=[loader,step,sampler]")
+    assert status == 0, err
+    rows = json.loads(Path("outputs/bench/bench.json").read_text())
+    assert [row["suite"] for row in rows] == ["loader", "step", "sampler"]
+    assert all(row["rate"] > 0 for row in rows)
+    status, _, err = run(bench, *common, "suites=[nothing]")
+    assert status == 1
+    assert "suites: unknown nothing" in err
