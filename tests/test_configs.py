@@ -29,14 +29,14 @@ GROUPS = {
     "logger": "train",
     "experiment": "train",
 }
-CHOICES = [
-    (group, file.stem) for group in GROUPS for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))
-]
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
 
 
 def composed(command: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose(command, [*overrides, "hydra.runtime.output_dir=outputs/test"], return_hydra_config=True)
+        config = compose(
+            command, [*overrides, "hydra.runtime.output_dir=outputs/test"], return_hydra_config=True
+        )
     HydraConfig.instance().set_config(config)
     return config
 
@@ -79,9 +79,10 @@ def test_no_choice_is_forgotten() -> None:
 def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
     if choice in {"subjects", "samples"}:  # what others build on, with fields left open
-        overrides += {"subjects": ["data.root=x"], "samples": [
-            "callbacks.samples.prompts=[]", "callbacks.samples.references=[]"
-        ]}[choice]
+        overrides += {
+            "subjects": ["data.root=x"],
+            "samples": ["callbacks.samples.prompts=[]", "callbacks.samples.references=[]"],
+        }[choice]
     config = composed(GROUPS[group], *overrides)
     plain = {
         key: OmegaConf.to_container(config[key], resolve=True)
@@ -117,7 +118,7 @@ def test_heavy_libraries_wait_for_the_configuration() -> None:
 def test_unknown_keys_are_errors() -> None:
     from hydra.errors import ConfigCompositionException
 
-    with pytest.raises(ConfigCompositionException, match="trainer.max_stepz"):
+    with pytest.raises(ConfigCompositionException, match=r"trainer\.max_stepz"):
         composed("train", "trainer.max_stepz=3")
 
 

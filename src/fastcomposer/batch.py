@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class SubjectBatch:
         """Number of subject slots K."""
         return self.subject_present.shape[1]
 
-    def replace(self, **changes: Tensor | None) -> SubjectBatch:
+    def replace(self, **changes: Any) -> SubjectBatch:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
 

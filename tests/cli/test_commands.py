@@ -56,7 +56,9 @@ def settings(world: Path, small_base: Path) -> list[str]:
     ]
 
 
-def test_prepare_train_resume_generate_evaluate(run: Run, settings: list[str], world: Path, small_base: Path) -> None:
+def test_prepare_train_resume_generate_evaluate(
+    run: Run, settings: list[str], world: Path, small_base: Path
+) -> None:
     status, _, err = run(train, *settings)
     assert status == 0, err
     folder = Path("outputs/mini")
@@ -85,13 +87,21 @@ def test_prepare_train_resume_generate_evaluate(run: Run, settings: list[str], w
     assert status == 0, err
     files = sorted(Path("pictures").glob("*.png"))
     assert [str(file) for file in files] == out.split()
+    assert len(files) == 3  # two pictures and a sheet of them beside their references
     stored = json.loads(Image.open(files[1]).text["fastcomposer"])  # type: ignore[attr-defined]
     assert stored["seed"] == 43
     assert stored["sampler"]["alpha"] == 0.6
     assert stored["references"] == portraits
 
-    measured = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56", f"data.root={world}"]
-    status, _, err = run(evaluate, *measured, "data.module.batch_size=4", "checkpoints=[outputs/mini]", "num_batches=1")
+    measured = [
+        f"model.base={small_base}",
+        "model.resolution=32",
+        "model.reference_size=56",
+        f"data.root={world}",
+    ]
+    status, _, err = run(
+        evaluate, *measured, "data.module.batch_size=4", "checkpoints=[outputs/mini]", "num_batches=1"
+    )
     assert status == 0, err
     share = json.loads(Path("outputs/evaluate/attention.json").read_text())["outputs/mini"]
     assert 0 < share["inside"] < 1
@@ -99,7 +109,12 @@ def test_prepare_train_resume_generate_evaluate(run: Run, settings: list[str], w
 
 
 def test_prepare_writes_a_world(run: Run) -> None:
-    call = ["data.root=world", "data.prepare.num_train=3", "data.prepare.num_test=2", "data.prepare.num_workers=0"]
+    call = [
+        "data.root=world",
+        "data.prepare.num_train=3",
+        "data.prepare.num_test=2",
+        "data.prepare.num_workers=0",
+    ]
     status, out, err = run(prepare, *call)
     assert status == 0, err
     assert "5 records made" in out
@@ -138,7 +153,11 @@ def test_generate_explains_prompts(
     assert run(train, *settings, "trainer.max_steps=1", "trainer.limit_val_batches=0")[0] == 0
     portrait = sorted((world / "references").iterdir())[0]
     status, _, err = run(
-        generate, f"model.base={small_base}", "checkpoint=outputs/mini", f'prompt="{prompt}"', f"references=[{portrait}]"
+        generate,
+        f"model.base={small_base}",
+        "checkpoint=outputs/mini",
+        f'prompt="{prompt}"',
+        f"references=[{portrait}]",
     )
     assert status == 1
     assert message in err
@@ -173,7 +192,12 @@ def test_unknown_keys_are_refused(run: Run) -> None:
 
 
 def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -> None:
-    common = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56", f"data.root={world}"]
+    common = [
+        f"model.base={small_base}",
+        "model.resolution=32",
+        "model.reference_size=56",
+        f"data.root={world}",
+    ]
     common += ["batch_size=2", "min_seconds=0.05", "sampler.num_inference_steps=2", "method.vision_layers=1"]
     status, _, err = run(bench, *common, "suites=[loader,step,sampler]")
     assert status == 0, err

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcomposer.data.avatars import BEARDS, EXPRESSIONS, HAIR, HAIR_COLORS, SKINS, Appearance, Identity, render_avatar
+from fastcomposer.data.avatars import (
+    BEARDS,
+    EXPRESSIONS,
+    HAIR,
+    HAIR_COLORS,
+    SKINS,
+    Appearance,
+    Identity,
+    render_avatar,
+)
 from fastcomposer.data.prepare import prepare_avatars, record_name
 from fastcomposer.data.records import read_ids, read_record
 from fastcomposer.data.scenery import CONTEXTS, STYLES, apply_style, draw_background
@@ -71,7 +80,14 @@ def test_the_mask_is_where_the_person_changed_the_picture() -> None:
 
 
 def test_captions_never_name_who_somebody_is(world: AvatarScenes) -> None:
-    secret = {*SKINS.values(), *(name for name in BEARDS.values() if name), "hair", "beard", "moustache", "skin"}
+    secret = {
+        *SKINS.values(),
+        *(name for name in BEARDS.values() if name),
+        "hair",
+        "beard",
+        "moustache",
+        "skin",
+    }
     for index in range(150):
         scene = world.scene("train", index)
         assert not [word for word in secret if re.search(rf"\b{word}\b", scene.caption)]
@@ -158,7 +174,11 @@ def test_two_worlds_do_not_mix(tmp_path: Path, world: AvatarScenes) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"size": 60}, "size=60"), ({"subject_odds": (1, 1, 0)}, "subject_odds"), ({"num_identities": 2}, "at least 3")],
+    [
+        ({"size": 60}, "size=60"),
+        ({"subject_odds": (1, 1, 0)}, "subject_odds"),
+        ({"num_identities": 2}, "at least 3"),
+    ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,1 +1,1 @@
-"""Entry points: ``python -m fastcomposer.cli.<command>``. They only wire; heavy imports wait for the configuration."""
+"""Entry points, ``python -m fastcomposer.cli.<command>``: they only wire, and import late."""

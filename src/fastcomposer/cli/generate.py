@@ -23,22 +23,31 @@ def main(config: DictConfig) -> None:
         raise FileNotFoundError(f"references: no such file: {', '.join(missing)}")
 
     import torch
+    from PIL import Image
 
-    pipeline = load_pipeline(config.model, config.checkpoint)
+    from fastcomposer.pictures import grid
+
+    pipeline: Any = load_pipeline(config.model, config.checkpoint)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    output = Path(config.output)
-    name = re.sub(r"\W+", "_", strip_markers(config.prompt)).strip("_")[:60]
-    files = [output / f"{name}_{config.seed + number}.png" for number in range(config.num_images)]
+    seeds = range(config.seed, config.seed + config.num_images)
+    sampler: Any = OmegaConf.to_container(config.sampler)
+    references = list(config.references)
     images = pipeline(
-        [config.prompt] * config.num_images,
-        references=[list(config.references)] * config.num_images if config.references else None,
-        generator=[torch.Generator().manual_seed(config.seed + number) for number in range(config.num_images)],
-        **OmegaConf.to_container(config.sampler),
+        [config.prompt] * len(seeds),
+        references=[references] * len(seeds) if references else None,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **sampler,
     ).images
+    output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    for number, (file, image) in enumerate(zip(files, images, strict=True)):
-        image.save(file, pnginfo=png_metadata(config, config.seed + number))
+    name = re.sub(r"\W+", "_", strip_markers(config.prompt)).strip("_")[:60]
+    for seed, image in zip(seeds, images, strict=True):
+        file = output / f"{name}_{seed}.png"
+        image.save(file, pnginfo=png_metadata(config, seed))
         print(file)
+    sheet = output / f"{name}_sheet.png"
+    grid([[*map(Image.open, references), *images]]).save(sheet, pnginfo=png_metadata(config, config.seed))
+    print(sheet)
 
 
 def load_pipeline(model: DictConfig, checkpoint: str | None) -> FastComposerPipeline:
@@ -53,7 +62,9 @@ def load_pipeline(model: DictConfig, checkpoint: str | None) -> FastComposerPipe
         ValueError: If there is no checkpoint although pictures of given people are wanted.
     """
     if checkpoint is None:
-        raise ValueError("checkpoint: name trained weights, the folder of a run, or the folder of a saved pipeline")
+        raise ValueError(
+            "checkpoint: name trained weights, the folder of a run, or the folder of a saved pipeline"
+        )
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"checkpoint {checkpoint}: no such file or folder")
 

@@ -11,7 +11,9 @@ from fastcomposer.cli.common import command
 def main(config: DictConfig) -> None:
     """Call what the data configuration names under ``prepare``."""
     if config.data.prepare is None:
-        raise ValueError("this data choice is ready-made: data.prepare is null, so there is nothing to prepare")
+        raise ValueError(
+            "this data choice is ready-made: data.prepare is null, so there is nothing to prepare"
+        )
 
     from hydra.utils import instantiate
 

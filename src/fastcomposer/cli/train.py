@@ -56,8 +56,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
         return Path(resume)
     if earlier.exists():
         raise ValueError(
-            f"{folder.parent} holds an earlier run; resume=auto goes on with it, name=<other> starts beside it, "
-            "resume=restart forgets it"
+            f"{folder.parent} holds an earlier run; resume=auto goes on with it, "
+            "name=<other> starts beside it, resume=restart forgets it"
         )
     return None
 

@@ -71,16 +71,22 @@ class SceneBank(Dataset[int]):
             loaded = list(pool.map(lambda name: read_record(root, name), index.record_ids))
         for item in loaded:
             if not {"rich_caption", "heads"} <= item.record.extra.keys():
-                raise RecordError(f"{root}: record {item.record.record_id} has no rich_caption or heads: not a scene")
+                raise RecordError(
+                    f"{root}: record {item.record.record_id} has no rich_caption or heads: not a scene"
+                )
         self.captions = [item.record.caption for item in loaded]
         self.rich_captions = [str(item.record.extra["rich_caption"]) for item in loaded]
-        self.images = torch.from_numpy(np.stack([item.image for item in loaded])).permute(0, 3, 1, 2).contiguous()
+        self.images = (
+            torch.from_numpy(np.stack([item.image for item in loaded])).permute(0, 3, 1, 2).contiguous()
+        )
         self.maps = torch.from_numpy(np.stack([item.segment_map for item in loaded]).astype(np.uint8))
         self.heads = torch.zeros(len(loaded), slots, 4)
         self.identities = torch.full((len(loaded), slots), -1)
         numbers: dict[str | None, int] = {}
         for row, item in enumerate(loaded):
-            for slot, (segment, head) in enumerate(zip(item.record.segments, item.record.extra["heads"], strict=True)):
+            for slot, (segment, head) in enumerate(
+                zip(item.record.segments, item.record.extra["heads"], strict=True)
+            ):
                 self.heads[row, slot] = torch.tensor(head)
                 self.identities[row, slot] = numbers.setdefault(segment.identity, len(numbers))
 
@@ -128,7 +134,12 @@ class SceneDataModule(L.LightningDataModule):
 
     def __init__(self, root: str | Path, batch_size: int, seed: int = 0, num_validation: int = 512) -> None:
         super().__init__()
-        self.root, self.batch_size, self.seed, self.num_validation = Path(root), batch_size, seed, num_validation
+        self.root, self.batch_size, self.seed, self.num_validation = (
+            Path(root),
+            batch_size,
+            seed,
+            num_validation,
+        )
         self._train: SceneBank | None = None
         self._test: SceneBank | None = None
 

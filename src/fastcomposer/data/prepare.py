@@ -96,7 +96,9 @@ def _claim(root: Path, scenes: AvatarScenes, quality: int) -> None:
     path.write_text(settings)
 
 
-def _run(chunks: list[tuple[Path, AvatarScenes, int, list[tuple[str, int]]]], num_workers: int) -> Iterable[int]:
+def _run(
+    chunks: list[tuple[Path, AvatarScenes, int, list[tuple[str, int]]]], num_workers: int
+) -> Iterable[int]:
     if num_workers == 0:
         yield from map(_render_chunk, chunks)
         return

@@ -88,7 +88,9 @@ def _step(config: Any) -> Speed:
         optimizer.step()
         optimizer.zero_grad()
 
-    return _timed("step", f"training step, batch {config.batch_size}", "images", config.batch_size, config, step)
+    return _timed(
+        "step", f"training step, batch {config.batch_size}", "images", config.batch_size, config, step
+    )
 
 
 def _sampler(config: Any) -> Speed:

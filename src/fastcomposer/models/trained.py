@@ -45,8 +45,8 @@ def load_trained_weights(model: FastComposer, path: str | Path) -> None:
 
     Args:
         model: The model.
-        path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``, whose moving average is
-            taken where it has one), or the folder of a run with either.
+        path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
+            where it has one), or the folder of a run with either.
 
     Raises:
         FileNotFoundError: If there is none; the message names the path.

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from fastcomposer.training.pictures import attention_overlay, grid
+from fastcomposer.pictures import attention_overlay, grid
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -58,7 +58,9 @@ class GracefulStop(Callback):
         trainer.save_checkpoint(self.path)
         self._release()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Put the previous handlers back; the checkpoint before stays the last one."""
         self._release()
 
@@ -91,7 +93,7 @@ class SampleImages(Callback):
     ) -> None:
         if len(prompts) != len(references):
             raise ValueError(
-                f"callbacks.samples: {len(prompts)} prompts but references for {len(references)}; one list each"
+                f"callbacks.samples: {len(prompts)} prompts, but references for {len(references)}"
             )
         missing = [name for row in references for name in row if not Path(name).exists()]
         if missing:

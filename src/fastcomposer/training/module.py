@@ -10,10 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.models.trained import WEIGHTS_NAME, save_trained_weights
 from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.trained import WEIGHTS_NAME, save_trained_weights
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
-
 
 
 class FastComposerModule(RecipeModule):
@@ -48,7 +47,9 @@ class FastComposerModule(RecipeModule):
             if not 0 <= value <= 1:
                 raise ValueError(f"method.{name}={value}: a probability between 0 and 1")
         if not (train_unet or train_fusion or vision_layers):
-            raise ValueError("nothing to train: method.train_unet, train_fusion and vision_layers are all off")
+            raise ValueError(
+                "nothing to train: method.train_unet, train_fusion and vision_layers are all off"
+            )
         self.caption_dropout, self.subject_dropout = caption_dropout, subject_dropout
         self.model = model if isinstance(model, FastComposer) else model()
         self.model.set_trainable(unet=train_unet, fusion=train_fusion, vision_layers=vision_layers)
@@ -57,13 +58,18 @@ class FastComposerModule(RecipeModule):
         if self.model.tokenizer is None:
             raise ValueError("the base has no tokenizer/, which training needs for the empty prompt")
         empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids
+        self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
         generator = self.step_generator()
         batch = drop_conditions(
-            batch, self.empty_prompt, self.caption_dropout, self.subject_dropout, generator  # type: ignore[arg-type]
+            batch,
+            self.empty_prompt,
+            self.caption_dropout,
+            self.subject_dropout,
+            generator,
         )
         losses = self.model.training_losses(batch, generator=generator)
         self.log("train/loss", losses.loss, prog_bar=True, batch_size=len(batch))
@@ -90,7 +96,11 @@ class FastComposerModule(RecipeModule):
 
 
 def drop_conditions(
-    batch: SubjectBatch, empty_prompt: Tensor, caption_dropout: float, subject_dropout: float, generator: Generator
+    batch: SubjectBatch,
+    empty_prompt: Tensor,
+    caption_dropout: float,
+    subject_dropout: float,
+    generator: Generator,
 ) -> SubjectBatch:
     """Take caption and subjects from some samples, and single subjects from others (PAPER.md, recipe).
 

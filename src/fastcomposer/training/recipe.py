@@ -87,7 +87,10 @@ class RecipeModule(L.LightningModule):
         """Start the moving average from the weights of the first step."""
         if self.ema_decay is not None and self.ema is None:
             self.ema = EMAModel(
-                list(self.trained_parameters().values()), decay=self.ema_decay, use_ema_warmup=True, power=0.75
+                list(self.trained_parameters().values()),
+                decay=self.ema_decay,
+                use_ema_warmup=True,
+                power=0.75,
             )
         if self.ema is not None:
             self.ema.to(self.device)
@@ -155,10 +158,14 @@ class RecipeModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the moving average; trained weights must match by name exactly."""
         trained = self.trained_parameters()
-        missing, unexpected = trained.keys() - checkpoint["state_dict"], checkpoint["state_dict"].keys() - trained
+        missing, unexpected = (
+            trained.keys() - checkpoint["state_dict"],
+            checkpoint["state_dict"].keys() - trained,
+        )
         if missing or unexpected:
             raise RuntimeError(
-                f"checkpoint does not fit this model: missing {sorted(missing)}, unexpected {sorted(unexpected)}; "
+                f"checkpoint does not fit this model: missing {sorted(missing)}, "
+                f"unexpected {sorted(unexpected)}; "
                 "were other parameters trained (method.vision_layers, method.train_unet)?"
             )
         self.strict_loading = False

@@ -55,7 +55,7 @@ class CLIPModule(RecipeModule):
 
     def __init__(
         self,
-        clip: CLIPModel,
+        clip: Any,
         tokenizer: Any,
         optimizer: OptimizerFactory,
         rich_share: float = 0.7,
@@ -79,7 +79,10 @@ class CLIPModule(RecipeModule):
         self.train_bank: SceneBank = data.train
         self.test_bank: SceneBank = data.test
         self.ids = {
-            "train": (self._tokenize(self.train_bank.captions), self._tokenize(self.train_bank.rich_captions)),
+            "train": (
+                self._tokenize(self.train_bank.captions),
+                self._tokenize(self.train_bank.rich_captions),
+            ),
             "test": (self._tokenize(self.test_bank.captions), self._tokenize(self.test_bank.rich_captions)),
         }
         self.seen = places_by_identity(self.train_bank)
@@ -95,8 +98,8 @@ class CLIPModule(RecipeModule):
             self.clip.logit_scale.clamp(max=4.6),
         )
         first, second = self.portraits(self.global_step)
-        both = self.embed_images(torch.cat([first, second]).to(self.device))
-        identity_loss = contrastive_loss(*both.chunk(2), self.identity_scale.clamp(max=4.6))
+        first, second = self.embed_images(torch.cat([first, second]).to(self.device)).chunk(2)
+        identity_loss = contrastive_loss(first, second, self.identity_scale.clamp(max=4.6))
         loss = caption_loss + self.identity_weight * identity_loss
         self.log_dict({"train/loss": loss, "train/caption": caption_loss, "train/identity": identity_loss})
         return loss
@@ -111,7 +114,9 @@ class CLIPModule(RecipeModule):
             crops = []
             for person, pair in zip(people, pairs, strict=True):
                 row, slot = self.seen[person][pair[side]]
-                crops.append(self.reference(cut_portrait(self.train_bank, row, slot, rng), int(rng.integers(2**31))))
+                crops.append(
+                    self.reference(cut_portrait(self.train_bank, row, slot, rng), int(rng.integers(2**31)))
+                )
             sides.append(torch.stack(crops))
         return sides[0], sides[1]
 
@@ -129,7 +134,9 @@ class CLIPModule(RecipeModule):
         counts = batch.present.sum(1)
         with self.averaged_weights():
             images = F.normalize(self.embed_images((batch.pixel_values + 1) / 2), dim=-1)
-            texts = F.normalize(self.embed_texts(self.ids["test"][0][batch.index.cpu()].to(self.device)), dim=-1)
+            texts = F.normalize(
+                self.embed_texts(self.ids["test"][0][batch.index.cpu()].to(self.device)), dim=-1
+            )
         for count in (1, 2):
             rows = torch.nonzero(counts == count).flatten()[:16]
             if len(rows) == 16:
@@ -147,7 +154,9 @@ class CLIPModule(RecipeModule):
             save_half(self.clip, folder / "clip")
             text = CLIPTextModel(CLIPTextConfig(**self.clip.config.text_config.to_dict()))
             text.load_state_dict(self.clip.text_model.state_dict())
-            vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**self.clip.config.vision_config.to_dict()))
+            vision = CLIPVisionModelWithProjection(
+                CLIPVisionConfig(**self.clip.config.vision_config.to_dict())
+            )
             vision.vision_model.load_state_dict(self.clip.vision_model.state_dict())
             vision.visual_projection.load_state_dict(self.clip.visual_projection.state_dict())
             save_half(text, folder / "text_encoder")
@@ -171,7 +180,9 @@ def cut_portrait(bank: SceneBank, row: int, slot: int, rng: np.random.Generator)
     return cut_out(bank.images[row].permute(1, 2, 0).numpy(), segment_map, slot + 1, box, rng)
 
 
-def tiny_clip(tokenizer: Any, width: int = 128, layers: int = 3, image_size: int = 64, patch_size: int = 8) -> CLIPModel:
+def tiny_clip(
+    tokenizer: Any, width: int = 128, layers: int = 3, image_size: int = 64, patch_size: int = 8
+) -> CLIPModel:
     """Build an untrained CLIP whose projection is as wide as its text tower."""
     from transformers import CLIPConfig
 

@@ -10,7 +10,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,7 +24,6 @@ from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.models.conditioning import encode_text
 from fastcomposer.training.base.vae import save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
-
 
 _COMPONENTS = {
     "vae": ["diffusers", "AutoencoderKL"],
@@ -48,7 +50,7 @@ class TextToImageModule(RecipeModule):
         optimizer: Makes the optimizer.
         rich_share: Share of captions that name hair, skin and beard.
         caption_dropout: Share of samples with the empty caption, for classifier-free guidance.
-        snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023); ``None`` for none.
+        snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023), or ``None``.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
@@ -98,7 +100,11 @@ class TextToImageModule(RecipeModule):
         total = self.noise_scheduler.config.num_train_timesteps
         steps = torch.randint(total, (size,), generator=generator, device=self.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, steps)
-        error = (self.unet(noisy, steps, text).sample - self._target(latents, noise, steps)).square().mean((1, 2, 3))
+        error = (
+            (self.unet(noisy, steps, text).sample - self._target(latents, noise, steps))
+            .square()
+            .mean((1, 2, 3))
+        )
         loss = (self._weight(steps) * error).mean()
         self.log_dict({"train/loss": loss, "train/mse": error.mean()}, prog_bar=True)
         return loss
@@ -147,14 +153,16 @@ def cached_latents(vae: AutoencoderKL, bank: SceneBank, root: Path) -> Tensor:
     for index in track(torch.arange(len(bank)).split(64), "latents"):
         pixels = bank.batch(index).pixel_values
         both = torch.cat([pixels, pixels.flip(-1)])
-        latents = vae.encode(both).latent_dist.mode() * vae.config.scaling_factor
+        latents = vae.encode(both).latent_dist.mode() * vae.config["scaling_factor"]
         encoded.append(torch.stack(latents.chunk(2), dim=1).half())
     result = torch.cat(encoded)
     save_file({"latents": result}, path)
     return result
 
 
-def tiny_unet(channels: tuple[int, ...], width: int, sample_size: int = 16, latents: int = 4) -> UNet2DConditionModel:
+def tiny_unet(
+    channels: tuple[int, ...], width: int, sample_size: int = 16, latents: int = 4
+) -> UNet2DConditionModel:
     """Build an untrained U-Net with cross-attention below its first level."""
     down = ["DownBlock2D", *["CrossAttnDownBlock2D"] * (len(channels) - 1)]
     return UNet2DConditionModel(

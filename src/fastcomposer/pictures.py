@@ -42,7 +42,9 @@ def attention_overlay(picture: Image.Image, attention: Tensor, strength: float =
         strength: How dark the unattended parts become, 0 to 1.
     """
     size = (picture.height, picture.width)
-    smooth = F.interpolate(attention[None, None].float(), size=size, mode="bicubic", align_corners=False)[0, 0]
+    smooth = F.interpolate(attention[None, None].float(), size=size, mode="bicubic", align_corners=False)[
+        0, 0
+    ]
     weight = (smooth / smooth.max().clamp(min=1e-8)).clamp(0, 1).numpy()[..., None]
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     tint = np.array([255.0, 220.0, 60.0]) * 0.25
