@@ -4,7 +4,7 @@ WORKERS ?= 2
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint types format bench lock clean
+.PHONY: help setup reproduce pictures test lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -12,14 +12,29 @@ help: ## Show this list
 setup: ## Install the locked environment into .venv (PYTHON=python3.11 chooses the interpreter)
 	@scripts/setup.sh
 
-PROMPT ?= a man <|image|> and a woman <|image|> on the beach
-REFERENCES ?= data/mini/samples/man.png,data/mini/samples/woman.png
+OUT ?= outputs/reproduce
+CHECKPOINT ?= data/mini/fastcomposer.safetensors
+PEOPLE := data/avatars/references
+MAN := $(PEOPLE)/00_man.png
+WOMAN := $(PEOPLE)/01_woman.png
+SEED ?= 42
+GENERATE = $(PY) -m fastcomposer.cli.generate seed=$(SEED) num_images=4
 
-reproduce: setup ## Train, evaluate and report the mini benchmarks (CHECKPOINT=... evaluates another model)
+reproduce: setup ## Render the mini world, train three minutes, draw people never seen (CHECKPOINT=... draws with another)
 	$(PY) -m fastcomposer.cli.prepare data=avatars
-	$(PY) -m fastcomposer.cli.train experiment=mini
-	$(PY) -m fastcomposer.cli.generate 'prompt="$(PROMPT)"' 'references=[$(REFERENCES)]' \
-		$(if $(CHECKPOINT),'checkpoint="$(CHECKPOINT)"')
+	$(PY) -m fastcomposer.cli.train experiment=mini resume=restart
+	$(PY) -m fastcomposer.cli.evaluate 'checkpoints=[outputs/mini,"$(CHECKPOINT)"]' output=$(OUT)
+	$(GENERATE) checkpoint=outputs/mini output=$(OUT)/three_minutes \
+		'prompt="a man <|image|> on the beach"' 'references=[$(MAN)]'
+	$(MAKE) --no-print-directory pictures
+
+pictures: setup ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
+	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
+		'prompt="a man <|image|> on the beach"' 'references=[$(MAN)]'
+	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
+		'prompt="a woman <|image|> wearing a red hoodie in the jungle"' 'references=[$(WOMAN)]'
+	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
+		'prompt="a man <|image|> and a woman <|image|> in the snow"' 'references=[$(MAN),$(WOMAN)]'
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

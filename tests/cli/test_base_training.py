@@ -1,0 +1,46 @@
+"""The commands that train the embedded base, each for two steps, give a base that loads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcomposer.cli import train
+from fastcomposer.models.composer import FastComposer
+
+
+def test_the_parts_make_a_base(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = [
+        "experiment=mini_base",
+        "model.base=base",
+        f"data.root={world}",
+        "data.module.batch_size=8",
+        "data.module.num_validation=16",
+        "trainer.max_time=null",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=1",
+        "trainer.limit_val_batches=1",
+    ]
+    for part in (["method=vae"], ["method=clip", "method.num_portraits=4"], ["method=text_to_image"]):
+        monkeypatch.setattr(sys, "argv", ["train", *common, *part])
+        train.main()
+    # A resumed part goes on from its own folder.
+    monkeypatch.setattr(sys, "argv", ["train", *common, "method=vae", "resume=auto", "trainer.max_steps=3"])
+    train.main()
+    run = Path("outputs/mini_base_vae/checkpoints/last.ckpt")
+    assert torch.load(run, weights_only=True)["global_step"] == 3
+
+    model = FastComposer.from_pretrained("base", max_subjects=3)
+    assert model.tokenizer("a man").input_ids[0] == model.tokenizer.bos_token_id
+    assert model.noise_scheduler.config.prediction_type == "v_prediction"
+    assert len(model.localized_layers) == 7
+    pipeline = model.to_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a man on the beach", num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
+    stored = torch.load(run, weights_only=True)["state_dict"]
+    assert not torch.equal(model.vae.encoder.conv_in.weight, stored["vae.encoder.conv_in.weight"])  # averaged
