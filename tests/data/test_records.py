@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from toy_records import CAPTION, LEFT, SIZE, add_record, picture, segment_map
 
-from fastcomposer.data import records
+from fastcomposer.data import index
+from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import (
     Record,
     RecordError,
-    RecordIndex,
     Segment,
     clamp_box,
     read_ids,
@@ -303,7 +303,7 @@ def test_the_index_is_read_from_disk_until_the_data_changes(
         read.append(record_id)
         return read_json(root, record_id)
 
-    monkeypatch.setattr(records, "read_json", count)
+    monkeypatch.setattr(index, "read_json", count)
     again = RecordIndex(folder, "train")
     assert (again.segments, again.record_ids, read) == (built.segments, built.record_ids, [])
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastcomposer.data.records import RecordError, RecordIndex, read_record
+from fastcomposer.data.index import RecordIndex
+from fastcomposer.data.records import RecordError, read_record
 
 
 @dataclass

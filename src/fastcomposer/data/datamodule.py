@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset, check_settings
-from fastcomposer.data.records import ON_BAD_RECORD, read_ids
+from fastcomposer.data.index import ON_BAD_RECORD
+from fastcomposer.data.records import read_ids
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import (
     LoadedRecord,
     Record,
     RecordError,
-    RecordIndex,
     Segment,
     read_record,
     record_path,

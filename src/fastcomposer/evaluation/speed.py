@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch.utils.benchmark import Timer
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.prepare import prepare_avatars
+from fastcomposer.data.scenes import AvatarScenes
 from fastcomposer.models.composer import FastComposer
 
 
@@ -41,71 +42,62 @@ class Speed:
         return asdict(self)
 
 
-def run_suites(config: Any) -> list[Speed]:
-    """Run the suites that ``config.suites`` names, in its order."""
-    return [SUITES[name](config) for name in config.suites]
+class Stopwatch:
+    """Times functions for at least some seconds each and keeps the figures.
+
+    Args:
+        min_seconds: How long a function is repeated.
+    """
+
+    def __init__(self, min_seconds: float) -> None:
+        self.min_seconds = min_seconds
+        self.rows: list[Speed] = []
+
+    def measure(self, suite: str, what: str, unit: str, number: int, function: Callable[[], Any]) -> None:
+        """Time a function that does ``number`` of something."""
+        function()  # not counted: lazy imports and caches
+        timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+        measured = timer.blocked_autorange(min_run_time=self.min_seconds)
+        rate = number / measured.median
+        self.rows.append(Speed(suite, what, rate, rate * measured.iqr / measured.median / 2, unit))
 
 
-def _timed(suite: str, what: str, unit: str, number: int, config: Any, function: Callable[[], Any]) -> Speed:
-    function()  # not counted: lazy imports and caches
-    timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
-    measured = timer.blocked_autorange(min_run_time=config.min_seconds)
-    rate = number / measured.median
-    return Speed(suite, what, rate, rate * measured.iqr / measured.median / 2, unit)
-
-
-def _scenes(config: Any) -> Speed:
-    scenes = instantiate(config.data.prepare.scenes)
-    workers, number = config.data.prepare.num_workers, 400
+def time_scenes(watch: Stopwatch, scenes: AvatarScenes, workers: int, number: int = 400) -> None:
+    """Time rendering and writing ``number`` scenes."""
 
     def render() -> None:
         with tempfile.TemporaryDirectory() as folder:
             prepare_avatars(Path(folder), scenes, number, 0, num_workers=workers)
 
-    return _timed("scenes", f"render and write, {workers} processes", "scenes", number, config, render)
+    watch.measure("scenes", f"render and write, {workers} processes", "scenes", number, render)
 
 
-def _loader(config: Any) -> Speed:
-    module = instantiate(config.data.module, batch_size=config.batch_size, num_workers=0)
-    loader = module.train_dataloader()
+def time_loader(watch: Stopwatch, data: SubjectDataModule) -> None:
+    """Time reading and augmenting training batches."""
+    loader = data.train_dataloader()
     batches = chain.from_iterable(loader for _ in count())  # epoch after epoch
-    size = config.batch_size
-    return _timed("loader", "read and augment, one process", "samples", size, config, lambda: next(batches))
+    what = f"read and augment, {data.num_workers or 'no'} workers"
+    watch.measure("loader", what, "samples", data.batch_size, lambda: next(batches))
 
 
-def _model_and_batch(config: Any) -> tuple[FastComposer, SubjectBatch]:
-    module = instantiate(config.data.module, batch_size=config.batch_size, num_workers=0)
-    return instantiate(config.method.model)(), next(iter(module.train_dataloader()))
-
-
-def _step(config: Any) -> Speed:
-    model, batch = _model_and_batch(config)
+def time_step(
+    watch: Stopwatch, model: FastComposer, optimizer: torch.optim.Optimizer, batch: SubjectBatch
+) -> None:
+    """Time forward, backward and optimizer step on one batch."""
     model.train()
-    optimizer = instantiate(config.method.optimizer)(list(model.trainable_parameters()))
 
     def step() -> None:
         model.training_losses(batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return _timed(
-        "step", f"training step, batch {config.batch_size}", "images", config.batch_size, config, step
-    )
+    watch.measure("step", f"training step, batch {len(batch)}", "images", len(batch), step)
 
 
-def _sampler(config: Any) -> Speed:
-    model, _ = _model_and_batch(config)
+def time_sampler(watch: Stopwatch, model: FastComposer, options: Mapping[str, Any], batch: int = 4) -> None:
+    """Time sampling from text."""
     pipeline = model.to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    prompts = ["a man on the beach"] * 4
-    options = dict(config.sampler)
-    what = f"sample, {options['num_inference_steps']} steps, batch {len(prompts)}"
-    return _timed("sampler", what, "images", len(prompts), config, lambda: pipeline(prompts, **options))
-
-
-SUITES: dict[str, Callable[[Any], Speed]] = {
-    "scenes": _scenes,
-    "loader": _loader,
-    "step": _step,
-    "sampler": _sampler,
-}
+    prompts = ["a man on the beach"] * batch
+    what = f"sample, {options['num_inference_steps']} steps, batch {batch}"
+    watch.measure("sampler", what, "images", batch, lambda: pipeline(prompts, **options))

@@ -1,0 +1,116 @@
+"""The index of a data folder: which records are good, and who is seen where."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from fastcomposer.data.records import ID_LISTS, RecordError, read_ids, read_json, write_atomically
+
+ON_BAD_RECORD = ("raise", "skip")
+_INDEX_VERSION = 1
+
+
+class RecordIndex:
+    """The good records of a split, with the labels and identities of their segments.
+
+    The JSON of every record is read once; the result is kept in ``<root>/.index_<split>.json``, which is
+    rebuilt when the id list or a record's folder changes and is left out where the folder is read-only.
+    Pixels are not looked at here.
+
+    Attributes:
+        record_ids: Good records in the order of the id list.
+        bad_records: Reason for each bad record; empty unless they are skipped.
+        segments: (id, label, identity) of each segment, by record.
+    """
+
+    def __init__(self, root: str | Path, split: str, on_bad_record: str = "raise") -> None:
+        """Load or build the index.
+
+        Args:
+            root: Data folder.
+            split: ``train``, ``test`` or ``all``.
+            on_bad_record: ``raise`` at the first, or ``skip`` them with one warning.
+
+        Raises:
+            RecordError: If the id list is missing or empty, no record is good, or a record is bad under
+                ``raise``.
+        """
+        if on_bad_record not in ON_BAD_RECORD:
+            raise ValueError(
+                f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
+            )
+        self.root = Path(root)
+        ids = read_ids(root, split)
+        path = self.root / f".index_{split}.json"
+        key = _fingerprint(self.root / ID_LISTS[split], ids)
+        self.segments = _load_index(path, key)
+        # A record that was bad is not in the file: it is read again, for it may have been mended in place.
+        missing = [record_id for record_id in dict.fromkeys(ids) if record_id not in self.segments]
+        self.bad_records: dict[str, str] = {}
+        for record_id in missing:
+            try:
+                found = read_json(root, record_id).segments
+            except RecordError as error:
+                if on_bad_record == "raise":
+                    raise
+                self.bad_records[record_id] = str(error)
+            else:
+                self.segments[record_id] = tuple((s.id, s.label, s.identity) for s in found)
+        if len(self.bad_records) < len(missing):
+            _save_index(path, key, self.segments)
+        self.record_ids = tuple(record_id for record_id in ids if record_id in self.segments)
+        if self.bad_records:
+            reasons = list(self.bad_records.values())
+            summary = f"{len(reasons)} of {len(ids)} records in {root} are bad and skipped: "
+            shown = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
+            if not self.record_ids:
+                raise RecordError(f"{self.root / ID_LISTS[split]}: no record is good: {shown}")
+            warnings.warn(summary + shown, stacklevel=2)
+
+    def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
+        """Count the segments of a record that carry one of the labels (any label when ``None``)."""
+        return sum(labels is None or label in labels for _, label, _ in self.segments[record_id])
+
+    def by_identity(self, labels: Collection[str] | None = None) -> dict[str, list[tuple[str, int]]]:
+        """Return the (record, segment) ids that show each identity, in the order of the id list."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for record_id in dict.fromkeys(self.record_ids):
+            for segment_id, label, identity in self.segments[record_id]:
+                if identity is not None and (labels is None or label in labels):
+                    found.setdefault(identity, []).append((record_id, segment_id))
+        return found
+
+
+_Segments = dict[str, tuple[tuple[int, str, str | None], ...]]
+
+
+def _fingerprint(id_list: Path, ids: Iterable[str]) -> str:
+    """Hash what changes when records are added, rewritten or removed, without opening them."""
+    status = id_list.stat()
+    digest = hashlib.sha256(id_list.read_bytes())
+    digest.update(repr((_INDEX_VERSION, status.st_mtime_ns, status.st_size)).encode())
+    for folder in sorted({record_id[:5] for record_id in ids}):
+        path = id_list.parent / folder
+        digest.update(repr((folder, path.stat().st_mtime_ns if path.is_dir() else None)).encode())
+    return digest.hexdigest()
+
+
+def _load_index(path: Path, key: str) -> _Segments:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["key"] != key:
+            return {}
+        return {name: tuple((s[0], s[1], s[2]) for s in found) for name, found in content["records"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}  # missing, or not ours: built anew
+
+
+def _save_index(path: Path, key: str, segments: _Segments) -> None:
+    content = json.dumps({"key": key, "records": segments}, ensure_ascii=False).encode()
+    with contextlib.suppress(OSError):  # a read-only data folder: the index lives in memory
+        write_atomically(path, lambda file: file.write(content))
