@@ -207,3 +207,23 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
     status, _, err = run(bench, *common, "suites=[nothing]")
     assert status == 1
     assert "suites: unknown nothing" in err
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_loggers_receive_losses_and_pictures(
+    run: Run, settings: list[str], logger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    status, _, err = run(train, *settings, f"logger={logger}", "trainer.log_every_n_steps=1")
+    assert status == 0, err
+    folder = Path("outputs/mini")
+    assert "train/localization_loss" in (folder / "logs" / "metrics.csv").read_text()
+    if logger == "wandb":
+        assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+        assert list(folder.glob("wandb/offline-run-*/files/media/images/samples*.png"))
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/denoise_loss")] == [0, 1, 2]
+    assert [event.step for event in events.Images("samples")] == [2]

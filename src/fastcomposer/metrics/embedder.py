@@ -1,0 +1,144 @@
+"""Embedder of identities: a unit vector that says who somebody is, whatever they wear and feel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+
+class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A small convolutional network on the crop of a head.
+
+    The last features keep their place in the crop until the final layer, as in Deng et al. (2019,
+    "ArcFace", section 3.1): hair on top and beard below are different things.
+
+    Args:
+        embed_dim: Width d of the unit vectors.
+        crop_size: Side in pixels of the crop that the network sees, a multiple of 8.
+        margin: How much larger than the head its crop is, at least 1: long hair hangs out of the box.
+        channels: Widths at strides 2, 4 and 8, multiples of 8.
+
+    Raises:
+        ValueError: If the crop's side or a width is not a positive multiple of 8, or the margin below 1.
+    """
+
+    config: Any
+
+    @register_to_config
+    def __init__(
+        self,
+        embed_dim: int = 96,
+        crop_size: int = 48,
+        margin: float = 1.15,
+        channels: tuple[int, int, int] = (24, 48, 96),
+    ) -> None:
+        super().__init__()
+        if len(channels) != 3 or any(c < 8 or c % 8 for c in (crop_size, *channels)):
+            raise ValueError(
+                f"crop_size={crop_size}, channels={list(channels)}: a side and three widths, "
+                "each a multiple of 8"
+            )
+        if margin < 1:
+            raise ValueError(f"margin={margin}: a crop is at least as large as the head, so at least 1")
+        first, second, third = channels
+        self.features = nn.Sequential(
+            *_layer(3, first, stride=2),
+            *_layer(first, second, stride=2),
+            _Residual(second),
+            *_layer(second, third, stride=2),
+            _Residual(third),
+            nn.Conv2d(third, third // 2, 1),
+        )
+        self.project = nn.Linear(third // 2 * (crop_size // 8) ** 2, embed_dim)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Map crops (N, 3, S, S), centred on 0 as :meth:`crop` makes them, to unit vectors (N, d)."""
+        return F.normalize(self.project(self.features(crops).flatten(1)).float(), dim=-1)
+
+    def crop(self, images: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Cut out heads and resize them; what lies outside a picture is grey.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1].
+            boxes: (B, 4) x1, y1, x2, y2 in pixels, one head per picture; or for each picture its (n_i, 4).
+
+        Returns:
+            (sum of n_i, 3, S, S) float in [-1, 1], picture by picture.
+
+        Raises:
+            ValueError: If there are not boxes for every picture.
+        """
+        if len(boxes) != len(images):
+            raise ValueError(f"boxes for {len(boxes)} pictures, but there are {len(images)} pictures")
+        each = list(boxes.unsqueeze(1)) if isinstance(boxes, Tensor) else list(boxes)
+        larger = [_enlarge(box.to(images), self.config.margin) for box in each]
+        side = self.config.crop_size
+        return roi_align(images * 2 - 1, larger, side, sampling_ratio=-1, aligned=True)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Say who is where; arguments as for :meth:`crop`, unit vectors (sum of n_i, d) float32."""
+        crops = self.crop(images, boxes)
+        if not len(crops):
+            return crops.new_zeros(0, self.config.embed_dim, dtype=torch.float32)
+        return self(crops)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of heads.
+
+    Attributes:
+        cosine: (P,) float, similarity of the two.
+        same: (P,) bool, whether they are the same person's.
+    """
+
+    cosine: Tensor
+    same: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """Mean similarity of the same person minus that of different people; NaN without either."""
+        return self.cosine[self.same].mean() - self.cosine[~self.same].mean()
+
+
+def pair_up(embeddings: Tensor, people: Tensor, allowed: Tensor) -> Pairs:
+    """Compare every two heads once.
+
+    Args:
+        embeddings: (N, d) unit vectors.
+        people: (N,) long, who each is.
+        allowed: (N, N) bool, symmetric: which pairs count.
+    """
+    first, second = torch.nonzero(allowed.triu(1), as_tuple=True)
+    return Pairs((embeddings[first] * embeddings[second]).sum(-1), people[first] == people[second])
+
+
+def _enlarge(boxes: Tensor, factor: float) -> Tensor:
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * factor
+    return torch.cat([center - half, center + half], dim=1)
+
+
+def _layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return [convolution, nn.GroupNorm(8, outputs), nn.SiLU()]
+
+
+class _Residual(nn.Module):
+    """``x + layer(x)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(*_layer(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        return x + self.layer(x)

@@ -1,0 +1,108 @@
+"""What renders lack and generated pictures have: softness, noise, wrong colours, things in front.
+
+The metric models never see a generated picture in training; these keep them from relying on crisp edges
+and exact colours. Everything draws from a given generator, on the device of the pictures.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+_BLUR = (0.0545, 0.2442, 0.4026, 0.2442, 0.0545)  # Gaussian of standard deviation 1 pixel
+
+
+def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Tensor:
+    """Blur a third of the pictures, halve the resolution of another third, and add noise to all.
+
+    Blurred and halved pictures mix with the sharp ones in random shares, so that softness varies.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1], H and W at least 4.
+        generator: Decides kind, share and noise.
+        max_noise: Largest standard deviation of the noise.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1].
+    """
+    size, device = len(images), images.device
+    line = images.new_tensor(_BLUR)
+    kernel = (line[:, None] * line).expand(3, 1, 5, 5)
+    blurred = F.conv2d(F.pad(images, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+    small = F.interpolate(images, scale_factor=0.5, mode="area")
+    halved = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    kind = torch.randint(3, (size, 1, 1, 1), generator=generator, device=device)
+    share = torch.rand(size, 1, 1, 1, generator=generator, device=device) * (kind > 0)
+    soft = images.lerp(torch.where(kind == 1, blurred, halved), share)
+    strength = max_noise * torch.rand(size, 1, 1, 1, generator=generator, device=device)
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    return (soft + strength * noise).clamp(0, 1)
+
+
+def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: float = 0.0) -> Tensor:
+    """Change contrast, the brightness of each colour, and sometimes take colour away.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        strength: Range of contrast and of each colour's brightness, relative to 1.
+        generator: Decides how much.
+        grey: Share of pictures that lose their colour, 0 to 1.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1].
+    """
+    size, device = len(images), images.device
+    draws = torch.rand(size, 5, 1, 1, generator=generator, device=device)
+    factors = 1 + strength * (2 * draws[:, :4] - 1)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    changed = ((images - mean) * factors[:, 3:] + mean) * factors[:, :3]
+    return torch.where(draws[:, 4:] < grey, changed.mean(1, keepdim=True), changed).clamp(0, 1)
+
+
+def jitter_boxes(boxes: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Move each side of (N, 4) boxes by up to ``strength`` of the box's width or height, either way."""
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return boxes + strength * size * (2 * torch.rand(boxes.shape, generator=generator, device=boxes.device) - 1)
+
+
+def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
+    """Draw one rectangle inside each box that covers a given share of it.
+
+    Args:
+        boxes: (N, 4) x1, y1, x2, y2 in pixels inside the picture; rounded to whole pixels.
+        shares: (N,) float in [0, 1], the least share of a box's pixels to cover. At most one row of the
+            rectangle more is covered.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
+        generator: Decides form and place.
+
+    Returns:
+        (N, height, width) bool, true where hidden.
+    """
+    boxes = boxes.round().long()
+    box_w, box_h = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).T
+    draws = torch.rand(3, len(boxes), generator=generator, device=boxes.device)
+    narrowest = (shares * box_w).ceil().clamp(min=1)
+    w = (narrowest + draws[0] * (box_w - narrowest + 1)).floor().minimum(box_w)
+    h = (shares * box_w * box_h / w).ceil().minimum(box_h)
+    x1 = boxes[:, 0] + (draws[1] * (box_w - w + 1)).floor()
+    y1 = boxes[:, 1] + (draws[2] * (box_h - h + 1)).floor()
+    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
+    across = (x >= x1[:, None]) & (x < (x1 + w)[:, None])
+    down = (y >= y1[:, None]) & (y < (y1 + h)[:, None])
+    return across[:, None, :] & down[:, :, None]
+
+
+def occlude(images: Tensor, boxes: Tensor, shares: Tensor, generator: Generator) -> Tensor:
+    """Hide a share of one head per picture behind a rectangle of one random colour.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1].
+        boxes: (N, 4) the heads, x1, y1, x2, y2 in pixels.
+        shares: (N,) float in [0, 1], least share of each box to hide; 0 hides nothing.
+        generator: Decides form, place and colour.
+    """
+    hidden = occlusion_masks(boxes, shares, *images.shape[-2:], generator)
+    color = torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
+    return torch.where(hidden.unsqueeze(1), color, images)
