@@ -171,9 +171,9 @@ def test_generate_explains_prompts(
         ("model.resolution=36", "multiple"),
         ("data.root=nowhere", "nowhere"),
         ("resume=nowhere.ckpt", "resume=nowhere.ckpt"),
-        ("localization.mask_loss_probability=2", "mask_loss_probability"),
+        ("method.model.loss_config.mask_loss_probability=2", "mask_loss_probability"),
         ("method.caption_dropout=-1", "method.caption_dropout"),
-        ("localization.localization_blocks=[attic]", "attic"),
+        ("localization.blocks=[attic]", "attic"),
         ("data.module.batch_size=0", "batch_size"),
     ],
 )

@@ -76,14 +76,18 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 "each a multiple of 8"
             )
         widths = [3, *channels]
-        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.down = nn.ModuleList(
+            _block(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
         self.deep = _block(channels[3], channels[3])
         self.lateral = nn.ModuleList(nn.Conv2d(c, head_channels, 1) for c in channels[1:])
         self.merge = _block(head_channels, head_channels)
         self.maps = nn.Conv2d(head_channels, 5, 1)
         nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.maps.bias[0] = -2.19  # heads are rare: 0.1 everywhere at first (section 4.3 of Lin et al. 2018)
+            self.maps.bias[
+                0
+            ] = -2.19  # heads are rare: 0.1 everywhere at first (section 4.3 of Lin et al. 2018)
 
     def forward(self, images: Tensor) -> CenterMaps:
         """Predict maps, the heat as logits.
@@ -144,7 +148,9 @@ def encode(heads: Tensor, present: Tensor, height: int, width: int) -> CenterMap
     spread = size / (6 * STRIDE)
     x = torch.arange(columns, device=heads.device) - cell[..., 0, None]
     y = torch.arange(rows, device=heads.device) - cell[..., 1, None]
-    falls = (x / spread[..., 0, None]).square()[:, :, None, :] + (y / spread[..., 1, None]).square()[..., None]
+    falls = (x / spread[..., 0, None]).square()[:, :, None, :] + (y / spread[..., 1, None]).square()[
+        ..., None
+    ]
     heat = ((-falls / 2).exp() * present[..., None, None]).amax(1)
     maps = heads.new_zeros(len(heads), 4, rows, columns)
     sample, slot = torch.nonzero(present, as_tuple=True)

@@ -63,7 +63,9 @@ def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: f
 def jitter_boxes(boxes: Tensor, strength: float, generator: Generator) -> Tensor:
     """Move each side of (N, 4) boxes by up to ``strength`` of the box's width or height, either way."""
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    return boxes + strength * size * (2 * torch.rand(boxes.shape, generator=generator, device=boxes.device) - 1)
+    return boxes + strength * size * (
+        2 * torch.rand(boxes.shape, generator=generator, device=boxes.device) - 1
+    )
 
 
 def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
