@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import CONFIG_FOLDER
 
-COMMANDS = ("train", "generate", "prepare", "evaluate", "bench")
+COMMANDS = ("train", "generate", "prepare", "evaluate", "bench", "report")
 GROUPS = {
     "model": "train",
     "data": "train",

@@ -63,9 +63,8 @@ def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: f
 def jitter_boxes(boxes: Tensor, strength: float, generator: Generator) -> Tensor:
     """Move each side of (N, 4) boxes by up to ``strength`` of the box's width or height, either way."""
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    return boxes + strength * size * (
-        2 * torch.rand(boxes.shape, generator=generator, device=boxes.device) - 1
-    )
+    draws = torch.rand(boxes.shape, generator=generator, device=boxes.device)
+    return boxes + strength * size * (2 * draws - 1)
 
 
 def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
@@ -105,6 +104,7 @@ def occlude(images: Tensor, boxes: Tensor, shares: Tensor, generator: Generator)
         shares: (N,) float in [0, 1], least share of each box to hide; 0 hides nothing.
         generator: Decides form, place and colour.
     """
-    hidden = occlusion_masks(boxes, shares, *images.shape[-2:], generator)
+    height, width = images.shape[-2:]
+    hidden = occlusion_masks(boxes, shares, height, width, generator)
     color = torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
     return torch.where(hidden.unsqueeze(1), color, images)

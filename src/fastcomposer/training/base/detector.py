@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcomposer.data.bank import SceneBatch
-from fastcomposer.metrics.detector import CenterMaps, HeadDetector, count_matches, encode
+from fastcomposer.models.detector import CenterMaps, HeadDetector, count_matches, encode
 from fastcomposer.training.base.degradation import jitter_colors, soften
 from fastcomposer.training.base.vae import save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule

@@ -12,7 +12,8 @@ from torchmetrics.classification import BinaryAUROC
 
 from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.data.index import RecordIndex
-from fastcomposer.metrics.embedder import IdentityEmbedder, pair_up
+from fastcomposer.data.records import RecordError
+from fastcomposer.models.embedder import IdentityEmbedder, pair_up
 from fastcomposer.training.base.degradation import jitter_boxes, jitter_colors, occlude, soften
 from fastcomposer.training.base.vae import save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
@@ -36,12 +37,15 @@ class EmbedderModule(RecipeModule):
     """Tell the people of the training split apart, from heads that are soft, noisy and partly hidden.
 
     A softmax over all of them with a margin, on the sphere (CosFace), is what face verification generalises
-    to strangers with: the vectors are compared by their cosine in training as in use, every step sets a head
+    to strangers with: vectors are compared by their cosine in training as in use, every step sets a head
     against everybody rather than against the few others of its batch, so people who differ in one feature
     only do count, and the margin asks for more than the training split needs (Wang et al. 2018; Deng et al.
-    2019). A class is all people who look the same in skin, hair, hair colour and beard: noses and brows are
-    a pixel or two in a scene, and to push apart what cannot be seen apart teaches noise. The embedder is
-    therefore blind to them.
+    2019). The proxy that stands for a person is the sum of learned vectors, one for their skin, hair, hair
+    colour and beard each: a stranger is a new combination of known features, and each vector learns from
+    thousands of heads, where a proxy of one person's own would learn from ten.
+
+    People who differ in nose or brows only are one class: these are a pixel or two in a scene, and to push
+    apart what cannot be seen apart teaches noise. The embedder is therefore blind to them.
 
     Args:
         embedder: The embedder.
@@ -82,12 +86,16 @@ class EmbedderModule(RecipeModule):
         self.auroc = BinaryAUROC()
 
     def setup(self, stage: str) -> None:
-        """Number the looks of the training split and give each a proxy."""
+        """List the looks of the training split and give each of their features a vector."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.looks = number_looks(data.train, data.root)
-        classes = int(self.looks.max()) + 1
+        self.labels, self.looks = list_looks(data.train, data.root)
         generator = torch.Generator().manual_seed(self.seed)
-        self.proxies = nn.Parameter(torch.randn(classes, self.embedder.config.embed_dim, generator=generator))
+        count, width = int(self.looks.max()) + 1, self.embedder.config.embed_dim
+        self.parts = nn.Parameter(torch.randn(count, width, generator=generator) / width**0.5)
+
+    def proxies(self) -> Tensor:
+        """Sum the vectors of each look's features, (C, d)."""
+        return self.parts[self.looks.to(self.device)].sum(1)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Tell apart the heads of a batch of scenes."""
@@ -100,8 +108,8 @@ class EmbedderModule(RecipeModule):
         shares = self.max_hidden * draws[0] * (draws[1] < self.occlusion)
         heads = occlude(images[sample], boxes, shares, generator)
         crops = self.embedder.crop(heads, jitter_boxes(boxes, self.box_jitter, generator))
-        labels = self.looks[batch.index.cpu()].to(self.device)[sample, slot]
-        loss = margin_loss(self.embedder(crops), self.proxies, labels, self.scale, self.margin)
+        labels = self.labels[batch.index.cpu()].to(self.device)[sample, slot]
+        loss = margin_loss(self.embedder(crops), self.proxies(), labels, self.scale, self.margin)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -118,34 +126,46 @@ class EmbedderModule(RecipeModule):
 
     @torch.no_grad()
     def export(self, folder: str | Path) -> None:
-        """Write ``embedder/`` of a base folder; the proxies are of no use to anybody else."""
+        """Write ``embedder/`` of a base folder; the features' vectors served the training only."""
         with self.averaged_weights():
             save_half(self.embedder, Path(folder) / "embedder")
 
 
-def visible_look(identity: str) -> str:
-    """What tells somebody apart at the size of a scene.
+def visible_features(identity: str) -> tuple[str, ...]:
+    """List what tells somebody apart at the size of a scene.
 
     Args:
         identity: Name of an identity in a record: class word, skin, hair, hair colour, beard, nose and brows,
-            joined by hyphens. Any other name counts as a look of its own.
+            joined by hyphens. Any other name counts as one feature.
 
     Returns:
-        The name without nose and brows, and without the colour of hair that is not there.
+        Skin, hair, hair colour and beard, each with its kind; no colour of hair that is not there.
     """
     parts = identity.split("-")
     if len(parts) != 7:
-        return identity
+        return (identity,)
     word, skin, hair, color, beard, _, _ = parts
-    return "-".join((word, skin, hair, "" if hair == beard == "none" else color, beard))
+    shown = "unseen" if hair == beard == "none" else color
+    return f"skin {skin}", f"hair {word} {hair}", f"color {shown}", f"beard {beard}"
 
 
-def number_looks(bank: SceneBank, root: str | Path) -> Tensor:
-    """Number the looks of the people in a training bank: (N, K) long, -1 in empty slots."""
+def list_looks(bank: SceneBank, root: str | Path) -> tuple[Tensor, Tensor]:
+    """Number the looks of the people in a training bank, and the features of each look.
+
+    Returns:
+        (N, K) long, look of each slot of the bank, -1 in empty ones; and (C, F) long, features of each look.
+
+    Raises:
+        RecordError: If names of identities that list features are mixed with others.
+    """
     index = RecordIndex(root, "train")
-    looks = torch.full_like(bank.identities, -1)
-    numbers: dict[str, int] = {}
+    labels = torch.full_like(bank.identities, -1)
+    looks: dict[tuple[str, ...], int] = {}
     for row, name in enumerate(index.record_ids):
         for slot, (_, _, identity) in enumerate(index.segments[name]):
-            looks[row, slot] = numbers.setdefault(visible_look(str(identity)), len(numbers))
-    return looks
+            labels[row, slot] = looks.setdefault(visible_features(str(identity)), len(looks))
+    if len({len(look) for look in looks}) > 1:
+        raise RecordError(f"{root}: some identities list their features by hyphens and some do not")
+    features: dict[str, int] = {}
+    table = [[features.setdefault(name, len(features)) for name in look] for look in looks]
+    return labels, torch.tensor(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,18 +77,15 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 "each a multiple of 8"
             )
         widths = [3, *channels]
-        self.down = nn.ModuleList(
-            _block(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in pairwise(widths))
         self.deep = _block(channels[3], channels[3])
         self.lateral = nn.ModuleList(nn.Conv2d(c, head_channels, 1) for c in channels[1:])
         self.merge = _block(head_channels, head_channels)
         self.maps = nn.Conv2d(head_channels, 5, 1)
-        nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
-        with torch.no_grad():
-            self.maps.bias[
-                0
-            ] = -2.19  # heads are rare: 0.1 everywhere at first (section 4.3 of Lin et al. 2018)
+        # Heads are rare: a heat of 0.1 everywhere at first (Lin et al. 2018, section 3.3).
+        assert self.maps.bias is not None
+        nn.init.zeros_(self.maps.bias)
+        nn.init.constant_(self.maps.bias[:1], -2.19)
 
     def forward(self, images: Tensor) -> CenterMaps:
         """Predict maps, the heat as logits.
@@ -100,7 +98,9 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         height, width = images.shape[-2:]
         if height % STRIDE or width % STRIDE:
-            raise ValueError(f"pictures of {width}×{height} pixels: both sides must be multiples of {STRIDE}")
+            raise ValueError(
+                f"pictures of {width} by {height} pixels: both sides must be multiples of {STRIDE}"
+            )
         features, levels = images * 2 - 1, []
         for block in self.down:
             features = block(features)
@@ -148,9 +148,8 @@ def encode(heads: Tensor, present: Tensor, height: int, width: int) -> CenterMap
     spread = size / (6 * STRIDE)
     x = torch.arange(columns, device=heads.device) - cell[..., 0, None]
     y = torch.arange(rows, device=heads.device) - cell[..., 1, None]
-    falls = (x / spread[..., 0, None]).square()[:, :, None, :] + (y / spread[..., 1, None]).square()[
-        ..., None
-    ]
+    across, down = (x / spread[..., 0, None]).square(), (y / spread[..., 1, None]).square()
+    falls = across[:, :, None, :] + down[..., None]
     heat = ((-falls / 2).exp() * present[..., None, None]).amax(1)
     maps = heads.new_zeros(len(heads), 4, rows, columns)
     sample, slot = torch.nonzero(present, as_tuple=True)

@@ -1,0 +1,328 @@
+"""How good the parts of the embedded base are, on renders of people that none of them was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from rich.progress import track
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_auroc
+from transformers import CLIPModel
+
+from fastcomposer.data.scenes import AvatarScenes, Person
+from fastcomposer.models.conditioning import ReferenceNormalizer
+from fastcomposer.models.detector import HeadDetector, count_matches
+from fastcomposer.models.embedder import IdentityEmbedder, pair_up
+from fastcomposer.training.base.degradation import occlude
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        part: Part of the base, by the name of its folder.
+        measure: What was measured, with its unit.
+        value: The figure.
+        at_least: What it must reach; ``None`` where nothing is asked.
+    """
+
+    part: str
+    measure: str
+    value: float
+    at_least: float | None = None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the figure reaches what is asked; ``None`` where nothing is."""
+        return None if self.at_least is None else self.value >= self.at_least
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return asdict(self) | {"holds": self.holds}
+
+
+@dataclass(frozen=True)
+class HeldOutScenes:
+    """Renders of held-out people.
+
+    Attributes:
+        images: (N, 3, S, S) float in [0, 1].
+        captions: The diffusion model's captions, which never say who somebody is.
+        people: Who is in each scene, from left to right.
+    """
+
+    images: Tensor
+    captions: tuple[str, ...]
+    people: tuple[tuple[Person, ...], ...]
+
+    @property
+    def heads(self) -> list[Tensor]:
+        """Boxes of the heads in each scene, (n_i, 4) float, x1, y1, x2, y2 in pixels."""
+        return [torch.tensor([person.head for person in scene]).float() for scene in self.people]
+
+    def rows(self, count: int) -> Tensor:
+        """Positions of the scenes with so many people."""
+        return torch.tensor(
+            [i for i, scene in enumerate(self.people) if len(scene) == count], dtype=torch.long
+        )
+
+
+def render_held_out(scenes: AvatarScenes, number: int) -> HeldOutScenes:
+    """Render the first scenes of the held-out split, as ``prepare`` does but without JPEG in between."""
+    rendered = [scenes.scene("test", i) for i in track(range(number), "held-out scenes", transient=True)]
+    images = torch.stack([torch.tensor(scene.image).permute(2, 0, 1) for scene in rendered])
+    captions = tuple(scene.caption for scene in rendered)
+    return HeldOutScenes(images.float() / 255, captions, tuple(scene.people for scene in rendered))
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> float:
+    """Measure the peak signal-to-noise ratio of an autoencoder, in dB, mean over pictures.
+
+    Args:
+        vae: The autoencoder; the mean of its posterior is decoded.
+        images: (N, 3, H, W) float in [0, 1].
+    """
+    values = []
+    for pixels in images.split(_BATCH):
+        decoded = vae.decode(vae.encode(2 * pixels - 1).latent_dist.mode()).sample
+        error = (((decoded.clamp(-1, 1) + 1) / 2) - pixels).square().mean((1, 2, 3))
+        values.append(-10 * error.clamp(min=1e-10).log10())
+    return float(torch.cat(values).mean())
+
+
+@dataclass(frozen=True)
+class DetectionRates:
+    """How many heads are found and how many detections are heads, at an overlap of one half.
+
+    Attributes:
+        heads: Heads that are there.
+        detections: Heads that were said to be there.
+        matches: Pairs of the two.
+    """
+
+    heads: int
+    detections: int
+    matches: int
+
+    @property
+    def recall(self) -> float:
+        """Share of heads that were found; 1 where there are none."""
+        return self.matches / self.heads if self.heads else 1.0
+
+    @property
+    def precision(self) -> float:
+        """Share of detections that are heads; 1 where there are none."""
+        return self.matches / self.detections if self.detections else 1.0
+
+
+def detection_rates(detector: HeadDetector, images: Tensor, heads: Sequence[Tensor]) -> DetectionRates:
+    """Match detections to heads, the surest first, at an intersection over union of one half.
+
+    Args:
+        detector: The detector.
+        images: (N, 3, H, W) float in [0, 1].
+        heads: For each picture the boxes of its heads, (n_i, 4).
+    """
+    found = [detections for part in images.split(_BATCH) for detections in detector.detect(part)]
+    matches = sum(count_matches(detections, truth) for detections, truth in zip(found, heads, strict=True))
+    return DetectionRates(sum(map(len, heads)), sum(map(len, found)), matches)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether two heads are the same person's, told by the cosine of their vectors.
+
+    Attributes:
+        auc: Area under the receiver operating characteristic.
+        same: Mean cosine of pairs of one person.
+        different: Mean cosine of pairs of two people.
+    """
+
+    auc: float
+    same: float
+    different: float
+
+
+def verify(cosine: Tensor, same: Tensor) -> Verification:
+    """Summarise pairs.
+
+    Args:
+        cosine: (P,) similarity of the two heads.
+        same: (P,) bool, whether they are one person's.
+
+    Raises:
+        ValueError: If there are no pairs of one person, or none of two.
+    """
+    if not same.any() or same.all():
+        raise ValueError("verification needs pairs of one person and of two: measure on more scenes")
+    auc = binary_auroc((cosine.double() + 1) / 2, same.long())  # outside [0, 1] it would take them for logits
+    return Verification(float(auc), float(cosine[same].mean()), float(cosine[~same].mean()))
+
+
+def comparable(people: Sequence[Sequence[Person]]) -> Tensor:
+    """Find the pairs of heads from two scenes that differ in clothing and in expression.
+
+    Args:
+        people: Who is in each scene; heads count scene by scene.
+
+    Returns:
+        (M, M) bool for M heads in all.
+    """
+    clothing: dict[str, int] = {}
+    expressions: dict[str, int] = {}
+    facts = torch.tensor(
+        [
+            (
+                scene,
+                clothing.setdefault(person.appearance.describe_clothes(), len(clothing)),
+                expressions.setdefault(person.appearance.expression, len(expressions)),
+            )
+            for scene, group in enumerate(people)
+            for person in group
+        ]
+    )
+    return (facts[:, None] != facts).all(-1)
+
+
+def verification(
+    embedder: IdentityEmbedder, scenes: HeldOutScenes, hidden: float = 0.0, seed: int = 0
+) -> Verification:
+    """Verify held-out people across clothing and expression, from the true boxes of their heads.
+
+    Args:
+        embedder: The embedder.
+        scenes: Renders.
+        hidden: Share of each head's box, 0 to 1, behind a rectangle of random form, place and colour.
+        seed: Seed of the rectangles.
+
+    Raises:
+        ValueError: If the scenes are too few for pairs of one person.
+    """
+    scene = torch.tensor([i for i, group in enumerate(scenes.people) for _ in group])
+    boxes = torch.cat(scenes.heads)
+    images = scenes.images[scene]
+    if hidden:
+        images = occlude(images, boxes, torch.full((len(boxes),), hidden), Generator().manual_seed(seed))
+    parts = zip(images.split(_BATCH), boxes.split(_BATCH), strict=True)
+    vectors = torch.cat([embedder.embed(part, box) for part, box in parts])
+    names: dict[str, int] = {}
+    keys = [person.identity.key for group in scenes.people for person in group]
+    who = torch.tensor([names.setdefault(key, len(names)) for key in keys])
+    pairs = pair_up(vectors, who, comparable(scenes.people))
+    return verify(pairs.cosine, pairs.same)
+
+
+def caption_groups(captions: Sequence[str], rows: Sequence[int], size: int = 16) -> list[list[int]]:
+    """Split scenes into groups in which no caption comes twice; what is left over is dropped.
+
+    Args:
+        captions: Captions of all scenes.
+        rows: Scenes to split.
+        size: Scenes in a group.
+    """
+    groups: list[list[int]] = []
+    for row in rows:
+        room = (g for g in groups if len(g) < size and all(captions[i] != captions[row] for i in g))
+        group = next(room, None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    return [group for group in groups if len(group) == size]
+
+
+@torch.no_grad()
+def caption_accuracy(clip: CLIPModel, tokenizer: Any, scenes: HeldOutScenes, count: int) -> float | None:
+    """Share of scenes whose own caption scores highest among 16 scenes of as many people.
+
+    Args:
+        clip: Text and vision towers.
+        tokenizer: Tokenizer of the base.
+        scenes: Renders.
+        count: How many people are in the scenes that are looked at.
+
+    Returns:
+        The share, or ``None`` with fewer than 16 different captions.
+    """
+    groups = caption_groups(scenes.captions, scenes.rows(count).tolist())
+    if not groups:
+        return None
+    normalize, right = ReferenceNormalizer(), []
+    for group in groups:
+        texts = [scenes.captions[i] for i in group]
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        text = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
+        pixels = normalize(scenes.images[group])
+        image = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+        best = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1)
+        right.append(best == torch.arange(len(group)))
+    return float(torch.cat(right).float().mean())
+
+
+def measure_vae(base: Path, scenes: HeldOutScenes) -> list[Row]:
+    """Measure the autoencoder."""
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
+    return [Row("vae", "PSNR of held-out scenes, dB", reconstruction_psnr(vae, scenes.images))]
+
+
+def measure_clip(base: Path, scenes: HeldOutScenes) -> list[Row]:
+    """Measure how well pictures and captions find each other."""
+    from fastcomposer.prompt import load_tokenizer
+
+    clip = CLIPModel.from_pretrained(base, subfolder="clip", dtype=torch.float32)
+    tokenizer = load_tokenizer(str(base))
+    found = {count: caption_accuracy(clip, tokenizer, scenes, count) for count in (1, 2, 3)}
+    return [
+        Row("clip", f"right caption among 16, {_subjects(count)}", share)
+        for count, share in found.items()
+        if share is not None
+    ]
+
+
+def measure_detector(base: Path, scenes: HeldOutScenes) -> list[Row]:
+    """Measure recall and precision by number of people."""
+    detector = HeadDetector.from_pretrained(base, subfolder="detector")
+    result, heads = [], scenes.heads
+    for count in (1, 2, 3):
+        rows = scenes.rows(count)
+        if not len(rows):
+            continue
+        rates = detection_rates(detector, scenes.images[rows], [heads[i] for i in rows.tolist()])
+        result.append(Row("detector", f"recall at IoU 0.5, {_subjects(count)}", rates.recall, 0.97))
+        result.append(Row("detector", f"precision at IoU 0.5, {_subjects(count)}", rates.precision, 0.97))
+    return result
+
+
+def measure_embedder(base: Path, scenes: HeldOutScenes) -> list[Row]:
+    """Measure verification of held-out people, also partly hidden."""
+    embedder = IdentityEmbedder.from_pretrained(base, subfolder="embedder")
+    seen, hidden = verification(embedder, scenes), verification(embedder, scenes, hidden=0.3)
+    return [
+        Row("embedder", "verification AUC, other clothing and expression", seen.auc, 0.99),
+        Row("embedder", "verification AUC, 30 % of both heads hidden", hidden.auc, 0.95),
+        Row("embedder", "mean cosine, same person", seen.same),
+        Row("embedder", "mean cosine, different people", seen.different),
+        Row("embedder", "same minus different", seen.same - seen.different, 0.5),
+    ]
+
+
+QUALITY: dict[str, Callable[[Path, HeldOutScenes], list[Row]]] = {
+    "vae": measure_vae,
+    "clip": measure_clip,
+    "detector": measure_detector,
+    "embedder": measure_embedder,
+}
+
+
+def _subjects(count: int) -> str:
+    return f"{count} subject{'s' if count > 1 else ''}"
