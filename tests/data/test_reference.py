@@ -47,17 +47,27 @@ def test_square_of_the_right_size_is_unchanged_and_others_are_padded() -> None:
 
 def test_transparent_pixels_become_the_same_noise_every_time() -> None:
     pixels = np.dstack([picture(), np.full((12, 12), 255, np.uint8)])
-    pixels[:, :5, 3] = 0
+    pixels[1:, :5, 3] = 0  # a strip at the top stays, so that nothing is cropped
     image = Image.fromarray(pixels, "RGBA")
     prepared = prepare_reference(image, 12)
     opaque = torch.from_numpy(pixels[..., :3]).movedim(-1, 0) / 255
     torch.testing.assert_close(prepared[:, :, 5:], opaque[:, :, 5:])
-    noise = prepared[:, :, :5]
-    assert not torch.allclose(noise, opaque[:, :, :5], atol=0.1)
+    noise = prepared[:, 1:, :5]
+    assert not torch.allclose(noise, opaque[:, 1:, :5], atol=0.1)
     assert 0.4 < noise.mean() < 0.6 and noise.std() > 0.2
     torch.manual_seed(5)
     assert torch.equal(prepare_reference(image, 12), prepared)
     torch.testing.assert_close(prepare_reference(pixels / 255, 12), prepared, rtol=0, atol=1 / 255)
+
+
+def test_pictures_are_cropped_to_what_is_opaque() -> None:
+    pixels = np.dstack([picture(), np.zeros((12, 12), np.uint8)])
+    pixels[2:10, 3:11, 3] = 255
+    cropped = prepare_reference(pixels[2:10, 3:11, :3], 8)
+    assert torch.equal(prepare_reference(pixels, 8), cropped)
+    pixels[..., 3] = 0
+    with pytest.raises(ValueError, match="transparent everywhere"):
+        prepare_reference(pixels, 8)
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:

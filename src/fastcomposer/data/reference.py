@@ -22,8 +22,9 @@ _NOISE_SEED = 0
 def prepare_reference(image: Any, size: int) -> Tensor:
     """Turn a reference image into what the image encoder sees, as in training but without augmentation.
 
-    Transparent pixels are replaced by uniform noise from a fixed seed, as pixels outside the subject are in
-    training (PAPER.md, recipe); the picture is padded to a square with zeros and resized.
+    A picture with transparency is cropped to what is seen of it, and its transparent pixels are replaced by
+    uniform noise from a fixed seed, as is done with the pixels outside a subject in training (PAPER.md,
+    recipe). The picture is padded to a square with zeros and resized.
 
     Args:
         image: Path; PIL image, whose EXIF orientation is honoured; array (h, w), (h, w, 1), (h, w, 3) or
@@ -37,7 +38,7 @@ def prepare_reference(image: Any, size: int) -> Tensor:
     Raises:
         FileNotFoundError: If a path does not exist.
         TypeError: If it is none of these.
-        ValueError: If an array or tensor has another shape or values out of range.
+        ValueError: If an array or tensor has another shape or values out of range, or nothing is opaque.
     """
     if isinstance(image, str | PathLike):
         path = Path(image).expanduser()
@@ -119,9 +120,14 @@ def _checked(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _opaque(pixels: Tensor) -> Tensor:
-    """Put noise behind a picture with opacity."""
+    """Crop a picture with opacity to what is seen of it, and put noise behind."""
     if pixels.shape[0] == 3:
         return pixels
+    seen = pixels[3] > 0
+    rows, columns = seen.any(dim=1).nonzero(), seen.any(dim=0).nonzero()
+    if not len(rows):
+        raise ValueError("a reference is transparent everywhere")
+    pixels = pixels[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     picture, opacity = pixels[:3], pixels[3:]
     noise = torch.rand(picture.shape, generator=torch.Generator().manual_seed(_NOISE_SEED))
     if pixels.dtype == torch.uint8:
