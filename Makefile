@@ -25,16 +25,16 @@ reproduce: setup ## Render the mini world, train three minutes, draw people neve
 	$(PY) -m fastcomposer.cli.train experiment=mini resume=restart
 	$(PY) -m fastcomposer.cli.evaluate 'checkpoints=[outputs/mini,"$(CHECKPOINT)"]' output=$(OUT)
 	$(GENERATE) checkpoint=outputs/mini output=$(OUT)/three_minutes \
-		'prompt="a man <|image|> on the beach"' 'references=[$(MAN)]'
+		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
 	$(MAKE) --no-print-directory pictures
 
 pictures: setup ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
-		'prompt="a man <|image|> on the beach"' 'references=[$(MAN)]'
+		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
-		'prompt="a woman <|image|> wearing a red hoodie in the jungle"' 'references=[$(WOMAN)]'
+		'prompt=a woman <|image|> wearing a red hoodie in the jungle' 'references=[$(WOMAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
-		'prompt="a man <|image|> and a woman <|image|> in the snow"' 'references=[$(MAN),$(WOMAN)]'
+		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fastcomposer.cli import bench, evaluate, generate, prepare, train
+from fastcomposer.cli.common import quoted
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,10 +78,11 @@ def test_prepare_train_resume_generate_evaluate(
     shown = [
         f"model.base={small_base}",
         "checkpoint=outputs/mini",
-        'prompt="a man <|image|> and a woman <|image|> on the beach"',
+        "prompt=a man <|image|> and a woman <|image|> on the beach",
         f"references=[{','.join(portraits)}]",
         "sampler.num_inference_steps=2",
         "num_images=2",
+        "alpha=0.7",
         "output=pictures",
     ]
     status, out, err = run(generate, *shown)
@@ -90,7 +92,7 @@ def test_prepare_train_resume_generate_evaluate(
     assert len(files) == 3  # two pictures and a sheet of them beside their references
     stored = json.loads(Image.open(files[1]).text["fastcomposer"])  # type: ignore[attr-defined]
     assert stored["seed"] == 43
-    assert stored["sampler"]["alpha"] == 0.6
+    assert stored["alpha"] == 0.7
     assert stored["references"] == portraits
 
     measured = [
@@ -227,3 +229,17 @@ def test_loggers_receive_losses_and_pictures(
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/denoise_loss")] == [0, 1, 2]
     assert [event.step for event in events.Images("samples")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("prompt=a man <|image|>, smiling", 'prompt="a man <|image|>, smiling"'),
+        ('prompt="a man"', 'prompt="a man"'),
+        ('prompt=a "man"', 'prompt="a \\"man\\""'),
+        ("alpha=0.6", "alpha=0.6"),
+        ("--help", "--help"),
+    ],
+)
+def test_prompts_need_no_quotes_of_their_own(argument: str, expected: str) -> None:
+    assert quoted(argument, "prompt") == expected

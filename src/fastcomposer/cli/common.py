@@ -27,13 +27,16 @@ _USELESS_WARNINGS = (
 )
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(
+    config_name: str, free_text: str | None = None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make an entry point of a function that takes the composed configuration.
 
     Expected errors end the command with their message and status 1; ``HYDRA_FULL_ERROR=1`` shows the trace.
 
     Args:
         config_name: Name of the file in ``conf/``.
+        free_text: Key whose value may hold any characters without Hydra's own quotes.
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -51,9 +54,24 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 print(f"error: {cause}", file=sys.stderr)
                 sys.exit(1)
 
-        return main
+        @wraps(function)
+        def entry() -> None:
+            if free_text is not None:
+                sys.argv = [quoted(argument, free_text) for argument in sys.argv]
+            main()
+
+        return entry
 
     return decorate
+
+
+def quoted(argument: str, key: str) -> str:
+    """Put quotes around the value of ``key=value``, unless it has some or the key is another."""
+    name, equals, value = argument.partition("=")
+    if name != key or not equals or value[:1] in ("'", '"'):
+        return argument
+    escaped = value.replace('"', '\\"')
+    return f'{name}="{escaped}"'
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastcomposer.pipeline import FastComposerPipeline
 
 
-@command("generate")
+@command("generate", free_text="prompt")
 def main(config: DictConfig) -> None:
     """Load, draw, and write PNG files that carry their settings."""
     missing = [name for name in config.references if not Path(name).is_file()]
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     pipeline: Any = load_pipeline(config.model, config.checkpoint)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     seeds = range(config.seed, config.seed + config.num_images)
-    sampler: Any = OmegaConf.to_container(config.sampler)
+    sampler: Any = {**config.sampler, "alpha": config.alpha}
     references = list(config.references)
     images = pipeline(
         [config.prompt] * len(seeds),
