@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -85,8 +84,6 @@ def _quieten() -> None:
     """Leave the terminal to what concerns the user: progress, results and warnings that call for action."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     for text in _USELESS_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,9 @@ def main(config: DictConfig) -> None:
     import lightning as L
     from hydra.utils import instantiate
 
+    # Only now: importing Lightning sets these levels.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data.module)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
