@@ -42,11 +42,6 @@ class SubjectBatch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    @property
-    def num_slots(self) -> int:
-        """Number of subject slots K."""
-        return self.subject_present.shape[1]
-
     def replace(self, **changes: Any) -> SubjectBatch:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)

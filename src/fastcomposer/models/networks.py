@@ -16,7 +16,6 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 from fastcomposer.models.checkpoint import (
     load_exact,
     load_published,
-    published_state,
     read_checkpoint,
     write_published,
 )
@@ -252,10 +251,6 @@ class Networks(nn.Module):
             feature_extractor=extractor,
             requires_safety_checker=checker is not None,
         )
-
-    def published_state_dict(self) -> dict[str, Tensor]:
-        """Weights under the names of the released checkpoint."""
-        return published_state(self._networks())
 
     def save_published_checkpoint(self, path: str | Path) -> Path:
         """Write the weights in the layout of the released ``pytorch_model.bin``."""

@@ -102,7 +102,7 @@ class RecipeModule(L.LightningModule):
         return Generator(self.device).manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Let a NaN or infinite gradient pass without touching the weights, and give up if that goes on.
+        """Take a step with a NaN or infinite gradient as one without gradient, and give up if that goes on.
 
         The count stays on the device and is read only when the trainer logs, so a step never waits for it.
 
