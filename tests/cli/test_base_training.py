@@ -44,3 +44,11 @@ def test_the_parts_make_a_base(world: Path, tmp_path: Path, monkeypatch: pytest.
     assert image.size == (64, 64)
     stored = torch.load(run, weights_only=True)["state_dict"]
     assert not torch.equal(model.vae.encoder.conv_in.weight, stored["vae.encoder.conv_in.weight"])  # averaged
+
+    monkeypatch.setattr(sys, "argv", ["train", *common, "method=vae_decoder"])
+    train.main()
+    finished = FastComposer.from_pretrained("base", max_subjects=3).vae
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert torch.equal(*(vae.encode(pixels).latent_dist.mode() for vae in (finished, model.vae)))
+    assert finished.config.scaling_factor == model.vae.config.scaling_factor
+    assert not torch.equal(finished.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)

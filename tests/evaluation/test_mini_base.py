@@ -161,16 +161,15 @@ class Knowing(nn.Module):
 
 def test_caption_accuracy_by_hand() -> None:
     images = (torch.arange(40) / 100)[:, None, None, None].expand(40, 3, 8, 8)
-    scene = (person("RED", ""),)
-    scenes = HeldOutScenes(images, tuple(map(str, range(40))), (scene,) * 35 + (scene * 2,) * 5)
+    captions = tuple(map(str, range(40)))
 
     def tokenizer(texts: list[str], **settings: Any) -> Any:
         return SimpleNamespace(input_ids=torch.tensor([int(text) for text in texts]))
 
     clip: Any = Knowing()
-    # Two groups of 16; three scenes are left over, five have two people.
-    assert caption_accuracy(clip, tokenizer, scenes, count=1) == pytest.approx(31 / 32)
-    assert caption_accuracy(clip, tokenizer, scenes, count=2) is None
+    # Two groups of 16 of the first 35, three are left over; five are too few.
+    assert caption_accuracy(clip, tokenizer, images, captions, range(35)) == pytest.approx(31 / 32)
+    assert caption_accuracy(clip, tokenizer, images, captions, range(35, 40)) is None
 
 
 def test_a_row_holds_from_its_bound_on() -> None:

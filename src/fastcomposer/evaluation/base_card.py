@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from fastcomposer.evaluation.base_parts import BaseReport
 from fastcomposer.evaluation.mini_base import Row
 
-METHODS = ("vae", "clip", "text_to_image", "detector", "embedder")
+METHODS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder")
 """Trainings of the parts, in their order; that of ``clip`` makes both encoders and the tokenizer."""
 RECORD = "training.json"
 """File in the base's folder that keeps how long each part was trained."""

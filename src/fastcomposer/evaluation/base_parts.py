@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
+from fastcomposer.evaluation.generated import measure_generated
 from fastcomposer.evaluation.mini_base import QUALITY, HeldOutScenes, Row
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
@@ -52,12 +53,16 @@ class BaseReport:
         return {"schema": 1, "rows": [row.as_dict() for row in self.rows], "missing": list(self.missing)}
 
 
-def measure_base(base: str | Path, scenes: HeldOutScenes) -> BaseReport:
-    """Measure every part that is there.
+def measure_base(
+    base: str | Path, scenes: HeldOutScenes, sampler: Mapping[str, Any] | None = None, per_count: int = 64
+) -> BaseReport:
+    """Measure every part that is there, and what they draw together.
 
     Args:
         base: Folder of the base.
         scenes: Held-out renders.
+        sampler: Arguments of the pipeline call; ``None`` leaves out what is measured on generated pictures.
+        per_count: Generated pictures of one, of two and of three people.
     """
     base = Path(base)
     present = [part for part in PARTS if any((base / part).glob("*"))]
@@ -67,7 +72,10 @@ def measure_base(base: str | Path, scenes: HeldOutScenes) -> BaseReport:
             rows += QUALITY[part](base, scenes)
         rows += size_rows(base, part)
         rows += [Row(part, f"{what}, MFLOP", flops / 1e6) for what, flops in flops_of(base, part).items()]
-    return BaseReport(tuple(rows), tuple(part for part in PARTS if part not in present))
+    missing = tuple(part for part in PARTS if part not in present)
+    if sampler is not None and not missing:
+        rows += measure_generated(base, scenes, sampler, per_count)
+    return BaseReport(tuple(rows), missing)
 
 
 def size_rows(base: Path, part: str) -> list[Row]:

@@ -78,13 +78,7 @@ class CLIPModule(RecipeModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.train_bank: SceneBank = data.train
         self.test_bank: SceneBank = data.test
-        self.ids = {
-            "train": (
-                self._tokenize(self.train_bank.captions),
-                self._tokenize(self.train_bank.rich_captions),
-            ),
-            "test": (self._tokenize(self.test_bank.captions), self._tokenize(self.test_bank.rich_captions)),
-        }
+        self.ids = {"train": self._tokenize(self.train_bank), "test": self._tokenize(self.test_bank)}
         self.seen = places_by_identity(self.train_bank)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
@@ -126,16 +120,16 @@ class CLIPModule(RecipeModule):
         return self.clip.visual_projection(pooled)
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
-        """Project token ids (B, 77) to (B, d)."""
+        """Project token ids (B, T) to (B, d)."""
         return self.clip.text_projection(self.clip.text_model(input_ids=input_ids).pooler_output)
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Share of held-out scenes whose rich caption scores highest among 16 of as many people."""
+        """Share of held-out scenes whose own caption scores highest among 16 of as many people."""
         counts = batch.present.sum(1)
         with self.averaged_weights():
             images = F.normalize(self.embed_images((batch.pixel_values + 1) / 2), dim=-1)
             texts = F.normalize(
-                self.embed_texts(self.ids["test"][0][batch.index.cpu()].to(self.device)), dim=-1
+                self.embed_texts(self.ids["test"][1][batch.index.cpu()].to(self.device)), dim=-1
             )
         for count in (1, 2):
             rows = torch.nonzero(counts == count).flatten()[:16]
@@ -143,8 +137,13 @@ class CLIPModule(RecipeModule):
                 right = (images[rows] @ texts[rows].T).argmax(1) == torch.arange(16, device=self.device)
                 self.log(f"val/top1_of_16_{count}", right.float().mean(), batch_size=16, prog_bar=True)
 
-    def _tokenize(self, captions: list[str]) -> Tensor:
-        return self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    def _tokenize(self, bank: SceneBank) -> tuple[Tensor, Tensor]:
+        """Ids of the plain and of the rich captions, as long as the longest of them: what follows the end
+        token changes nothing before it."""
+        captions = [*bank.captions, *bank.rich_captions]
+        ids = self.tokenizer(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
+        plain, rich = ids.chunk(2)
+        return plain, rich
 
     @torch.no_grad()
     def export(self, folder: str | Path) -> None:

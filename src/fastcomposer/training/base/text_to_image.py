@@ -22,7 +22,7 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.models.conditioning import encode_text
-from fastcomposer.training.base.vae import save_half
+from fastcomposer.training.base.vae import encoder_of, save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
 _COMPONENTS = {
@@ -138,11 +138,12 @@ class TextToImageModule(RecipeModule):
 def cached_latents(vae: AutoencoderKL, bank: SceneBank, root: Path) -> Tensor:
     """Scaled latents of all scenes and of their mirror images, (N, 2, C, h, w) float16.
 
-    They are kept beside the data under a name that changes with the autoencoder's weights.
+    They are kept beside the data under a name that changes with the encoder's weights.
     """
     digest = hashlib.sha256()
-    for value in vae.state_dict().values():
-        digest.update(value.float().numpy().tobytes())
+    for part in encoder_of(vae):
+        for value in part.state_dict().values():
+            digest.update(value.float().numpy().tobytes())
     path = root / f"latents_{digest.hexdigest()[:12]}.safetensors"
     if path.exists():
         with safe_open(path, "pt") as file:

@@ -23,6 +23,8 @@ class VAEModule(RecipeModule):
         optimizer: Makes the optimizer.
         kl_weight: Weight of the KL divergence, mean over latent elements.
         people_weight: How much more a pixel of a person weighs.
+        train_encoder: Whether the encoder learns too. Without it the latents stay as they are, so that a
+            decoder can be finished after a U-Net has been trained on them.
         recipe: Further arguments of :class:`RecipeModule`.
     """
 
@@ -32,18 +34,23 @@ class VAEModule(RecipeModule):
         optimizer: OptimizerFactory,
         kl_weight: float = 5e-4,
         people_weight: float = 1.0,
+        train_encoder: bool = True,
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
         self.vae = vae
         self.kl_weight, self.people_weight = kl_weight, people_weight
+        self.train_encoder = train_encoder
+        for part in encoder_of(vae):
+            part.requires_grad_(train_encoder)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Reconstruct a batch of scenes."""
-        posterior = self.vae.encode(batch.pixel_values).latent_dist
+        with torch.set_grad_enabled(self.train_encoder):
+            posterior = self.vae.encode(batch.pixel_values).latent_dist
         error = self.vae.decode(posterior.sample(self.step_generator())).sample - batch.pixel_values
         weight = 1 + self.people_weight * (batch.segment_maps > 0).unsqueeze(1)
-        reconstruction = (weight * (error.abs() + 2 * error.square())).sum() / (weight.sum() * error.shape[1])
+        reconstruction = (weight * (error.abs() + 8 * error.square())).sum() / (weight.sum() * error.shape[1])
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         loss = reconstruction + self.kl_weight * kl
         self.log_dict({"train/loss": loss, "train/kl": kl}, prog_bar=True)
@@ -59,12 +66,20 @@ class VAEModule(RecipeModule):
     @torch.no_grad()
     def export(self, folder: str | Path) -> None:
         """Write ``vae/`` of a base folder, with the scale that gives latents of unit variance."""
-        bank: SceneBank = self.trainer.datamodule.train  # type: ignore[attr-defined]
         with self.averaged_weights():
-            sample = bank.batch(torch.arange(min(len(bank), 512))).pixel_values
-            latents = self.vae.encode(sample.to(self.device)).latent_dist.mode()
-            self.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+            if self.train_encoder:
+                self.vae.register_to_config(scaling_factor=round(1 / self._latent_deviation(), 4))
             save_half(self.vae, Path(folder) / "vae")
+
+    def _latent_deviation(self) -> float:
+        bank: SceneBank = self.trainer.datamodule.train  # type: ignore[attr-defined]
+        sample = bank.batch(torch.arange(min(len(bank), 512))).pixel_values
+        return float(self.vae.encode(sample.to(self.device)).latent_dist.mode().std())
+
+
+def encoder_of(vae: AutoencoderKL) -> list[nn.Module]:
+    """The modules that decide the latents."""
+    return [part for part in (vae.encoder, vae.quant_conv) if part is not None]
 
 
 def save_half(model: nn.Module, folder: Path) -> None:
