@@ -24,9 +24,7 @@ _BATCH = 32
 
 
 @torch.no_grad()
-def draw_captions(
-    base: str | Path, captions: list[str], sampler: Mapping[str, Any], seed: int = 0
-) -> Tensor:
+def draw_captions(base: str | Path, captions: list[str], sampler: Mapping[str, Any], seed: int = 0) -> Tensor:
     """Draw one picture of each caption with the base alone.
 
     Args:
@@ -38,9 +36,9 @@ def draw_captions(
     Returns:
         (N, 3, H, W) float in [0, 1].
     """
-    pipeline = FastComposer.from_pretrained(base).to_pipeline()
+    pipeline: Any = FastComposer.from_pretrained(base).to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    images = []
+    images: list[Tensor] = []
     for start in track(range(0, len(captions), _BATCH), "pictures from captions", transient=True):
         part = captions[start : start + _BATCH]
         generators = [Generator().manual_seed(seed + start + i) for i in range(len(part))]

@@ -288,8 +288,8 @@ def measure_vae(base: Path, scenes: HeldOutScenes) -> list[Row]:
 def measure_clip(base: Path, scenes: HeldOutScenes) -> list[Row]:
     """Measure how well pictures and captions find each other.
 
-    What is asked is asked of the captions that CLIP is trained on. Plain captions leave out most of what is to
-    be seen, so that several of 16 often describe a picture truly; their figure is given beside.
+    What is asked is asked of the captions that CLIP is trained on. Plain captions leave out most of what is
+    to be seen, so that several of 16 often describe a picture truly; their figure is given beside.
     """
     clip, tokenizer = load_clip(base)
     rows = []

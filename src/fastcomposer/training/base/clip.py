@@ -138,8 +138,10 @@ class CLIPModule(RecipeModule):
                 self.log(f"val/top1_of_16_{count}", right.float().mean(), batch_size=16, prog_bar=True)
 
     def _tokenize(self, bank: SceneBank) -> tuple[Tensor, Tensor]:
-        """Ids of the plain and of the rich captions, as long as the longest of them: what follows the end
-        token changes nothing before it."""
+        """Ids of the plain and of the rich captions, (N, T) each.
+
+        T is the longest caption's length: what follows the end token changes nothing before it.
+        """
         captions = [*bank.captions, *bank.rich_captions]
         ids = self.tokenizer(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
         plain, rich = ids.chunk(2)
