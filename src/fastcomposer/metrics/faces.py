@@ -1,0 +1,242 @@
+"""Faces in pictures: where they are and whose they are, at both scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN, InceptionResnetV1
+from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+
+from fastcomposer.metrics.pretrained import load_pretrained
+from fastcomposer.models.checkpoint import read_checkpoint
+from fastcomposer.models.detector import HeadDetector
+from fastcomposer.models.embedder import IdentityEmbedder
+
+FACENET_FILES = {
+    "vggface2": "20180402-114759-vggface2.pt",
+    "casia-webface": "20180408-102900-casia-webface.pt",
+}
+"""Names of published InceptionResnetV1 weights to their files."""
+_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
+_CROP_SIZE = 160  # pixels
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces found in one picture, in the order of the detector that found them.
+
+    Attributes:
+        boxes: (n, 4) float, x1, y1, x2, y2 in pixels.
+        scores: (n,) float in [0, 1], how sure the detector is.
+        embeddings: (n, d) float, unit vectors that say whose they are.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    embeddings: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def by_size(self) -> Tensor:
+        """Positions (n,) of the faces by falling area of their boxes; equally large ones keep their order."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1).argsort(descending=True, stable=True)
+
+    def largest_first(self) -> Faces:
+        """The same faces in the order of :meth:`by_size`."""
+        order = self.by_size()
+        return Faces(self.boxes[order], self.scores[order], self.embeddings[order])
+
+
+class FaceExtractor(Protocol):
+    """Finds and embeds the faces of pictures.
+
+    Attributes:
+        embed_dim: Width d of the embeddings.
+    """
+
+    embed_dim: int
+
+    def __call__(self, images: Tensor) -> list[Faces]:
+        """Extract faces.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1], on any device.
+
+        Returns:
+            One entry per picture, on the device of the pictures; a picture without faces has an empty one.
+        """
+
+    def blank(self) -> Tensor:
+        """Embedding (d,) of a crop that shows nothing: the published protocol's missing face, on the CPU."""
+
+
+class MiniFaces(nn.Module):
+    """Heads of the mini world, the surest first.
+
+    Args:
+        base: Base folder with ``detector/`` and ``embedder/``.
+        threshold: Least score of a head, 0 to 1.
+
+    Raises:
+        FileNotFoundError: If the folder has no such networks.
+    """
+
+    def __init__(self, base: str | Path, threshold: float = 0.4) -> None:
+        super().__init__()
+        self.detector = load_pretrained(HeadDetector, base, "metrics.faces.base", "detector")
+        self.embedder = load_pretrained(IdentityEmbedder, base, "metrics.faces.base", "embedder")
+        self.threshold = threshold
+        self.embed_dim = int(self.embedder.config.embed_dim)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Faces]:
+        """Extract heads; see :class:`FaceExtractor`. Both sides of the pictures are multiples of 4."""
+        pixels = images.to(self.embedder.device)
+        found = self.detector.detect(pixels, self.threshold)
+        vectors = self.embedder.embed(pixels, [heads.boxes for heads in found])
+        parts = vectors.split([len(heads) for heads in found])
+        return [
+            Faces(heads.boxes.to(images.device), heads.scores.to(images.device), part.to(images.device))
+            for heads, part in zip(found, parts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def blank(self) -> Tensor:
+        """Embedding (d,) of a grey crop."""
+        side = self.embedder.config.crop_size
+        return self.embedder(torch.zeros(1, 3, side, side, device=self.embedder.device))[0].cpu()
+
+
+class FaceNetFaces(nn.Module):
+    """Faces of photographs: MTCNN crops, embedded by InceptionResnetV1 (PAPER.md, Evaluation protocol).
+
+    Settings, crops and order are those of the published scorer. It leaves MTCNN's default order, so the
+    largest face comes first, not the surest; pictures go through MTCNN one at a time, as there.
+
+    Args:
+        weights: Weights of InceptionResnetV1: ``vggface2`` or ``casia-webface``, looked up in torch's caches,
+            or a file.
+        detector_weights: Folder with ``pnet.pt``, ``rnet.pt`` and ``onet.pt``; ``None`` for those that
+            facenet-pytorch ships.
+        download: Whether weights that are given by name and not there may be downloaded.
+
+    Raises:
+        FileNotFoundError: If there are no such weights; the message names the file and where to put it.
+        ValueError: If a file holds other weights.
+    """
+
+    embed_dim = 512
+
+    def __init__(
+        self,
+        weights: str | Path = "vggface2",
+        detector_weights: str | Path | None = None,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        file = find_facenet_weights(weights, download)
+        self.detector = MTCNN(
+            image_size=_CROP_SIZE,
+            margin=0,
+            min_face_size=20,
+            thresholds=[0.6, 0.7, 0.7],
+            factor=0.709,
+            post_process=True,
+            keep_all=True,
+        )
+        if detector_weights is not None:
+            for name in ("pnet", "rnet", "onet"):
+                part = Path(detector_weights).expanduser() / f"{name}.pt"
+                _load(self.detector.get_submodule(name), part, f"MTCNN's {name}")
+        self.embedder = InceptionResnetV1()
+        _load(self.embedder, file, "InceptionResnetV1")
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Faces]:
+        """Extract faces; see :class:`FaceExtractor`. Faces of less than 20 pixels are not found."""
+        device = self.embedder.last_linear.weight.device
+        self.detector.device = device  # not a tensor: it does not follow the module
+        found, crops = [], []
+        for pixels in (images.clamp(0, 1) * 255).round().byte().cpu():
+            picture = to_pil_image(pixels)
+            boxes, scores = self.detector.detect(picture)
+            if boxes is None:
+                boxes, scores = np.zeros((0, 4)), np.zeros(0)
+            else:
+                crops.append(self.detector.extract(picture, boxes, None))
+            found.append((_tensor(boxes), _tensor(scores)))
+        vectors = (
+            self.embedder(torch.cat(crops).to(device)) if crops else torch.zeros(0, self.embed_dim)
+        ).to(images.device)
+        parts = vectors.split([len(scores) for _, scores in found])
+        return [
+            Faces(boxes.to(images.device), scores.to(images.device), part)
+            for (boxes, scores), part in zip(found, parts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def blank(self) -> Tensor:
+        """Embedding (d,) of a grey crop: zeros after standardization, as in the published scorer."""
+        device = self.embedder.last_linear.weight.device
+        return self.embedder(torch.zeros(1, 3, _CROP_SIZE, _CROP_SIZE, device=device))[0].cpu()
+
+
+def find_facenet_weights(weights: str | Path, download: bool = False) -> Path:
+    """Find the file of InceptionResnetV1's weights.
+
+    Args:
+        weights: A name of :data:`FACENET_FILES`, or a file.
+        download: Whether a named file that is not there may be downloaded.
+
+    Raises:
+        FileNotFoundError: If it is not there, or could not be downloaded.
+    """
+    name = FACENET_FILES.get(str(weights))
+    if name is None:
+        file = Path(weights).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"metrics.faces.weights={weights}: neither a file nor one of {', '.join(FACENET_FILES)}"
+            )
+        return file
+    # The first is facenet-pytorch's own cache, the second torch.hub's.
+    folders = [Path(get_torch_home()) / "checkpoints", Path(torch.hub.get_dir()) / "checkpoints"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    url = f"{_RELEASE}/{name}"
+    if not download:
+        raise FileNotFoundError(
+            f"metrics.faces.weights={weights}: {name} is neither in {folders[0]} nor in {folders[1]}: put it "
+            f"into one of them (it is at {url}), give its path, or set metrics.faces.download=true"
+        )
+    folders[0].mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(folders[0] / name), progress=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"metrics.faces.weights={weights}: {url} cannot be downloaded ({error}): "
+            f"put {name} into {folders[0]}"
+        ) from error
+    return folders[0] / name
+
+
+def _load(network: nn.Module, file: Path, what: str) -> None:
+    # The published files hold the classifier that the network was trained with, too.
+    state = {name: value for name, value in read_checkpoint(file).items() if not name.startswith("logits.")}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{file} holds no weights of {what}: {error}") from error
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))  # MTCNN's arrays hold objects

@@ -1,0 +1,186 @@
+"""Identity preservation: whether the people in a picture are those of the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchmetrics import Metric
+
+from fastcomposer.metrics.faces import Faces
+
+IdentityProtocol = Literal["corrected", "published"]
+
+
+@dataclass(frozen=True)
+class IdentityScore:
+    """Identity of one picture.
+
+    Attributes:
+        value: Score of the picture, the minimum over its subjects.
+        detected: Number of faces found in it, also more than there are subjects.
+        matched: Similarity of each subject with the face taken for it, not clipped.
+        faces: Position in the picture's faces of the one taken for each subject; ``None`` where there was
+            none left.
+    """
+
+    value: float
+    detected: int
+    matched: tuple[float, ...]
+    faces: tuple[int | None, ...]
+
+
+def identity_score(
+    faces: Faces,
+    references: Tensor,
+    protocol: IdentityProtocol = "corrected",
+    blank: Tensor | None = None,
+) -> IdentityScore:
+    """Score one picture with K subjects.
+
+    ======================= ============================ ================================
+    rule                    ``published``                ``corrected``
+    ======================= ============================ ================================
+    faces looked at         the detector's first K       the largest K
+    who is who              greedily, best pair first    the assignment of greatest sum
+    subject without a face  takes a blank crop's         counts exactly 0
+                            embedding
+    no face at all          0                            0
+    score of the picture    minimum over subjects        minimum over subjects
+    negative score          clipped at 0                 stays negative
+    ======================= ============================ ================================
+
+    ``published`` is the rule behind the paper's figures (PAPER.md, Evaluation protocol), there for K of 1 and
+    2. What it leaves to chance: which faces a detector names first, and the pairs that are left over once the
+    best pair is taken. What it hides: a stranger's face scores as no face does, which is why the detection
+    rate belongs beside either figure.
+
+    Args:
+        faces: What was found in the picture.
+        references: (K, d) unit vectors of the subjects' reference faces, at least one.
+        protocol: Which rules.
+        blank: (d,) embedding of a blank crop; ``published`` needs it for more than one subject.
+
+    Raises:
+        ValueError: If there are no references or they are not as wide as the embeddings, the protocol is
+            unknown, or the blank embedding is needed and missing.
+    """
+    check_protocol(protocol)
+    count, width = len(references), faces.embeddings.shape[-1]
+    if not count or references.shape != (count, width):
+        raise ValueError(
+            f"references of shape {tuple(references.shape)}: at least one subject, as wide as the faces' "
+            f"embeddings, {width}"
+        )
+    published = protocol == "published"
+    looked_at = (torch.arange(len(faces)) if published else faces.by_size().cpu())[:count]
+    embeddings = faces.embeddings.cpu()[looked_at]
+    if published and count > 1:
+        if blank is None:
+            raise ValueError("protocol=published scores a missing face with a blank crop: give its embedding")
+        missing = count - len(looked_at) if len(looked_at) else 0  # no face at all scores 0 instead
+        embeddings = torch.cat([embeddings, blank.to(embeddings).expand(missing, width)])
+    similarity = embeddings.double() @ references.cpu().double().T  # (faces, K)
+    matched = [0.0] * count
+    taken: list[int | None] = [None] * count
+    for row, subject in greedy_pairs(similarity) if published else optimal_pairs(similarity):
+        matched[subject] = float(similarity[row, subject])
+        taken[subject] = int(looked_at[row]) if row < len(looked_at) else None
+    value = max(min(matched), 0.0) if published else min(matched)
+    return IdentityScore(value, len(faces), tuple(matched), tuple(taken))
+
+
+def greedy_pairs(similarity: Tensor) -> list[tuple[int, int]]:
+    """Pair rows with columns one to one, the most similar pair first.
+
+    Args:
+        similarity: (n, K).
+
+    Returns:
+        min(n, K) pairs of row and column.
+    """
+    left, pairs = similarity.clone(), []
+    for _ in range(min(similarity.shape)):
+        row, column = divmod(int(left.argmax()), similarity.shape[1])
+        pairs.append((row, column))
+        left[row, :] = left[:, column] = -torch.inf
+    return pairs
+
+
+def optimal_pairs(similarity: Tensor) -> list[tuple[int, int]]:
+    """Pair rows with columns one to one so that the sum of similarities is greatest.
+
+    Args:
+        similarity: (n, K).
+
+    Returns:
+        min(n, K) pairs of row and column.
+    """
+    rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def check_protocol(protocol: str) -> None:
+    """Refuse an unknown protocol.
+
+    Raises:
+        ValueError: With the key to change.
+    """
+    known = get_args(IdentityProtocol)
+    if protocol not in known:
+        raise ValueError(f"metrics.protocol={protocol}: must be one of {', '.join(known)}")
+
+
+class IdentityPreservation(Metric):
+    """Mean of :func:`identity_score` over pictures, with the share of pictures where faces were found.
+
+    Sums and counts of all processes are added before the division, so that processes may see different
+    numbers of pictures.
+
+    Args:
+        protocol: See :func:`identity_score`.
+        blank: (d,) embedding of a blank crop, for ``published``.
+
+    Raises:
+        ValueError: If the protocol is unknown.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    complete: Tensor
+    count: Tensor
+
+    def __init__(self, protocol: IdentityProtocol = "corrected", blank: Tensor | None = None) -> None:
+        super().__init__()
+        check_protocol(protocol)
+        self.protocol, self.blank = protocol, blank
+        # Float64: thousands of scores are summed.
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("complete", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, faces: Sequence[Faces], references: Sequence[Tensor]) -> None:
+        """Count pictures.
+
+        Args:
+            faces: What was found in each picture.
+            references: For each picture, the reference faces of its subjects, (K_i, d).
+        """
+        for found, subjects in zip(faces, references, strict=True):
+            score = identity_score(found, subjects, self.protocol, self.blank)
+            self.total += score.value
+            self.complete += int(score.detected >= len(subjects))
+            self.count += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars: ``identity``, and ``detection_rate``, the share with at least as many faces as subjects.
+
+        Both are NaN before the first picture.
+        """
+        return {"identity": self.total / self.count, "detection_rate": self.complete / self.count}
