@@ -28,6 +28,8 @@ GROUPS = {
     "callbacks": "train",
     "logger": "train",
     "experiment": "train",
+    "metrics": "evaluate",
+    "benchmark": "evaluate",
 }
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,17 @@ from fastcomposer.data.avatars import (
     Identity,
     render_avatar,
 )
-from fastcomposer.data.prepare import prepare_avatars, record_name
+from fastcomposer.data.prepare import (
+    NUM_OTHER_PICTURES,
+    NUM_TUNING_PICTURES,
+    other_looks,
+    prepare_avatars,
+    record_name,
+    write_references,
+)
 from fastcomposer.data.records import read_ids, read_record
 from fastcomposer.data.scenery import CONTEXTS, STYLES, apply_style, draw_background
-from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out
+from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +169,42 @@ def test_what_is_written_reads_back(tmp_path: Path, world: AvatarScenes) -> None
     assert [s.identity for s in loaded.record.segments] == [p.identity.key for p in scene.people]
     stored = json.loads((tmp_path / "00000" / "00000000.json").read_text())
     assert {"id", "bbox", "end", "coco_label", "identity"} == set(stored["segments"][0])
-    portraits = sorted((tmp_path / "references").iterdir())
+    portraits = sorted((tmp_path / "references").glob("*.png"))
     assert len(portraits) == 15
     assert Image.open(portraits[0]).mode == "RGBA"
+
+
+def test_pictures_of_held_out_people_come_back_with_every_call(tmp_path: Path, world: AvatarScenes) -> None:
+    prepare_avatars(tmp_path, world, 1, 1, num_workers=0, reference_size=32)
+    first = digest(tmp_path / "references")
+    assert len(first) == 15 * (NUM_TUNING_PICTURES + NUM_OTHER_PICTURES) == 120
+    shutil.rmtree(tmp_path / "references" / "00_man")  # as folders made before had it
+    assert prepare_avatars(tmp_path, world, 1, 1, num_workers=0, reference_size=32) == 0
+    assert digest(tmp_path / "references") == first
+
+
+def test_references_are_neutral_and_the_other_pictures_of_the_same_person(tmp_path: Path) -> None:
+    paths = write_references(tmp_path, 48)
+    assert [path.name for path in paths[:2]] == ["00_man.png", "01_woman.png"]
+    for number, (path, identity) in enumerate(zip(paths, held_out_identities(), strict=True)):
+        reference = np.asarray(Image.open(path))
+        assert np.array_equal(reference, reference_picture(identity, 48, seed=number))
+        names = sorted(file.name for file in path.with_suffix("").iterdir())
+        assert names == [f"{k}.png" for k in range(1, 8)]
+        for k, look in enumerate(other_looks(number), start=1):
+            picture = np.asarray(Image.open(path.with_suffix("") / f"{k}.png"))
+            assert np.array_equal(picture, render_avatar(identity, look, 48)[:48])
+            assert np.abs(picture.astype(int) - reference).max() > 60
+
+
+def test_other_looks_differ_and_hide_nobody() -> None:
+    for number in range(15):
+        looks = other_looks(number)
+        assert looks == other_looks(number)
+        assert len({look.clothes for look in looks} - {"SHIRT_CREW_NECK"}) == len(looks) == 7
+        assert len({look.expression for look in looks} - {""}) == 7
+        assert not any(look.accessory == "SUNGLASSES" or is_held_out(look) for look in looks)
+    assert other_looks(0) != other_looks(1)
 
 
 def test_two_worlds_do_not_mix(tmp_path: Path, world: AvatarScenes) -> None:

@@ -6,14 +6,20 @@ import multiprocessing
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastcomposer.data.avatars import Appearance, render_avatar
 from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
-from fastcomposer.data.scenes import AvatarScenes, held_out_identities, reference_picture
+from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
 
 TEST_OFFSET = 90_000_000
 """Number of the first held-out record; training records count from 0."""
+NUM_TUNING_PICTURES = 5
+"""Pictures of a person that methods with fine-tuning get, the reference too (PAPER.md, Published results)."""
+NUM_OTHER_PICTURES = 3
+"""Further pictures that no method gets: what somebody looks like elsewhere, for the copy-paste metric."""
 _CHUNK = 32
 
 
@@ -71,13 +77,51 @@ def record_name(split: str, index: int) -> str:
 
 
 def write_references(folder: Path, size: int) -> list[Path]:
-    """Write a portrait of each held-out person as PNG with transparent background."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write pictures of each held-out person as PNG with transparent background.
+
+    ``00_man.png`` is the reference, neutral and in a shirt; the folder ``00_man`` beside it holds ``1.png``
+    to ``7.png``, the same person in other clothes and expressions: the first are what methods with
+    fine-tuning get beside the reference, the last :data:`NUM_OTHER_PICTURES` are seen by no method.
+
+    Args:
+        folder: Where to.
+        size: Side in pixels.
+
+    Returns:
+        Paths of the references.
+    """
     paths = []
     for number, identity in enumerate(held_out_identities()):
         paths.append(folder / f"{number:02d}_{identity.word}.png")
+        others = paths[-1].with_suffix("")
+        others.mkdir(parents=True, exist_ok=True)
         Image.fromarray(reference_picture(identity, size, seed=number)).save(paths[-1])
+        for k, look in enumerate(other_looks(number), start=1):
+            picture = np.ascontiguousarray(render_avatar(identity, look, size)[:size])
+            Image.fromarray(picture).save(others / f"{k}.png")
     return paths
+
+
+def other_looks(number: int) -> tuple[Appearance, ...]:
+    """How a person looks in the pictures beside the reference.
+
+    No two share clothing or expression, and none has the reference's, a pair of clothing and colour that is
+    kept from training, or sunglasses, which hide who somebody is.
+
+    Args:
+        number: Of the person, from 0.
+    """
+    rng = np.random.default_rng([number, 5])
+    looks: list[Appearance] = []
+    while len(looks) < NUM_TUNING_PICTURES - 1 + NUM_OTHER_PICTURES:
+        look = Appearance.sample(rng)
+        seen = any(
+            look.clothes == other.clothes or look.expression == other.expression
+            for other in (Appearance(), *looks)
+        )
+        if not seen and look.accessory != "SUNGLASSES" and not is_held_out(look):
+            looks.append(look)
+    return tuple(looks)
 
 
 def _claim(root: Path, scenes: AvatarScenes, quality: int) -> None:

@@ -1,0 +1,342 @@
+"""Benchmarks: which pictures a method is asked for, case by case, under names and seeds that stay.
+
+The published protocol and the mini world's (PAPER.md, Evaluation protocol) have the same structure and are
+read from ``data/benchmarks`` by the same code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from fastcomposer.data.prepare import NUM_TUNING_PICTURES
+from fastcomposer.evaluation.definition import BenchmarkError, read_definition
+from fastcomposer.prompt import MARKER, strip_markers
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A person to be pictured.
+
+    Attributes:
+        id: Name in case ids.
+        word: Class word, such as ``man``.
+        pictures: The reference first; then what methods with fine-tuning get besides; then other pictures.
+    """
+
+    id: str
+    word: str
+    pictures: tuple[Path, ...]
+
+    @property
+    def reference(self) -> Path:
+        """The one picture that methods without fine-tuning get."""
+        return self.pictures[0]
+
+    @property
+    def tuning_pictures(self) -> tuple[Path, ...]:
+        """What methods with fine-tuning get: the reference and up to four more."""
+        return self.pictures[:NUM_TUNING_PICTURES]
+
+    @property
+    def other_pictures(self) -> tuple[Path, ...]:
+        """Pictures that no method gets, for the copy-paste metric; may be none."""
+        return self.pictures[NUM_TUNING_PICTURES:]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to be drawn.
+
+    Attributes:
+        id: ``<benchmark>/<subjects>/<category>_<prompt>/<image>``, counted from 0; also a path.
+        benchmark: Name of the benchmark.
+        category: What the prompt asks to change.
+        prompt: With a ``<|image|>`` marker after each subject's class word.
+        text: The prompt without markers.
+        subjects: Ids in the order of the markers.
+        seed: Seed of the initial noise.
+    """
+
+    id: str
+    benchmark: str
+    category: str
+    prompt: str
+    text: str
+    subjects: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Subset:
+    """How much of a benchmark to run; ``None`` is all there is.
+
+    Attributes:
+        num_subjects: Subjects, about as many of each class word.
+        prompts_per_category: Prompts, spread evenly over each category.
+        images_per_prompt: Images of each prompt and subject or pair.
+        num_pairs: Pairs in which every subject appears about equally often.
+
+    Raises:
+        ValueError: If one is less than 1.
+    """
+
+    num_subjects: int | None = None
+    prompts_per_category: int | None = None
+    images_per_prompt: int | None = None
+    num_pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: at least 1, or null for all")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Subjects and the cases made of them.
+
+    Attributes:
+        name: ``single_subject`` or ``multi_subject``.
+        subjects: Whoever appears in the cases.
+        cases: Ordered by subjects, prompt and image; every prompt is there for all subjects.
+    """
+
+    name: str
+    subjects: tuple[Subject, ...]
+    cases: tuple[Case, ...]
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Ids of the subjects, or pairs of subjects, that share cases."""
+        return tuple(dict.fromkeys(case.subjects for case in self.cases))
+
+    def references(self, case: Case) -> tuple[Path, ...]:
+        """Reference pictures of a case's subjects in the order of its markers."""
+        known = {subject.id: subject.reference for subject in self.subjects}
+        return tuple(known[name] for name in case.subjects)
+
+    def subset(
+        self,
+        num_subjects: int | None = None,
+        prompts_per_category: int | None = None,
+        images_per_prompt: int | None = None,
+        num_pairs: int | None = None,
+    ) -> Benchmark:
+        """Pick evenly; the same arguments always pick the same.
+
+        Cases keep their ids and seeds, so that a later run of more finds what is drawn already.
+
+        Args:
+            num_subjects: See :class:`Subset`, as all of these.
+            prompts_per_category: Of each category.
+            images_per_prompt: Of each prompt and subject or pair; the first ones.
+            num_pairs: Only where a case has two subjects.
+
+        Raises:
+            ValueError: If more is asked for than there is, with the key to change.
+        """
+        Subset(num_subjects, prompts_per_category, images_per_prompt, num_pairs)
+        groups = self._some_groups(num_subjects, num_pairs)
+        by_prompt: dict[tuple[str, ...], dict[str, dict[str, list[Case]]]] = {}
+        for case in self.cases:
+            categories = by_prompt.setdefault(case.subjects, {})
+            categories.setdefault(case.category, {}).setdefault(case.prompt, []).append(case)
+        kept: list[Case] = []
+        for group in groups:
+            for category, prompts in by_prompt[group].items():
+                _check(prompts_per_category, "prompts_per_category", len(prompts), f"prompts of {category}")
+                for images in _spread(list(prompts.values()), prompts_per_category):
+                    _check(images_per_prompt, "images_per_prompt", len(images), "images of a prompt")
+                    kept += images[:images_per_prompt]
+        present = {name for group in groups for name in group}
+        return Benchmark(self.name, tuple(s for s in self.subjects if s.id in present), tuple(kept))
+
+    def _some_groups(self, num_subjects: int | None, num_pairs: int | None) -> Sequence[tuple[str, ...]]:
+        size = len(self.groups[0])
+        if num_pairs is not None and size != 2:
+            raise ValueError(
+                f"num_pairs={num_pairs}: {self.name} has no pairs; num_subjects is what it takes"
+            )
+        if num_subjects is not None and num_subjects < size:
+            raise ValueError(f"num_subjects={num_subjects}: a case of {self.name} has {size} subjects")
+        _check(num_subjects, "num_subjects", len(self.subjects), "subjects")
+        chosen = _balanced(self.subjects, num_subjects)
+        groups = [group for group in self.groups if chosen.issuperset(group)]
+        _check(num_pairs, "num_pairs", len(groups), "pairs of these subjects")
+        return groups if num_pairs is None else _spread_groups(groups, num_pairs)
+
+
+def load_benchmarks(
+    folder: str | Path,
+    pictures: str | Path,
+    seed: int = 42,
+    single: Subset | None = None,
+    multi: Subset | None = None,
+) -> list[Benchmark]:
+    """Load the two benchmarks of a folder, or parts of them.
+
+    Args:
+        folder: Where ``single_subject.json``, which also names the subjects, and ``multi_subject.json`` are.
+        pictures: Folder of the subjects' pictures; see :func:`find_subjects`.
+        seed: Base seed; see :func:`load_benchmark`.
+        single: How much of the single-subject benchmark; ``None`` leaves it out.
+        multi: How much of the multi-subject benchmark; ``None`` leaves it out.
+
+    Raises:
+        BenchmarkError: If a file is not as it must be.
+        FileNotFoundError: If a file or a subject's picture is missing.
+        ValueError: If nothing or too much is asked for.
+    """
+    if single is None and multi is None:
+        raise ValueError("benchmark: single and multi are both null, which leaves nothing to evaluate")
+    folder = Path(folder)
+    definition = folder / "single_subject.json"
+    words = read_definition(definition).subjects
+    if words is None:
+        raise BenchmarkError(f"{definition}: subjects: missing; a table of class words by subject")
+    subjects = find_subjects(words, pictures)
+    wanted = {"single_subject": single, "multi_subject": multi}
+    return [
+        load_benchmark(folder / f"{name}.json", subjects, seed).subset(**asdict(part))
+        for name, part in wanted.items()
+        if part is not None
+    ]
+
+
+def find_subjects(words: Mapping[str, str], pictures: str | Path) -> tuple[Subject, ...]:
+    """Find the pictures of subjects.
+
+    The reference of subject ``000001`` is ``000001.jpg`` (``.png``, ``.jpeg``); further pictures lie in the
+    folder ``000001`` beside it in the order of their names, ``2.jpg`` before ``10.jpg``. Without the former,
+    the first in the folder is the reference.
+
+    Args:
+        words: Class word by id.
+        pictures: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no picture of a subject, with the file that is missing.
+    """
+    root = Path(pictures)
+    if not root.is_dir():
+        raise FileNotFoundError(f"benchmark.pictures={root}: no such folder")
+    found = []
+    for name, word in words.items():
+        files = [
+            file for file in (root / f"{name}{suffix}" for suffix in PICTURE_SUFFIXES) if file.is_file()
+        ][:1]
+        more = (root / name).iterdir() if (root / name).is_dir() else ()
+        files += sorted((file for file in more if file.suffix in PICTURE_SUFFIXES), key=_by_number)
+        if not files:
+            raise FileNotFoundError(
+                f"benchmark.pictures={root}: no picture of subject {name}; "
+                f"put {root / name}.jpg there, or pictures into {root / name}/"
+            )
+        found.append(Subject(name, word, tuple(files)))
+    return tuple(found)
+
+
+def load_benchmark(
+    file: str | Path,
+    subjects: Sequence[Subject],
+    seed: int = 42,
+    pairs: Literal["all"] | Sequence[tuple[str, str]] = "all",
+) -> Benchmark:
+    """Make the cases of a benchmark.
+
+    The published protocol draws a whole run from one generator of seed 42, so that a picture depends on all
+    that were drawn before it. Here every case has a seed of its own, ``seed + images_per_prompt · prompt +
+    image``, counted from 0: a case comes out the same alone, in a part of the benchmark or in another order.
+    It does not depend on the subjects. All of them, and all methods, start a prompt from the same noise, so
+    that differences between them are not the noise's, and the text-only steps of a prompt before the subjects
+    come in can be shared (PAPER.md, Method 4). To repeat a benchmark with other noise, take base seeds that
+    are further apart than it has prompts times images.
+
+    Args:
+        file: Definition, JSON; its own ``subjects`` are not looked at.
+        subjects: Whom to picture; the first placeholder of a pair is the one that comes first here.
+        seed: Base seed, not negative.
+        pairs: Pairs of ids where a prompt names two subjects; ``all`` unordered ones by default.
+
+    Raises:
+        BenchmarkError: If file or subjects are not as they must be, with file and field.
+        FileNotFoundError: If there is no such file.
+    """
+    definition = read_definition(file)
+    size = len(definition.placeholders)
+    _check_subjects(definition.file, subjects, size)
+    if seed < 0:
+        raise ValueError(f"benchmark.seed={seed}: not negative")
+    words = {subject.id: subject.word for subject in subjects}
+    groups = list(combinations(words, size)) if pairs == "all" else [tuple(pair) for pair in pairs]
+    for group in groups:
+        if len(set(group)) != size or not words.keys() >= set(group):
+            raise BenchmarkError(f"{definition.file}: pairs: {group} are not {size} of the subjects")
+    cases = []
+    for group in groups:
+        for number, (category, k, template) in enumerate(definition.numbered_prompts()):
+            prompt, text = template, template
+            for placeholder, name in zip(definition.placeholders, group, strict=True):
+                prompt = prompt.replace(placeholder, f"{words[name]} {MARKER}")
+                text = text.replace(placeholder, words[name])
+            assert strip_markers(prompt) == text
+            for image in range(definition.images_per_prompt):
+                case_id = f"{definition.name}/{'+'.join(group)}/{category}_{k}/{image}"
+                case_seed = seed + definition.images_per_prompt * number + image
+                cases.append(Case(case_id, definition.name, category, prompt, text, group, case_seed))
+    return Benchmark(definition.name, tuple(subjects), tuple(cases))
+
+
+def _check_subjects(file: Path, subjects: Sequence[Subject], size: int) -> None:
+    if len(subjects) < size:
+        raise BenchmarkError(f"{file}: {len(subjects)} subjects for prompts with {size}")
+    for name, count in Counter(subject.id for subject in subjects).items():
+        if count > 1:
+            raise BenchmarkError(f"{file}: subject {name} is there {count} times")
+    for subject in subjects:
+        if not subject.pictures:
+            raise BenchmarkError(f"{file}: subject {subject.id} has no picture")
+
+
+def _check(count: int | None, key: str, available: int, what: str) -> None:
+    if count is not None and count > available:
+        raise ValueError(f"{key}={count}: there are {available} {what}")
+
+
+def _spread(items: list[list[Case]], count: int | None) -> list[list[Case]]:
+    """Pick so many at equal distances, the first of all among them."""
+    return items if count is None else [items[i * len(items) // count] for i in range(count)]
+
+
+def _balanced(subjects: Sequence[Subject], count: int | None) -> set[str]:
+    """Ids of the first subjects of each class word in turn."""
+    ranks: Counter[str] = Counter()
+    turns = []
+    for position, subject in enumerate(subjects):
+        turns.append((ranks[subject.word], position, subject.id))
+        ranks[subject.word] += 1
+    return {name for _, _, name in sorted(turns)[:count]}
+
+
+def _spread_groups(groups: Sequence[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    """Pick groups in which every subject appears about equally often, in their order."""
+    times: Counter[str] = Counter()
+    left = list(groups)
+    for _ in range(count):
+        rarest = min(left, key=lambda group: sorted((times[name] for name in group), reverse=True))
+        left.remove(rarest)
+        times.update(rarest)
+    return [group for group in groups if group not in left]
+
+
+def _by_number(file: Path) -> list[str | int]:
+    """Sorting key of a file name in which numbers count as such."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]

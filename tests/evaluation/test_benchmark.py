@@ -1,0 +1,416 @@
+"""Benchmarks: the published one and the mini world's, case by case."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fastcomposer.data.avatars import ACCESSORIES, CLOTHES, CLOTHING_COLORS, EXPRESSIONS, OUTFITS, Appearance
+from fastcomposer.data.scenery import CONTEXTS, STYLES
+from fastcomposer.data.scenes import _describe, held_out_identities, is_held_out
+from fastcomposer.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Subject,
+    Subset,
+    find_subjects,
+    load_benchmark,
+    load_benchmarks,
+)
+from fastcomposer.evaluation.definition import read_definition
+from fastcomposer.prompt import place_markers, strip_markers
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "data" / "benchmarks"
+
+
+def people(words: str) -> list[Subject]:
+    """Subjects ``0m``, ``1w``, … of a word like ``mw``."""
+    names = {"m": "man", "w": "woman"}
+    return [Subject(f"{i}{c}", names[c], (Path(f"{i}.png"),)) for i, c in enumerate(words)]
+
+
+def paper(name: str) -> Benchmark:
+    words = read_definition(BENCHMARKS / "paper" / "single_subject.json").subjects
+    assert words is not None
+    subjects = [Subject(key, word, (Path(f"{key}.jpg"),)) for key, word in words.items()]
+    return load_benchmark(BENCHMARKS / "paper" / f"{name}.json", subjects)
+
+
+def mini(name: str) -> Benchmark:
+    words = read_definition(BENCHMARKS / "mini" / "single_subject.json").subjects
+    assert words is not None
+    subjects = [Subject(key, word, (Path(f"{key}.png"),)) for key, word in words.items()]
+    return load_benchmark(BENCHMARKS / "mini" / f"{name}.json", subjects)
+
+
+@pytest.fixture(scope="module")
+def single() -> Benchmark:
+    return mini("single_subject")
+
+
+@pytest.fixture(scope="module")
+def multi() -> Benchmark:
+    return mini("multi_subject")
+
+
+# --- the published protocol --------------------------------------------------------------------------------
+
+
+def test_the_published_protocol_is_whole() -> None:
+    single, multi = paper("single_subject"), paper("multi_subject")
+    assert len(single.cases) == 15 * 40 * 4 == 2400
+    assert len(multi.cases) == 105 * 21 * 4 == 8820
+    assert Counter(case.category for case in single.cases) == dict.fromkeys(
+        ("accessory", "style", "action", "context"), 600
+    )
+    assert Counter(case.category for case in multi.cases) == {"style": 2940, "action": 3360, "context": 2520}
+    assert multi.groups[0] == ("000001", "000181")
+    assert multi.groups[-1] == ("003785", "004153")
+    assert len(set(multi.groups)) == 105
+    case = single.cases[1]
+    assert case.id == "single_subject/000001/accessory_0/1"
+    assert case.prompt == "a man <|image|> wearing a red hat"
+    pair = next(case for case in multi.cases if case.id == "multi_subject/000268+000612/action_5/3")
+    assert pair.prompt == "a photo of a man <|image|> and a woman <|image|> posing for a selfie together"
+    assert pair.subjects == ("000268", "000612")
+
+
+@pytest.mark.parametrize("name", ["single_subject", "multi_subject"])
+def test_texts_are_prompts_without_markers_and_ids_are_unique_paths(name: str) -> None:
+    for benchmark in (paper(name), mini(name)):
+        assert len({case.id for case in benchmark.cases}) == len(benchmark.cases)
+        for case in benchmark.cases:
+            assert case.text == strip_markers(case.prompt)
+            assert case.prompt.count("<|image|>") == len(case.subjects)
+            assert "{" not in case.text
+            assert re.fullmatch(r"[\w+-]+(/[\w+-]+){3}", case.id)
+
+
+# --- seeds -------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_the_same_for_all_subjects_and_for_nothing_else(single: Benchmark) -> None:
+    seeds: dict[tuple[str, ...], set[int]] = {}
+    for case in single.cases:
+        _, _, prompt, image = case.id.split("/")
+        seeds.setdefault((prompt, image), set()).add(case.seed)
+    assert all(len(found) == 1 for found in seeds.values())
+    assert sorted(seed for found in seeds.values() for seed in found) == list(range(42, 42 + 160))
+    assert [case.seed for case in single.cases[:5]] == [42, 43, 44, 45, 46]
+
+
+def test_the_base_seed_moves_all() -> None:
+    file = BENCHMARKS / "mini" / "multi_subject.json"
+    first, second = (load_benchmark(file, people("mwm"), seed) for seed in (42, 1000))
+    assert {b.seed - a.seed for a, b in zip(first.cases, second.cases, strict=True)} == {958}
+    with pytest.raises(ValueError, match=r"benchmark\.seed=-1"):
+        load_benchmark(file, people("mw"), -1)
+
+
+# --- the mini world's prompts ------------------------------------------------------------------------------
+
+_COLOURED = [f"{color} {clothes}" for color in CLOTHING_COLORS.values() for clothes in CLOTHES.values()]
+_WORN = [*(f"{'an' if c[0] in 'aeiou' else 'a'} {c}" for c in _COLOURED), *OUTFITS.values()]
+
+
+def choices(phrases: Any) -> str:
+    return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True) if phrase)
+
+
+PHRASES = re.compile(
+    rf"(?:(?P<style>{choices(STYLES)}) of |a photo of )?a (?:man|woman)(?P<pair> and a (?:man|woman))?"
+    rf"(?: wearing (?:(?P<clothes>{choices(_WORN)})(?: and (?={choices(ACCESSORIES.values())}))?)?"
+    rf"(?P<accessory>{choices(ACCESSORIES.values())})?)?"
+    rf"(?: (?P<expression>{choices(EXPRESSIONS)}))?(?P<together> together)?"
+    rf"(?: (?P<context>{choices(CONTEXTS)}))?"
+)
+
+
+def named(text: str) -> tuple[Appearance, dict[str, str]]:
+    """What a prompt asks for, in the terms of the world."""
+    match = PHRASES.fullmatch(text)
+    assert match, text
+    found = {key: value or "" for key, value in match.groupdict().items()}
+    accessory = next(key for key, phrase in ACCESSORIES.items() if phrase == found["accessory"])
+    looks = [Appearance(key, accessory=accessory, expression=found["expression"]) for key in OUTFITS]
+    looks += [
+        Appearance(key, color, accessory, found["expression"]) for key in CLOTHES for color in CLOTHING_COLORS
+    ]
+    fitting = [look for look in looks if look.describe_clothes() == found["clothes"]]
+    return (fitting or [Appearance(accessory=accessory, expression=found["expression"])])[0], found
+
+
+@pytest.mark.parametrize("name", ["single_subject", "multi_subject"])
+def test_every_mini_prompt_is_a_caption_that_the_world_can_produce(name: str) -> None:
+    known = {identity.word: identity for identity in held_out_identities()}
+    for case in mini(name).subset(num_subjects=2, images_per_prompt=1).cases:
+        look, found = named(case.text)
+        words = re.findall(r"\b(man|woman)\b", case.text)
+        who = [known[word] for word in words]
+        shared = len(words) > 1 and bool(found["expression"])
+        captions = {}
+        for seed in range(400):
+            rng = np.random.default_rng(seed)
+            made = _describe(
+                who, [look] * len(who), found["context"], found["style"], shared, rng, rich=False
+            )
+            captions[made[0]] = made[1]
+        assert case.text in captions, case.text
+        assert place_markers(case.text, captions[case.text]) == case.prompt
+
+
+def test_mini_categories_ask_for_what_they_are_named_after(single: Benchmark, multi: Benchmark) -> None:
+    sizes = {"accessory": 10, "style": 10, "expression": 10, "context": 10}
+    keys = {"accessory": {"clothes", "accessory"}}
+    held_out = 0
+    for benchmark, counts in ((single, sizes), (multi, {"style": 7, "expression": 8, "context": 6})):
+        group = benchmark.groups[0]
+        first = [case for case in benchmark.cases if case.subjects == group and case.id[-1] == "0"]
+        assert Counter(case.category for case in first) == counts
+        for case in first:
+            look, found = named(case.text)
+            asked = {key for key, phrase in found.items() if phrase} - {"pair", "together"}
+            assert asked <= keys.get(case.category, {case.category})
+            assert asked
+            # The references show shirts, and sunglasses hide who somebody is.
+            assert not (found["clothes"].endswith(" shirt") and "bat" not in found["clothes"])
+            assert look.accessory != "SUNGLASSES"
+            held_out += bool(found["clothes"]) and is_held_out(look)
+    assert held_out == 6
+
+
+def test_mini_subjects_are_the_held_out_people(world: Path) -> None:
+    words = read_definition(BENCHMARKS / "mini" / "single_subject.json").subjects
+    assert words is not None
+    expected = {f"{i:02d}_{p.word}": p.word for i, p in enumerate(held_out_identities())}
+    assert words == expected
+    assert list(words) == list(expected)
+    for subject in find_subjects(words, world / "references"):
+        assert subject.reference == world / "references" / f"{subject.id}.png"
+        folder = world / "references" / subject.id
+        assert subject.tuning_pictures == (subject.reference, *(folder / f"{k}.png" for k in (1, 2, 3, 4)))
+        assert subject.other_pictures == tuple(folder / f"{k}.png" for k in (5, 6, 7))
+
+
+# --- parts -------------------------------------------------------------------------------------------------
+
+
+def test_a_part_has_the_cases_of_the_whole(single: Benchmark, multi: Benchmark) -> None:
+    part = single.subset(num_subjects=5, prompts_per_category=2, images_per_prompt=3)
+    assert len(part.cases) == 5 * 4 * 2 * 3
+    assert set(part.cases) <= set(single.cases)
+    assert [subject.id for subject in part.subjects] == ["00_man", "01_woman", "02_man", "03_woman", "04_man"]
+    prompts = {case.id.split("/")[2] for case in part.cases}
+    assert prompts == {f"{c}_{k}" for c in ("accessory", "style", "expression", "context") for k in (0, 5)}
+    assert single.subset() == single
+    few = multi.subset(num_pairs=3)
+    assert set(few.cases) <= set(multi.cases)
+    assert len(few.subjects) == 6
+    order = {case.id: i for i, case in enumerate(multi.cases)}
+    assert [order[case.id] for case in few.cases] == sorted(order[case.id] for case in few.cases)
+
+
+@pytest.mark.parametrize("count", [1, 7, 15, 20, 45, 61, 104, 105])
+def test_pairs_are_spread_over_the_subjects(multi: Benchmark, count: int) -> None:
+    part = multi.subset(num_pairs=count, prompts_per_category=1, images_per_prompt=1)
+    assert len(part.groups) == count
+    assert part.groups == multi.subset(num_pairs=count, prompts_per_category=1, images_per_prompt=1).groups
+    times = Counter(name for pair in part.groups for name in pair)
+    assert max(times.values()) - min(times[s.id] for s in multi.subjects) <= 2
+
+
+def test_subjects_are_of_each_word_in_turn() -> None:
+    benchmark = load_benchmark(BENCHMARKS / "mini" / "single_subject.json", people("mmmwww"))
+    part = benchmark.subset(num_subjects=3, prompts_per_category=1)
+    assert [subject.id for subject in part.subjects] == ["0m", "1m", "3w"]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("single_subject", {"num_subjects": 16}, "num_subjects=16: there are 15 subjects"),
+        ("single_subject", {"num_pairs": 2}, "num_pairs=2: single_subject has no pairs"),
+        ("single_subject", {"prompts_per_category": 11}, "there are 10 prompts of accessory"),
+        ("single_subject", {"images_per_prompt": 5}, "there are 4 images of a prompt"),
+        ("multi_subject", {"num_subjects": 1}, "num_subjects=1: a case of multi_subject has 2 subjects"),
+        ("multi_subject", {"num_subjects": 3, "num_pairs": 4}, "num_pairs=4: there are 3 pairs"),
+        ("multi_subject", {"num_pairs": 0}, "num_pairs=0: at least 1, or null for all"),
+    ],
+)
+def test_too_much_or_nothing_is_refused(name: str, asked: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mini(name).subset(**asked)
+
+
+def test_references_follow_the_markers(multi: Benchmark) -> None:
+    case = next(case for case in multi.cases if case.subjects == ("03_woman", "10_man"))
+    assert multi.references(case) == (Path("03_woman.png"), Path("10_man.png"))
+
+
+def test_pairs_can_be_named() -> None:
+    file = BENCHMARKS / "mini" / "multi_subject.json"
+    benchmark = load_benchmark(file, people("mwm"), pairs=[("2m", "0m")])
+    assert benchmark.groups == (("2m", "0m"),)
+    with pytest.raises(BenchmarkError, match=r"multi_subject\.json: pairs: \('2m', '2m'\)"):
+        load_benchmark(file, people("mwm"), pairs=[("2m", "2m")])
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_found_beside_and_in_folders(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b/10.png", "b/9.png", "b/notes.txt", "c.PNG", "c/1.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_subjects({"a": "man", "b": "woman", "c": "man"}, tmp_path)
+    names = [[str(path.relative_to(tmp_path)) for path in subject.pictures] for subject in found]
+    assert names == [["a.jpg"], ["b/9.png", "b/10.png"], ["c.PNG", "c/1.jpeg"]]
+    assert found[1].reference.name == "9.png"
+    assert found[1].other_pictures == ()
+    with pytest.raises(FileNotFoundError, match=r"no picture of subject 000181; put .*000181\.jpg there"):
+        find_subjects({"a": "man", "000181": "man"}, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"benchmark\.pictures=nowhere: no such folder"):
+        find_subjects({"a": "man"}, "nowhere")
+
+
+# --- definitions -------------------------------------------------------------------------------------------
+
+
+def definition(folder: Path, **changes: Any) -> Path:
+    content = {
+        "name": "single_subject",
+        "images_per_prompt": 2,
+        "subjects": {"a": "man"},
+        "prompts": {"style": ["a drawing of a {subject}"]},
+    } | changes
+    file = folder / "benchmark.json"
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "double"}, "name: must be single_subject or multi_subject, not 'double'"),
+        ({"images_per_prompt": 0}, "images_per_prompt: must be a whole number from 1, not 0"),
+        ({"prompts": None}, "prompts: missing"),
+        ({"prompts": {}}, "prompts: must be lists of prompts by category"),
+        ({"prompts": {"style": []}}, r"prompts\.style: must be a list of at least one prompt"),
+        ({"prompts": {"a/b": ["a {subject}"]}}, r"prompts\.a/b: must be named by"),
+        ({"prompts": {"style": ["a {person}"]}}, r"prompts\.style\[0\]: must be without \{person\}"),
+        ({"prompts": {"style": ["a {subject"]}}, r"prompts\.style\[0\]: must be without \{subject:"),
+        ({"prompts": {"style": ["a man"]}}, r"prompts\.style\[0\]: must be a prompt with \{subject\} once"),
+        ({"prompts": {"style": ["a {subject}s"]}}, r"prompts\.style\[0\]: .* as whole words"),
+        (
+            {"prompts": {"style": ["a <|image|> {subject}"]}},
+            r"prompts\.style\[0\]: must be without <\|image\|>",
+        ),
+        ({"prompts": {"style": ["a {subject}"] * 2}}, r"prompts\.style\[1\]: must be there once"),
+        ({"subjects": {"a+b": "man"}}, r"subjects\.a\+b: must be named by"),
+        ({"subjects": {"a": "old man"}}, r"subjects\.a: must be one word in small letters"),
+        ({"subjects": {"a": "astronaut"}}, r"subjects\.a: .*takes the article a, not 'astronaut'"),
+        ({"extra": 1}, "extra: unknown"),
+    ],
+)
+def test_defects_of_a_definition_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    file = definition(tmp_path, **changes)
+    with pytest.raises(BenchmarkError, match=f"{re.escape(str(file))}: {message}"):
+        load_benchmark(file, people("m"))
+
+
+def test_placeholders_come_in_their_order(tmp_path: Path) -> None:
+    file = definition(
+        tmp_path, name="multi_subject", prompts={"style": ["a {subject_2} beside a {subject_1}"]}
+    )
+    with pytest.raises(
+        BenchmarkError, match=r"style\[0\]: .*\{subject_1\} and \{subject_2\} once, in this order"
+    ):
+        load_benchmark(file, people("mw"))
+
+
+def test_defects_of_subjects_are_named(tmp_path: Path) -> None:
+    file = definition(tmp_path)
+    with pytest.raises(BenchmarkError, match=r"benchmark\.json: subject 0m has no picture"):
+        load_benchmark(file, [Subject("0m", "man", ())])
+    with pytest.raises(BenchmarkError, match="subject 0m is there 2 times"):
+        load_benchmark(file, people("m") * 2)
+    with pytest.raises(BenchmarkError, match="0 subjects for prompts with 1"):
+        load_benchmark(file, [])
+    with pytest.raises(FileNotFoundError, match=r"benchmark\.folder says where it is"):
+        load_benchmark(tmp_path / "missing.json", people("m"))
+    file.write_text("{")
+    with pytest.raises(BenchmarkError, match="not valid JSON"):
+        load_benchmark(file, people("m"))
+
+
+def test_a_subjects_possessive_is_a_whole_word(tmp_path: Path) -> None:
+    benchmark = load_benchmark(
+        definition(tmp_path, prompts={"style": ["a {subject}'s portrait"]}), people("w")
+    )
+    assert benchmark.cases[0].prompt == "a woman <|image|>'s portrait"
+    assert benchmark.cases[0].text == "a woman's portrait"
+
+
+# --- configuration -----------------------------------------------------------------------------------------
+
+
+def loaded(choice: str, pictures: Path) -> list[Benchmark]:
+    config = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{choice}.yaml")
+    assert isinstance(config, DictConfig)
+    if "defaults" in config:
+        below = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{config.pop('defaults')[0]}.yaml")
+        config = OmegaConf.merge(below, config)  # type: ignore[assignment]
+    found: list[Benchmark] = instantiate(config, folder=str(ROOT / config.folder), pictures=str(pictures))
+    return found
+
+
+def test_the_mini_choice_asks_for_minutes_of_the_same_people(world: Path) -> None:
+    single, multi = loaded("mini", world / "references")
+    assert (len(single.cases), len(multi.cases)) == (48, 54)
+    assert single.subjects == multi.subjects
+    times = Counter(name for pair in multi.groups for name in pair)
+    assert set(times.values()) == {3}
+    whole = {
+        case.id: case for benchmark in loaded("mini_full", world / "references") for case in benchmark.cases
+    }
+    assert len(whole) == 2400 + 8820
+    assert all(whole[case.id] == case for case in (*single.cases, *multi.cases))
+
+
+def test_the_paper_choice_takes_the_users_pictures(tmp_path: Path) -> None:
+    words = read_definition(BENCHMARKS / "paper" / "single_subject.json").subjects
+    assert words is not None
+    for name in words:
+        (tmp_path / f"{name}.jpg").touch()
+    single, multi = loaded("paper", tmp_path)
+    assert (len(single.cases), len(multi.cases)) == (2400, 8820)
+    assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "pictures")
+    (tmp_path / "002937.jpg").unlink()
+    with pytest.raises(
+        InstantiationException, match=r"no picture of subject 002937; put .*002937\.jpg there"
+    ):
+        loaded("paper", tmp_path)
+
+
+def test_null_leaves_a_benchmark_out(world: Path) -> None:
+    folder, pictures = BENCHMARKS / "mini", world / "references"
+    assert [b.name for b in load_benchmarks(folder, pictures, single=Subset())] == ["single_subject"]
+    assert [b.name for b in load_benchmarks(folder, pictures, multi=Subset())] == ["multi_subject"]
+    with pytest.raises(ValueError, match="single and multi are both null"):
+        load_benchmarks(folder, pictures)
+
+
+def test_subjects_come_from_the_single_subject_definition(tmp_path: Path) -> None:
+    definition(tmp_path, subjects=None).rename(tmp_path / "single_subject.json")
+    with pytest.raises(BenchmarkError, match=r"single_subject\.json: subjects: missing"):
+        load_benchmarks(tmp_path, tmp_path, single=Subset())
