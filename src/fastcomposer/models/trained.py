@@ -4,38 +4,61 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastcomposer.models.checkpoint import load_exact
-from fastcomposer.models.loading import existing_file
+from fastcomposer.models.difference import (
+    BASE_DIGEST,
+    base_weights,
+    decode_differences,
+    digest,
+    encode_differences,
+)
+from fastcomposer.models.loading import existing_file, load_networks
 
 if TYPE_CHECKING:
     from fastcomposer.models.composer import FastComposer
 
+Precision = Literal["float32", "float16", "int8"]
 WEIGHTS_NAME = "fastcomposer.safetensors"
 _PREFIX = "model."
+_TRAINABLE = ("unet", "image_encoder", "fusion")
 
 
-def save_trained_weights(model: FastComposer, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+def save_trained_weights(model: FastComposer, path: str | Path, precision: Precision = "float32") -> Path:
     """Write the trained tensors of a model.
 
     Args:
         model: The model; what is trained of it goes into the file.
         path: File to write, ``.safetensors``; replaced at once when complete.
-        dtype: Data type in the file; float16 halves it.
+        precision: ``float16`` halves the file; ``int8`` quarters it: differences from the base, see
+            :mod:`fastcomposer.models.difference`.
+
+    Raises:
+        ValueError: If the precision is unknown, or differences are wanted of a model that was not loaded from
+            a base.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"export precision {precision!r} is not one of {', '.join(get_args(Precision))}")
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: value.to("cpu", dtype).contiguous() for name, value in model.trainable_state_dict().items()
-    }
+    metadata = {"format": "pt", "base": str(model.source.base) if model.source else ""}
+    state = {name: value.cpu().contiguous() for name, value in model.trainable_state_dict().items()}
+    if precision != "int8":
+        state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
+    elif model.source is None:
+        raise ValueError("export precision int8: this model was not loaded from a base to differ from")
+    else:
+        base = base_weights(load_networks(model.source, None, None), state)
+        metadata[BASE_DIGEST] = digest(base)
+        state = encode_differences(state, base)
     temporary = file.with_suffix(".tmp")
-    save_file(state, temporary, {"format": "pt", "base": str(model.source.base) if model.source else ""})
+    save_file(state, temporary, metadata)
     temporary.replace(file)
     return file
 
@@ -53,13 +76,21 @@ def load_trained_weights(model: FastComposer, path: str | Path) -> None:
         ValueError: If the file cannot be read or does not fit the model, with what differs.
     """
     file = _find(Path(path).expanduser())
-    state = _read(file)
+    state, wanted = _read(file)
+    if wanted is not None:
+        base = base_weights({name: getattr(model, name) for name in _TRAINABLE}, state)
+        if digest(base) != wanted:
+            raise ValueError(
+                f"checkpoint {file} holds differences from other weights than this model's: load it into a "
+                "model fresh from the base it was trained from"
+            )
+        state = decode_differences(state, base)
     needed = {f"fusion.{name}" for name in model.fusion.state_dict()}
     lost = sorted(needed - state.keys())
     if lost:
         raise ValueError(f"checkpoint {file} is no FastComposer: it has no {', '.join(lost)}")
     load_exact(
-        {name: getattr(model, name) for name in ("unet", "image_encoder", "fusion")},
+        {name: getattr(model, name) for name in _TRAINABLE},
         state,
         f"checkpoint {file} does not fit the base model",
         # What was not trained is not in the file and stays as the base has it.
@@ -78,12 +109,15 @@ def _find(path: Path) -> Path:
     )
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors by name; where they are differences, also the digest of what they differ from."""
     try:
         if file.suffix != ".ckpt":
-            return load_file(file)
+            with safe_open(file, "pt") as opened:
+                wanted = (opened.metadata() or {}).get(BASE_DIGEST)
+            return load_file(file), wanted
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         weights = content["ema"]["weights"] if "ema" in content else content["state_dict"]
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {file} cannot be read as trained weights: {error}") from error
-    return {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+    return {name.removeprefix(_PREFIX): value for name, value in weights.items()}, None

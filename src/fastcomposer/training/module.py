@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.models.trained import WEIGHTS_NAME, save_trained_weights
+from fastcomposer.models.trained import WEIGHTS_NAME, Precision, save_trained_weights
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
 
@@ -27,6 +27,8 @@ class FastComposerModule(RecipeModule):
         caption_dropout: Share of samples that lose caption and subjects.
         subject_dropout: Share of subjects that are left out, their word staying in the caption.
         gradient_checkpointing: Trade time for memory.
+        export_precision: Of the finished weights, see
+            :func:`~fastcomposer.models.trained.save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
@@ -40,9 +42,15 @@ class FastComposerModule(RecipeModule):
         caption_dropout: float = 0.1,
         subject_dropout: float = 0.1,
         gradient_checkpointing: bool = False,
+        export_precision: Precision = "float32",
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
+        if export_precision not in get_args(Precision):
+            raise ValueError(
+                f"method.export_precision={export_precision}: one of {', '.join(get_args(Precision))}"
+            )
+        self.export_precision: Precision = export_precision
         for name, value in (("caption_dropout", caption_dropout), ("subject_dropout", subject_dropout)):
             if not 0 <= value <= 1:
                 raise ValueError(f"method.{name}={value}: a probability between 0 and 1")
@@ -92,7 +100,7 @@ class FastComposerModule(RecipeModule):
             folder: Where :data:`WEIGHTS_NAME` goes.
         """
         with self.averaged_weights():
-            return save_trained_weights(self.model, Path(folder) / WEIGHTS_NAME)
+            return save_trained_weights(self.model, Path(folder) / WEIGHTS_NAME, self.export_precision)
 
 
 def drop_conditions(
