@@ -30,6 +30,8 @@ GROUPS = {
     "experiment": "train",
     "metrics": "evaluate",
     "benchmark": "evaluate",
+    "methods": "evaluate",
+    "sweep": "train",
 }
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
 

@@ -1,0 +1,306 @@
+"""A handful of pictures of one person, or of each of several: what fine-tuning methods learn from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from torchvision.transforms.v2 import functional as tvf
+
+from fastcomposer.data.avatars import render_avatar
+from fastcomposer.data.prepare import other_looks
+from fastcomposer.data.scenes import AvatarScenes, reference_picture
+from fastcomposer.data.transforms import pad_to_square
+
+View = Literal["far", "whole", "close"]
+"""How large the person is in a picture; captions say so."""
+_FAR, _CLOSE = 0.6, 1.0
+_NAME = re.compile(r"\w[\w-]*")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_EXAMPLE = "data.people={adam:{word:man,pictures:photos/adam}}"
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Pictures of one person.
+
+    Attributes:
+        name: Stands in the person's token and in file names: letters, digits, ``_`` and ``-``.
+        word: Class word, such as ``man``.
+        pictures: Files. What is transparent in them is background.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If the name or the class word is none, or there is no picture.
+    """
+
+    name: str
+    word: str
+    pictures: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pictures", tuple(Path(file) for file in self.pictures))
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"data.people: {self.name!r} is no name of letters, digits, _ and -")
+        if not isinstance(self.word, str) or not re.fullmatch(r"\w[\w '-]*", self.word):
+            raise ValueError(
+                f"data.people.{self.name}.word={self.word!r}: the class word is wanted, such as man"
+            )
+        if not self.pictures:
+            raise ValueError(f"data.people.{self.name}.pictures: no picture")
+        missing = [str(file) for file in self.pictures if not file.is_file()]
+        if missing:
+            raise FileNotFoundError(f"data.people.{self.name}.pictures: no such file: {', '.join(missing)}")
+
+
+@dataclass(frozen=True)
+class PortraitSettings:
+    """How pictures are drawn in a step.
+
+    Attributes:
+        resolution: Height and width in pixels.
+        batch_size: Pictures in a batch; all of one person.
+        flip: Probability of mirroring.
+        scales: Smallest and largest enlargement, drawn uniformly; ``None`` leaves all pictures as they are
+            (Kumari et al. 2023, appendix: 0.4 to 1.4).
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    resolution: int
+    batch_size: int = 1
+    flip: float = 0.5
+    scales: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution % 8:
+            raise ValueError(f"method.pictures.resolution={self.resolution}: a positive multiple of 8")
+        if self.batch_size < 1:
+            raise ValueError(f"method.pictures.batch_size={self.batch_size}: at least 1")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"method.pictures.flip={self.flip}: a probability between 0 and 1")
+        if self.scales is not None:
+            object.__setattr__(self, "scales", tuple(self.scales))
+            if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
+                raise ValueError(
+                    f"method.pictures.scales={list(self.scales)}: the smallest and the largest, or null"
+                )
+
+
+@dataclass(frozen=True)
+class PortraitBatch:
+    """Pictures of one person.
+
+    Attributes:
+        pixel_values: (B, 3, R, R) float in [-1, 1].
+        masks: (B, 1, R, R) float; 1 where the picture is, 0 around one that was made smaller.
+        views: B sizes of the person.
+        person: Which of the reference sets, from 0.
+    """
+
+    pixel_values: Tensor
+    masks: Tensor
+    views: tuple[View, ...]
+    person: int
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def to(self, device: torch.device | str, **how: Any) -> PortraitBatch:
+        """Move the pictures to a device."""
+        return replace(
+            self, pixel_values=self.pixel_values.to(device, **how), masks=self.masks.to(device, **how)
+        )
+
+
+def reference_sets(people: Mapping[str, Mapping[str, Any]] | None) -> tuple[ReferenceSet, ...]:
+    """Read who is to be learned from a configuration.
+
+    Args:
+        people: Name to ``word`` and ``pictures``: files, or a folder whose pictures are taken in the order
+            of their names.
+
+    Raises:
+        FileNotFoundError: If a file or folder does not exist.
+        ValueError: If nobody is named, or a person is not described in full.
+    """
+    if not people:
+        raise ValueError(f"data.people: nobody; such as {_EXAMPLE}")
+    sets = []
+    for name, person in people.items():
+        if not isinstance(person, Mapping) or set(person) != {"word", "pictures"}:
+            raise ValueError(f"data.people.{name}: word and pictures are wanted, such as {_EXAMPLE}")
+        files = person["pictures"]
+        if isinstance(files, str | Path):
+            folder = Path(files).expanduser()
+            if not folder.is_dir():
+                raise FileNotFoundError(f"data.people.{name}.pictures={files}: there is no such folder")
+            files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+        sets.append(ReferenceSet(str(name), person["word"], tuple(files)))
+    return tuple(sets)
+
+
+def rendered_people(
+    scenes: AvatarScenes, numbers: Sequence[int], folder: str | Path, count: int = 5, size: int = 128
+) -> tuple[ReferenceSet, ...]:
+    """Draw people of the training split, as held-out people are drawn: to search settings without the latter.
+
+    Args:
+        scenes: The world.
+        numbers: Positions in :attr:`AvatarScenes.train_identities`.
+        folder: Where their pictures go, one folder each.
+        count: Pictures of each person, at most 8.
+        size: Side of a picture in pixels.
+
+    Raises:
+        ValueError: If the world has no such person, or so many pictures are not to be had.
+    """
+    sets = []
+    for number in numbers:
+        if not 0 <= number < len(scenes.train_identities):
+            raise ValueError(
+                f"data.numbers={list(numbers)}: this world knows {len(scenes.train_identities)} people"
+            )
+        identity = scenes.train_identities[number]
+        looks = other_looks(number)[: count - 1]
+        if not 0 < count <= len(looks) + 1:
+            raise ValueError(f"data.module.people.count={count}: between 1 and {len(looks) + 1} pictures")
+        pictures = [reference_picture(identity, size, seed=number)]
+        pictures += [np.ascontiguousarray(render_avatar(identity, look, size)[:size]) for look in looks]
+        name = f"train_{number:04d}"
+        files = [Path(folder) / name / f"{k}.png" for k in range(count)]
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for file, picture in zip(files, pictures, strict=True):
+            Image.fromarray(picture).save(file)
+        sets.append(ReferenceSet(name, identity.word, tuple(files)))
+    return tuple(sets)
+
+
+def read_square(file: Path, size: int) -> Tensor:
+    """Read a picture as a square: transparent ones padded, so that nobody is cut; others cut at the centre.
+
+    Args:
+        file: The picture; its EXIF orientation is honoured.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        (4, size, size) float in [0, 1]: colours multiplied by opacity, and opacity.
+
+    Raises:
+        ValueError: If the file is no picture, or transparent everywhere.
+    """
+    try:
+        with Image.open(file) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGBA")
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
+    pixels = torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 255
+    opacity = pixels[3:]
+    if not opacity.any():
+        raise ValueError(f"{file} is transparent everywhere")
+    square = torch.cat([pixels[:3] * opacity, opacity])
+    whole = opacity.min() == 1
+    square = tvf.center_crop(square, [min(square.shape[-2:])]) if whole else pad_to_square(square)
+    return tvf.resize(square, [size, size], antialias=True).clamp(0, 1)
+
+
+class Portraits:
+    """Draws from people's pictures; the same step always gives the same batch.
+
+    The person changes from step to step. What is transparent becomes a plain colour, another one each time.
+
+    Args:
+        people: Whose pictures.
+        settings: How they are drawn.
+        seed: Of all draws.
+    """
+
+    def __init__(self, people: Sequence[ReferenceSet], settings: PortraitSettings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        # Large enough for the largest enlargement.
+        largest = max(1.0, settings.scales[1]) if settings.scales else 1.0
+        size = round(settings.resolution * largest)
+        self.squares = [torch.stack([read_square(file, size) for file in p.pictures]) for p in people]
+
+    def draw(self, step: int, rank: int = 0) -> PortraitBatch:
+        """Draw the batch of a step for one process."""
+        rng = np.random.default_rng([self.seed, rank, step])
+        person = step % len(self.squares)
+        drawn = [self._draw_one(person, rng) for _ in range(self.settings.batch_size)]
+        pixels, masks, views = zip(*drawn, strict=True)
+        return PortraitBatch(torch.stack(pixels) * 2 - 1, torch.stack(masks), views, person)
+
+    def _draw_one(self, person: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, View]:
+        squares, side = self.squares[person], self.settings.resolution
+        square = squares[rng.integers(len(squares))]
+        if rng.random() < self.settings.flip:
+            square = square.flip(-1)
+        scale = 1.0 if self.settings.scales is None else rng.uniform(*self.settings.scales)
+        size = max(8, round(scale * side))
+        if square.shape[-1] != size:
+            square = tvf.resize(square, [size, size], antialias=True)
+        if size >= side:
+            y, x = rng.integers(size - side + 1, size=2)
+            square, mask = square[:, y : y + side, x : x + side], torch.ones(1, side, side)
+        else:
+            y, x = rng.integers(side - size + 1, size=2)
+            around = (x, side - size - x, y, side - size - y)
+            square, mask = F.pad(square, around), F.pad(torch.ones(1, size, size), around)
+        color = torch.from_numpy(rng.random((3, 1, 1), dtype=np.float32))
+        view: View = "far" if scale < _FAR else "close" if scale > _CLOSE else "whole"
+        return square[:3] + (1 - square[3:]) * color, mask, view
+
+
+class _Endless(IterableDataset[PortraitBatch]):
+    def __init__(self, portraits: Portraits, first: int, rank: int) -> None:
+        self.portraits, self.first, self.rank = portraits, first, rank
+
+    def __iter__(self) -> Iterator[PortraitBatch]:
+        return (self.portraits.draw(step, self.rank) for step in count(self.first))
+
+
+class PortraitDataModule(L.LightningDataModule):
+    """Endless seeded batches of people's pictures.
+
+    Args:
+        people: Who is to be learned.
+        settings: How pictures are drawn, which the method says.
+        seed: Of all draws.
+
+    Raises:
+        ValueError: If two people have one name, or the method does not learn from a few pictures.
+    """
+
+    def __init__(
+        self, people: Sequence[ReferenceSet], settings: PortraitSettings | None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if settings is None:
+            raise ValueError(
+                "data: a few pictures of a person are for method=textual_inversion, dreambooth or "
+                "custom_diffusion (or mini_...)"
+            )
+        names = [person.name for person in people]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"data.people: each person once, not {names}")
+        self.people, self.settings, self.seed = tuple(people), settings, seed
+
+    def train_dataloader(self) -> DataLoader[PortraitBatch]:
+        """Loader that goes on where a checkpoint left off."""
+        trainer, first, rank = self.trainer, 0, 0
+        if trainer is not None:
+            first, rank = trainer.global_step * trainer.accumulate_grad_batches, trainer.global_rank
+        portraits = Portraits(self.people, self.settings, self.seed)
+        return DataLoader(_Endless(portraits, first, rank), batch_size=None)

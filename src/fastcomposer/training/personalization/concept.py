@@ -1,0 +1,249 @@
+"""What a fine-tuning method has learned of a person: on disk, in prompts and in a pipeline."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastcomposer.data.records import write_atomically
+from fastcomposer.models.checkpoint import load_exact
+from fastcomposer.prompt import MARKER, PromptError
+from fastcomposer.training.personalization.merge import merged_weights
+from fastcomposer.training.personalization.tokens import shared_copy, with_vectors
+
+if TYPE_CHECKING:
+    from fastcomposer.pipeline import FastComposerPipeline
+
+CONCEPT_NAME = "concept.json"
+WEIGHTS_NAME = "concept.safetensors"
+TOKEN_PREFIX = "tokens."
+_NETWORKS = ("unet", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A person that a method has learned.
+
+    Attributes:
+        method: ``textual_inversion``, ``dreambooth`` or ``custom_diffusion``.
+        word: Class word.
+        token: What stands for the person in a prompt, such as ``<adam>``; a rare word of the tokenizer for
+            DreamBooth, which may be several tokens to it.
+        file: Weights: only what was trained, and embeddings of new tokens. People learned together share it.
+        seconds: Wall time of the training, of people learned together each one's share.
+        stored_bytes: Size of the file, of people learned together each one's share.
+        peak_memory_bytes: Most memory allocated on the GPU during the training; on the CPU the most that the
+            process has taken since it began.
+        steps: Steps of the training.
+    """
+
+    method: str
+    word: str
+    token: str
+    file: Path
+    seconds: float
+    stored_bytes: int
+    peak_memory_bytes: int
+    steps: int
+
+    @property
+    def phrase(self) -> str:
+        """What takes the class word's place in a prompt."""
+        return self.token if self.method == "textual_inversion" else f"{self.token} {self.word}"
+
+    @staticmethod
+    def read(folder: str | Path) -> Concept:
+        """Read a person who was learned alone.
+
+        Raises:
+            FileNotFoundError: If the folder holds no finished concept.
+            ValueError: If several people were learned together.
+        """
+        concepts = read_concepts(folder)
+        if len(concepts) != 1:
+            raise ValueError(f"{folder} holds {len(concepts)} people learned together: use read_concepts")
+        return concepts[0]
+
+
+def write_concepts(
+    folder: Path, concepts: Sequence[Concept], tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[Concept, ...]:
+    """Write people that were learned in one training; the list comes last, as the sign that all is there.
+
+    Args:
+        folder: Where to.
+        concepts: The people; ``file`` and ``stored_bytes`` are filled in here.
+        tensors: Embeddings as ``tokens.<token>``, weights as ``unet.<name>`` and ``text_encoder.<name>``.
+        settings: What the training depended on, to be compared with by :func:`read_settings`.
+
+    Returns:
+        The concepts as they were written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONCEPT_NAME).unlink(missing_ok=True)
+    file = folder / WEIGHTS_NAME
+    temporary = file.with_suffix(".tmp")
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
+    temporary.replace(file)
+    share = file.stat().st_size // len(concepts)
+    concepts = tuple(replace(concept, file=file, stored_bytes=share) for concept in concepts)
+    entries = [asdict(concept) | {"file": file.name} for concept in concepts]
+    text = json.dumps({"settings": settings, "concepts": entries}, indent=1) + "\n"
+    write_atomically(folder / CONCEPT_NAME, lambda stream: stream.write(text.encode()))
+    return concepts
+
+
+def read_concepts(folder: str | Path) -> tuple[Concept, ...]:
+    """Read the people of one training.
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished concept.
+    """
+    entries = _content(Path(folder))["concepts"]
+    return tuple(Concept(**{**entry, "file": Path(folder) / entry["file"]}) for entry in entries)
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What the training of a folder's concepts depended on; see :func:`write_concepts`."""
+    return _content(Path(folder))["settings"]
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    path = folder / CONCEPT_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no finished concept: there is no {CONCEPT_NAME}")
+    try:
+        content = json.loads(path.read_text())
+        return {"settings": dict(content["settings"]), "concepts": list(content["concepts"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a concept: {error}; remove it") from error
+
+
+def rewrite_prompt(prompt_with_markers: str, concepts: Sequence[Concept]) -> str:
+    """Put people's tokens where a prompt has markers.
+
+    ``a man <|image|> on the beach`` becomes ``a <adam> man on the beach``, or, where the token stands for the
+    class word (Textual Inversion), ``a <adam> on the beach``.
+
+    Args:
+        prompt_with_markers: Prompt with a marker after each class word.
+        concepts: As many people, in that order.
+
+    Raises:
+        PromptError: If there are more or fewer markers than people, or a class word is another.
+    """
+    *before, rest = prompt_with_markers.split(MARKER)
+    if len(before) != len(concepts):
+        raise PromptError(
+            f"{len(concepts)} concept(s) for {len(before)} marker(s) {MARKER} in prompt "
+            f"{prompt_with_markers!r}"
+        )
+    text = ""
+    for piece, concept in zip(before, concepts, strict=True):
+        piece = piece.rstrip()
+        if not re.search(rf"(?<!\w){re.escape(concept.word)}$", piece, re.IGNORECASE):
+            raise PromptError(
+                f"{concept.token} is a {concept.word}, but prompt {prompt_with_markers!r} has a marker after "
+                f"{piece.split(' ')[-1]!r}"
+            )
+        text += _joined(text, piece[: len(piece) - len(concept.word)] + concept.phrase)
+    return text + _joined(text, rest)
+
+
+def _joined(text: str, piece: str) -> str:
+    """The next piece, with a space where only a marker stood between two words."""
+    return f" {piece}" if text and piece[:1].isalnum() else piece
+
+
+def apply_concepts(pipeline: FastComposerPipeline, concepts: Sequence[Concept]) -> FastComposerPipeline:
+    """Make a pipeline that knows some people.
+
+    The given pipeline stays as it is; what does not change is shared with it. People of Textual Inversion
+    bring a token each. People of Custom Diffusion who were not learned together are merged
+    (:mod:`~fastcomposer.training.personalization.merge`).
+
+    Args:
+        pipeline: A pipeline of the base that the people were learned from.
+        concepts: One person or several, all learned by one method.
+
+    Returns:
+        The new pipeline, for prompts of :func:`rewrite_prompt` and without references.
+
+    Raises:
+        FileNotFoundError: If a concept's file is gone.
+        ValueError: If there are none, methods are mixed, a method cannot take so many, two people have one
+            token, or a concept was learned from another base.
+    """
+    method = _common_method(concepts)
+    files = list(dict.fromkeys(concept.file for concept in concepts))
+    if method == "dreambooth" and len(concepts) > 1:
+        raise ValueError(f"dreambooth knows one person at a time, not {len(concepts)}: it has one rare token")
+    states = [read_weights(file) for file in files]
+    vectors = {
+        concept.token: state[TOKEN_PREFIX + concept.token]
+        for concept in concepts
+        for state in [states[files.index(concept.file)]]
+        if TOKEN_PREFIX + concept.token in state
+    }
+    if vectors and len(vectors) < len(concepts):
+        raise ValueError(f"two concepts have one token: {[concept.token for concept in concepts]}")
+    parts = dict(pipeline.components)
+    if vectors:
+        parts["tokenizer"], parts["text_encoder"] = with_vectors(
+            pipeline.tokenizer, pipeline.text_encoder, vectors
+        )
+    weights = [{k: v for k, v in state.items() if not k.startswith(TOKEN_PREFIX)} for state in states]
+    changed = weights[0]
+    if len(files) > 1 and changed:
+        phrases = [[c.phrase for c in concepts if c.file == file] for file in files]
+        changed = merged_weights(parts["unet"], parts["tokenizer"], parts["text_encoder"], weights, phrases)
+    if changed:
+        parts |= _with_weights(parts, changed, files)
+    config: Any = pipeline.config
+    known = type(pipeline)(**parts, requires_safety_checker=config.requires_safety_checker)
+    known.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
+    return known
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read a concept's file.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it cannot be read.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"concept {file} does not exist")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"concept {file} cannot be read: {error}") from error
+
+
+def _common_method(concepts: Sequence[Concept]) -> str:
+    methods = sorted({concept.method for concept in concepts})
+    if len(methods) != 1:
+        raise ValueError(f"concepts of one method are wanted, not of {' and '.join(methods) or 'none'}")
+    return methods[0]
+
+
+def _with_weights(
+    parts: Mapping[str, Any], weights: Mapping[str, Tensor], files: Sequence[Path]
+) -> dict[str, Any]:
+    """Copies of the networks that the weights belong to, with the weights in them."""
+    copies: dict[str, Any] = {}
+    for part in _NETWORKS:
+        own = {name.removeprefix(f"{part}.") for name in weights if name.startswith(f"{part}.")}
+        if own:
+            copies[part] = shared_copy(parts[part], own)
+    problem = f"concept {', '.join(map(str, files))} does not fit the base model"
+    load_exact(copies, weights, problem, set(weights))
+    return copies

@@ -1,0 +1,48 @@
+"""Custom Diffusion: the cross-attention's keys and values, and one new word for each person."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastcomposer.data.portraits import ReferenceSet
+from fastcomposer.models.attention import cross_attention_layers
+from fastcomposer.training.personalization.module import PersonalizationModule
+
+
+class CustomDiffusion(PersonalizationModule):
+    """Trains the key and value projections of the cross-attention, and a new token before the class word.
+
+    Several people may be learned at once, their batches taking turns. The class pictures, against forgetting,
+    are drawn by the base itself; the original retrieves real ones whose captions are like the prompt, which
+    needs a large collection of captioned pictures.
+
+    Source: Kumari et al., *Multi-Concept Customization of Text-to-Image Diffusion*, CVPR 2023.
+
+    Args:
+        *settings: See :class:`PersonalizationModule`.
+        initial_word: Word whose embedding the tokens start from, the mean where it is several tokens; a rare
+            one in the original. ``None`` for the class word.
+        **more: See :class:`PersonalizationModule`.
+
+    Raises:
+        ValueError: See :class:`PersonalizationModule`.
+    """
+
+    method: ClassVar[str] = "custom_diffusion"
+
+    def __init__(self, *settings: Any, initial_word: str | None = "ktn", **more: Any) -> None:
+        super().__init__(*settings, **more)
+        self.initial_word = initial_word
+
+    def token(self, person: ReferenceSet) -> str:
+        """The person's new token, which comes before the class word."""
+        return f"<{person.name.lower()}>"
+
+    def choose_trained(self) -> None:
+        """Train the new tokens, and keys and values of the attention to the text."""
+        self.add_tokens([self.initial_word or person.word for person in self.people])
+        for layers in cross_attention_layers(self.unet).values():
+            for layer in layers:
+                attention = self.unet.get_submodule(layer)
+                attention.to_k.requires_grad_(True)
+                attention.to_v.requires_grad_(True)

@@ -1,0 +1,300 @@
+"""What the fine-tuning methods share: the base, prompts, the denoising loss, the prior and what is stored."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel
+
+from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
+from fastcomposer.losses import denoising_loss
+from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.loading import ModelSource, open_source
+from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
+from fastcomposer.training.personalization.prior import ClassPictures
+from fastcomposer.training.personalization.settings import base_fingerprint
+from fastcomposer.training.personalization.tokens import NewTokens, with_tokens, word_embedding
+from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
+
+_VIEW_WORDS: dict[View, tuple[str, ...]] = {
+    "far": ("far away", "very small"),
+    "close": ("close up", "zoomed in"),
+}
+_TARGETS = ("epsilon", "v_prediction")
+
+
+class PersonalizationModule(RecipeModule):
+    """A base that learns the people of :class:`~fastcomposer.data.portraits.PortraitDataModule`.
+
+    The loss is the denoising loss of the pictures with prompts that name the person, plus that of as many
+    class pictures where there are some (prior preservation, Ruiz et al. 2023). Who is learned comes with the
+    data; subclasses say what of the base is trained and what a person is called.
+
+    Args:
+        base: Folder in the diffusers layout, or hub id; never written to.
+        pictures: How the people's pictures are drawn in a step.
+        templates: Prompts, drawn uniformly; ``{}`` is what the person is called.
+        steps: Steps for one person; the trainer's ``max_steps`` is this times the number of people.
+        optimizer: Makes the optimizer from the trained parameters.
+        class_pictures: Class pictures; ``None`` for none.
+        prior_weight: Weight of their loss.
+        image_encoder: Image encoder that goes with the base; only its configuration is read.
+        gradient_checkpointing: Trade time for memory.
+        **recipe: Further arguments of :class:`RecipeModule`.
+
+    Raises:
+        FileNotFoundError: If the base does not exist.
+        ValueError: If a setting is out of its range or does not fit the base; no weight has been read then.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(
+        self,
+        base: str,
+        pictures: PortraitSettings,
+        templates: Sequence[str],
+        steps: int,
+        optimizer: OptimizerFactory,
+        class_pictures: ClassPictures | None = None,
+        prior_weight: float = 1.0,
+        image_encoder: str | None = None,
+        gradient_checkpointing: bool = False,
+        **recipe: Any,
+    ) -> None:
+        super().__init__(optimizer, **recipe)
+        if steps < 1:
+            raise ValueError(f"method.steps={steps}: at least 1")
+        if prior_weight < 0:
+            raise ValueError(f"method.prior_weight={prior_weight}: not negative")
+        wrong = [template for template in templates if template.count("{}") != 1]
+        if wrong or not templates:
+            raise ValueError(f"method.templates={wrong}: each needs one {{}}, where the person's name goes")
+        self.pictures, self.templates, self.steps = pictures, tuple(templates), steps
+        self.class_pictures, self.prior_weight = class_pictures, prior_weight
+        self.source = open_source(base, image_encoder)
+        self.noise_scheduler: Any = self.source.noise_scheduler()
+        self.tokenizer: Any = self.source.tokenizer()
+        self._check_base(self.source)
+        self.vae: Any = self.source.load(AutoencoderKL, "vae", torch_dtype=torch.float32)
+        self.unet: Any = self.source.load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
+        self.text_encoder: Any = self.source.load(CLIPTextModel, "text_encoder", dtype=torch.float32)
+        self.eval().requires_grad_(False)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        self.people: tuple[ReferenceSet, ...] = ()
+        self.class_moments: dict[str, Tensor] = {}
+        self._started = self.seconds = 0.0
+        self.peak_memory_bytes = 0
+
+    def _check_base(self, source: ModelSource) -> None:
+        if self.tokenizer is None:
+            raise ValueError(f"model.base={source.base} has no tokenizer/, which prompts need")
+        prediction_type = self.noise_scheduler.config.prediction_type
+        if prediction_type not in _TARGETS:
+            raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
+        configs: list[Any] = [
+            cls.load_config(source.base, subfolder=part, **source.options)
+            for cls, part in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
+        ]
+        factor = 2 ** sum(len(config["block_out_channels"]) - 1 for config in configs)
+        if self.pictures.resolution % factor:
+            raise ValueError(
+                f"method.pictures.resolution={self.pictures.resolution}: "
+                f"this base takes multiples of {factor}"
+            )
+
+    # --- what a method decides -----------------------------------------------------------------------------
+
+    def token(self, person: ReferenceSet) -> str:
+        """What stands for a person in prompts."""
+        raise NotImplementedError
+
+    def choose_trained(self) -> None:
+        """Mark what is trained, and add the people's tokens where they are new."""
+        raise NotImplementedError
+
+    def phrase(self, person: ReferenceSet) -> str:
+        """What takes the class word's place in prompts."""
+        return f"{self.token(person)} {person.word}"
+
+    def add_tokens(self, initial_words: Sequence[str]) -> None:
+        """Add a trained token for each person, starting from the embedding of a word."""
+        start = [word_embedding(self.tokenizer, self.text_encoder, word) for word in initial_words]
+        self.tokenizer, ids = with_tokens(self.tokenizer, [self.token(person) for person in self.people])
+        table = self.text_encoder.get_input_embeddings()
+        self.text_encoder.set_input_embeddings(NewTokens(table, ids, torch.stack(start)))
+
+    # --- training ------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Let the base draw the class pictures that are not on disk yet."""
+        self.draw_class_pictures(self.trainer.datamodule.people, self.trainer.strategy.root_device)  # type: ignore[attr-defined]
+
+    def draw_class_pictures(self, people: Sequence[ReferenceSet], device: torch.device) -> None:
+        """Let the base draw the class pictures that are not on disk yet; only an untrained one can."""
+        settings, side = self.class_pictures, self.pictures.resolution
+        if settings is None:
+            return
+        for word in dict.fromkeys(person.word for person in people):
+            folder = settings.place(word, base_fingerprint(self.source.base), side)
+            if settings.missing(folder):
+                settings.draw(self.sampling_pipeline().to(device), word, folder, side)
+
+    def sampling_pipeline(self) -> StableDiffusionPipeline:
+        """The base's own pipeline over this module's networks."""
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.source.sampling_scheduler(),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def setup(self, stage: str) -> None:
+        """Meet the people, and prepare what is trained."""
+        people = tuple(self.trainer.datamodule.people)  # type: ignore[attr-defined]
+        if self.people and self.people != people:
+            raise ValueError("this module has learned other people: make another one")
+        if not self.people:
+            self.people = people
+            self.choose_trained()
+
+    def on_fit_start(self) -> None:
+        """Start the clock, and encode the class pictures once."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._started = time.perf_counter()
+        super().on_fit_start()
+        settings, side = self.class_pictures, self.pictures.resolution
+        for word in dict.fromkeys(person.word for person in self.people) if settings else ():
+            assert settings is not None
+            folder = settings.place(word, base_fingerprint(self.source.base), side)
+            parts = settings.read(folder).split(settings.batch_size)
+            with torch.no_grad():
+                moments = [self._moments(part.to(self.device).float() / 127.5 - 1) for part in parts]
+            self.class_moments[word] = torch.cat(moments)
+
+    def training_step(self, batch: PortraitBatch, batch_idx: int) -> Tensor:
+        """Denoise pictures of a person and, for prior preservation, as many of the class."""
+        rng = np.random.default_rng([self.seed, self.global_rank, self.global_step])
+        generator = self.step_generator()
+        person, size = self.people[batch.person], len(batch)
+        prompts = [self._prompt(person, view, rng) for view in batch.views]
+        with torch.no_grad():
+            moments = self._moments(batch.pixel_values)
+        prior = self.class_moments.get(person.word)
+        if prior is not None and self.class_pictures is not None:
+            moments = torch.cat([moments, prior[torch.from_numpy(rng.integers(len(prior), size=size))]])
+            prompts += [self.class_pictures.prompt.format(person.word)] * size
+        posterior = DiagonalGaussianDistribution(moments.float())
+        latents = posterior.sample(generator) * self.vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        total = self.noise_scheduler.config.num_train_timesteps
+        steps = torch.randint(total, (len(latents),), generator=generator, device=self.device)
+        noisy = self.noise_scheduler.add_noise(latents, noise, steps)
+        prediction = self.unet(noisy, steps, self._encoded(prompts)).sample
+        target = self._target(latents, noise, steps)
+        mask, weight = self._valid(batch.masks, latents)
+        loss = denoising_loss(prediction[:size], target[:size], mask, weight)
+        self.log("train/denoise_loss", loss, prog_bar=True, batch_size=size)
+        if len(latents) > size:
+            prior_loss = denoising_loss(prediction[size:], target[size:])
+            self.log("train/prior_loss", prior_loss, prog_bar=True, batch_size=size)
+            loss = loss + self.prior_weight * prior_loss
+        self.log("train/loss", loss, batch_size=size)
+        return loss
+
+    def _prompt(self, person: ReferenceSet, view: View, rng: np.random.Generator) -> str:
+        prompt = self.templates[rng.integers(len(self.templates))].format(self.phrase(person))
+        words = _VIEW_WORDS.get(view)
+        return prompt if words is None else f"{words[rng.integers(len(words))]} {prompt}"
+
+    def _encoded(self, prompts: list[str]) -> Tensor:
+        ids = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return encode_text(self.text_encoder, ids.to(self.device))
+
+    def _moments(self, pixel_values: Tensor) -> Tensor:
+        return self.vae.encode(pixel_values).latent_dist.parameters
+
+    def _target(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        if self.noise_scheduler.config.prediction_type == "v_prediction":
+            return self.noise_scheduler.get_velocity(latents, noise, steps)
+        return noise
+
+    def _valid(self, masks: Tensor, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Mask (B, 1, h, w) of the loss and weights (B,) that make it the mean over the mask."""
+        if self.pictures.scales is None:
+            return None, None
+        mask = F.interpolate(masks, size=latents.shape[-2:], mode="area")
+        return mask, 1 / mask.square().mean((1, 2, 3))
+
+    # --- what is left --------------------------------------------------------------------------------------
+
+    def on_train_end(self) -> None:
+        """Stop the clock."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device)
+        else:  # of the whole process since it began; in kilobytes, but for macOS
+            unit = 1 if sys.platform == "darwin" else 1024
+            self.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self.seconds = time.perf_counter() - self._started
+
+    def learned(self) -> dict[str, Tensor]:
+        """What was trained, in float16: ``tokens.<token>`` and weights by their network's name."""
+        tensors: dict[str, Tensor] = {}
+        table = self.text_encoder.get_input_embeddings()
+        with self.averaged_weights():
+            for name, value in self.trained_parameters().items():
+                copied = value.detach().to("cpu", torch.float16, copy=True)
+                if isinstance(table, NewTokens) and value is table.new:
+                    tensors |= {
+                        TOKEN_PREFIX + self.token(p): v for p, v in zip(self.people, copied, strict=True)
+                    }
+                else:
+                    tensors[name] = copied
+        return tensors
+
+    def export(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Concept, ...]:
+        """Write what was learned.
+
+        Args:
+            folder: Where ``concept.json`` and ``concept.safetensors`` go.
+            settings: What the training depended on.
+        """
+        count = len(self.people)
+        concepts = [
+            Concept(
+                method=self.method,
+                word=person.word,
+                token=self.token(person),
+                file=Path(folder),
+                seconds=self.seconds / count,
+                stored_bytes=0,
+                peak_memory_bytes=self.peak_memory_bytes,
+                steps=self.global_step,
+            )
+            for person in self.people
+        ]
+        return write_concepts(Path(folder), concepts, self.learned(), settings or {})

@@ -1,0 +1,159 @@
+"""Learn a person, quietly, measured, and only where that has not been done yet."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
+from fastcomposer.training.personalization.concept import CONCEPT_NAME, Concept, read_concepts, read_settings
+from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.settings import (
+    base_fingerprint,
+    described,
+    differences,
+    file_digest,
+)
+
+# What of the trainer changes the result or its measurements.
+_TRAINER_SETTINGS = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "max_time",
+)
+_QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+_USELESS_WARNINGS = (
+    r".*does not have many workers",
+    r".*in eval mode at the start of training",
+    r".*isinstance\(treespec, LeafSpec\)",
+)
+
+
+def personalize(
+    method: Callable[..., PersonalizationModule],
+    trainer: Callable[..., L.Trainer],
+    pictures: Sequence[Path],
+    word: str,
+    folder: Path,
+    name: str,
+    seed: int,
+) -> Concept:
+    """Learn one person, or return them where they have been learned already.
+
+    Args:
+        method: Makes the training from a ``seed``: a ``functools.partial`` of one of the methods.
+        trainer: Makes the trainer from arguments that silence it: a ``functools.partial``.
+        pictures: Pictures of the person.
+        word: Class word.
+        folder: Folder of many people's concepts; this one goes to ``<folder>/<name>``.
+        name: Of the person, in prompts and on disk.
+        seed: Of everything drawn.
+
+    Returns:
+        The concept. Its seconds are those of the training with the encoding of all pictures, without
+        imports, reading the base, and drawing class pictures, which are shared by all people of a word.
+
+    Raises:
+        FileNotFoundError: If a picture or the base does not exist.
+        ValueError: If the folder holds this person learned under other settings, with what differs; or see
+            :class:`PersonalizationModule`.
+    """
+    people = (ReferenceSet(name, word, tuple(pictures)),)
+    return personalize_together(method, trainer, people, Path(folder) / name, seed)[0]
+
+
+def personalize_together(
+    method: Callable[..., PersonalizationModule],
+    trainer: Callable[..., L.Trainer],
+    people: Sequence[ReferenceSet],
+    folder: Path,
+    seed: int,
+) -> tuple[Concept, ...]:
+    """Learn several people in one training, or return them where they have been learned already.
+
+    Args:
+        method: See :func:`personalize`.
+        trainer: See :func:`personalize`.
+        people: Who.
+        folder: Where the concepts go.
+        seed: Of everything drawn.
+
+    Returns:
+        A concept for each person; all name the same file.
+
+    Raises:
+        FileNotFoundError: See :func:`personalize`.
+        ValueError: See :func:`personalize`.
+    """
+    folder = Path(folder)
+    settings = _settings(method, trainer, people, seed)
+    if (folder / CONCEPT_NAME).is_file():
+        changed = differences(read_settings(folder), settings)
+        if changed:
+            raise ValueError(
+                f"{folder} was learned under other settings ({'; '.join(changed)}); "
+                "remove it, or give another folder"
+            )
+        return read_concepts(folder)
+    module = method(seed=seed)
+    data = PortraitDataModule(people, module.pictures, seed)
+    with _quietly():
+        runner = trainer(max_steps=module.steps * len(people), **_QUIET)
+        runner.fit(module, data)
+    return module.export(folder, settings)
+
+
+def _settings(
+    method: Callable[..., Any], trainer: Callable[..., Any], people: Sequence[ReferenceSet], seed: int
+) -> dict[str, Any]:
+    for name, factory in (("method", method), ("trainer", trainer)):
+        if not isinstance(factory, partial):
+            raise ValueError(f"{name}: a functools.partial (_partial_: true) is wanted, not {factory!r}")
+    stored = described(method)
+    base = stored.pop("base")  # what is in it counts, not where it is
+    for name in ("seed", "image_encoder"):
+        stored.pop(name, None)
+    chosen = {key: value for key, value in trainer.keywords.items() if key in _TRAINER_SETTINGS}  # type: ignore[attr-defined]
+    return {
+        "method": stored,
+        "trainer": described(chosen, "trainer"),
+        "people": {
+            person.name: {"word": person.word, "pictures": [file_digest(file) for file in person.pictures]}
+            for person in people
+        },
+        "base": base_fingerprint(base),
+        "seed": seed,
+    }
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what Lightning says at the start and end of a training from being said for every person."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for text in _USELESS_WARNINGS:
+                warnings.filterwarnings("ignore", message=text)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,87 @@
+"""What a training depends on, in words that can be stored and compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def described(value: Any, name: str = "method") -> Any:
+    """Describe settings in what JSON can hold.
+
+    Args:
+        value: A number, text, path, list, mapping, class, dataclass (whose fields left out of comparison do
+            not count) or ``functools.partial`` of such arguments.
+        name: Key of the value, for messages.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    if isinstance(value, partial):
+        if value.args:
+            raise TypeError(f"{name}: a partial of named arguments is wanted, not of {value.args!r}")
+        return {"_target_": _path(value.func), **described(value.keywords, name)}
+    if is_dataclass(value) and not isinstance(value, type):
+        chosen = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
+        return {"_target_": _path(type(value)), **described(chosen, name)}
+    if isinstance(value, Mapping):
+        return {str(key): described(entry, f"{name}.{key}") for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [described(entry, f"{name}.{i}") for i, entry in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if callable(value):
+        return _path(value)
+    raise TypeError(f"{name}: {value!r} cannot be stored as a setting")
+
+
+def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
+    """Settings that differ, each as ``key: stored, not wanted``."""
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        keys = dict.fromkeys([*stored, *wanted])
+        return [
+            line
+            for key in keys
+            for line in differences(stored.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if stored == wanted else [f"{name}: {stored!r}, not {wanted!r}"]
+
+
+def base_fingerprint(base: str | Path) -> str:
+    """What tells a base from others: its hub id, or for a folder a digest of its weights.
+
+    Of every file the size and both ends are read, which training changes as it does the rest.
+
+    Args:
+        base: Folder in the diffusers layout, or hub id.
+    """
+    folder = Path(base).expanduser()
+    if not folder.is_dir():
+        return str(base)
+    digest = hashlib.sha256()
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        for file in sorted(path for path in (folder / part).glob("*") if path.is_file()):
+            size = file.stat().st_size
+            digest.update(f"{part}/{file.name} {size}\n".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(_CHUNK))
+                stream.seek(max(0, size - _CHUNK))
+                digest.update(stream.read(_CHUNK))
+    return digest.hexdigest()[:16]
+
+
+def file_digest(file: Path) -> str:
+    """Digest of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _path(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"

@@ -1,0 +1,181 @@
+"""Learning people once: measured, quietly, and not again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+
+from fastcomposer.data.portraits import ReferenceSet
+from fastcomposer.training.personalization.concept import Concept
+from fastcomposer.training.personalization.dreambooth import DreamBooth
+from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.personalize import personalize, personalize_together
+from fastcomposer.training.personalization.settings import base_fingerprint, described, differences
+
+Factory = Callable[..., partial[PersonalizationModule]]
+TRAINER = partial(L.Trainer, accelerator="cpu", gradient_clip_val=1.0)
+
+
+@pytest.fixture
+def learn(people: tuple[ReferenceSet, ...], tmp_path: Path) -> Callable[..., Concept]:
+    """Learn the first person."""
+
+    def run(method: Any, trainer: Any = TRAINER, **changes: Any) -> Concept:
+        adam = people[0]
+        chosen = {"pictures": adam.pictures, "word": adam.word, "folder": tmp_path, "name": "adam", "seed": 1}
+        return personalize(method, trainer, **(chosen | changes))
+
+    return run
+
+
+def test_a_person_is_learned_quietly_and_once(
+    learn: Callable[..., Concept],
+    factory: Factory,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = factory("textual_inversion")
+    capfd.readouterr()
+    level = logging.getLogger("lightning.pytorch").level
+    learned = learn(method)
+    lines = capfd.readouterr().err.splitlines()
+    assert not [line for line in lines if line.strip() and "Loading weights" not in line]
+    assert not [warning for warning in recwarn if "lightning" in warning.filename]
+    assert not caplog.records
+    assert logging.getLogger("lightning.pytorch").level == level
+    assert learned.file == tmp_path / "adam" / "concept.safetensors"
+    assert learned.steps == 2
+    assert learned.seconds > 0
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "concept.json",
+        "concept.safetensors",
+    ]
+    time = learned.file.stat().st_mtime_ns
+    assert learn(method) == learned
+    assert learned.file.stat().st_mtime_ns == time
+
+
+def test_the_same_seed_gives_the_same_concept(
+    learn: Callable[..., Concept], factory: Factory, tmp_path: Path
+) -> None:
+    found = []
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        torch.manual_seed(len(found))
+        learned = learn(factory("custom_diffusion"), seed=seed, folder=tmp_path / name)
+        found.append(learned.file.read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_an_unfinished_person_is_learned_anew(
+    learn: Callable[..., Concept], factory: Factory, tmp_path: Path
+) -> None:
+    learned = learn(factory("dreambooth"))
+    content = learned.file.read_bytes()
+    (tmp_path / "adam" / "concept.json").unlink()
+    learned.file.write_bytes(b"half")
+    assert learn(factory("dreambooth")).file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "trainer", "message"),
+    [
+        ({"steps": 3}, {}, r"method\.steps: 2, not 3"),
+        (
+            {"optimizer": partial(torch.optim.AdamW, lr=0.5, weight_decay=0.01)},
+            {},
+            r"method\.optimizer\.lr: 0\.3, not 0\.5",
+        ),
+        ({}, {"gradient_clip_val": 0.5}, r"trainer\.gradient_clip_val: 1\.0, not 0\.5"),
+    ],
+)
+def test_changed_settings_are_named(
+    learn: Callable[..., Concept], factory: Factory, changes: Any, trainer: Any, message: str
+) -> None:
+    learn(factory("textual_inversion"))
+    with pytest.raises(ValueError, match=message):
+        learn(factory("textual_inversion", **changes), partial(TRAINER, **trainer))
+
+
+def test_changed_people_seeds_and_bases_are_named(
+    learn: Callable[..., Concept],
+    factory: Factory,
+    people: tuple[ReferenceSet, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learn(factory("textual_inversion"))
+    with pytest.raises(ValueError, match=r"seed: 1, not 2"):
+        learn(factory("textual_inversion"), seed=2)
+    with pytest.raises(ValueError, match=r"people\.adam\.word: 'man', not 'woman'"):
+        learn(factory("textual_inversion"), word="woman")
+    moved = tmp_path / "moved.png"  # what is in the pictures counts, not where they are
+    moved.write_bytes(people[0].pictures[0].read_bytes())
+    learn(factory("textual_inversion"), pictures=[moved, people[0].pictures[1]])
+    Image.new("RGB", (16, 16), "red").save(moved)
+    with pytest.raises(ValueError, match=r"people\.adam\.pictures"):
+        learn(factory("textual_inversion"), pictures=[moved, people[0].pictures[1]])
+    monkeypatch.setattr(
+        "fastcomposer.training.personalization.personalize.base_fingerprint", lambda base: "new"
+    )
+    with pytest.raises(ValueError, match=r"base: '[0-9a-f]{16}', not 'new'"):
+        learn(factory("textual_inversion"))
+
+
+def test_where_class_pictures_are_is_no_setting(
+    learn: Callable[..., Concept], factory: Factory, tmp_path: Path
+) -> None:
+    method = factory("dreambooth")
+    first = learn(method)
+    elsewhere = replace(method.keywords["class_pictures"], folder=tmp_path / "elsewhere")
+    assert learn(factory("dreambooth", class_pictures=elsewhere)) == first
+
+
+def test_people_learned_together_take_their_steps_each(
+    factory: Factory, people: tuple[ReferenceSet, ...], tmp_path: Path
+) -> None:
+    both = personalize_together(factory("custom_diffusion"), TRAINER, people, tmp_path / "both", seed=0)
+    assert [learned.token for learned in both] == ["<adam>", "<eve>"]
+    assert [learned.steps for learned in both] == [4, 4]
+    assert personalize_together(factory("custom_diffusion"), TRAINER, people, tmp_path / "both", 0) == both
+
+
+def test_factories_must_tell_their_settings(learn: Callable[..., Concept], factory: Factory) -> None:
+    with pytest.raises(ValueError, match=r"method: a functools\.partial"):
+        learn(DreamBooth)
+    with pytest.raises(ValueError, match=r"trainer: a functools\.partial"):
+        learn(factory("dreambooth"), L.Trainer)
+
+
+def test_settings_are_described_in_full() -> None:
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.99))
+    found = described(partial(DreamBooth, base=Path("base"), optimizer=optimizer))
+    assert found["optimizer"] == {"_target_": "torch.optim.adamw.AdamW", "lr": 1e-3, "betas": [0.9, 0.99]}
+    assert found["base"] == "base"
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}}) == ["a.b: 1, not 3", "c: 2, not None"]
+    with pytest.raises(TypeError, match=r"method\.optimizer"):
+        described(partial(DreamBooth, optimizer=object()))
+
+
+def test_fingerprints_follow_the_weights(small_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_base, tmp_path / "base")
+    assert base_fingerprint(tmp_path / "base") == base_fingerprint(small_base)
+    file = tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert base_fingerprint(tmp_path / "base") != base_fingerprint(small_base)
+    assert base_fingerprint("some/model") == "some/model"
