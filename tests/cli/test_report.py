@@ -1,4 +1,4 @@
-"""The report of a base with some of its parts."""
+"""The reports of an evaluation, and of a base with some of its parts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastcomposer.cli import report
+from fastcomposer.evaluation.results import ResultRow, write_results
+from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
 
@@ -44,12 +46,33 @@ def test_the_report_measures_what_is_there(
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("what=nothing", "what=nothing: unknown"), ("model.base=nowhere", "model.base=nowhere: no such folder")],
+    [
+        ("what=nothing", "what=nothing: unknown; there is results, mini_base"),
+        ("model.base=nowhere", "model.base=nowhere: no such folder"),
+        ("what=results results=nowhere", "results=nowhere: no results.json there"),
+    ],
 )
 def test_what_is_not_there_is_said(
     override: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["report", override])
+    monkeypatch.setattr(sys, "argv", ["report", *override.split()])
     with pytest.raises(SystemExit):
         report.main()
     assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_is_reported_without_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    score = Estimate(0.4, (0.3, 0.5))
+    row = ResultRow(
+        "single_subject", "fastcomposer", {"alpha": 0.8}, 1, 48, score, score, 2.0, 0.0, 0, 0, 900
+    )
+    write_results("results/results.json", [row], {"machine": "two cores"})
+    call = ["report", "what=results", "results=results", "formats=[md,html]", "~benchmark"]
+    monkeypatch.setattr(sys, "argv", call)
+    report.main()
+    assert capsys.readouterr().out.split() == ["results/tables.md", "results/report.html"]
+    assert "0.400 [0.300, 0.500]" in Path("results/tables.md").read_text()
+    assert "two cores" in Path("results/report.html").read_text()

@@ -1,22 +1,42 @@
-"""Report what is measured: ``python -m fastcomposer.cli.report what=mini_base``."""
+"""Report what is measured: ``python -m fastcomposer.cli.report what=results``, or ``what=mini_base``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command
 
-REPORTS = ("mini_base",)
-
 
 @command("report")
 def main(config: DictConfig) -> None:
-    """Measure, print the table, and write the figures and the card."""
+    """Hand over to what ``what`` names."""
     if config.what not in REPORTS:
         raise ValueError(f"what={config.what}: unknown; there is {', '.join(REPORTS)}")
+    REPORTS[config.what](config)
+
+
+def report_results(config: DictConfig) -> None:
+    """Write tables and page of an evaluation."""
+    results = Path(config.results)
+    if not (results / "results.json").is_file():
+        raise FileNotFoundError(f"results={results}: no results.json there; evaluate writes it")
+
+    from hydra.utils import instantiate
+
+    from fastcomposer.evaluation.report import write_report
+
+    # ~benchmark takes the group away.
+    benchmarks = instantiate(config.benchmark) if config.get("benchmark") else ()
+    for file in write_report(results, list(config.formats), config.alpha, benchmarks):
+        print(file)
+
+
+def report_base(config: DictConfig) -> None:
+    """Measure the embedded base, print the table, and write the figures and the card."""
     base = Path(config.model.base)
     if not base.is_dir():
         raise FileNotFoundError(f"model.base={base}: no such folder")
@@ -29,7 +49,10 @@ def main(config: DictConfig) -> None:
     from fastcomposer.evaluation.base_parts import measure_base
     from fastcomposer.evaluation.mini_base import render_held_out
 
-    report = measure_base(base, render_held_out(instantiate(config.scenes), config.num_scenes))
+    scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
+    report = measure_base(base, scenes, config.sampler, config.num_generated)
+    if config.evaluation is not None:
+        report = report.extended(checkpoint_rows(config))
     table = Table("part", "measure", "value", "at least", "holds")
     for row in report.rows:
         table.add_row(*quality_cells(row))
@@ -45,6 +68,26 @@ def main(config: DictConfig) -> None:
         write_lengths(base, lengths)
         Path(config.card).write_text(base_card(report, lengths, config.num_scenes), encoding="utf-8")
         print(config.card)
+
+
+def checkpoint_rows(config: DictConfig) -> list[Any]:
+    """What an evaluation says of the checkpoint and of its twin without localization."""
+    from hydra.utils import instantiate
+
+    from fastcomposer.evaluation.collected import collect
+    from fastcomposer.evaluation.likeness import attention_rows, identity_ceiling, likeness_rows
+    from fastcomposer.metrics.faces import MiniFaces
+
+    folder = Path(config.evaluation)
+    collected = collect(folder, config.alpha)
+    benchmarks = instantiate(config.benchmark)
+    faces = MiniFaces(config.model.base)
+    ceiling = identity_ceiling(benchmarks[0].subjects, faces, config.model.resolution)
+    rows = likeness_rows(collected, ceiling)
+    return rows + attention_rows(folder / "attention.json", config.checkpoint, config.twin)
+
+
+REPORTS = {"results": report_results, "mini_base": report_base}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class BaseReport:
 
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
+
+    def extended(self, rows: Sequence[Row]) -> BaseReport:
+        """Add further figures."""
+        return replace(self, rows=(*self.rows, *rows))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name."""

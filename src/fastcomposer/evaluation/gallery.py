@@ -1,0 +1,211 @@
+"""Pictures of the report: which ones are shown, and how they become part of the page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from fastcomposer.evaluation.collected import Collected, Picture, Run, distinguishing
+from fastcomposer.evaluation.store import read_facts
+from fastcomposer.prompt import strip_markers
+
+T = TypeVar("T")
+SHOWN = 256
+"""Side in pixels that larger pictures are reduced to."""
+_SMALL = 128  # up to this side every pixel is kept, and the browser enlarges without smoothing
+_GOLDEN = 0.618  # steps of this share of a list keep far from what was taken before
+_BACKING = (238, 238, 238)  # behind transparent references
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in the page.
+
+    Attributes:
+        source: Data URI.
+        alt: What it shows, in words.
+        pixelated: Whether the browser shall enlarge it without smoothing.
+    """
+
+    source: str
+    alt: str
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A line of pictures.
+
+    Attributes:
+        label: What made them.
+        cells: Pictures of each column; none where there is no picture.
+        references: Whether these are the references.
+    """
+
+    label: str
+    cells: tuple[tuple[Shown, ...], ...]
+    references: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures in lines and columns.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        columns: Caption of each column.
+        strips: Lines.
+    """
+
+    benchmark: str
+    columns: tuple[str, ...]
+    strips: tuple[Strip, ...]
+
+
+def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> Gallery | None:
+    """Put the same cases of all methods below each other, with the references above.
+
+    Args:
+        collected: The evaluation.
+        benchmark: Name of the benchmark.
+        per_category: Columns of each prompt category.
+
+    Returns:
+        The grid; ``None`` where no run has pictures.
+    """
+    runs = [run for run in collected.main(benchmark) if run.pictures]
+    runs = [run for run in runs if any(picture.file.is_file() for picture in run.pictures)]
+    if not runs:
+        return None
+    cases = chosen_cases(runs, per_category)
+    columns = tuple(caption_of(case) for case in cases)
+    strips = [
+        Strip(
+            name,
+            tuple(
+                _shown_or_none(run.of_case(case.case), f"{name}: {caption}")
+                for case, caption in zip(cases, columns, strict=True)
+            ),
+        )
+        for run, name in zip(runs, distinguishing(runs), strict=True)
+    ]
+    references = _references(collected.references, cases)
+    return Gallery(benchmark, columns, (*references, *strips))
+
+
+def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Gallery | None:
+    """Show the attention that each subject's word received, with and without localization.
+
+    Args:
+        collected: The evaluation.
+        benchmark: Name of the benchmark.
+        columns: How many cases to show.
+
+    Returns:
+        The maps, each case's picture first; ``None`` where there are no files of them.
+    """
+    pair = collected.ablation(benchmark)
+    ours = collected.ours(benchmark)
+    runs = list(pair) if pair else [ours] if ours else []
+    labels = ["With localization", "Without localization"]
+    having = {id(run): {p.case for p in run.pictures if attention_files(run, p)} for run in runs}
+    runs = [run for run in runs if having[id(run)]]
+    if not runs:
+        return None
+    common = set.intersection(*(having[id(run)] for run in runs))
+    cases = [picture for picture in runs[0].pictures if picture.case in common]
+    cases = _spread(cases, columns)
+    captions = tuple(caption_of(case) for case in cases)
+    strips = []
+    for run in runs:
+        label = labels[0] if run.localized else labels[1]
+        cells = []
+        for case, caption in zip(cases, captions, strict=True):
+            picture = run.of_case(case.case)
+            assert picture is not None
+            maps = [
+                shown(file, f"{label}: attention on {name} in {caption}")
+                for file, name in zip(attention_files(run, picture), case.subjects, strict=False)
+            ]
+            cells.append((*_shown_or_none(picture, f"{label}: {caption}"), *maps))
+        strips.append(Strip(label, tuple(cells)))
+    references = _references(collected.references, cases)
+    return Gallery(benchmark, captions, (*references, *strips))
+
+
+def attention_files(run: Run, picture: Picture) -> list[Path]:
+    """Maps of a picture's subjects in their order, ``attention/<case id>/<number>.png`` of the run."""
+    if run.folder is None:
+        return []
+    files = [
+        run.folder / "attention" / picture.case / f"{number}.png" for number in range(len(picture.subjects))
+    ]
+    return files if all(file.is_file() for file in files) else []
+
+
+def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Picture]:
+    """Choose cases that all runs have: prompts spread evenly over each category, and other people for each.
+
+    The choice depends on the order of the cases alone, never on how the pictures look or score.
+
+    Args:
+        runs: The runs.
+        per_category: Cases of each category; fewer where it has fewer prompts.
+    """
+    common = set.intersection(*({picture.case for picture in run.pictures} for run in runs))
+    prompts: dict[str, dict[str, list[Picture]]] = {}
+    for picture in runs[-1].pictures:
+        if picture.case in common:
+            prompt = picture.case.split("/")[-2]  # of <benchmark>/<subjects>/<category>_<prompt>/<image>
+            prompts.setdefault(picture.category, {}).setdefault(prompt, []).append(picture)
+    chosen = [cases for group in prompts.values() for cases in _spread(list(group.values()), per_category)]
+    return [cases[int(len(cases) * _GOLDEN * number) % len(cases)] for number, cases in enumerate(chosen)]
+
+
+def caption_of(picture: Picture) -> str:
+    """The prompt that a picture was drawn from, as its file says; the case where it does not."""
+    facts = read_facts(picture.file) or {}
+    return strip_markers(str(facts["prompt"])) if "prompt" in facts else picture.case
+
+
+def shown(file: Path, alt: str) -> Shown:
+    """Take a picture into the page: small ones as they are, larger ones reduced."""
+    with Image.open(file) as opened:
+        rgba = opened.convert("RGBA")
+    picture = Image.new("RGB", rgba.size, _BACKING)
+    picture.paste(rgba, (0, 0), rgba)
+    small = max(picture.size) <= _SMALL
+    data = BytesIO()
+    if small:
+        picture.save(data, "PNG", optimize=True)
+    else:
+        picture.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+        picture.save(data, "JPEG", quality=88)
+    kind = "png" if small else "jpeg"
+    return Shown(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", alt, small)
+
+
+def _references(references: Mapping[str, Path], cases: Sequence[Picture]) -> list[Strip]:
+    names = {name for case in cases for name in case.subjects}
+    known = {name: references[name] for name in names if name in references and references[name].is_file()}
+    if not known:
+        return []
+    pictures = {name: shown(file, f"Reference of {name}") for name, file in known.items()}
+    cells = [tuple(pictures[name] for name in case.subjects if name in pictures) for case in cases]
+    return [Strip("Reference", tuple(cells), references=True)]
+
+
+def _shown_or_none(picture: Picture | None, alt: str) -> tuple[Shown, ...]:
+    return (shown(picture.file, alt),) if picture is not None and picture.file.is_file() else ()
+
+
+def _spread(items: Sequence[T], number: int) -> list[T]:
+    """Take up to ``number`` at even distances."""
+    number = min(number, len(items))
+    return [items[int(len(items) * (place + 0.5) / number)] for place in range(number)]

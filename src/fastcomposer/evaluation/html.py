@@ -1,0 +1,218 @@
+"""The report as one HTML file that needs nothing besides itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fastcomposer.evaluation.collected import BENCHMARKS, Collected, Run, by_category, distinguishing
+from fastcomposer.evaluation.expectations import Expectation, tally
+from fastcomposer.evaluation.gallery import attention_grid, image_grid
+from fastcomposer.evaluation.plots import alpha_curve, category_dots, speed_bars
+from fastcomposer.evaluation.tables import MISSING, Table, alpha_points, first_picture, quoted_text, written
+
+SECTIONS = (
+    ("measured", "Measured"),
+    ("expected", "Expected"),
+    ("tables", "Tables"),
+    ("alpha", "Alpha"),
+    ("localization", "Localization"),
+    ("categories", "Categories"),
+    ("pictures", "Pictures"),
+    ("attention", "Attention"),
+    ("speed", "Speed"),
+    ("settings", "Settings"),
+)
+"""Anchors and names in the navigation."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure in the page.
+
+    Attributes:
+        svg: The ``<svg>`` element.
+        alt: The same in words.
+        caption: What to see in it.
+    """
+
+    svg: Markup
+    alt: str
+    caption: str
+
+
+def render_html(
+    collected: Collected,
+    tables: Sequence[Table],
+    expectations: Sequence[Expectation],
+    deviations: Sequence[str],
+) -> str:
+    """Write the report.
+
+    Args:
+        collected: The evaluation.
+        tables: See :func:`~fastcomposer.evaluation.tables.make_tables`.
+        expectations: What the paper makes one expect, and whether it holds.
+        deviations: Orderings that differ from the paper's.
+
+    Returns:
+        A whole HTML document: pictures are data URIs, styles are inside, nothing is loaded.
+    """
+    environment = Environment(
+        loader=PackageLoader("fastcomposer.evaluation", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "written": written,
+        "quoted_text": quoted_text,
+        "missing": MISSING,
+        "groups": _groups,
+    }
+    benchmarks = collected.benchmarks()
+    named = {table.key: table for table in tables}
+    galleries = [image_grid(collected, name) for name in benchmarks]
+    attention = [attention_grid(collected, name) for name in benchmarks]
+    return environment.get_template("report.html.j2").render(
+        main_tables=[named[name] for name in benchmarks],
+        alpha=[
+            (named[f"alpha_{name}"], _alpha_plot(collected, name))
+            for name in benchmarks
+            if f"alpha_{name}" in named
+        ],
+        localization=named.get("localization"),
+        speed=named.get("speed"),
+        speed_plot=_speed_plot(collected),
+        category_plots=[plot for name in benchmarks if (plot := _category_plot(collected, name))],
+        galleries=[gallery for gallery in galleries if gallery],
+        attention=[gallery for gallery in attention if gallery],
+        expectations=expectations,
+        deviations=deviations,
+        tally=tally(expectations),
+        scope=[_scope(collected, name) for name in benchmarks],
+        environment=flat(collected.environment),
+        settings=_settings(collected),
+        sections=SECTIONS,
+        benchmark_names=BENCHMARKS,
+    )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Write nested settings as pairs of a name and a value."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{name}, ")
+        elif isinstance(value, str) or not isinstance(value, Sequence):
+            pairs.append((name, _plain(value)))
+        else:
+            pairs.append((name, ", ".join(_plain(item) for item in value)))
+    return pairs
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _groups(table: Table) -> list[tuple[str, int]]:
+    """Headings over the columns of a table and how many each covers; none where there is only one."""
+    groups = [(name, len(list(columns))) for name, columns in groupby(table.columns, lambda c: c.group)]
+    return groups if len(groups) > 1 else []
+
+
+def _alpha_plot(collected: Collected, benchmark: str) -> Plot:
+    points = alpha_points(collected.sweep(benchmark))
+    said = "; ".join(
+        f"α {point.alpha:g}: identity {point.identity.mean:.3f}, prompt {point.consistency.mean:.3f}"
+        for point in points
+    )
+    return Plot(
+        Markup(alpha_curve(points, f"alpha-{benchmark.replace('_', '-')}")),
+        f"Identity preservation against prompt consistency. {said}.",
+        f"{BENCHMARKS[benchmark]}. Up and to the right is better; bars are 95 % intervals.",
+    )
+
+
+def _category_plot(collected: Collected, benchmark: str) -> Plot | None:
+    runs = collected.main(benchmark)[::-1]  # FastComposer first
+    series = {
+        name: scores
+        for run, name in zip(runs, distinguishing(runs), strict=True)
+        if (scores := by_category(run))
+    }
+    if not series:
+        return None
+    said = "; ".join(
+        f"{method}: " + ", ".join(f"{category} {score.mean:.3f}" for category, score in scores.items())
+        for method, scores in series.items()
+    )
+    return Plot(
+        Markup(category_dots(series, f"category-{benchmark.replace('_', '-')}")),
+        f"Identity preservation by prompt category. {said}.",
+        f"{BENCHMARKS[benchmark]}. Bars are 95 % intervals.",
+    )
+
+
+def _speed_plot(collected: Collected) -> Plot | None:
+    benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), None)
+    main = collected.ours(benchmark) if benchmark else None
+    if benchmark is None or main is None:
+        return None
+    runs = collected.main(benchmark)
+    seconds = {
+        name: first_picture(run)
+        for run, name in zip(runs, distinguishing(runs), strict=True)
+        if first_picture(run) > 0
+    }
+    if len(seconds) < 2:
+        return None
+    ours = distinguishing(runs)[runs.index(main)]
+    said = "; ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+    return Plot(
+        Markup(speed_bars(seconds, "speed", first=ours)),
+        f"Seconds until the first picture of a new person. {said}.",
+        "Personalisation and one image, measured here; each gridline is ten times the one before.",
+    )
+
+
+def _scope(collected: Collected, benchmark: str) -> dict[str, Any]:
+    runs = [run for run in collected.runs if run.row.benchmark == benchmark]
+    pictures = [picture for run in runs for picture in run.pictures]
+    return {
+        "name": BENCHMARKS[benchmark],
+        "methods": len({run.row.method for run in runs}),
+        "runs": len(runs),
+        "pictures": sum(run.row.images for run in runs),
+        "subjects": len({name for picture in pictures for name in picture.subjects}),
+    }
+
+
+def _settings(collected: Collected) -> list[dict[str, str]]:
+    return [
+        {
+            "method": run.name,
+            "benchmark": BENCHMARKS[run.row.benchmark],
+            "settings": ", ".join(f"{key} {value}" for key, value in flat(run.row.settings)) or MISSING,
+            "pictures": f"{run.row.images:,}",
+            "seeds": _seeds(run),
+            "calls": f"{run.row.unet_calls:,}",
+        }
+        for run in collected.runs
+    ]
+
+
+def _seeds(run: Run) -> str:
+    seeds = {picture.seed for picture in run.pictures}
+    if not seeds:
+        return MISSING
+    return str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"

@@ -1,0 +1,269 @@
+"""Figures of the report as SVG that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from fastcomposer.evaluation.statistics import Estimate
+
+# Roles of colours on light paper. Each hue is one of Okabe and Ito's, which colour-blind readers tell apart;
+# markers differ as well, for print in grey. The page may set others by the name of the role.
+_COLOURS = {
+    "ink": "#1c2024",
+    "muted": "#5c6369",
+    "rule": "#dfe2e5",
+    "paper": "#fefefe",
+    "series-1": "#0072b2",
+    "series-2": "#d55e00",
+    "series-3": "#009e73",
+    "series-4": "#b8860b",
+    "series-5": "#aa4499",
+    "series-6": "#5d6f7d",
+}
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_WIDTH = 5.0  # inches; the page scales the figure
+_FONT = 9.5  # points
+
+
+@dataclass(frozen=True)
+class AlphaPoint:
+    """One setting of delayed subject conditioning.
+
+    Attributes:
+        alpha: Share of the steps that see the subjects.
+        identity: Identity preservation.
+        consistency: Prompt consistency.
+    """
+
+    alpha: float
+    identity: Estimate
+    consistency: Estimate
+
+
+def knee(points: Sequence[AlphaPoint]) -> int | None:
+    """Find the setting after which more of one score costs most of the other.
+
+    Both axes are scaled to the range they cover, a chord joins the smallest and the largest alpha, and the
+    knee is the point farthest from that chord on its better side (more identity and more consistency).
+
+    Args:
+        points: Settings by rising alpha.
+
+    Returns:
+        Position of the knee; ``None`` with fewer than three points, or where none lies beyond the chord.
+    """
+    if len(points) < 3:
+        return None
+    xs = _scaled([point.consistency.mean for point in points])
+    ys = _scaled([point.identity.mean for point in points])
+    along = (xs[-1] - xs[0], ys[-1] - ys[0])
+    # The normal of the chord that points towards larger scores.
+    normal = (-along[1], along[0]) if along[0] - along[1] >= 0 else (along[1], -along[0])
+    distances = [(x - xs[0]) * normal[0] + (y - ys[0]) * normal[1] for x, y in zip(xs, ys, strict=True)]
+    best = max(range(len(points)), key=distances.__getitem__)
+    return best if distances[best] > 1e-9 else None
+
+
+def _scaled(values: list[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
+
+
+def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
+    """Draw identity against prompt consistency, with alpha at the points and the knee marked.
+
+    Args:
+        points: Settings by rising alpha.
+        name: What tells the figure from others on the page.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+
+    def draw(axes: Axes) -> None:
+        xs = [point.consistency.mean for point in points]
+        ys = [point.identity.mean for point in points]
+        blue = _COLOURS["series-1"]
+        axes.errorbar(
+            xs,
+            ys,
+            xerr=_bars([point.consistency for point in points]),
+            yerr=_bars([point.identity for point in points]),
+            fmt="none",
+            ecolor=_COLOURS["muted"],
+            elinewidth=0.6,
+            zorder=2,
+        )
+        axes.plot(xs, ys, color=blue, marker="o", markersize=4.5, linewidth=1.3, zorder=3)
+        best = knee(points)
+        for position, point in enumerate(points):
+            text = f"α = {point.alpha:g}" if position in (0, len(points) - 1, best) else f"{point.alpha:g}"
+            axes.annotate(
+                text + ("  knee" if position == best else ""),
+                (xs[position], ys[position]),
+                xytext=(6, 5),
+                textcoords="offset points",
+                color=_COLOURS["ink"],
+                fontweight="bold" if position == best else "normal",
+                zorder=4,
+            )
+        if best is not None:
+            (ring,) = axes.plot(xs[best], ys[best], marker="o", markersize=10, zorder=3)
+            ring.set_markerfacecolor("none")
+            ring.set_markeredgecolor(_COLOURS["ink"])
+        axes.set_xlabel("prompt consistency")
+        axes.set_ylabel("identity preservation")
+        axes.grid(color=_COLOURS["rule"], linewidth=0.6)
+        axes.margins(x=0.14, y=0.12)
+
+    return _figure(name, 3.4, draw)
+
+
+def category_dots(series: Mapping[str, Mapping[str, Estimate]], name: str) -> str:
+    """Draw a score by prompt category, one marker with its interval per method.
+
+    Args:
+        series: Method to category to score; the first method is filled and in the first colour.
+        name: What tells the figure from others on the page.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    categories = list(dict.fromkeys(category for scores in series.values() for category in scores))
+    step = 0.8 / max(len(series), 1)
+
+    def draw(axes: Axes) -> None:
+        for number, (method, scores) in enumerate(series.items()):
+            colour = _COLOURS[f"series-{number % 6 + 1}"]
+            places = [categories.index(category) - 0.4 + (number + 0.5) * step for category in scores]
+            axes.errorbar(
+                [score.mean for score in scores.values()],
+                places,
+                xerr=_bars(list(scores.values())),
+                fmt=_MARKERS[number % 6],
+                color=colour,
+                markersize=5,
+                markerfacecolor=colour if number == 0 else _COLOURS["paper"],
+                elinewidth=1.0,
+                label=method,
+            )
+        for border in range(1, len(categories)):
+            axes.axhline(border - 0.5, color=_COLOURS["rule"], linewidth=0.8)
+        axes.set_yticks(range(len(categories)), categories)
+        axes.set_ylim(len(categories) - 0.5, -0.5)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("identity preservation")
+        axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.6)
+        legend: Any = {"frameon": False, "handletextpad": 0.3, "columnspacing": 1.2, "borderaxespad": 0.2}
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), **legend)
+
+    rows = len(categories) * max(len(series), 2)
+    return _figure(name, 1.1 + 0.16 * rows, draw)
+
+
+def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None) -> str:
+    """Draw durations as bars on a logarithmic axis.
+
+    Args:
+        seconds: Method to seconds, above 0.
+        name: What tells the figure from others on the page.
+        first: The method in the first colour, to which the others are set in proportion; one of ``seconds``.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+
+    def draw(axes: Axes) -> None:
+        methods, values = list(seconds), list(seconds.values())
+        colours = [_COLOURS["series-1" if method == first else "series-6"] for method in methods]
+        axes.barh(range(len(methods)), values, color=colours, height=0.62)
+        for place, (method, value) in enumerate(seconds.items()):
+            text = f"{_seconds(value)} s"
+            if first is not None and method != first:
+                text += f"  ({value / seconds[first]:,.3g}×)"
+            axes.annotate(text, (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+        axes.set_xscale("log")
+        low, high = min(values), max(values)
+        axes.set_xlim(low / 5, high * (high / low * 5) ** 0.45)  # room for the figures behind the bars
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _seconds(value)))
+        axes.xaxis.minorticks_off()
+        axes.set_yticks(range(len(methods)), methods)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("seconds to the first picture of a new person")
+        axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.6)
+
+    return _figure(name, 0.75 + 0.32 * len(seconds), draw)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _bars(estimates: Sequence[Estimate]) -> list[list[float]]:
+    """Distances from the means to the ends of their intervals, as matplotlib takes them."""
+    return [
+        [max(estimate.mean - estimate.ci95[0], 0.0) for estimate in estimates],
+        [max(estimate.ci95[1] - estimate.mean, 0.0) for estimate in estimates],
+    ]
+
+
+def _figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "font.size": _FONT,
+        "text.color": _COLOURS["ink"],
+        "axes.edgecolor": _COLOURS["muted"],
+        "axes.labelcolor": _COLOURS["ink"],
+        "axes.linewidth": 0.7,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": True,
+        "xtick.color": _COLOURS["muted"],
+        "ytick.color": _COLOURS["muted"],
+        "xtick.labelcolor": _COLOURS["ink"],
+        "ytick.labelcolor": _COLOURS["ink"],
+    }
+    # Within the block only: what a caller has set in matplotlib neither shows here nor is lost.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style)
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        text = StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(text.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """Make a stand-alone SVG part of a page: no prologue, own names, colours and fonts of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
+    for role, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{role}, {colour})")
+    # The font's family is the page's; its size stays.
+    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\g<1> sans-serif", svg)
+    head = re.match(r"<svg[^>]*>", svg)
+    view = re.search(r'viewBox="[^"]*"', head.group(0)) if head else None
+    if head is None or view is None:
+        raise ValueError("matplotlib wrote no viewBox")
+    # Inside HTML neither the namespaces nor the prefix of links is needed.
+    body = svg[head.end() :].strip().replace("xlink:href", "href")
+    return f'<svg {view.group(0)} aria-hidden="true" focusable="false">{body}'

@@ -1,0 +1,62 @@
+"""From the folder of an evaluation to its tables and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fastcomposer.data.records import write_atomically
+from fastcomposer.evaluation.benchmark import Benchmark
+from fastcomposer.evaluation.collected import collect
+from fastcomposer.evaluation.expectations import deviations, expectations
+from fastcomposer.evaluation.html import render_html
+from fastcomposer.evaluation.table_files import to_csv, to_latex, to_markdown
+from fastcomposer.evaluation.tables import make_tables
+
+FORMATS = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
+"""File of each format."""
+
+
+def write_report(
+    results: str | Path,
+    formats: Sequence[str] = tuple(FORMATS),
+    alpha: float = 0.6,
+    benchmarks: Sequence[Benchmark] = (),
+) -> list[Path]:
+    """Write tables and report beside the results they are made from.
+
+    Args:
+        results: Folder of an evaluation, with ``results.json``.
+        formats: Which of ``md``, ``csv``, ``tex`` and ``html`` to write.
+        alpha: The setting of FastComposer that the main tables show; the nearest one measured is taken.
+        benchmarks: Where references are looked up; without, the report shows none.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError: If there is no ``results.json``.
+        ValueError: If a format is unknown, or there are no rows.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
+    collected = collect(results, alpha, benchmarks)
+    tables = make_tables(collected)
+    expected, different = expectations(collected), deviations(collected)
+    makers: dict[str, Callable[[], str]] = {
+        "md": lambda: to_markdown(tables, expected, different),
+        "csv": lambda: to_csv(tables),
+        "tex": lambda: to_latex(tables),
+        "html": lambda: render_html(collected, tables, expected, different),
+    }
+    files = []
+    for name in formats:
+        file = Path(results) / FORMATS[name]
+        _write(file, makers[name]())
+        files.append(file)
+    return files
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda out: out.write(text.encode()))

@@ -1,0 +1,340 @@
+"""The tables of an evaluation, made of its rows alone, with the published figures beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastcomposer.evaluation.collected import (
+    BENCHMARKS,
+    OURS,
+    Collected,
+    Run,
+    difference,
+    distinguishing,
+    method_name,
+)
+from fastcomposer.evaluation.plots import AlphaPoint, knee
+from fastcomposer.evaluation.published import PublishedFigure, read_published
+from fastcomposer.evaluation.statistics import Estimate
+
+Style = Literal["score", "share", "seconds", "ratio", "bytes", "count"]
+PUBLISHED = "published: Stable Diffusion 1.5, photos"
+"""Heading over figures that were measured on another model and other data."""
+MISSING = "–"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A figure that others published.
+
+    Attributes:
+        value: The figure.
+        tag: How sure it is: V, R or M (PAPER.md).
+        note: What else to say, such as ``re-run``.
+    """
+
+    value: float
+    tag: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table: a measured figure, quoted ones, or nothing.
+
+    Attributes:
+        value: The measured figure.
+        interval: Its 95 % interval.
+        quoted: Published figures.
+    """
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    quoted: tuple[Quoted, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: Its heading.
+        style: How its figures are written.
+        group: Heading over several columns; empty for what was measured here.
+        bare: Whether intervals stay out of sight, to save room.
+    """
+
+    title: str
+    style: Style
+    group: str = ""
+    bare: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table.
+
+    Attributes:
+        label: What it is about.
+        cells: One for each column.
+        strong: Whether it is the line to look at.
+    """
+
+    label: str
+    cells: tuple[Cell, ...]
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        key: Short name for files and links.
+        title: Heading.
+        first: Heading of the labels.
+        columns: Columns after the labels.
+        lines: Lines.
+        notes: Sentences to read with it.
+        number: Of the paper's table that it corresponds to.
+    """
+
+    key: str
+    title: str
+    first: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+    number: int | None = None
+
+    @property
+    def heading(self) -> str:
+        """Title with the number."""
+        return self.title if self.number is None else f"Table {self.number}. {self.title}"
+
+
+def make_tables(collected: Collected) -> list[Table]:
+    """Make every table for which there are rows."""
+    tables = [main_table(collected, name) for name in collected.benchmarks()]
+    made = [alpha_table(collected, name) for name in collected.benchmarks()]
+    made.append(localization_table(collected))
+    made.append(speed_table(collected))
+    return tables + [table for table in made if table is not None]
+
+
+def main_table(collected: Collected, benchmark: str) -> Table:
+    """All methods on a benchmark, as in the paper's tables 1 and 2.
+
+    Args:
+        collected: The evaluation.
+        benchmark: Name of the benchmark.
+    """
+    here: list[tuple[Column, Callable[[Run], Cell]]] = [
+        (Column("references", "count"), lambda run: Cell(run.row.reference_images)),
+        (Column("identity", "score"), lambda run: estimated(run.row.identity_preservation)),
+        (Column("prompt", "score"), lambda run: estimated(run.row.prompt_consistency)),
+        (Column("detected", "share", bare=True), lambda run: estimated(run.row.detection_rate)),
+        (Column("copy-paste", "score", bare=True), lambda run: estimated(run.row.copy_paste)),
+        (Column("s / image", "seconds"), lambda run: Cell(run.row.seconds_per_image)),
+        (
+            Column("s to personalise", "seconds"),
+            lambda run: Cell(run.row.personalization_seconds_per_subject),
+        ),
+        (Column("stored / subject", "bytes"), lambda run: Cell(run.row.stored_bytes_per_subject)),
+        (Column("peak memory", "bytes"), lambda run: Cell(run.row.peak_memory_bytes or None)),
+    ]
+    there = [
+        (Column("identity", "score", PUBLISHED), "identity"),
+        (Column("prompt", "score", PUBLISHED), "prompt"),
+        (Column("s / subject", "seconds", PUBLISHED), "seconds"),
+        (Column("memory", "bytes", PUBLISHED), "memory"),
+    ]
+    figures = [figure for figure in read_published() if figure.benchmark == benchmark]
+    there = [(column, measure) for column, measure in there if any(f.measure == measure for f in figures)]
+    runs = collected.main(benchmark)
+    lines = []
+    for run, name in zip(runs, distinguishing(runs), strict=True):
+        cells = [get(run) for _, get in here] + [_quote(figures, run.row.method, m) for _, m in there]
+        lines.append(Line(name, tuple(cells), run.row.method == OURS))
+    present = {run.row.method for run in runs}
+    for method in dict.fromkeys(f.method for f in figures if f.method not in present):
+        cells = [Cell()] * len(here) + [_quote(figures, method, m) for _, m in there]
+        lines.append(Line(method_name(method), tuple(cells)))
+    number = list(BENCHMARKS).index(benchmark) + 1
+    columns = tuple(column for column, _ in here) + tuple(column for column, _ in there)
+    notes = _main_notes(collected, benchmark)
+    return Table(benchmark, BENCHMARKS[benchmark], "method", columns, tuple(lines), notes, number)
+
+
+def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
+    notes = ["Brackets hold 95 % intervals from resampling " + _who(benchmark) + "."]
+    main = collected.ours(benchmark)
+    if main is not None and main.alpha is not None:
+        notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
+        if main.alpha != collected.alpha:
+            notes.append(f"That is the measured setting nearest to the α = {collected.alpha:g} asked for.")
+    notes.append(
+        "The published figures come from a far larger model and from photos of celebrities: orderings can be "
+        "compared, values cannot. [V] read in the published code, [R] quoted by another paper, [M] recalled, "
+        "unconfirmed."
+    )
+    return tuple(notes)
+
+
+def alpha_table(collected: Collected, benchmark: str) -> Table | None:
+    """FastComposer by the share of steps that see the subjects; ``None`` without several settings."""
+    runs = collected.sweep(benchmark)
+    if not runs:
+        return None
+    columns = (
+        Column("identity", "score"),
+        Column("prompt", "score"),
+        Column("detected", "share", bare=True),
+        Column("copy-paste", "score", bare=True),
+        Column("pictures", "count"),
+    )
+    best = knee(alpha_points(runs))
+    lines = tuple(
+        Line(
+            f"{run.alpha:g}" + (" (knee)" if number == best else ""),
+            (
+                estimated(run.row.identity_preservation),
+                estimated(run.row.prompt_consistency),
+                estimated(run.row.detection_rate),
+                estimated(run.row.copy_paste),
+                Cell(run.row.images),
+            ),
+            number == best,
+        )
+        for number, run in enumerate(runs)
+    )
+    title = f"Delayed subject conditioning, {BENCHMARKS[benchmark].lower()}"
+    note = (
+        "α is the share of the steps that see the subjects. The knee is the setting farthest from the line "
+        "between the smallest and the largest α, towards more of both scores, each scaled to its range."
+    )
+    return Table(f"alpha_{benchmark}", title, "α", columns, lines, (note,))
+
+
+def alpha_points(runs: Sequence[Run]) -> list[AlphaPoint]:
+    """The points of the trade-off curve."""
+    return [
+        AlphaPoint(run.alpha, run.row.identity_preservation, run.row.prompt_consistency)
+        for run in runs
+        if run.alpha is not None
+    ]
+
+
+def localization_table(collected: Collected) -> Table | None:
+    """FastComposer trained with and without localization; ``None`` where one is missing."""
+    lines: list[Line] = []
+    for benchmark in collected.benchmarks():
+        pair = collected.ablation(benchmark)
+        if pair is None:
+            continue
+        name = BENCHMARKS[benchmark]
+        for run, label in zip(pair, ("with", "without"), strict=True):
+            row = run.row
+            cells = (
+                estimated(row.identity_preservation),
+                estimated(row.prompt_consistency),
+                Cell(row.images),
+            )
+            lines.append(Line(f"{name}, {label}", cells))
+        cells = (
+            estimated(difference(*pair, "identity")),
+            estimated(difference(*pair, "prompt_consistency")),
+            Cell(),
+        )
+        lines.append(Line(f"{name}, difference", cells, strong=True))
+    if not lines:
+        return None
+    columns = (Column("identity", "score"), Column("prompt", "score"), Column("pictures", "count"))
+    note = (
+        "Differences are taken case by case, over the same people, prompts and noise; their intervals come "
+        "from resampling the subjects or pairs. One that is apart from 0 does not hang on who was pictured."
+    )
+    return Table("localization", "Cross-attention localization", "training", columns, tuple(lines), (note,))
+
+
+def speed_table(collected: Collected) -> Table | None:
+    """Time until the first picture of a new person, in proportion to FastComposer's; ``None`` without it."""
+    benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), None)
+    ours = collected.ours(benchmark) if benchmark else None
+    if benchmark is None or ours is None:
+        return None
+    figures = [figure for figure in read_published() if figure.benchmark == "single_subject"]
+    reference = _quote(figures, OURS, "seconds").quoted
+    lines = []
+    runs = collected.main(benchmark)
+    for run, name in zip(runs, distinguishing(runs), strict=True):
+        quoted = _quote(figures, run.row.method, "seconds").quoted
+        ratios = tuple(Quoted(q.value / reference[0].value, q.tag) for q in quoted[:1] if reference)
+        cells = (
+            Cell(run.row.personalization_seconds_per_subject),
+            Cell(run.row.seconds_per_image),
+            Cell(first_picture(run)),
+            Cell(first_picture(run) / first_picture(ours)),
+            Cell(quoted=quoted),
+            Cell(quoted=ratios),
+        )
+        lines.append(Line(name, cells, run == ours))
+    columns = (
+        Column("s to personalise", "seconds"),
+        Column("s / image", "seconds"),
+        Column("s in all", "seconds"),
+        Column("× FastComposer", "ratio"),
+        Column("s in all", "seconds", PUBLISHED),
+        Column("× FastComposer", "ratio", PUBLISHED),
+    )
+    note = "Text only needs no personalisation because it shows nobody in particular."
+    return Table("speed", "Time to the first picture", "method", columns, tuple(lines), (note,))
+
+
+def first_picture(run: Run) -> float:
+    """Seconds from a new person's pictures to the first picture drawn."""
+    return run.row.personalization_seconds_per_subject + run.row.seconds_per_image
+
+
+def estimated(estimate: Estimate | None) -> Cell:
+    """A cell of an estimate."""
+    return Cell() if estimate is None else Cell(estimate.mean, estimate.ci95)
+
+
+def written(value: float, style: Style) -> str:
+    """Write a figure as readers expect it."""
+    if style == "score":
+        return f"{value:.3f}".replace("-", MINUS)
+    if style == "share":
+        return f"{100 * value:.1f} %"
+    if style == "bytes":
+        return _bytes(value)
+    if style == "ratio":
+        return f"{value:,.0f}×" if value >= 10 else f"{value:.2g}×"
+    if style == "seconds" and 0 < value < 100:
+        return f"{value:.2g}" if value < 1 else f"{value:.1f}"
+    return f"{value:,.0f}"
+
+
+def quoted_text(quoted: Sequence[Quoted], style: Style) -> str:
+    """Write published figures with their tags."""
+    return "; ".join(f"{written(q.value, style)}{f' {q.note}' * bool(q.note)} [{q.tag}]" for q in quoted)
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}" if value == 0 else f"{value:.0f} B"
+
+
+def _quote(figures: Sequence[PublishedFigure], method: str, measure: str) -> Cell:
+    found = [f for f in figures if f.method == method and f.measure == measure]
+    return Cell(quoted=tuple(Quoted(f.value, f.tag, f.note) for f in found))
+
+
+def _who(benchmark: str) -> str:
+    return {"single_subject": "subjects", "multi_subject": "pairs of subjects"}[benchmark]

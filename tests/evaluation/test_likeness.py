@@ -1,0 +1,115 @@
+"""Rows of the card that say whether FastComposer does what it is for, on runs whose figures are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fastcomposer.evaluation import likeness
+from fastcomposer.evaluation.benchmark import Subject
+from fastcomposer.evaluation.collected import Collected, Picture, Run
+from fastcomposer.evaluation.results import ResultRow
+from fastcomposer.evaluation.statistics import Estimate
+
+
+def run(benchmark: str, method: str, identity: float, prompt: float, **settings: Any) -> Run:
+    row = ResultRow(
+        benchmark=benchmark,
+        method=method,
+        settings=settings,
+        reference_images=1,
+        images=6,
+        identity_preservation=Estimate(identity, (identity, identity)),
+        prompt_consistency=Estimate(prompt, (prompt, prompt)),
+        seconds_per_image=1.0,
+        personalization_seconds_per_subject=0.0,
+        stored_bytes_per_subject=0,
+        peak_memory_bytes=1,
+        unet_calls=1,
+    )
+    pictures = tuple(
+        Picture(f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, prompt, Path("x.png"))
+        for i in range(6)
+    )
+    return Run(row, None, pictures)
+
+
+RUNS = (
+    run("single_subject", "text_only", 0.10, 0.30),
+    run("multi_subject", "text_only", 0.02, 0.30),
+    run("single_subject", "fastcomposer", 0.40, 0.29, alpha=0.6, localization="balanced_l1"),
+    run("single_subject", "fastcomposer", 0.60, 0.27, alpha=0.8, localization="balanced_l1"),
+    run("single_subject", "fastcomposer", 0.70, 0.20, alpha=1.0, localization="balanced_l1"),
+    run("multi_subject", "fastcomposer", 0.50, 0.27, alpha=0.8, localization="balanced_l1"),
+    run("multi_subject", "fastcomposer", 0.45, 0.27, alpha=0.8, localization="none"),
+)
+
+
+def rows_of(*runs: Run) -> dict[str, Any]:
+    rows = likeness.likeness_rows(Collected(runs, {}, 0.8), ceiling=0.8)
+    return {row.measure: row for row in rows}
+
+
+def test_figures_by_hand() -> None:
+    rows = rows_of(*RUNS)
+    assert rows["best α"].value == 0.8  # 1.0 is more alike, but keeps two thirds of the prompt only
+    assert rows["single-subject identity, share of the ceiling"].value == pytest.approx(0.75)
+    assert rows["single-subject identity minus 4 × text only"].value == pytest.approx(0.2)
+    assert rows["multi-subject identity minus 3 × text only"].value == pytest.approx(0.44)
+    assert rows["single-subject prompt consistency, share of text only"].value == pytest.approx(0.9)
+    assert rows["gain by localization"].value == pytest.approx(0.05)
+    assert all(row.holds for row in rows.values() if row.at_least is not None)
+
+
+def test_without_a_faithful_alpha_the_most_alike_counts_and_does_not_hold() -> None:
+    rows = rows_of(RUNS[0], RUNS[1], RUNS[4], *(at_one(r) for r in RUNS[5:]))
+    assert rows["best α"].value == 1.0
+    assert rows["single-subject prompt consistency, share of text only"].holds is False
+
+
+def at_one(other: Run) -> Run:
+    settings = {**other.row.settings, "alpha": 1.0}
+    return run("multi_subject", "fastcomposer", other.row.identity_preservation.mean, 0.27, **settings)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        (0, r"no run of text_only on single_subject: .*methods=\[text_only\]"),
+        (5, r"no run of fastcomposer on multi_subject.*alphas=\[0.8\]"),
+        (6, r"labels='\{localization: none\}'"),
+    ],
+)
+def test_what_is_missing_is_said(left_out: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rows_of(*(one for i, one in enumerate(RUNS) if i != left_out))
+
+
+def test_the_ceiling_is_the_mean_over_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "a": SimpleNamespace(reference=torch.tensor([1.0, 0]), others=torch.tensor([[1.0, 0], [0, 1.0]])),
+        "b": SimpleNamespace(reference=torch.tensor([1.0, 0]), others=torch.tensor([[0.9, 0.1]])),
+        "c": SimpleNamespace(reference=torch.tensor([1.0, 0]), others=torch.zeros(0, 2)),
+    }
+    monkeypatch.setattr(likeness, "know_subject", lambda subject, faces, size: known[subject.id])
+    people = [Subject(name, "man", (Path("x.png"),)) for name in known]
+    faces: Any = None
+    assert likeness.identity_ceiling(people, faces, 64) == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="run prepare again"):
+        likeness.identity_ceiling(people[2:], faces, 64)
+
+
+def test_attention_is_compared(tmp_path: Path) -> None:
+    file = tmp_path / "attention.json"
+    with pytest.raises(FileNotFoundError, match="what=attention"):
+        likeness.attention_rows(file, "a", "b")
+    file.write_text(json.dumps({"a": {"inside": 0.66}, "b": {"inside": 0.4}}))
+    ratio = likeness.attention_rows(file, "a", "b")[-1]
+    assert ratio.value == pytest.approx(1.65) and ratio.holds
+    with pytest.raises(ValueError, match="checkpoint c is not in it; there is a, b"):
+        likeness.attention_rows(file, "a", "c")

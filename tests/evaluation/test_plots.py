@@ -1,0 +1,89 @@
+"""Figures hold their points, and leave matplotlib's state alone."""
+
+from __future__ import annotations
+
+import re
+
+import matplotlib
+import pytest
+
+from fastcomposer.evaluation.plots import AlphaPoint, alpha_curve, category_dots, knee, speed_bars
+from fastcomposer.evaluation.statistics import Estimate
+
+
+def estimate(mean: float) -> Estimate:
+    return Estimate(mean, (mean - 0.01, mean + 0.01))
+
+
+def points(*values: tuple[float, float, float]) -> list[AlphaPoint]:
+    return [AlphaPoint(alpha, estimate(identity), estimate(prompt)) for alpha, identity, prompt in values]
+
+
+CURVE = points((0, 0.05, 0.27), (0.4, 0.2, 0.265), (0.6, 0.45, 0.255), (0.8, 0.5, 0.235), (1, 0.52, 0.2))
+
+
+def texts(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_knee_is_farthest_from_the_chord() -> None:
+    assert knee(CURVE) == 2
+    # With ends at (0, 1) and (1, 0) after scaling, the distance grows with the sum of both scores.
+    assert knee(points((0, 0, 1), (0.5, 0.7, 0.7), (0.7, 0.9, 0.4), (1, 1, 0))) == 1
+
+
+def test_no_knee_without_a_bend_outwards() -> None:
+    assert knee(CURVE[:2]) is None
+    assert knee(points((0, 0, 1), (0.5, 0.5, 0.5), (1, 1, 0))) is None
+    assert knee(points((0, 0, 1), (0.5, 0.2, 0.2), (1, 1, 0))) is None
+    assert knee(points((0, 0.3, 0.2), (0.5, 0.3, 0.2), (1, 0.3, 0.2))) is None
+
+
+def test_alpha_curve_names_its_points() -> None:
+    found = texts(alpha_curve(CURVE, "curve"))
+    for text in (
+        "α = 0",
+        "0.4",
+        "α = 0.6  knee",
+        "0.8",
+        "α = 1",
+        "prompt consistency",
+        "identity preservation",
+    ):
+        assert text in found
+
+
+def test_categories_and_methods_are_named() -> None:
+    series = {
+        "FastComposer": {"style": estimate(0.4), "context": estimate(0.5)},
+        "Other": {"style": estimate(0.2)},
+    }
+    found = texts(category_dots(series, "category"))
+    assert {"style", "context", "FastComposer", "Other"} <= set(found)
+
+
+def test_bars_say_seconds_and_ratio() -> None:
+    found = texts(speed_bars({"Slow": 700.0, "FastComposer": 2.0}, "speed", first="FastComposer"))
+    assert "700 s  (350×)" in found
+    assert "2 s" in found
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_figures_fit_into_a_page(name: str) -> None:
+    svg = alpha_curve(CURVE, name)
+    assert svg.startswith("<svg viewBox=")
+    assert "http" not in svg  # nothing to load
+    assert "var(--series-1, #0072b2)" in svg  # the page's colours
+    identifiers = re.findall(r'\bid="([^"]*)"', svg)
+    assert identifiers
+    assert all(identifier.startswith(f"{name}-") for identifier in identifiers)
+    links = re.findall(r'(?:href="|url\()#([^")]*)', svg)
+    assert set(links) <= set(identifiers)
+    assert svg == alpha_curve(CURVE, name)
+
+
+def test_matplotlib_is_left_as_it_was() -> None:
+    with matplotlib.rc_context({"font.size": 23.0}):
+        before = dict(matplotlib.rcParams)
+        alpha_curve(CURVE, "curve")
+        assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,185 @@
+"""Runs are found and chosen, and tables say what their rows say."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcomposer.evaluation.collected import Collected, collect, difference
+from fastcomposer.evaluation.table_files import cell_text, to_csv, to_latex, to_markdown
+from fastcomposer.evaluation.tables import Table, make_tables, written
+
+Evaluation = tuple[Path, list[Any]]
+
+
+@pytest.fixture(scope="module")
+def collected(whole_evaluation: Evaluation) -> Collected:
+    return collect(whole_evaluation[0], alpha=0.6, benchmarks=whole_evaluation[1])
+
+
+@pytest.fixture(scope="module")
+def tables(collected: Collected) -> dict[str, Table]:
+    return {table.key: table for table in make_tables(collected)}
+
+
+def row(table: Table, label: str) -> dict[str, str]:
+    """A line as text by heading; published columns under ``paper``."""
+    (line,) = (line for line in table.lines if line.label == label)
+    cells = zip(table.columns, line.cells, strict=True)
+    return {("paper " if c.group else "") + c.title: cell_text(cell, c) for c, cell in cells}
+
+
+def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collected) -> None:
+    order = ["text_only", "textual_inversion", "dreambooth", "custom_diffusion", "fastcomposer"]
+    assert [run.row.method for run in collected.main("multi_subject")] == order
+    ours = collected.ours("multi_subject")
+    assert ours is not None
+    assert dict(ours.row.settings) == {"alpha": 0.6, "localization": "mini"}
+    assert [run.alpha for run in collected.sweep("single_subject")] == [0, 0.4, 0.6, 0.8, 1]
+    pair = collected.ablation("multi_subject")
+    assert pair is not None
+    assert [run.localized for run in pair] == [True, False]
+    assert collected.ablation("single_subject") is None
+
+
+@pytest.mark.parametrize(("off", "localized"), [("none", False), (0.0, False), (False, False), (0.1, True)])
+def test_localization_may_be_named_or_weighed(
+    off: object,
+    localized: bool,
+    tmp_path: Path,
+    write_evaluation: Callable[..., Evaluation],
+    made_up: Callable[..., Any],
+) -> None:
+    settings = {"alpha": 0.6, "localization": off}
+    method = made_up("fastcomposer", 0.4, 0.25, settings, benchmarks=("single_subject",))
+    folder, _ = write_evaluation(tmp_path, [method])
+    assert collect(folder, 0.6).runs[0].localized is localized
+
+
+def test_pictures_and_references_are_found(collected: Collected, whole_evaluation: Evaluation) -> None:
+    picture = collected.main("multi_subject")[-1].pictures[0]
+    (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
+    assert picture.file.is_file()
+    assert collected.references[picture.subjects[1]] == multi.references(multi.cases[0])[1]
+    assert (picture.case, picture.seed) == (multi.cases[0].id, multi.cases[0].seed)
+
+
+def test_main_table_sets_measured_beside_published(tables: dict[str, Table]) -> None:
+    single = row(tables["single_subject"], "DreamBooth")
+    assert single["references"] == "5"
+    assert single["identity"] == "0.470 [0.450, 0.490]"
+    assert single["detected"] == "100.0 %"
+    assert single["stored / subject"] == "44 MB"
+    assert single["paper identity"] == "0.273 [R]"
+    assert single["paper s / subject"] == "1,084 [M]"
+    assert row(tables["single_subject"], "PortraitBooth")["identity"] == "–"
+    multi = row(tables["multi_subject"], "FastComposer")
+    assert multi["paper identity"] == "0.431 [M]; 0.380 re-run [R]"
+    assert [line.label for line in tables["multi_subject"].lines if line.strong] == ["FastComposer"]
+    assert any("values cannot" in note for note in tables["single_subject"].notes)
+
+
+def test_settings_tell_runs_of_one_method_apart(
+    tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
+) -> None:
+    methods = [made_up("dreambooth", 0.3, 0.2, {"steps": n, "lr": 1}) for n in (100, 400)]
+    folder, _ = write_evaluation(tmp_path, [*methods, made_up("fastcomposer", 0.4, 0.25, {"alpha": 0.7})])
+    table = make_tables(collect(folder, alpha=0.5))[0]
+    measured = [line.label for line in table.lines][:3]
+    assert measured == ["DreamBooth (steps 100)", "DreamBooth (steps 400)", "FastComposer"]
+    assert "FastComposer is shown at α = 0.7." in table.notes
+    assert any("nearest to the α = 0.5" in note for note in table.notes)
+
+
+def test_alpha_table_marks_the_knee(tables: dict[str, Table]) -> None:
+    labels = [line.label for line in tables["alpha_single_subject"].lines]
+    assert labels == ["0", "0.4", "0.6 (knee)", "0.8", "1"]
+
+
+def test_localization_is_judged_case_by_case(collected: Collected, tables: dict[str, Table]) -> None:
+    pair = collected.ablation("multi_subject")
+    assert pair is not None
+    raised = difference(*pair, "identity")
+    assert raised is not None
+    assert raised.mean == pytest.approx(0.07)
+    # Each run's own interval is wider than that of the difference: the same people are in both.
+    assert raised.ci95[1] - raised.ci95[0] < 0.9 * (
+        pair[0].row.identity_preservation.ci95[1] - pair[0].row.identity_preservation.ci95[0]
+    )
+    shown = row(tables["localization"], "Multi subject, difference")["identity"]
+    assert shown.startswith("0.070 [0.0")
+
+
+def test_speed_is_set_in_proportion_to_ours(tables: dict[str, Table]) -> None:
+    inversion = row(tables["speed"], "Textual Inversion")
+    assert inversion["s in all"] == "702"
+    assert inversion["× FastComposer"] == "351×"
+    assert inversion["paper × FastComposer"] == "1,250× [M]"
+    assert row(tables["speed"], "FastComposer")["× FastComposer"] == "1×"
+
+
+def test_csv_keeps_every_digit_interval_and_tag(collected: Collected, tables: dict[str, Table]) -> None:
+    lines = list(csv.DictReader(StringIO(to_csv(list(tables.values())))))
+    found = [
+        line
+        for line in lines
+        if (line["table"], line["line"], line["measure"]) == ("multi_subject", "FastComposer", "identity")
+    ]
+    ours = collected.ours("multi_subject")
+    assert ours is not None
+    assert [line["source"] for line in found] == ["measured", "published [M]", "published re-run [R]"]
+    assert float(found[0]["value"]) == ours.row.identity_preservation.mean
+    assert float(found[0]["ci95_low"]) == ours.row.identity_preservation.ci95[0]
+
+
+def test_markdown_lines_have_as_many_cells_as_the_head(tables: dict[str, Table]) -> None:
+    text = to_markdown(list(tables.values()), [], [])
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == len(tables)
+    for lines in blocks:
+        assert len({line.count("|") for line in lines}) == 1
+    assert "published: identity" in text
+    assert "**FastComposer**" in text
+
+
+def test_latex_escapes_and_groups(tables: dict[str, Table]) -> None:
+    text = to_latex(list(tables.values()))
+    assert r"100.0 \%" in text
+    assert r"\multicolumn{4}{c}{published: Stable Diffusion 1.5, photos}" in text
+    assert r"\label{tab:single-subject}" in text
+    assert "351$\\times$" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(tables)
+    assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("value", "style", "text"),
+    [
+        (-0.0104, "score", "\N{MINUS SIGN}0.010"),
+        (0.0312, "seconds", "0.031"),
+        (2.04, "seconds", "2.0"),
+        (1084, "seconds", "1,084"),
+        (0, "seconds", "0"),
+        (0, "bytes", "0"),
+        (512, "bytes", "512 B"),
+        (3_200_000, "bytes", "3.2 MB"),
+        (1.4, "ratio", "1.4×"),
+        (394.5, "ratio", "394×"),
+    ],
+)
+def test_figures_are_written_for_readers(value: float, style: Any, text: str) -> None:
+    assert written(value, style) == text
+
+
+def test_missing_or_empty_results_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no results\.json there; evaluate writes it"):
+        collect(tmp_path, alpha=0.6)
+    (tmp_path / "results.json").write_text(json.dumps({"schema": 1, "environment": {}, "rows": []}))
+    with pytest.raises(ValueError, match="rows: empty"):
+        collect(tmp_path, alpha=0.6)
