@@ -68,6 +68,23 @@ class TestReferenceNumbers:
         assert deviation(losses.prompt_embeds, tensors["paper.prompt_embeds"]) < 1e-5
         assert deviation(losses.subject_embeds, tensors["paper.subject_embeds"].squeeze(2)) < 1e-5
 
+    def test_empty_slots_need_not_be_encoded(self, golden_model: FastComposer, golden: Golden) -> None:
+        """The losses and every gradient stay the same; without any subject at all, too."""
+        batch = golden.batch()
+        assert not batch.subject_present.all()
+        nobody = batch.replace(subject_present=torch.zeros_like(batch.subject_present))
+        for given in (batch, nobody):
+            found = []
+            for skip_empty in (False, True):
+                golden_model.zero_grad()
+                losses = golden_model.training_losses(
+                    given, generator=torch.Generator().manual_seed(0), skip_empty=skip_empty
+                )
+                losses.loss.backward()
+                gradients = [p.grad for p in golden_model.trainable_parameters() if p.grad is not None]
+                found.append((losses.loss.item(), torch.nn.utils.get_total_norm(gradients).item()))
+            assert found[0] == pytest.approx(found[1], rel=1e-5)
+
     @pytest.mark.parametrize("checkpointed", [False, True])
     def test_gradients(self, checkpointed: bool, golden_model: FastComposer, golden: Golden) -> None:
         golden_model.loss_config = CONFIGS["paper"]

@@ -149,15 +149,23 @@ class FastComposer(Networks):
             moments = self.encode_moments(batch.pixel_values)
         return self.sample_latents(moments, generator)
 
-    def encode_batch(self, batch: SubjectBatch) -> tuple[Tensor, Tensor]:
-        """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, d) subject embeddings."""
+    def encode_batch(self, batch: SubjectBatch, *, skip_empty: bool = False) -> tuple[Tensor, Tensor]:
+        """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, d) subject embeddings.
+
+        Args:
+            batch: B samples with K slots.
+            skip_empty: See :meth:`training_losses`.
+        """
         text_embeds = batch.text_embeds
         if text_embeds is None:
             with torch.no_grad():
                 text_embeds = encode_text(self.text_encoder, batch.input_ids)
         text_embeds = text_embeds.to(self.fusion.dtype)
         subjects = encode_references(
-            self.image_encoder, self.reference_normalizer, batch.subject_pixel_values
+            self.image_encoder,
+            self.reference_normalizer,
+            batch.subject_pixel_values,
+            batch.subject_present if skip_empty else None,
         )
         prompts = self.fusion(text_embeds, subjects, batch.subject_token_idx, batch.subject_present)
         return prompts, subjects
@@ -169,6 +177,7 @@ class FastComposer(Networks):
         timesteps: Tensor | None = None,
         latents: Tensor | None = None,
         generator: Generator | None = None,
+        skip_empty: bool = False,
     ) -> TrainingLosses:
         """Denoising and localization losses of a batch (PAPER.md, Method 1–3).
 
@@ -179,6 +188,8 @@ class FastComposer(Networks):
             timesteps: (B,) long, in [0, number of training steps); drawn uniformly where not given.
             latents: (B, C, h, w) scaled latents; encoded from the images where not given.
             generator: Source of everything drawn here.
+            skip_empty: On the CPU, do not encode what lies in empty slots; no loss depends on it, and their
+                ``subject_embeds`` are zeros then.
 
         Raises:
             ValueError: If the image size does not fit the model.
@@ -191,7 +202,7 @@ class FastComposer(Networks):
         if timesteps is None:
             steps = self.noise_scheduler.config.num_train_timesteps
             timesteps = _drawn(torch.randint, (0, steps, (len(latents),)), device, generator)
-        prompt_embeds, subject_embeds = self.encode_batch(batch)
+        prompt_embeds, subject_embeds = self.encode_batch(batch, skip_empty=skip_empty)
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, batch.subject_token_idx)
         target = noise

@@ -96,7 +96,10 @@ def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
 
 
 def encode_references(
-    image_encoder: CLIPVisionModelWithProjection, normalizer: ReferenceNormalizer, pixels: Tensor
+    image_encoder: CLIPVisionModelWithProjection,
+    normalizer: ReferenceNormalizer,
+    pixels: Tensor,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Embed reference images: pooled output through CLIP's own projection, no L2 norm (PAPER.md, Method 1).
 
@@ -104,12 +107,24 @@ def encode_references(
         image_encoder: CLIP vision encoder with projection.
         normalizer: CLIP's mean and standard deviation.
         pixels: (..., 3, R, R) in [0, 1].
+        present: (...) bool, which of them matter. On the CPU the others are not encoded and come as zeros;
+            elsewhere that would have to wait for the device, and costs more than it saves.
 
     Returns:
         (..., d).
     """
-    flat = normalizer(pixels.flatten(0, -4)).to(image_encoder.dtype)
-    return image_encoder(flat).image_embeds.unflatten(0, pixels.shape[:-3])
+    shape = pixels.shape[:-3]
+    flat = pixels.flatten(0, -4)
+    chosen = None
+    if present is not None and pixels.device.type == "cpu":
+        chosen = present.flatten().nonzero().squeeze(1)
+        if not len(chosen):  # the encoder takes no empty batch
+            chosen = chosen.new_zeros(1)
+        flat = flat[chosen]
+    embeds = image_encoder(normalizer(flat).to(image_encoder.dtype)).image_embeds
+    if chosen is not None:
+        embeds = embeds.new_zeros(shape.numel(), embeds.shape[-1]).index_copy(0, chosen, embeds)
+    return embeds.unflatten(0, shape)
 
 
 def subject_slots(parsed: Sequence[ParsedPrompt], device: torch.device | str) -> tuple[Tensor, Tensor]:

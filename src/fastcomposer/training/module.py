@@ -79,7 +79,7 @@ class FastComposerModule(RecipeModule):
             self.subject_dropout,
             generator,
         )
-        losses = self.model.training_losses(batch, generator=generator)
+        losses = self.model.training_losses(batch, generator=generator, skip_empty=True)
         self.log("train/loss", losses.loss, prog_bar=True, batch_size=len(batch))
         self.log("train/denoise_loss", losses.denoise_loss, prog_bar=True, batch_size=len(batch))
         self.log("train/localization_loss", losses.localization_loss, prog_bar=True, batch_size=len(batch))
@@ -89,7 +89,7 @@ class FastComposerModule(RecipeModule):
         """Measure both losses on held-out records with noise that is the same each time."""
         generator = Generator(self.device).manual_seed(batch_idx)
         with self.averaged_weights():
-            losses = self.model.training_losses(batch, generator=generator)
+            losses = self.model.training_losses(batch, generator=generator, skip_empty=True)
         values = {"val/denoise_loss": losses.denoise_loss, "val/localization_loss": losses.localization_loss}
         self.log_dict(values, batch_size=len(batch), sync_dist=True)
 
