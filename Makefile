@@ -4,7 +4,7 @@ WORKERS ?= 2
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce pictures test lint types format bench lock clean
+.PHONY: help setup reproduce pictures card test lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -13,20 +13,28 @@ setup: ## Install the locked environment into .venv (PYTHON=python3.11 chooses t
 	@scripts/setup.sh
 
 OUT ?= outputs/reproduce
-CHECKPOINT ?= data/mini/fastcomposer.safetensors
+MINI := data/mini
+CHECKPOINT ?= $(MINI)/fastcomposer.safetensors
+TWIN := $(MINI)/without_localization
 PEOPLE := data/avatars/references
 MAN := $(PEOPLE)/00_man.png
 WOMAN := $(PEOPLE)/01_woman.png
 SEED ?= 42
+BENCHMARK := $(if $(FULL),mini_full,mini)
 GENERATE = $(PY) -m fastcomposer.cli.generate seed=$(SEED) num_images=4
+EVALUATE = $(PY) -m fastcomposer.cli.evaluate
+BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
 
-reproduce: setup ## Render the mini world, train three minutes, draw people never seen (CHECKPOINT=... draws with another)
+reproduce: setup ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
 	$(PY) -m fastcomposer.cli.prepare data=avatars
 	$(PY) -m fastcomposer.cli.train experiment=mini resume=restart
-	$(PY) -m fastcomposer.cli.evaluate 'checkpoints=[outputs/mini,"$(CHECKPOINT)"]' output=$(OUT)
-	$(GENERATE) checkpoint=outputs/mini output=$(OUT)/three_minutes \
-		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
+	$(EVALUATE) what=attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
+	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) checkpoint='"$(CHECKPOINT)"' alphas=[0.6,0.8,1.0] save_attention=true
+	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
+		save_attention=true
+	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
 	$(MAKE) --no-print-directory pictures
+	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK)
 
 pictures: setup ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
@@ -35,6 +43,13 @@ pictures: setup ## Draw held-out people with the committed checkpoint into outpu
 		'prompt=a woman <|image|> wearing a red hoodie in the jungle' 'references=[$(WOMAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
+
+card: setup ## Measure the embedded base and its checkpoints anew, and write their card
+	$(EVALUATE) output=outputs/card what=attention 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
+	$(EVALUATE) output=outputs/card benchmark=mini_card checkpoint=$(MINI)/fastcomposer.safetensors alphas=[0.6,0.8,1.0]
+	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer] checkpoint=$(TWIN) alphas=[0.6,0.8,1.0] \
+		labels='{localization: none}'
+	$(PY) -m fastcomposer.cli.report what=mini_base evaluation=outputs/card card=$(MINI)/README.md
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
     StableDiffusionPipeline,
     rescale_noise_cfg,
+    retrieve_timesteps,
 )
 from torch import Generator, Tensor
 
@@ -41,6 +42,11 @@ class Schedule:
     def num_warmup_calls(self) -> int:
         """Calls beyond those of N steps: 1 for schedulers that run their first step twice."""
         return self.num_calls - self.num_steps * self.order
+
+    def ends_step(self, call: int) -> bool:
+        """Whether a step is done after a call."""
+        done = call + 1
+        return done == self.num_calls or (done > self.num_warmup_calls and done % self.order == 0)
 
     def first_subject_call(self, alpha: float) -> int:
         """Index of the first call that sees the subjects: the first round((1 − α)·N) steps are text-only.
@@ -116,20 +122,37 @@ class StepOptions:
 class DelayedConditioningPipeline(StableDiffusionPipeline):
     """Stable Diffusion's loop, over embeddings that depend on the step."""
 
+    def _schedule(
+        self,
+        num_inference_steps: int,
+        device: torch.device,
+        timesteps: list[int] | None,
+        sigmas: list[float] | None,
+    ) -> Schedule:
+        """Set the scheduler's timesteps, which also forgets what it knew of an earlier run."""
+        calls, num_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
+        return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1))
+
     def _denoise(
-        self, latents: Tensor, schedule: Schedule, conditioning: DelayedConditioning, options: StepOptions
+        self,
+        latents: Tensor,
+        schedule: Schedule,
+        conditioning: DelayedConditioning,
+        options: StepOptions,
+        calls: range,
     ) -> Tensor:
-        """Go from initial to final latents (N, C, h, w)."""
+        """Carry latents (N, C, h, w) through consecutive U-Net calls, all of them from noise to picture."""
         guidance_embedding = self._guidance_embedding(latents)
         self._num_timesteps = schedule.num_calls
         state: dict[str, Any] = {"latents": latents}
         state |= {"negative_prompt_embeds": conditioning.negative}
         state |= {"subject_prompt_embeds": conditioning.subject}
         phase: bool | None = None
-        with self.progress_bar(total=schedule.num_steps) as progress:
-            for call, timestep in enumerate(schedule.timesteps):
+        with self.progress_bar(total=sum(map(schedule.ends_step, calls))) as progress:
+            for call in calls:
                 if self.interrupt:
                     continue
+                timestep = schedule.timesteps[call]
                 guided = self.do_classifier_free_guidance
                 # Joined anew only where the phase changes, so that what a callback sets lasts until then.
                 if conditioning.sees_subjects(call) is not phase:
@@ -161,10 +184,7 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
                         negative=state["negative_prompt_embeds"],
                         subject=state["subject_prompt_embeds"],
                     )
-                done = call + 1
-                if done == schedule.num_calls or (
-                    done > schedule.num_warmup_calls and done % schedule.order == 0
-                ):
+                if schedule.ends_step(call):
                     progress.update()
         return state["latents"]
 

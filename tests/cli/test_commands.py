@@ -74,7 +74,7 @@ def test_prepare_train_resume_generate_evaluate(
     assert status == 0, err
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
-    portraits = sorted(str(path) for path in (world / "references").iterdir())[:2]
+    portraits = sorted(str(path) for path in (world / "references").glob("*.png"))[:2]
     shown = [
         f"model.base={small_base}",
         "checkpoint=outputs/mini",
@@ -102,7 +102,12 @@ def test_prepare_train_resume_generate_evaluate(
         f"data.root={world}",
     ]
     status, _, err = run(
-        evaluate, *measured, "data.module.batch_size=4", "checkpoints=[outputs/mini]", "num_batches=1"
+        evaluate,
+        *measured,
+        "what=attention",
+        "data.module.batch_size=4",
+        "checkpoints=[outputs/mini]",
+        "num_batches=1",
     )
     assert status == 0, err
     share = json.loads(Path("outputs/evaluate/attention.json").read_text())["outputs/mini"]
@@ -153,7 +158,7 @@ def test_generate_explains_prompts(
     run: Run, settings: list[str], world: Path, small_base: Path, prompt: str, message: str
 ) -> None:
     assert run(train, *settings, "trainer.max_steps=1", "trainer.limit_val_batches=0")[0] == 0
-    portrait = sorted((world / "references").iterdir())[0]
+    portrait = sorted((world / "references").glob("*.png"))[0]
     status, _, err = run(
         generate,
         f"model.base={small_base}",

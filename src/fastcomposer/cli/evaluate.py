@@ -1,10 +1,13 @@
-"""Evaluate trained models: ``python -m fastcomposer.cli.evaluate checkpoints=[…]``."""
+"""Evaluate methods on benchmarks: ``python -m fastcomposer.cli.evaluate checkpoint=…``."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,8 +16,71 @@ from fastcomposer.cli.common import command
 
 @command("evaluate")
 def main(config: DictConfig) -> None:
-    """Measure each checkpoint on held-out records and write the figures."""
-    if not config.checkpoints:
+    """Measure what the configuration asks for, print it, and write it."""
+    if config.what not in MEASUREMENTS:
+        raise ValueError(f"what={config.what}: unknown; there is {', '.join(MEASUREMENTS)}")
+    MEASUREMENTS[config.what](config)
+
+
+def measure_scores(config: DictConfig) -> None:
+    """Draw, score, and write ``results.json``."""
+    from hydra.utils import instantiate
+
+    from fastcomposer.evaluation.generation import GenerationStage, StageProgress, open_runs, plan_runs
+    from fastcomposer.evaluation.results import write_results
+    from fastcomposer.evaluation.store import describe_environment, result_rows
+
+    for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
+        logging.getLogger(name).setLevel(logging.WARNING)
+    output = Path(config.output)
+    benchmarks = instantiate(config.benchmark)
+    methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
+    scoring = instantiate(config.scoring)
+    trainer = instantiate(config.trainer, callbacks=[StageProgress()])
+    # Whatever precision pictures are drawn in, they are judged in full.
+    judge = instantiate(config.trainer, callbacks=[StageProgress()], precision="32-true")
+    runs: list[Any] = []
+    while methods:  # one at a time in memory
+        method = methods.pop(0)
+        concepts = output / "concepts" / method.name
+        planned = plan_runs(method, benchmarks, output, config.trainer.precision)
+        left_out = {benchmark.name for benchmark in benchmarks} - {run.benchmark.name for run in planned}
+        if left_out and trainer.is_global_zero:
+            print(f"{method.name} cannot draw so many subjects together: without {', '.join(left_out)}")
+        open_runs(planned, concepts, config.restart)
+        stage = GenerationStage(method, planned, concepts, config.save_attention)
+        trainer.predict(stage, return_predictions=False)
+        runs += planned
+    judge.predict(scoring(runs=runs), return_predictions=False)
+    if not judge.is_global_zero:
+        return
+    rows = result_rows(output)
+    file = output / "results.json"
+    write_results(file, rows, describe_environment())
+    show_scores(rows)
+    print(file)
+
+
+def show_scores(rows: list[Any]) -> None:
+    """Print a line for every row of results."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("benchmark", "method", "settings", "images", "identity", "prompt", "faces", "s/image")
+    for row in rows:
+        settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+        identity, prompt = (
+            f"{score.mean:.3f} ± {(score.ci95[1] - score.ci95[0]) / 2:.3f}"
+            for score in (row.identity_preservation, row.prompt_consistency)
+        )
+        counts = f"{row.detection_rate.mean:.2f}", f"{row.seconds_per_image:.3g}"
+        table.add_row(row.benchmark, row.method, settings, str(row.images), identity, prompt, *counts)
+    Console().print(table)
+
+
+def measure_attention(config: DictConfig) -> None:
+    """Measure each checkpoint's attention on held-out records, and write ``attention.json``."""
+    if not config.checkpoints or None in config.checkpoints:
         raise ValueError("checkpoints: name at least one checkpoint or run folder")
 
     from hydra.utils import instantiate
@@ -42,6 +108,12 @@ def main(config: DictConfig) -> None:
     file = output / "attention.json"
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(file)
+
+
+MEASUREMENTS: dict[str, Callable[[DictConfig], None]] = {
+    "scores": measure_scores,
+    "attention": measure_attention,
+}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,270 @@
+"""Drawing of benchmarks: groups of cases as a prediction of Lightning, under any of its strategies."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from fastcomposer.evaluation.benchmark import Benchmark
+from fastcomposer.evaluation.methods import Job, Method
+from fastcomposer.evaluation.store import PictureFacts, RunStore, digest, write_all
+from fastcomposer.training.personalization.settings import differences, file_digest
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one choice of settings on one benchmark.
+
+    Attributes:
+        store: Its folder.
+        benchmark: Its cases.
+        setting: Which of the method's settings.
+    """
+
+    store: RunStore
+    benchmark: Benchmark
+    setting: int
+
+
+def plan_runs(
+    method: Method, benchmarks: Sequence[Benchmark], output: str | Path, precision: str = "32-true"
+) -> list[Run]:
+    """Say which runs a method makes: one for each benchmark and each of its settings.
+
+    Args:
+        method: The method; its weights are read.
+        benchmarks: Those with more subjects in a picture than the method takes are left out.
+        output: Folder of the evaluation.
+        precision: In which the networks run, as Lightning names it.
+    """
+    runs = []
+    for benchmark in benchmarks:
+        if method.max_subjects is not None and len(benchmark.cases[0].subjects) > method.max_subjects:
+            continue
+        pictures = {
+            subject.id: digest([file_digest(file) for file in method.pictures(subject)])
+            for subject in benchmark.subjects
+        }
+        for setting, chosen in enumerate(method.settings):
+            decides = {"method": method.name, "precision": precision, **method.decides(setting)}
+            store = RunStore(Path(output), benchmark.name, method.name, chosen, decides, pictures)
+            runs.append(Run(store, benchmark, setting))
+    return runs
+
+
+def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) -> None:
+    """Make the folders of a method's runs, or go on with what is there.
+
+    Only the first process does so, before it starts others or meets them.
+
+    Args:
+        runs: The runs.
+        concepts: Folder of what the method learns.
+        restart: Whether to forget what is there, of the runs and of what was learned.
+
+    Raises:
+        ValueError: If there are pictures drawn under other settings, with what differs and how to go on.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return
+    if restart:
+        shutil.rmtree(concepts, ignore_errors=True)
+    for run in runs:
+        run.store.open(restart)
+
+
+class ResumableStage(L.LightningModule):
+    """A prediction over tasks that leave files behind.
+
+    The first process looks up what is missing and tells the others, before any of them begins. Every process
+    takes its share of the tasks; when all are done, the first one finishes the stage.
+    """
+
+    title: str = "pictures"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[Any] = []
+
+    def missing_tasks(self) -> list[Any]:
+        """What is left to do; called on the first process."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Whatever remains when every task is done; called on the first process."""
+
+    def num_pictures(self) -> int:
+        """How many pictures this process's tasks have, for the progress bar."""
+        raise NotImplementedError
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """Numbers of this process's tasks."""
+        # Lightning lets no process pass before all are here, so nothing is written while files are looked up.
+        tasks = self.trainer.strategy.broadcast(self.missing_tasks() if self.trainer.is_global_zero else [])
+        self.tasks = tasks[self.global_rank :: self.trainer.world_size]
+        return DataLoader(_Numbers(len(self.tasks)), batch_size=None)
+
+    def on_predict_end(self) -> None:
+        """Wait for the others, then finish."""
+        self.trainer.strategy.barrier("stage")
+        if self.trainer.is_global_zero:
+            self.finish()
+        self.trainer.strategy.barrier("finished")
+
+
+class _Numbers(IterableDataset[int]):
+    """Counts up. Iterable and without a length: a process whose share is empty takes part all the same."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+
+class GenerationStage(ResumableStage):
+    """Draws what is missing of a method's runs.
+
+    Args:
+        method: The method.
+        runs: Runs of it, opened.
+        concepts: Folder for what fine-tuning methods learn.
+        save_attention: Whether to keep attention maps of the first case of each pair of subjects.
+    """
+
+    def __init__(
+        self, method: Method, runs: Sequence[Run], concepts: str | Path, save_attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.method, self.runs, self.concepts = method, list(runs), Path(concepts)
+        self.title = f"pictures of {method.name}"
+        self.networks = nn.ModuleDict(method.networks)  # Lightning moves and casts them
+        self._runs = {(run.benchmark.name, run.setting): run for run in runs}
+        self._attended: set[str] = set()
+        if save_attention and method.has_attention:
+            for run in runs:
+                firsts = {case.subjects: case.id for case in reversed(run.benchmark.cases)}
+                self._attended |= {case for subjects, case in firsts.items() if len(subjects) > 1}
+
+    def setup(self, stage: str) -> None:
+        """Get to know the subjects, each process a part of them.
+
+        Raises:
+            ValueError: If this process would draw other pictures than the first one.
+        """
+        own = [dict(run.store.decides) for run in self.runs]
+        changed = differences(self.trainer.strategy.broadcast(own), own, "runs")
+        if changed:
+            raise ValueError(f"process {self.global_rank} has other settings: {'; '.join(changed)}")
+        known = {subject.id: subject for run in self.runs for subject in run.benchmark.subjects}
+        subjects = list(known.values())
+        self.method.prepare(subjects[self.global_rank :: self.trainer.world_size], self.concepts)
+        self.trainer.strategy.barrier("prepared")
+        self.method.prepare(subjects, self.concepts)
+
+    def missing_tasks(self) -> list[tuple[Job, ...]]:
+        """Groups of jobs whose files are not there."""
+        jobs = [
+            Job(case, run.setting)
+            for run in self.runs
+            for case in run.benchmark.cases
+            if not self._has(run, case)
+        ]
+        return self.method.groups(jobs)
+
+    def num_pictures(self) -> int:
+        """See :class:`ResumableStage`."""
+        return sum(map(len, self.tasks))
+
+    def on_predict_start(self) -> None:
+        """Forget how much memory others took."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def predict_step(self, batch: int, batch_idx: int) -> int:
+        """Draw a group and write it; returns how many pictures."""
+        jobs = self.tasks[batch]
+        drawn = self.method.draw(jobs, attention=any(job.case.id in self._attended for job in jobs))
+        peak = peak_memory_bytes(self.device)
+        files = {}
+        for job, image, calls, seconds, maps in zip(
+            jobs, drawn.images, drawn.unet_calls, drawn.seconds, drawn.attention, strict=True
+        ):
+            store = self._runs[job.case.benchmark, job.setting].store
+            if job.case.id in self._attended:
+                store.write_attention(job.case, image, maps)
+            facts = PictureFacts(seconds, calls, peak)
+            # Where only the maps were missing the picture stays.
+            if not store.has_picture(job.case):
+                files[store.picture_file(job.case)] = store.encode_picture(job.case, image, facts)
+        write_all(files)
+        return len(jobs)
+
+    def finish(self) -> None:
+        """Keep the costs beside the pictures."""
+        for run in self.runs:
+            run.store.write_costs(self.method.costs())
+
+    def _has(self, run: Run, case: Any) -> bool:
+        attended = case.id not in self._attended or run.store.attention_file(case).exists()
+        return run.store.has_picture(case) and attended
+
+
+class StageProgress(Callback):
+    """A progress bar over a stage's pictures, on the first process."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar, unless there is nothing to do."""
+        assert isinstance(pl_module, ResumableStage)
+        if trainer.is_global_zero and pl_module.num_pictures():
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+            self._bar = Progress(*columns, TimeRemainingColumn())
+            share = f", of {trainer.world_size} processes" if trainer.world_size > 1 else ""
+            self._bar.add_task(f"{pl_module.title}{share}", total=pl_module.num_pictures())
+            self._bar.start()
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Move on by a task's pictures."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], outputs)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the full bar standing."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory in use so far: of the accelerator's, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # In kilobytes, but for macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

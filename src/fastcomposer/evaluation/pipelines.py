@@ -1,0 +1,98 @@
+"""Pipelines under evaluation: where they come from, and what of them decides pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.trained import load_trained_weights
+from fastcomposer.pipeline import FastComposerPipeline
+
+_FOR_SUBJECTS = ("image_encoder", "fusion")
+
+
+def load_base(
+    base: str, image_encoder: str | None = None, max_subjects: int | None = 4
+) -> FastComposerPipeline:
+    """Make a pipeline of a base model alone, without its safety checker, as the published protocol has it.
+
+    Args:
+        base: Folder in the diffusers layout, or hub id.
+        image_encoder: Folder or hub id; the base's own by default.
+        max_subjects: Most subjects in one prompt.
+    """
+    model = FastComposer.from_pretrained(base, image_encoder, max_subjects=max_subjects)
+    return model.to_pipeline(safety_checker=False)
+
+
+def load_trained(
+    base: str, image_encoder: str | None = None, max_subjects: int | None = 4, checkpoint: str | None = None
+) -> FastComposerPipeline:
+    """Load trained weights on top of a base, or a saved pipeline; without safety checker.
+
+    Args:
+        base: See :func:`load_base`, as the next two; not looked at for a saved pipeline.
+        image_encoder: See there.
+        max_subjects: See there.
+        checkpoint: Trained weights, the folder of a run, or the folder of a saved pipeline.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If none is named, or the weights do not fit.
+    """
+    if checkpoint is None:
+        raise ValueError(
+            "checkpoint: name trained weights, the folder of a run, or the folder of a saved pipeline"
+        )
+    if not Path(checkpoint).exists():
+        raise FileNotFoundError(f"checkpoint {checkpoint}: no such file or folder")
+    if (Path(checkpoint) / "model_index.json").exists():
+        return FastComposerPipeline.from_pretrained(checkpoint, safety_checker=None)
+    model = FastComposer.from_pretrained(base, image_encoder, max_subjects=max_subjects)
+    load_trained_weights(model, checkpoint)
+    return model.to_pipeline(safety_checker=False)
+
+
+def networks_of(pipeline: FastComposerPipeline) -> dict[str, nn.Module]:
+    """Networks of a pipeline by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def pipeline_facts(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[str, Any]:
+    """What of a pipeline decides pixels: digests of its weights, its tokenizer and its scheduler.
+
+    Args:
+        pipeline: The pipeline.
+        subjects: Whether it is given reference images. Without them, the networks for these do not count.
+    """
+    scheduler: Any = pipeline.scheduler
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    vocabulary = {} if pipeline.tokenizer is None else pipeline.tokenizer.get_vocab()
+    used = networks_of(pipeline)
+    if not subjects:
+        used = {name: network for name, network in used.items() if name not in _FOR_SUBJECTS}
+    weights = {name: weights_digest(network) for name, network in used.items()}
+    plain = json.loads(json.dumps(config, default=str))
+    return {
+        "weights": {**weights, "tokenizer": _short(json.dumps(vocabulary, sort_keys=True).encode())},
+        "scheduler": {"class": type(scheduler).__name__, **plain},
+    }
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Digest of a network's weights, the same whatever file they came from and wherever they are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,252 @@
+"""Scores of drawn pictures, as a prediction of Lightning under any of its strategies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tvf
+
+from fastcomposer.data.transforms import pad_to_square
+from fastcomposer.evaluation.benchmark import Case, Subject
+from fastcomposer.evaluation.generation import ResumableStage, Run
+from fastcomposer.evaluation.methods import blocks
+from fastcomposer.evaluation.pipelines import weights_digest
+from fastcomposer.evaluation.store import COLUMNS, digest, read_table, write_table
+from fastcomposer.metrics.consistency import prompt_consistency
+from fastcomposer.metrics.faces import FaceExtractor, Faces
+from fastcomposer.metrics.identity import IdentityScore, identity_score
+from fastcomposer.metrics.image_text import ImageTextExtractor
+from fastcomposer.metrics.similarity import copy_paste
+from fastcomposer.training.personalization.settings import file_digest
+
+_BACKING = 238 / 255  # behind transparent references
+
+
+@dataclass(frozen=True)
+class KnownSubject:
+    """What scores need to know of a subject.
+
+    Attributes:
+        reference: (d,) face of the reference.
+        others: (M, d) faces of pictures that no method gets; M may be 0.
+    """
+
+    reference: Tensor
+    others: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Cases of a run that are scored together.
+
+    They are always the same, so that scores depend neither on interruptions nor on the number of processes.
+    """
+
+    run: int
+    number: int
+    cases: tuple[Case, ...]
+
+
+class ScoringStage(ResumableStage):
+    """Scores runs: identity under both protocols, prompt consistency, copy-paste.
+
+    Args:
+        faces: Finds and embeds faces.
+        image_text: Embeds pictures and texts.
+        runs: Runs whose pictures are drawn.
+        reference_size: Side in pixels of the square that reference pictures are brought to before faces are
+            looked for; ``None`` leaves photos as they are.
+        batch_size: Pictures scored together.
+
+    Raises:
+        ValueError: If the batch size is less than 1.
+    """
+
+    title = "scores"
+
+    def __init__(
+        self,
+        faces: FaceExtractor,
+        image_text: ImageTextExtractor,
+        runs: Sequence[Run],
+        reference_size: int | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"scoring.batch_size={batch_size}: at least 1")
+        self.faces, self.image_text, self.runs = faces, image_text, list(runs)
+        self.reference_size, self.batch_size = reference_size, batch_size
+        self._known: dict[str, KnownSubject] = {}
+        self._extractors = digest([_extractor_facts(faces), _extractor_facts(image_text), reference_size])
+
+    def missing_tasks(self) -> list[_Part]:
+        """Parts without scores, of runs without scores."""
+        return [
+            part
+            for number, run in enumerate(self.runs)
+            if read_table(run.store.scores_file, self._run_key(run)) is None
+            for part in self._parts(number)
+            if read_table(run.store.part_file(part.number), self._part_key(part)) is None
+        ]
+
+    def num_pictures(self) -> int:
+        """See :class:`ResumableStage`."""
+        return sum(len(part.cases) for part in self.tasks)
+
+    def predict_step(self, batch: int, batch_idx: int) -> int:
+        """Score a part and write it; returns how many pictures."""
+        part = self.tasks[batch]
+        run = self.runs[part.run]
+        pictures = [run.store.read_picture(case) for case in part.cases]
+        images = torch.stack([pixels for pixels, _ in pictures]).to(self.device)
+        found = self.faces(images)
+        texts = self.image_text.embed_texts([case.text for case in part.cases])
+        consistency = prompt_consistency(self.image_text.embed_images(images).cpu(), texts.cpu())
+        rows = []
+        for i, (case, (_, facts)) in enumerate(zip(part.cases, pictures, strict=True)):
+            subjects = [self._subject(run, name) for name in case.subjects]
+            rows.append(
+                {
+                    "case": case.id,
+                    "benchmark": run.store.benchmark,
+                    "method": run.store.method,
+                    "settings": json.dumps(dict(run.store.settings), sort_keys=True),
+                    "category": case.category,
+                    "subjects": list(case.subjects),
+                    "seed": case.seed,
+                    **face_scores(found[i], subjects, self.faces.blank()),
+                    "prompt_consistency": float(consistency[i]),
+                    "seconds": facts.seconds,
+                    "unet_calls": facts.unet_calls,
+                    "image": str(run.store.picture_file(case).relative_to(run.store.folder)),
+                    "peak_memory_bytes": facts.peak_memory_bytes,
+                }
+            )
+        write_table(
+            run.store.part_file(part.number), pa.Table.from_pylist(rows, COLUMNS), self._part_key(part)
+        )
+        return len(part.cases)
+
+    def finish(self) -> None:
+        """Join the parts of every run."""
+        for number, run in enumerate(self.runs):
+            key = self._run_key(run)
+            if read_table(run.store.scores_file, key) is None:
+                run.store.merge_scores([self._part_key(part) for part in self._parts(number)], key)
+
+    def _parts(self, number: int) -> list[_Part]:
+        cases = sorted(self.runs[number].benchmark.cases, key=lambda case: case.id)
+        return [_Part(number, i, tuple(some)) for i, some in enumerate(blocks(cases, self.batch_size))]
+
+    def _run_key(self, run: Run) -> str:
+        """What the scores of a run are made from."""
+        pictures = {
+            subject.id: [file_digest(file) for file in (subject.reference, *subject.other_pictures)]
+            for subject in run.benchmark.subjects
+        }
+        return digest([run.store.hash, self._extractors, pictures, sorted(c.id for c in run.benchmark.cases)])
+
+    def _part_key(self, part: _Part) -> str:
+        return digest([self._run_key(self.runs[part.run]), [case.id for case in part.cases]])
+
+    def _subject(self, run: Run, name: str) -> KnownSubject:
+        if name not in self._known:
+            subject = next(subject for subject in run.benchmark.subjects if subject.id == name)
+            self._known[name] = know_subject(subject, self.faces, self.reference_size, self.device)
+        return self._known[name]
+
+
+def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -> dict[str, Any]:
+    """Score the faces of one picture.
+
+    Args:
+        faces: What was found in it.
+        subjects: Who should be there.
+        blank: (d,) embedding of a blank crop.
+
+    Returns:
+        ``identity``, ``identity_published``, ``detected`` and ``copy_paste``: the mean over subjects whose
+        face is there and of whom there are other pictures, ``None`` without any.
+    """
+    references = torch.stack([subject.reference for subject in subjects])
+    corrected = identity_score(faces, references, "corrected")
+    published = identity_score(faces, references, "published", blank)
+    return {
+        "identity": corrected.value,
+        "identity_published": published.value,
+        "detected": corrected.detected,
+        "copy_paste": _copy_paste(faces, subjects, corrected),
+    }
+
+
+def _copy_paste(faces: Faces, subjects: Sequence[KnownSubject], score: IdentityScore) -> float | None:
+    embeddings = faces.embeddings.cpu()
+    values = [
+        copy_paste(embeddings[face], subject.reference, subject.others)
+        for subject, face in zip(subjects, score.faces, strict=True)
+        if face is not None and len(subject.others)
+    ]
+    return sum(values) / len(values) if values else None
+
+
+def know_subject(
+    subject: Subject, faces: FaceExtractor, size: int | None, device: torch.device | str = "cpu"
+) -> KnownSubject:
+    """Embed the faces of a subject's reference and of the pictures that no method gets.
+
+    Args:
+        subject: The subject.
+        faces: Finds and embeds faces; of several in a picture the largest counts.
+        size: See :func:`read_reference`.
+        device: Where to.
+
+    Raises:
+        ValueError: If no face is found in the reference.
+    """
+    largest = [
+        found.largest_first().embeddings[:1].cpu()
+        for file in (subject.reference, *subject.other_pictures)
+        for found in faces(read_reference(file, size)[None].to(device))
+    ]
+    if not len(largest[0]):
+        raise ValueError(
+            f"{subject.reference}: no face is found in the reference of subject {subject.id}, so nothing can "
+            "be compared with it; give another picture"
+        )
+    return KnownSubject(largest[0][0], torch.cat(largest[1:] or [largest[0][:0]]))
+
+
+def read_reference(file: Path, size: int | None) -> Tensor:
+    """Read a picture as metrics see it: upright, light grey where it is transparent.
+
+    Args:
+        file: The picture.
+        size: Side in pixels of the square it is padded and resized to; ``None`` leaves it as it is.
+
+    Returns:
+        (3, H, W) float in [0, 1].
+    """
+    with Image.open(file) as opened:
+        rgba = ImageOps.exif_transpose(opened).convert("RGBA")
+    pixels = torch.from_numpy(np.array(rgba)).permute(2, 0, 1).float() / 255
+    picture = pixels[:3] * pixels[3:] + _BACKING * (1 - pixels[3:])
+    if size is None:
+        return picture
+    return tvf.resize(pad_to_square(picture), [size, size], antialias=True).clamp(0, 1)
+
+
+def _extractor_facts(extractor: Any) -> dict[str, Any]:
+    """What of an extractor decides scores: its kind, its plain settings and its weights."""
+    plain = {k: v for k, v in vars(extractor).items() if isinstance(v, int | float | str) and k != "training"}
+    weights = weights_digest(extractor) if isinstance(extractor, nn.Module) else None
+    return {"kind": type(extractor).__qualname__, "settings": plain, "weights": weights}

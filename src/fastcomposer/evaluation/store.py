@@ -1,0 +1,337 @@
+"""Folders of evaluation runs: what was drawn under which settings, and what of it is done.
+
+``<output>/<benchmark>/<method>[-<settings>]/`` holds ``run.json``, ``images/<case id>.png``,
+``attention/<case id>/`` and ``scores.parquet``. Every file is written whole or not at all, and says what it
+was made from: what is there and fits is never made again, what does not fit is an error, what is damaged is
+made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+import fastcomposer
+from fastcomposer.data.records import write_atomically
+from fastcomposer.evaluation.benchmark import Case
+from fastcomposer.evaluation.definition import PLACEHOLDERS
+from fastcomposer.evaluation.results import METHODS, SCORES, Costs, ResultRow, row_from_scores
+from fastcomposer.pictures import attention_overlay
+from fastcomposer.training.personalization.settings import differences
+
+RUN_NAME = "run.json"
+SCORES_NAME = "scores.parquet"
+COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
+"""Columns of ``scores.parquet``: the contract's, and the most memory in use when a picture was drawn."""
+_TEXT = "fastcomposer"  # name of the PNG text with a picture's facts, and of the tables' metadata
+_PNG_END = b"IEND\xaeB`\x82"
+_GO_ON = "output=<other> writes beside it, restart=true forgets it"
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What drawing a picture took.
+
+    Attributes:
+        seconds: Wall time.
+        unet_calls: Times that it went through the U-Net; fractions where pictures share calls.
+        peak_memory_bytes: Most memory that the process had used until then.
+    """
+
+    seconds: float
+    unet_calls: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """The folder of one method with one choice of settings on one benchmark.
+
+    Attributes:
+        output: Folder of the evaluation.
+        benchmark: Name of the benchmark.
+        method: Name of the method.
+        settings: What was chosen, as in ``results.json``; part of the folder's name.
+        decides: All that decides the pixels beside a case and its subjects' pictures; plain values.
+        pictures: For each subject a digest of the pictures that the method is given.
+    """
+
+    output: Path
+    benchmark: str
+    method: str
+    settings: Mapping[str, Any]
+    decides: Mapping[str, Any]
+    pictures: Mapping[str, str]
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where everything is."""
+        parts = [self.method, *(f"{key}_{value}" for key, value in self.settings.items())]
+        return self.output / self.benchmark / "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
+
+    @cached_property
+    def hash(self) -> str:
+        """Digest of what decides the pixels."""
+        return digest(self.decides)
+
+    def open(self, restart: bool = False) -> None:
+        """Make the folder, or go on with one that was made under the same settings.
+
+        Args:
+            restart: Whether to remove what is there.
+
+        Raises:
+            ValueError: If it holds a run under other settings, with what differs and how to go on.
+        """
+        if restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        stored = read_run(self.folder)
+        if stored is not None:
+            self._check(stored["decides"], dict(self.decides), str(self.folder))
+        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        if stored is None:
+            content = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
+            _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "decides": dict(self.decides)})
+
+    def write_costs(self, costs: Costs) -> None:
+        """Keep what the method takes to know a subject, which pictures do not tell."""
+        stored = read_run(self.folder) or {}
+        _write_json(self.folder / RUN_NAME, {**stored, "costs": asdict(costs)})
+
+    # --- pictures ------------------------------------------------------------------------------------------
+
+    def picture_file(self, case: Case) -> Path:
+        """Where a case's picture goes."""
+        return self.folder / "images" / f"{case.id}.png"
+
+    def attention_file(self, case: Case) -> Path:
+        """Where a case's attention maps go; pictures of them are beside it."""
+        return self.folder / "attention" / case.id / "maps.npz"
+
+    def has_picture(self, case: Case) -> bool:
+        """Whether a case is drawn; a damaged file counts as none.
+
+        Raises:
+            ValueError: If it was drawn from another prompt, seed or reference, with what differs.
+        """
+        file = self.picture_file(case)
+        facts = read_facts(file)
+        if facts is None:
+            return False
+        expected = self._facts(case)
+        self._check({key: facts.get(key) for key in expected}, expected, str(file))
+        return True
+
+    def encode_picture(self, case: Case, pixels: Tensor, facts: PictureFacts) -> bytes:
+        """Make the PNG of a picture (3, H, W) in [0, 1]."""
+        about = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
+        data = io.BytesIO()
+        info = picture_text({**about, "case": case.id, **self._facts(case), **asdict(facts)})
+        to_pil(pixels).save(data, "PNG", pnginfo=info)
+        return data.getvalue()
+
+    def write_attention(self, case: Case, pixels: Tensor, maps: Tensor | None) -> None:
+        """Write a picture's attention maps (K, h, w): the numbers, and a picture for each subject."""
+        file = self.attention_file(case)
+        picture = to_pil(pixels)
+        for number, attention in enumerate(() if maps is None else maps):
+            data = io.BytesIO()
+            attention_overlay(picture, attention).save(data, "PNG", pnginfo=picture_text({"case": case.id}))
+            _write(file.with_name(f"{number}.png"), data.getvalue())
+        data = io.BytesIO()
+        np.savez_compressed(data, maps=np.zeros((0, 0, 0)) if maps is None else maps.numpy())
+        _write(file, data.getvalue())
+
+    def read_picture(self, case: Case) -> tuple[Tensor, PictureFacts]:
+        """Read a picture (3, H, W) in [0, 1] and what it took.
+
+        Raises:
+            ValueError: If it is missing or damaged.
+        """
+        file = self.picture_file(case)
+        facts = read_facts(file)
+        if facts is None:
+            raise ValueError(f"{file}: missing or damaged; evaluate again, which draws it anew")
+        with Image.open(file) as opened:
+            pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
+        return pixels, PictureFacts(**{name: facts[name] for name in PictureFacts.__dataclass_fields__})
+
+    def _facts(self, case: Case) -> dict[str, Any]:
+        pictures = {name: self.pictures[name] for name in case.subjects}
+        return {"run": self.hash, "prompt": case.prompt, "seed": case.seed, "references": pictures}
+
+    def _check(self, stored: Any, wanted: Any, place: str) -> None:
+        changed = differences(stored, json.loads(json.dumps(wanted)))
+        if changed:
+            raise ValueError(f"{place} was made under other settings ({'; '.join(changed)}): {_GO_ON}")
+
+    # --- scores --------------------------------------------------------------------------------------------
+
+    def part_file(self, number: int) -> Path:
+        """Where the scores of some pictures go until all are there."""
+        return self.folder / "scores" / f"part-{number:05d}.parquet"
+
+    @property
+    def scores_file(self) -> Path:
+        """Where the scores of all pictures go."""
+        return self.folder / SCORES_NAME
+
+    def merge_scores(self, part_keys: Sequence[str], key: str) -> None:
+        """Join parts, in the order of their cases, and remove them.
+
+        Args:
+            part_keys: What each part was made from, as it was written with.
+            key: What all were made from.
+
+        Raises:
+            ValueError: If a part is missing or damaged.
+        """
+        parts = []
+        for number, part_key in enumerate(part_keys):
+            parts.append(read_table(self.part_file(number), part_key))
+            if parts[-1] is None:
+                raise ValueError(f"{self.part_file(number)}: missing or damaged; evaluate again")
+        write_table(self.scores_file, pa.concat_tables(parts).sort_by("case"), key)
+        shutil.rmtree(self.folder / "scores", ignore_errors=True)
+
+
+def digest(content: Any) -> str:
+    """Digest of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def picture_text(settings: Mapping[str, Any]) -> PngInfo:
+    """Settings of a picture as PNG text, with a word on where it comes from."""
+    info = PngInfo()
+    info.add_text("Software", "FastComposer")
+    info.add_text("Comment", "Generated by a diffusion model.")
+    info.add_text(_TEXT, json.dumps(settings))
+    return info
+
+
+def read_facts(file: Path) -> dict[str, Any] | None:
+    """Settings of a picture; ``None`` where it is missing, damaged or not ours."""
+    try:
+        content = file.read_bytes()
+        with Image.open(io.BytesIO(content)) as opened:
+            text = opened.info.get(_TEXT)
+            opened.verify()  # checksums of the whole file, but for its end
+        facts = json.loads(text or "") if content.endswith(_PNG_END) else None
+    except Exception:  # damaged bytes may raise anything in a decoder
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """Picture from (3, H, W) in [0, 1]."""
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files that are ready one right after the other, so that hardly ever some of them are missing."""
+    for file, content in files.items():
+        _write(file, content)
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says; ``None`` where it is missing or damaged."""
+    try:
+        content = json.loads((folder / RUN_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "decides" in content else None
+
+
+def write_table(file: Path, table: pa.Table, key: str) -> None:
+    """Write scores.
+
+    Args:
+        file: Where to.
+        table: With :data:`COLUMNS`.
+        key: What they were made from.
+    """
+    data = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_TEXT: key}), data)
+    _write(file, data.getvalue())
+
+
+def read_table(file: Path, key: str | None = None) -> pa.Table | None:
+    """Read scores; ``None`` where they are missing, damaged or made from something else."""
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException):
+        return None
+    written = table.schema.metadata or {}
+    return table if key is None or written.get(_TEXT.encode()) == key.encode() else None
+
+
+def result_rows(output: Path) -> list[ResultRow]:
+    """Summarize all runs of an evaluation that have been scored.
+
+    Args:
+        output: Folder of the evaluation.
+
+    Raises:
+        ValueError: If scores are damaged or without their ``run.json``.
+    """
+    rows = []
+    for file in sorted(output.glob(f"*/*/{SCORES_NAME}")):
+        table, run = read_table(file), read_run(file.parent)
+        if table is None or run is None or "costs" not in run:
+            raise ValueError(f"{file}: damaged, or without its {RUN_NAME}; evaluate with restart=true")
+        costs = Costs(**run["costs"])
+        peak = max(costs.peak_memory_bytes, *table["peak_memory_bytes"].to_pylist())
+        rows.append(row_from_scores(table, replace(costs, peak_memory_bytes=peak)))
+    order: Iterable[str] = (*PLACEHOLDERS, *METHODS)
+    places = {name: number for number, name in enumerate(order)}
+    return sorted(
+        rows,
+        key=lambda row: (
+            places[row.benchmark],
+            places[row.method],
+            json.dumps(dict(row.settings), sort_keys=True),
+        ),
+    )
+
+
+def describe_environment() -> dict[str, Any]:
+    """Machine and versions."""
+    packages = ("torch", "diffusers", "transformers", "lightning", "facenet-pytorch")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "fastcomposer": fastcomposer.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": device,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _write(file: Path, content: bytes) -> None:
+    write_atomically(file, lambda stream: stream.write(content))
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    _write(file, (json.dumps(content, indent=2) + "\n").encode())

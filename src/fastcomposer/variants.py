@@ -1,0 +1,302 @@
+"""Several ways to draw one prompt, which share the steps that see the text alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.models.conditioning import subject_slots
+from fastcomposer.prompt import ParsedPrompt
+from fastcomposer.sampling import DelayedConditioning, Schedule, StepOptions
+from fastcomposer.subjects import SubjectPromptPipeline
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to draw a prompt.
+
+    Attributes:
+        references: The subjects' images in the order of the markers, as for one prompt of the pipeline's
+            call; ``None`` only with α = 0.
+        alpha: Ratio of steps that see the subjects, in [0, 1].
+    """
+
+    references: Any = None
+    alpha: float = 0.6
+
+
+@dataclass(frozen=True)
+class VariantsOutput:
+    """What was drawn, and what it cost.
+
+    U-Net calls are counted in rows: one is one image going through the U-Net once, with or without its
+    partner for guidance.
+
+    Attributes:
+        images: For each variant its n images: a list of PIL images, array (n, H, W, 3) or tensor, by
+            ``output_type``.
+        nsfw_content_detected: For each variant the safety checker's verdicts; ``None`` without one.
+        attention_maps: For each variant (n, G, K, h, w), see :meth:`VariantPipeline.sample_variants`;
+            ``None`` for variants that see no subjects, or unless asked for.
+        unet_calls: For each variant the calls that it alone took plus an even part of those that it shares
+            with others; their sum is the number of calls that were made.
+    """
+
+    images: list[Any]
+    nsfw_content_detected: list[list[bool] | None]
+    attention_maps: list[Tensor | None]
+    unet_calls: list[float]
+
+
+@dataclass(frozen=True)
+class _Branching:
+    """Where n images of V variants part.
+
+    Attributes:
+        schedule: The U-Net calls.
+        text: (1, T, d) of the prompt.
+        negative: (1, T, d) of the negative prompt, or ``None`` without guidance.
+        subjects: For each variant (1, T, d), or ``None`` for text alone.
+        starts: For each variant the index of the first call that sees the subjects.
+        width: Most variants in one call.
+        eta: η of DDIM.
+        slots: Positions and presence (1, K) of the subjects' words, whose attention is wanted, or ``None``.
+        num_groups: Number of groups of calls to average it over.
+    """
+
+    schedule: Schedule
+    text: Tensor
+    negative: Tensor | None
+    subjects: list[Tensor | None]
+    starts: list[int]
+    width: int
+    eta: float
+    slots: tuple[Tensor, Tensor] | None
+    num_groups: int
+
+    def conditioning(self, rows: int, members: Sequence[int]) -> DelayedConditioning:
+        """What N images of some variants see; without variants, what all see before they part."""
+        subject = None
+        if members:
+            chosen = [embeds for v in members if (embeds := self.subjects[v]) is not None]
+            subject = torch.cat(chosen).repeat_interleave(rows // len(members), dim=0)
+        negative = None if self.negative is None else self.negative.repeat_interleave(rows, dim=0)
+        return DelayedConditioning(self.text.repeat_interleave(rows, dim=0), subject, negative, 0)
+
+    def calls_of(self, count: int) -> list[float]:
+        """Calls of n images of each variant, those before variants part divided among them evenly."""
+        calls = [float(self.schedule.num_calls - start) for start in self.starts]
+        done = 0
+        for start in sorted({*self.starts}):
+            sharing = [v for v, other in enumerate(self.starts) if other >= start]
+            for v in sharing:
+                calls[v] += (start - done) / len(sharing)
+            done = start
+        return [number * count for number in calls]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A sampling run of N images, stopped between two U-Net calls.
+
+    Attributes:
+        latents: (N, C, h, w).
+        scheduler: The scheduler with what it keeps of earlier calls.
+        generators: One for each image.
+    """
+
+    latents: Tensor
+    scheduler: Any
+    generators: list[Generator]
+
+    def branch(self, copies: int) -> _Point:
+        """Start so many runs from here, one after the other along N, and leave this one as it is."""
+        rows = list(range(len(self.latents))) * copies
+        index = torch.tensor(rows, device=self.latents.device)
+        scheduler = copy.deepcopy(self.scheduler)
+        for name, value in vars(scheduler).items():
+            scheduler.__dict__[name] = _take(value, index, self.latents)
+        generators = [self.generators[row].clone_state() for row in rows]
+        return _Point(self.latents.index_select(0, index), scheduler, generators)
+
+
+def _take(value: Any, index: Tensor, latents: Tensor) -> Any:
+    """Choose rows of what multistep schedulers keep for every image, alone or in lists."""
+    if isinstance(value, Tensor) and value.ndim == latents.ndim and len(value) == len(latents):
+        return value.index_select(0, index)
+    return [_take(entry, index, latents) for entry in value] if type(value) is list else value
+
+
+class VariantPipeline(SubjectPromptPipeline):
+    """Draws variants of a prompt from the same noise.
+
+    The steps that see the text alone depend on nothing but prompt, noise and scheduler (PAPER.md, Method 4):
+    they are taken once, and every variant goes on from where its subjects come in.
+    """
+
+    scheduler: Any
+
+    @torch.no_grad()
+    def sample_variants(
+        self,
+        prompt: str,
+        variants: Sequence[Variant],
+        *,
+        generator: Generator | Sequence[Generator],
+        batch_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | None = None,
+        eta: float = 0.0,
+        latents: Tensor | None = None,
+        output_type: str | None = "pil",
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        return_attention: int = 0,
+    ) -> VariantsOutput:
+        """Draw n images of every variant, each variant from the same n noises.
+
+        The images are those of the pipeline's call for each variant with ``num_images_per_prompt=n``: the
+        same bits where ``batch_size`` is n, and up to rounding where variants share a batch.
+
+        Args:
+            prompt: A prompt with a ``<|image|>`` marker after each subject's class word.
+            variants: Subjects and α of each.
+            generator: A generator for each of n images. It draws the image's noise; what a scheduler draws
+                after that is the same for every variant.
+            batch_size: Most images in one U-Net call, at least n; n by default.
+            height: This and all that follows as in the pipeline's call.
+            width: Pixels.
+            num_inference_steps: Number of steps.
+            timesteps: The scheduler's timesteps.
+            sigmas: The scheduler's noise levels.
+            guidance_scale: Guidance against the negative prompt.
+            negative_prompt: What to guide away from.
+            eta: η of DDIM.
+            latents: (n, C, h, w) initial noise of unit variance.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+            guidance_rescale: Share of rescaling guided predictions.
+            clip_skip: How many of the text encoder's last layers to leave out.
+            return_attention: Number of groups of consecutive calls to average the subjects' attention over;
+                unlike in the pipeline's call, not over those that see the text alone. 0 for none.
+
+        Raises:
+            PromptError: If markers and references of a variant do not match.
+            ValueError: If there is no variant, or an argument is out of range.
+        """
+        if not isinstance(prompt, str):
+            raise TypeError(f"sample_variants takes one prompt, not {type(prompt).__name__}")
+        generators = [generator] if isinstance(generator, Generator) else list(generator)
+        count = len(generators)
+        if not variants or not generators:
+            raise ValueError("sample_variants takes at least one variant and one generator")
+        if batch_size is not None and batch_size < count:
+            raise ValueError(f"batch_size={batch_size}: less than the {count} images of a variant")
+        height, width = self._image_size(height, width)
+        self.check_inputs(prompt, height, width, None, negative_prompt)
+        checked = [
+            self._check_subjects(prompt, variant.references, variant.alpha, None, return_attention)
+            for variant in variants
+        ]
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs, self._interrupt = clip_skip, None, False
+        device = self._execution_device
+        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas)
+        text, negative = self.encode_prompt(
+            prompt, device, 1, self.do_classifier_free_guidance, negative_prompt, clip_skip=clip_skip
+        )
+        starts = [schedule.first_subject_call(variant.alpha) for variant in variants]
+        subjects = self._embeds_of_variants(text, checked, [start < schedule.num_calls for start in starts])
+        plan = _Branching(
+            schedule,
+            text,
+            negative,
+            subjects,
+            [schedule.num_calls if s is None else start for s, start in zip(subjects, starts, strict=True)],
+            (batch_size or count) // count,
+            eta,
+            subject_slots(checked[0][0], device) if return_attention else None,
+            return_attention,
+        )
+        channels = self.unet.config.in_channels
+        latents = self.prepare_latents(
+            count, channels, height, width, text.dtype, device, generators, latents
+        )
+        none: list[Any] = [None] * len(variants)
+        output = VariantsOutput([*none], [*none], [*none], plan.calls_of(count))
+        scheduler: Any = self.scheduler
+        try:
+            for members, final, maps in self._walk(_Point(latents, scheduler, generators), plan):
+                images, unsafe = self._finish(final, output_type, generators, text.dtype)
+                for place, v in enumerate(members):
+                    # Variants that never see their subjects are one and the same.
+                    first = 0 if len(final) == count else place * count
+                    own = slice(first, first + count)
+                    output.images[v] = images[own]
+                    output.nsfw_content_detected[v] = None if unsafe is None else unsafe[own]
+                    output.attention_maps[v] = None if maps is None else maps[own]
+        finally:
+            self.scheduler = scheduler
+        self.maybe_free_model_hooks()
+        return output
+
+    def _embeds_of_variants(
+        self, text: Tensor, checked: Sequence[tuple[list[ParsedPrompt], list[list[Any]]]], needed: list[bool]
+    ) -> list[Tensor | None]:
+        """(1, T, d) with the subjects of each variant that needs them; the same references once."""
+        known: dict[tuple[Any, ...], Tensor | None] = {}
+        embeds = []
+        for (parsed, rows), need in zip(checked, needed, strict=True):
+            key = tuple(r if isinstance(r, str | PathLike) else id(r) for r in rows[0])
+            if need and key not in known:
+                known[key] = self._subject_embeds(text, None, parsed, rows)
+            embeds.append(known[key] if need else None)
+        return embeds
+
+    def _walk(self, point: _Point, plan: _Branching) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+        """Take shared calls once; yields variants with their final latents and attention maps."""
+        count, end, done = len(point.latents), plan.schedule.num_calls, 0
+        for start in sorted({*plan.starts}):
+            point, done = self._advance(point, plan, range(done, start)), start
+            members = [v for v, first in enumerate(plan.starts) if first == start]
+            if start == end:
+                yield members, point.latents, None
+                return
+            for i in range(0, len(members), plan.width):
+                some = members[i : i + plan.width]
+                watch = None
+                if plan.slots is not None:
+                    idx, present = (slot.repeat(len(some) * count, 1) for slot in plan.slots)
+                    size = (point.latents.shape[-2], point.latents.shape[-1])
+                    watch = AttentionAverage(self.unet, idx, present, size, end, plan.num_groups)
+                final = self._advance(point.branch(len(some)), plan, range(start, end), some, watch)
+                yield some, final.latents, None if watch is None else watch.result()
+
+    def _advance(
+        self,
+        point: _Point,
+        plan: _Branching,
+        calls: range,
+        members: Sequence[int] = (),
+        attention: AttentionAverage | None = None,
+    ) -> _Point:
+        """Carry a run through some calls."""
+        if not calls:
+            return point
+        self.scheduler = point.scheduler
+        conditioning = plan.conditioning(len(point.latents), members)
+        options = StepOptions(self.prepare_extra_step_kwargs(point.generators, plan.eta), attention=attention)
+        return replace(
+            point, latents=self._denoise(point.latents, plan.schedule, conditioning, options, calls)
+        )

@@ -1,0 +1,224 @@
+"""Evaluation as a user calls it: methods on benchmarks, interrupted, resumed, on several processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from toy_evaluation import Toy, make_toy, run_evaluate
+
+from fastcomposer.cli import evaluate
+from fastcomposer.evaluation.results import read_results
+
+Run = Callable[..., tuple[int, str, str]]
+MEASURED = {"seconds", "peak_memory_bytes"}
+"""Columns of the scores that are never the same twice."""
+
+
+@pytest.fixture(scope="module")
+def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return make_toy(small_base, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, toy: Toy) -> Run:
+    """Call the command in this process, in an empty folder; returns status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastcomposer", *toy.arguments(*arguments)])
+        status = 0
+        try:
+            evaluate.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def pictures(folder: Path) -> dict[str, int]:
+    """Time of the last change of every picture, by name."""
+    return {
+        str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("images/**/*.png")
+    }
+
+
+def names(folder: Path) -> list[str]:
+    """Names of all files, while others may come and go."""
+    return [name for _, _, files in os.walk(folder) for name in files]
+
+
+def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What must be the same each time, by run."""
+    found = {}
+    for file in sorted(folder.glob("*/*/scores.parquet")):
+        lines = pq.read_table(file).to_pylist()
+        kept = [{key: line[key] for key in line if key not in MEASURED} for line in lines]
+        found[str(file.parent.relative_to(folder))] = kept
+    return found
+
+
+def test_two_methods_on_two_benchmarks(run: Run) -> None:
+    status, out, err = run("alphas=[0.5]", "save_attention=true")
+    assert status == 0, err
+    folder = Path("outputs/evaluate")
+    assert f"{folder}/results.json" in out
+    rows = read_results(folder / "results.json").rows
+    assert [(row.benchmark, row.method, dict(row.settings), row.images) for row in rows] == [
+        ("single_subject", "fastcomposer", {"alpha": 0.5}, 12),
+        ("single_subject", "text_only", {}, 12),
+        ("multi_subject", "fastcomposer", {"alpha": 0.5}, 12),
+        ("multi_subject", "text_only", {}, 12),
+    ]
+    # Two men share the first two of four steps; a text is drawn once for all people of one word.
+    assert [row.unet_calls for row in rows] == [40, 32, 48, 48]
+    assert [row.reference_images for row in rows] == [1, 0, 1, 0]
+    assert all(row.peak_memory_bytes > 1e7 and row.seconds_per_image > 0 for row in rows)
+    assert len(list(folder.rglob("attention/**/maps.npz"))) == 3
+    before = pictures(folder)
+    assert len(before) == 48
+
+    # Another method joins; what is there stays.
+    status, _, err = run("methods=[fastcomposer]", "alphas=[1.0]", "labels={localization: none}")
+    assert status == 0, err
+    rows = read_results(folder / "results.json").rows
+    assert [dict(row.settings) for row in rows] == [
+        {"alpha": 0.5},
+        {"alpha": 1.0, "localization": "none"},
+        {},
+    ] * 2
+    assert before.items() <= pictures(folder).items()
+    assert (folder / "single_subject" / "fastcomposer-alpha_1.0-localization_none" / "run.json").exists()
+
+
+def test_changed_settings_are_refused(run: Run) -> None:
+    part = ["methods=[text_only]", "benchmark.multi=null"]
+    assert run(*part)[0] == 0
+    before = pictures(Path("outputs"))
+    status, _, err = run(*part, "sampler.guidance_scale=4.0")
+    assert status == 1
+    assert "text_only was made under other settings (sampler.guidance_scale: 3.0, not 4.0)" in err
+    assert "output=<other>" in err and "restart=true" in err
+    assert "Traceback" not in err
+    assert pictures(Path("outputs")) == before
+    status, _, err = run(*part, "sampler.guidance_scale=4.0", "restart=true")
+    assert status == 0, err
+    assert not set(before.items()) & set(pictures(Path("outputs")).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["what=everything"], "what=everything: unknown; there is scores, attention"),
+        (["checkpoint=null"], "checkpoint: name trained weights"),
+        (["checkpoint=gone.ckpt"], "checkpoint gone.ckpt: no such file"),
+        (["alphas=[2]"], "alphas=[2.0]: one or more different numbers"),
+        (["model.base=gone"], "gone"),
+        (["benchmark.pictures=gone"], "benchmark.pictures=gone: no such folder"),
+        (["scoring.batch_size=0", "methods=[text_only]", "benchmark.multi=null"], "scoring.batch_size=0"),
+        (["what=attention", "checkpoint=null"], "checkpoints: name at least one checkpoint"),
+    ],
+)
+def test_it_says_what_is_wrong(run: Run, arguments: list[str], message: str) -> None:
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_fine_tuning_baselines(run: Run) -> None:
+    """People are learned once, and benchmarks that a method cannot draw are left out."""
+    call = [
+        "methods=[mini_textual_inversion,mini_dreambooth]",
+        "methods.textual_inversion.personalize.method.steps=1",
+        "methods.dreambooth.personalize.method.steps=1",
+        "methods.dreambooth.personalize.method.rare_token=smiling",
+        "methods.dreambooth.personalize.method.class_pictures.count=1",
+        "methods.dreambooth.personalize.method.class_pictures.num_inference_steps=1",
+    ]
+    status, out, err = run(*call)
+    assert status == 0, err
+    assert "dreambooth cannot draw so many subjects together: without multi_subject" in out
+    folder = Path("outputs/evaluate")
+    concepts = {file: file.stat().st_mtime_ns for file in sorted(folder.glob("concepts/*/*/concept.json"))}
+    assert len(concepts) == 6
+    rows = read_results(folder / "results.json").rows
+    assert [(row.benchmark, row.method, row.reference_images, row.unet_calls) for row in rows] == [
+        ("single_subject", "textual_inversion", 5, 48),
+        ("single_subject", "dreambooth", 5, 48),
+        ("multi_subject", "textual_inversion", 5, 48),
+    ]
+    assert all(row.personalization_seconds_per_subject > 0 for row in rows)
+    assert rows[0].stored_bytes_per_subject < rows[1].stored_bytes_per_subject
+    before = pictures(folder)
+    status, _, err = run(*call)
+    assert status == 0, err
+    assert pictures(folder) == before
+    assert {file: file.stat().st_mtime_ns for file in concepts} == concepts
+    status, _, err = run(*call, "methods.textual_inversion.personalize.method.steps=2")
+    assert status == 1
+    assert "recipe.method.steps: 1, not 2" in err
+
+
+def test_killed_at_any_moment_it_goes_on(run: Run, toy: Toy, tmp_path: Path) -> None:
+    """No picture is drawn twice, and the scores come out as if nothing had happened."""
+    arguments = ["group_size=2", "scoring.batch_size=3", "threads=1"]
+    status, _, err = run(*arguments, "output=whole")
+    assert status == 0, err
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["toy_evaluation", "fastcomposer.evaluation.scoring", "hydra.main"])
+    parts, rng = tmp_path / "parts", random.Random(0)
+    moments = [(".png", count) for count in sorted(rng.sample(range(1, 72), 3))]
+    seen: dict[str, int] = {}
+    for ending, count in [*moments, (".parquet", rng.randrange(1, 10)), ("results.json", 1)]:
+        process = context.Process(
+            target=run_evaluate, args=(str(tmp_path), toy.arguments(*arguments, "output=parts"))
+        )
+        process.start()
+        while process.is_alive() and sum(name.endswith(ending) for name in names(parts)) < count:
+            time.sleep(rng.uniform(0, 0.01))
+        if ending != "results.json":
+            assert process.is_alive()
+            process.kill()
+        process.join()
+        now = pictures(parts)
+        assert seen.items() <= now.items(), "a picture was drawn again"
+        seen = now
+    assert len(seen) == 72
+    assert scores(parts) == scores(tmp_path / "whole")
+    assert not list(parts.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(run: Run, toy: Toy, tmp_path: Path) -> None:
+    assert run("output=one")[0] == 0
+    for output, options in (("two", []), ("three", ["alphas=[1.0]", "methods=[fastcomposer]"])):
+        # The second time there is less to do than there are processes.
+        command = [sys.executable, "-m", "fastcomposer.cli.evaluate"]
+        call = toy.arguments("trainer.strategy=ddp", "trainer.devices=2", f"output={output}", *options)
+        if output == "three":
+            call += ["benchmark.multi=null", "group_size=100"]
+        result = subprocess.run([*command, *call], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert one.keys() == two.keys() and len(one) == 6
+    for name in one:
+        for line, other in zip(one[name], two[name], strict=True):
+            assert line.pop("identity") == pytest.approx(other.pop("identity"), abs=1e-3)
+            for key in ("identity_published", "prompt_consistency", "copy_paste"):
+                assert line.pop(key) == pytest.approx(other.pop(key), abs=1e-3)
+            assert line == other
+    rows = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("one", "two")]
+    assert [row["images"] for row in rows[0]] == [row["images"] for row in rows[1]] == [12] * 6

@@ -1,0 +1,246 @@
+"""Scores are those of the metrics, part by part, whatever interrupts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from toy_evaluation import SAMPLER, Toy, make_toy
+
+from fastcomposer.evaluation.benchmark import Subject, Subset
+from fastcomposer.evaluation.generation import GenerationStage, Run, open_runs, plan_runs
+from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
+from fastcomposer.evaluation.pipelines import load_trained
+from fastcomposer.evaluation.results import SCORES
+from fastcomposer.evaluation.scoring import (
+    KnownSubject,
+    ScoringStage,
+    face_scores,
+    know_subject,
+    read_reference,
+)
+from fastcomposer.evaluation.store import read_table, result_rows
+from fastcomposer.metrics.faces import Faces
+from fastcomposer.metrics.image_text import ClipExtractor
+
+EYE = torch.eye(4)
+
+
+def faces(*embeddings: Tensor) -> Faces:
+    """Faces of falling size."""
+    count = len(embeddings)
+    sizes = torch.arange(count, 0, -1).float()[:, None] * 10
+    boxes = torch.cat([torch.zeros(count, 2), sizes.expand(-1, 2)], dim=1)
+    return Faces(boxes, torch.ones(count), torch.stack(embeddings) if count else torch.zeros(0, 4))
+
+
+class MeanFaces:
+    """One face in every picture, whose embedding is the mean colour; none in black ones."""
+
+    embed_dim = 4
+
+    def __init__(self, tint: float = 0.0) -> None:
+        self.tint = tint
+
+    def __call__(self, images: Tensor) -> list[Faces]:
+        return [faces(*([self.embed(image)] if image.max() > 0 else [])) for image in images]
+
+    def embed(self, image: Tensor) -> Tensor:
+        vector = torch.cat([image.mean((1, 2)), torch.tensor([0.1 + self.tint])])
+        return vector / vector.norm()
+
+    def blank(self) -> Tensor:
+        return EYE[3]
+
+
+class MeanImageText:
+    """Pictures are their mean colour, texts their length."""
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        lengths = torch.tensor([[1.0, len(text) / 10, 1.0] for text in texts])
+        return torch.nn.functional.normalize(lengths, dim=-1)
+
+
+class TestFaceScores:
+    def test_one_subject(self) -> None:
+        ann = KnownSubject(EYE[0], torch.stack([0.6 * EYE[0] + 0.8 * EYE[1]]))
+        scores = face_scores(faces(0.8 * EYE[0] + 0.6 * EYE[2], EYE[1]), [ann], EYE[3])
+        assert scores["identity"] == pytest.approx(0.8)
+        assert scores["identity_published"] == pytest.approx(0.8)
+        assert scores["detected"] == 2
+        assert scores["copy_paste"] == pytest.approx(0.8 - 0.48)
+
+    def test_two_subjects_of_whom_one_has_other_pictures(self) -> None:
+        ann, bob = KnownSubject(EYE[0], EYE[2:3]), KnownSubject(EYE[1], torch.zeros(0, 4))
+        scores = face_scores(faces(EYE[1], -EYE[0]), [ann, bob], EYE[3])
+        assert scores["identity"] == pytest.approx(-1)
+        assert scores["identity_published"] == 0
+        assert scores["copy_paste"] == pytest.approx(-1)
+
+    def test_nobody(self) -> None:
+        scores = face_scores(faces(), [KnownSubject(EYE[0], EYE[1:2])], EYE[3])
+        assert scores == {"identity": 0, "identity_published": 0, "detected": 0, "copy_paste": None}
+
+
+class TestReferences:
+    def test_transparent_pictures_are_on_light_grey(self, tmp_path: Path) -> None:
+        pixels = np.zeros((4, 8, 4), np.uint8)
+        pixels[:, :4] = (255, 0, 0, 255)
+        Image.fromarray(pixels).save(tmp_path / "x.png")
+        whole = read_reference(tmp_path / "x.png", None)
+        assert whole.shape == (3, 4, 8)
+        assert whole[:, 0, 0].tolist() == [1, 0, 0]
+        assert whole[:, 0, 7].tolist() == pytest.approx([238 / 255] * 3)
+        square = read_reference(tmp_path / "x.png", 16)
+        assert square.shape == (3, 16, 16) and float(square[:, 0].max()) == 0  # padded above
+
+    def test_the_largest_face_counts_and_pictures_without_are_left_out(self, tmp_path: Path) -> None:
+        colors = ((200, 0, 0), (0, 0, 0), (0, 200, 0), (0, 0, 200))
+        files = []
+        for number, color in enumerate((*[(9, 9, 9)] * 4, *colors)):
+            files.append(tmp_path / f"{number}.png")
+            Image.new("RGB", (8, 8), color).save(files[-1])
+        subject = Subject("ann", "woman", (files[4], *files[:4], *files[5:]))
+        known = know_subject(subject, MeanFaces(), None)
+        assert known.reference.argmax() == 0
+        assert known.others.argmax(1).tolist() == [1, 2]  # the black one shows nobody
+        with pytest.raises(ValueError, match=r"5\.png: no face is found in the reference of subject bob"):
+            know_subject(Subject("bob", "man", (files[5],)), MeanFaces(), None)
+
+
+@pytest.fixture(scope="module")
+def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return make_toy(small_base, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
+    """Pictures of two runs of ten cases."""
+    pipeline = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
+    runs = []
+    for method in (FastComposerMethod(lambda: pipeline, SAMPLER), TextOnlyMethod(lambda: pipeline, SAMPLER)):
+        few = toy.benchmarks(Subset(num_subjects=2), Subset(num_pairs=1, images_per_prompt=1))
+        planned = plan_runs(method, few, tmp_path)
+        open_runs(planned, tmp_path / "concepts")
+        predict(GenerationStage(method, planned, tmp_path / "concepts"))
+        runs += planned
+    return tmp_path, runs
+
+
+def predict(stage: Any) -> Any:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.predict(stage, return_predictions=False)
+    return stage
+
+
+def score(runs: list[Run], **changes: Any) -> int:
+    """Score with four pictures a part; returns how many were scored."""
+    given = {"faces": MeanFaces(), "image_text": MeanImageText(), "reference_size": 32, "batch_size": 4}
+    return predict(ScoringStage(runs=runs, **{**given, **changes})).num_pictures()
+
+
+def test_scores_are_those_of_the_pictures(drawn: tuple[Path, list[Run]]) -> None:
+    output, runs = drawn
+    assert score(runs) == 2 * (8 + 2)
+    extractor = MeanFaces()
+    for run in runs:
+        table = read_table(run.store.scores_file)
+        assert table is not None
+        assert set(SCORES.names) < set(table.column_names)
+        lines = table.to_pylist()
+        assert [line["case"] for line in lines] == sorted(case.id for case in run.benchmark.cases)
+        for line in lines:
+            case = next(case for case in run.benchmark.cases if case.id == line["case"])
+            pixels, facts = run.store.read_picture(case)
+            assert line["image"] == f"images/{case.id}.png"
+            assert (line["seconds"], line["unet_calls"]) == (facts.seconds, facts.unet_calls)
+            known = {s.id: know_subject(s, extractor, 32) for s in run.benchmark.subjects}
+            expected = face_scores(
+                extractor(pixels[None])[0], [known[name] for name in case.subjects], EYE[3]
+            )
+            for name, value in expected.items():
+                assert line[name] == pytest.approx(value, abs=1e-6)
+            text = MeanImageText().embed_texts([case.text])[0]
+            assert line["prompt_consistency"] == pytest.approx(
+                float(MeanImageText().embed_images(pixels[None])[0] @ text), abs=1e-6
+            )
+            assert line["copy_paste"] is not None
+    rows = result_rows(output)
+    assert [(row.benchmark, row.method) for row in rows] == [
+        (name, method)
+        for name in ("single_subject", "multi_subject")
+        for method in ("fastcomposer", "text_only")
+    ]
+    # Two people share each prompt's noise only where their class word is the same: here it never is.
+    assert [row.unet_calls for row in rows] == [32, 32, 8, 8]
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("damage", [_truncate, os.unlink])
+def test_parts_that_are_done_stay(damage: Callable[[Path], None], drawn: tuple[Path, list[Run]]) -> None:
+    _, runs = drawn
+
+    class Interrupted(ScoringStage):
+        def predict_step(self, batch: int, batch_idx: int) -> int:
+            if batch_idx == 4:
+                raise KeyboardInterrupt
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.raises(SystemExit):
+        predict(Interrupted(MeanFaces(), MeanImageText(), runs, 32, 4))
+    assert not runs[0].store.scores_file.exists()
+    parts = [runs[0].store.part_file(number) for number in range(2)]
+    times = [part.stat().st_mtime_ns for part in parts]
+    damage(parts[1])
+    # Parts of 4, 4 and 2 pictures a method; three were whole.
+    assert score(runs) == 20 - (4 + 2 + 4)
+    assert times[0] != 0 and not parts[0].exists()
+    before = [read_table(run.store.scores_file) for run in runs]
+    assert score(runs) == 0
+    damage(runs[0].store.scores_file)
+    assert score(runs) == 8
+    assert [read_table(run.store.scores_file) for run in runs] == before
+
+
+def test_other_metric_models_score_anew(drawn: tuple[Path, list[Run]], toy: Toy, small_base: Path) -> None:
+    _, runs = drawn
+    assert score(runs[:1]) == 8
+    assert score(runs[:1]) == 0
+    assert score(runs[:1], faces=MeanFaces(tint=0.1)) == 8
+    assert score(runs[:1], reference_size=16) == 8
+    clip = ClipExtractor(toy.base, "clip")
+    assert score(runs[:1], image_text=clip) == 8
+    assert score(runs[:1], image_text=ClipExtractor(toy.base, "clip")) == 0
+    with torch.no_grad():
+        next(clip.parameters()).flatten()[0] += 1
+    assert score(runs[:1], image_text=clip) == 8
+
+
+def test_a_missing_picture_is_an_error(drawn: tuple[Path, list[Run]]) -> None:
+    _, runs = drawn
+    file = runs[0].store.picture_file(runs[0].benchmark.cases[0])
+    file.unlink()
+    with pytest.raises(ValueError, match=r"0\.png: missing or damaged; evaluate again, which draws it anew"):
+        score(runs)
+    with pytest.raises(ValueError, match=r"scoring\.batch_size=0"):
+        ScoringStage(MeanFaces(), MeanImageText(), runs, batch_size=0)
