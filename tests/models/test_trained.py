@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.difference import decode_differences, encode_differences
@@ -66,6 +66,20 @@ def test_differences_know_their_base(trained: FastComposer, small_base: Path, tm
         next(iter(other.unet.parameters())).add_(1)
     with pytest.raises(ValueError, match=r"weights\.safetensors holds differences from other weights"):
         load_trained_weights(other, file)
+
+
+def test_weights_must_fit(trained: FastComposer, small_base: Path, tmp_path: Path) -> None:
+    file = save_trained_weights(trained, tmp_path / "weights.safetensors")
+    state = load_file(file)
+    fresh = FastComposer.from_pretrained(small_base, max_subjects=3)
+    save_file({**state, "unet.extra": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=r"does not fit the base model(.|\n)*unexpected: unet.extra"):
+        load_trained_weights(fresh, file)
+    lost = state.pop("fusion.layer_norm.bias")
+    assert lost is not None
+    save_file(state, file)
+    with pytest.raises(ValueError, match=r"no FastComposer: it has no fusion\.layer_norm\.bias"):
+        load_trained_weights(fresh, file)
 
 
 def test_an_unknown_precision_is_refused(trained: FastComposer, tmp_path: Path) -> None:

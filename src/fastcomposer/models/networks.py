@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from fastcomposer.models.checkpoint import (
-    load_exact,
     load_published,
     read_checkpoint,
     write_published,
@@ -201,19 +200,6 @@ class Networks(nn.Module):
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Trained tensors only, by name: all that a checkpoint has to hold beside the base model."""
         return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
-
-    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what :meth:`trainable_state_dict` gave, under the same choice of :meth:`set_trainable`.
-
-        Raises:
-            ValueError: If names are missing or unexpected, or shapes differ; all of them are listed.
-        """
-        load_exact(
-            self._networks(),
-            state,
-            "these trained weights do not fit the model",
-            {*self.trainable_state_dict()},
-        )
 
     def _networks(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in _NETWORKS}
