@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from fastcomposer.data.avatars import Appearance
 from fastcomposer.data.scenes import AvatarScenes, Person, held_out_identities
-from fastcomposer.evaluation.base_card import TrainingLength, base_card, read_lengths, write_lengths
+from fastcomposer.evaluation.base_card import (
+    TrainingLength,
+    base_card,
+    describe_machine,
+    read_lengths,
+    write_lengths,
+)
 from fastcomposer.evaluation.base_parts import BaseReport, count_flops, flops_of, size_rows
 from fastcomposer.evaluation.mini_base import (
     DetectionRates,
@@ -212,11 +218,13 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
         Row("detector", "size, bytes", 387763.0),
         Row("detector", "one scene, MFLOP", 22.09),
     )
-    card = base_card(BaseReport(rows, ("unet",)), [TrainingLength("detector", 531, 1.0, 42)], scenes=100)
+    length = TrainingLength("detector", 531, 1.0, 42, "an abacus")
+    card = base_card(BaseReport(rows, ("unet",)), [length], 100, ["a_man_smiling_sheet.png"])
     assert "| detector | recall at IoU 0.5, 1 subject | 0.9912 | 0.97 | yes |" in card
     assert "| detector | 192,757 | 387,763 |" in card
     assert "| detector | one scene | 22.1 |" in card
-    assert "| detector | 531 | 1 | 42 |" in card
+    assert "| detector | 531 | 1 | 42 | an abacus |" in card
+    assert "![a man smiling](samples/a_man_smiling_sheet.png)" in card
     assert "Not there yet: unet." in card
     assert "On 100 scenes" in card
     assert "Apache-2.0" in card
@@ -232,7 +240,7 @@ def test_lengths_outlive_the_runs(tmp_path: Path) -> None:
     (folder / ".hydra" / "config.yaml").write_text("seed: 5\n")
     state = {"global_step": 9, "callbacks": {"Timer": {"time_elapsed": {"train": 90.0}}}}
     torch.save(state, folder / "checkpoints" / "last.ckpt")
-    expected = [TrainingLength("vae", 7, 2.0), TrainingLength("detector", 9, 1.5, 5)]
+    expected = [TrainingLength("vae", 7, 2.0), TrainingLength("detector", 9, 1.5, 5, describe_machine())]
     assert read_lengths(base, runs) == expected
     write_lengths(base, expected)
     assert read_lengths(base, tmp_path / "gone") == expected

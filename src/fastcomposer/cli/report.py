@@ -66,7 +66,9 @@ def report_base(config: DictConfig) -> None:
     if config.card is not None:
         lengths = read_lengths(base, config.runs)
         write_lengths(base, lengths)
-        Path(config.card).write_text(base_card(report, lengths, config.num_scenes), encoding="utf-8")
+        samples = sorted(file.name for file in (base / "samples").glob("*.png"))
+        card = base_card(report, lengths, config.num_scenes, samples)
+        Path(config.card).write_text(card, encoding="utf-8")
         print(config.card)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,8 +15,20 @@ from omegaconf import OmegaConf
 from fastcomposer.evaluation.base_parts import BaseReport
 from fastcomposer.evaluation.mini_base import Row
 
-METHODS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder")
-"""Trainings of the parts, in their order; that of ``clip`` makes both encoders and the tokenizer."""
+METHODS = (
+    "vae",
+    "clip",
+    "text_to_image",
+    "vae_decoder",
+    "detector",
+    "embedder",
+    "fastcomposer",
+    "without_localization",
+)
+"""Trainings of the parts, in their order; that of ``clip`` makes both encoders and the tokenizer.
+
+The last two are those of the checkpoints: ``experiment=mini`` in runs of these names.
+"""
 RECORD = "training.json"
 """File in the base's folder that keeps how long each part was trained."""
 
@@ -27,12 +42,14 @@ class TrainingLength:
         steps: Optimizer steps.
         minutes: Time spent in training; ``None`` where the budget was in steps.
         seed: Seed of the run; ``None`` where unknown.
+        machine: What it ran on.
     """
 
     method: str
     steps: int
     minutes: float | None = None
     seed: int | None = None
+    machine: str | None = None
 
 
 def read_lengths(base: str | Path, runs: str | Path) -> list[TrainingLength]:
@@ -64,16 +81,19 @@ def _length_of(run: Path, method: str) -> TrainingLength:
     config = run / ".hydra" / "config.yaml"
     seed = OmegaConf.select(OmegaConf.load(config), "seed") if config.exists() else None
     minutes = None if elapsed is None else round(elapsed / 60, 1)
-    return TrainingLength(method, int(state["global_step"]), minutes, seed)
+    return TrainingLength(method, int(state["global_step"]), minutes, seed, describe_machine())
 
 
-def base_card(report: BaseReport, lengths: list[TrainingLength], scenes: int) -> str:
+def base_card(
+    report: BaseReport, lengths: list[TrainingLength], scenes: int, samples: Sequence[str] = ()
+) -> str:
     """Write the card as Markdown.
 
     Args:
         report: The figures.
         lengths: How long each part was trained.
         scenes: How many held-out scenes were measured on.
+        samples: Names of pictures in the folder ``samples`` beside the card.
     """
     measures = ("parameters", "size, bytes")
     sizes = {(row.part, row.measure): row.value for row in report.rows if row.measure in measures}
@@ -92,13 +112,32 @@ def base_card(report: BaseReport, lengths: list[TrainingLength], scenes: int) ->
         cells = [[r.part, r.measure.removesuffix(", MFLOP"), f"{r.value:,.1f}"] for r in costs]
         sections.append("## Cost\n\n" + _table(("part", "of", "MFLOP"), cells))
     if lengths:
-        trained = [[n.method, f"{n.steps:,}", _number(n.minutes), _number(n.seed)] for n in lengths]
-        sections.append("## Training\n\n" + _table(("method", "steps", "minutes", "seed"), trained))
+        trained = [
+            [n.method, f"{n.steps:,}", _number(n.minutes), _number(n.seed), n.machine or ""] for n in lengths
+        ]
+        header = ("method", "steps", "minutes", "seed", "machine")
+        sections.append("## Training\n\n" + _table(header, trained))
+    if samples:
+        sections.append(
+            "## Samples\n\n" + "\n\n".join(f"![{_title(name)}](samples/{name})" for name in samples)
+        )
     sections.append(
-        f"## Quality\n\nOn {scenes} scenes of the 15 held-out people, whom no part has seen.\n\n"
+        f"## Quality\n\nOn {scenes} scenes of the 15 held-out people, whom no part has seen; `generated` and "
+        "`fastcomposer` on pictures that the model drew, with captions and references of these people.\n\n"
         + _table(("part", "measure", "value", "at least", "holds"), [quality_cells(row) for row in quality])
     )
     return "\n\n".join([*sections, _FOOT])
+
+
+def describe_machine() -> str:
+    """Name the accelerator, or the processor and how many of its cores there are."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def _title(sample: str) -> str:
+    return sample.removesuffix(".png").removesuffix("_sheet").replace("_", " ")
 
 
 def quality_cells(row: Row) -> list[str]:
@@ -128,11 +167,13 @@ library_name: diffusers
 
 # The embedded base
 
-A model of Stable Diffusion's shape in miniature, in the diffusers folder layout, with two metric models: a
-detector of heads and an embedder of identities. Every part was trained by this project on scenes rendered by
-its own generator: no photo, no picture of a model and none of the 15 held-out people was among them.
+A model of Stable Diffusion's shape in miniature, in the diffusers folder layout, with two metric models, a
+detector of heads and an embedder of identities, and two FastComposer checkpoints: `fastcomposer.safetensors`,
+and the same training without localization in `without_localization/`. All were trained by this project on
+scenes rendered by its own generator: no photo, no picture of a model and none of the 15 held-out people was
+among them.
 
-This file is generated: `python -m fastcomposer.cli.report what=mini_base card=data/mini/README.md`."""
+This file is generated: `make card`."""
 
 _FOOT = """Two heads that the embedder compares come from two scenes and differ in clothing and in expression.
 It takes people who differ in nose or brows only for the same: in a scene these are a pixel or two.

@@ -20,6 +20,7 @@ from fastcomposer.evaluation.generated import measure_generated
 from fastcomposer.evaluation.mini_base import QUALITY, HeldOutScenes, Row
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
+from fastcomposer.models.trained import WEIGHTS_NAME
 
 _SIDE = 64  # pixels, of a scene
 PARTS = (
@@ -34,6 +35,13 @@ PARTS = (
     "embedder",
 )
 """Folders of a complete base."""
+
+
+CHECKPOINTS = {
+    "fastcomposer": WEIGHTS_NAME,
+    "without_localization": f"without_localization/{WEIGHTS_NAME}",
+}
+"""Trained weights that may lie beside the parts."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,9 @@ def measure_base(
             rows += QUALITY[part](base, scenes)
         rows += size_rows(base, part)
         rows += [Row(part, f"{what}, MFLOP", flops / 1e6) for what, flops in flops_of(base, part).items()]
+    for name, file in CHECKPOINTS.items():
+        if (base / file).is_file():
+            rows.append(Row(name, "size, bytes", float((base / file).stat().st_size)))
     missing = tuple(part for part in PARTS if part not in present)
     if sampler is not None and not missing:
         rows += measure_generated(base, scenes, sampler, per_count)
