@@ -159,7 +159,7 @@ def link(shared: Path, project: dict[str, Any]) -> None:
             launcher.chmod(0o755)
     for program in (shared / "bin").iterdir():  # what is no script, such as ruff
         command = commands / program.name
-        if program.is_symlink() or (command.exists() and not command.is_symlink()):
+        if program.is_symlink() or program.is_dir() or (command.exists() and not command.is_symlink()):
             continue
         with program.open("rb") as handle:
             is_script = handle.read(2) == b"#!"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcomposer.data.avatars import Appearance
 from fastcomposer.data.scenes import AvatarScenes, Person, held_out_identities
 from fastcomposer.evaluation.base_card import (
-    TrainingLength,
+    Training,
     base_card,
     describe_machine,
     read_lengths,
@@ -218,7 +218,7 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
         Row("detector", "size, bytes", 387763.0),
         Row("detector", "one scene, MFLOP", 22.09),
     )
-    length = TrainingLength("detector", 531, 1.0, 42, "an abacus")
+    length = Training("detector", 531, 1.0, 42, "an abacus")
     card = base_card(BaseReport(rows, ("unet",)), [length], 100, ["a_man_smiling_sheet.png"])
     assert "| detector | recall at IoU 0.5, 1 subject | 0.9912 | 0.97 | yes |" in card
     assert "| detector | 192,757 | 387,763 |" in card
@@ -238,9 +238,9 @@ def test_lengths_outlive_the_runs(tmp_path: Path) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("seed: 5\n")
-    state = {"global_step": 9, "callbacks": {"Timer": {"time_elapsed": {"train": 90.0}}}}
+    state = {"length": {"steps": 9, "minutes": 1.5}}
     torch.save(state, folder / "checkpoints" / "last.ckpt")
-    expected = [TrainingLength("vae", 7, 2.0), TrainingLength("detector", 9, 1.5, 5, describe_machine())]
+    expected = [Training("vae", 7, 2.0), Training("detector", 9, 1.5, 5, describe_machine())]
     assert read_lengths(base, runs) == expected
     write_lengths(base, expected)
     assert read_lengths(base, tmp_path / "gone") == expected

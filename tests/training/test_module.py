@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.models.trained import load_trained_weights
+from fastcomposer.models.trained import load_trained_weights, read_training_length
 from fastcomposer.training.callbacks import GracefulStop, SampleImages
 from fastcomposer.training.module import FastComposerModule, drop_conditions
 from fastcomposer.training.recipe import NonFiniteLossError
@@ -84,6 +84,33 @@ def test_exported_weights_are_the_average_and_load_again(
                 assert torch.equal(value, fresh.state_dict()[name]), (source, name)
     with pytest.raises(FileNotFoundError, match="nothing"):
         load_trained_weights(fresh, tmp_path / "nothing")
+
+
+def test_training_goes_on_from_trained_weights_and_counts_their_steps(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    first = make_module()
+    make_trainer(max_steps=3).fit(first, make_data())
+    first.export(tmp_path / "first")
+    known = read_training_length(tmp_path / "first")
+    assert known.steps == 3
+    assert known.minutes > 0
+    second = make_module(weights=tmp_path / "first")
+    with first.averaged_weights():
+        one, other = weights(first), weights(second)
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(second, make_data())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    length = read_training_length(tmp_path / "last.ckpt")
+    assert length.steps == 5
+    assert length.minutes > known.minutes
+    third = make_module(weights=tmp_path / "first")
+    make_trainer(max_steps=4).fit(third, make_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert third.length.steps == 7
+    assert third.length.minutes > length.minutes
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        make_module(weights=tmp_path / "nowhere")
 
 
 def test_checkpoint_of_another_choice_of_parameters_is_refused(

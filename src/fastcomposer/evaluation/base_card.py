@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from fastcomposer.evaluation.base_parts import BaseReport
 from fastcomposer.evaluation.mini_base import Row
+from fastcomposer.models.trained import TrainingLength
 
 METHODS = (
     "vae",
@@ -34,13 +35,13 @@ RECORD = "training.json"
 
 
 @dataclass(frozen=True)
-class TrainingLength:
+class Training:
     """How a part was trained.
 
     Attributes:
         method: Name of the training, the ``method`` of its command.
         steps: Optimizer steps.
-        minutes: Time spent in training; ``None`` where the budget was in steps.
+        minutes: Time spent in training.
         seed: Seed of the run; ``None`` where unknown.
         machine: What it ran on.
     """
@@ -52,7 +53,7 @@ class TrainingLength:
     machine: str | None = None
 
 
-def read_lengths(base: str | Path, runs: str | Path) -> list[TrainingLength]:
+def read_lengths(base: str | Path, runs: str | Path) -> list[Training]:
     """Collect how long each part was trained.
 
     Args:
@@ -61,7 +62,7 @@ def read_lengths(base: str | Path, runs: str | Path) -> list[TrainingLength]:
     """
     file = Path(base) / RECORD
     entries = json.loads(file.read_text()) if file.exists() else []
-    known = {entry["method"]: TrainingLength(**entry) for entry in entries}
+    known = {entry["method"]: Training(**entry) for entry in entries}
     for method in METHODS:
         run = Path(runs) / f"mini_base_{method}"
         if (run / "checkpoints" / "last.ckpt").exists():
@@ -69,24 +70,21 @@ def read_lengths(base: str | Path, runs: str | Path) -> list[TrainingLength]:
     return [known[method] for method in METHODS if method in known]
 
 
-def write_lengths(base: str | Path, lengths: list[TrainingLength]) -> None:
+def write_lengths(base: str | Path, lengths: list[Training]) -> None:
     """Keep the lengths beside the weights, so that the card can be made again without the runs."""
     text = json.dumps([asdict(length) for length in lengths], indent=2)
     (Path(base) / RECORD).write_text(text + "\n")
 
 
-def _length_of(run: Path, method: str) -> TrainingLength:
+def _length_of(run: Path, method: str) -> Training:
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, mmap=True, map_location="cpu")
-    elapsed = state["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train")
+    length = TrainingLength(**state["length"])
     config = run / ".hydra" / "config.yaml"
     seed = OmegaConf.select(OmegaConf.load(config), "seed") if config.exists() else None
-    minutes = None if elapsed is None else round(elapsed / 60, 1)
-    return TrainingLength(method, int(state["global_step"]), minutes, seed, describe_machine())
+    return Training(method, length.steps, round(length.minutes, 1), seed, describe_machine())
 
 
-def base_card(
-    report: BaseReport, lengths: list[TrainingLength], scenes: int, samples: Sequence[str] = ()
-) -> str:
+def base_card(report: BaseReport, lengths: list[Training], scenes: int, samples: Sequence[str] = ()) -> str:
     """Write the card as Markdown.
 
     Args:

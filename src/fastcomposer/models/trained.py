@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -30,7 +31,25 @@ _PREFIX = "model."
 _TRAINABLE = ("unet", "image_encoder", "fusion")
 
 
-def save_trained_weights(model: FastComposer, path: str | Path, precision: Precision = "float32") -> Path:
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long weights were trained.
+
+    Attributes:
+        steps: Optimizer steps.
+        minutes: Time spent in training.
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+
+
+def save_trained_weights(
+    model: FastComposer,
+    path: str | Path,
+    precision: Precision = "float32",
+    length: TrainingLength | None = None,
+) -> Path:
     """Write the trained tensors of a model.
 
     Args:
@@ -38,6 +57,7 @@ def save_trained_weights(model: FastComposer, path: str | Path, precision: Preci
         path: File to write, ``.safetensors``; replaced at once when complete.
         precision: ``float16`` halves the file; ``int8`` quarters it: differences from the base, see
             :mod:`fastcomposer.models.difference`.
+        length: How long they were trained, where it is known; :func:`read_training_length` gives it back.
 
     Raises:
         ValueError: If the precision is unknown, or differences are wanted of a model that was not loaded from
@@ -48,6 +68,8 @@ def save_trained_weights(model: FastComposer, path: str | Path, precision: Preci
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base": str(model.source.base) if model.source else ""}
+    if length is not None:
+        metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
     state = {name: value.cpu().contiguous() for name, value in model.trainable_state_dict().items()}
     if precision != "int8":
         state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
@@ -76,10 +98,11 @@ def load_trained_weights(model: FastComposer, path: str | Path) -> None:
         ValueError: If the file cannot be read or does not fit the model, with what differs.
     """
     file = _find(Path(path).expanduser())
-    state, wanted = _read(file)
-    if wanted is not None:
+    content = _read(file)
+    state = content.state
+    if content.base_digest is not None:
         base = base_weights({name: getattr(model, name) for name in _TRAINABLE}, state)
-        if digest(base) != wanted:
+        if digest(base) != content.base_digest:
             raise ValueError(
                 f"checkpoint {file} holds differences from other weights than this model's: load it into a "
                 "model fresh from the base it was trained from"
@@ -98,6 +121,19 @@ def load_trained_weights(model: FastComposer, path: str | Path) -> None:
     )
 
 
+def read_training_length(path: str | Path) -> TrainingLength:
+    """Read how long trained weights were trained; zero where their file does not say so.
+
+    Args:
+        path: See :func:`load_trained_weights`.
+
+    Raises:
+        FileNotFoundError: If there is none; the message names the path.
+        ValueError: If the file cannot be read.
+    """
+    return _read(_find(Path(path).expanduser())).length
+
+
 def _find(path: Path) -> Path:
     if not path.is_dir():
         return existing_file(path, "checkpoint")
@@ -109,15 +145,34 @@ def _find(path: Path) -> Path:
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Tensors by name; where they are differences, also the digest of what they differ from."""
+@dataclass(frozen=True)
+class _Content:
+    """Tensors of a file by name.
+
+    Attributes:
+        state: The tensors.
+        base_digest: Where they are differences, digest of what they differ from.
+        length: How long they were trained.
+    """
+
+    state: dict[str, Tensor]
+    base_digest: str | None
+    length: TrainingLength
+
+
+def _read(file: Path) -> _Content:
     try:
         if file.suffix != ".ckpt":
             with safe_open(file, "pt") as opened:
-                wanted = (opened.metadata() or {}).get(BASE_DIGEST)
-            return load_file(file), wanted
+                metadata = opened.metadata() or {}
+            length = TrainingLength(int(metadata.get("steps", 0)), float(metadata.get("minutes", 0)))
+            return _Content(_unprefixed(load_file(file)), metadata.get(BASE_DIGEST), length)
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         weights = content["ema"]["weights"] if "ema" in content else content["state_dict"]
+        return _Content(_unprefixed(weights), None, TrainingLength(**content.get("length", {})))
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {file} cannot be read as trained weights: {error}") from error
-    return {name.removeprefix(_PREFIX): value for name, value in weights.items()}, None
+
+
+def _unprefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_PREFIX): value for name, value in weights.items()}

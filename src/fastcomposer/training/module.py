@@ -11,7 +11,13 @@ from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.models.trained import WEIGHTS_NAME, Precision, save_trained_weights
+from fastcomposer.models.trained import (
+    WEIGHTS_NAME,
+    Precision,
+    load_trained_weights,
+    read_training_length,
+    save_trained_weights,
+)
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
 
@@ -27,6 +33,8 @@ class FastComposerModule(RecipeModule):
         caption_dropout: Share of samples that lose caption and subjects.
         subject_dropout: Share of subjects that are left out, their word staying in the caption.
         gradient_checkpointing: Trade time for memory.
+        weights: Trained weights to start from, as
+            :func:`~fastcomposer.models.trained.load_trained_weights` takes them; ``None`` for the base's own.
         export_precision: Of the finished weights, see
             :func:`~fastcomposer.models.trained.save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
@@ -42,6 +50,7 @@ class FastComposerModule(RecipeModule):
         caption_dropout: float = 0.1,
         subject_dropout: float = 0.1,
         gradient_checkpointing: bool = False,
+        weights: str | Path | None = None,
         export_precision: Precision = "float32",
         **recipe: Any,
     ) -> None:
@@ -59,7 +68,11 @@ class FastComposerModule(RecipeModule):
                 "nothing to train: method.train_unet, train_fusion and vision_layers are all off"
             )
         self.caption_dropout, self.subject_dropout = caption_dropout, subject_dropout
+        if weights is not None:
+            self.trained_before = read_training_length(weights)
         self.model = model if isinstance(model, FastComposer) else model()
+        if weights is not None:
+            load_trained_weights(self.model, weights)
         self.model.set_trainable(unet=train_unet, fusion=train_fusion, vision_layers=vision_layers)
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -100,7 +113,8 @@ class FastComposerModule(RecipeModule):
             folder: Where :data:`WEIGHTS_NAME` goes.
         """
         with self.averaged_weights():
-            return save_trained_weights(self.model, Path(folder) / WEIGHTS_NAME, self.export_precision)
+            file = Path(folder) / WEIGHTS_NAME
+            return save_trained_weights(self.model, file, self.export_precision, self.length)
 
 
 def drop_conditions(

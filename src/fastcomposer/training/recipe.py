@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -12,6 +14,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Timer
 from torch import Generator, nn
+
+from fastcomposer.models.trained import TrainingLength
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -54,6 +58,9 @@ class RecipeModule(L.LightningModule):
         self.seed = seed
         self.ema_decay, self.max_bad_steps = ema_decay, max_bad_steps
         self.ema: EMAModel | None = None
+        self.trained_before = TrainingLength()
+        """Of the weights that the first step starts from."""
+        self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -78,13 +85,20 @@ class RecipeModule(L.LightningModule):
                 shares.append(used / (used + left) if used + left else 1.0)  # type: ignore[operator]
         return min(max(shares), 1.0)
 
+    @property
+    def length(self) -> TrainingLength:
+        """How long the weights were trained by now, over all interruptions."""
+        before, minutes = self.trained_before, self._minutes + (time.monotonic() - self._since) / 60
+        return TrainingLength(before.steps + self.global_step, before.minutes + minutes)
+
     def _lr_factor(self, step: int) -> float:
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         cool = min(1.0, (1 - self.progress()) / self.cooldown) if self.cooldown else 1.0
         return warm * cool
 
     def on_fit_start(self) -> None:
-        """Start the moving average from the weights of the first step."""
+        """Start the clock, and the moving average from the weights of the first step."""
+        self._since = time.monotonic()
         if self.ema_decay is not None and self.ema is None:
             self.ema = EMAModel(
                 list(self.trained_parameters().values()),
@@ -151,6 +165,7 @@ class RecipeModule(L.LightningModule):
         """Keep trained weights and the moving average; frozen weights come from the base."""
         trained = self.trained_parameters()
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in trained}
+        checkpoint["length"] = asdict(self.length)
         if self.ema is not None:
             averages = dict(zip(trained, self.ema.shadow_params, strict=True))
             checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
@@ -169,6 +184,8 @@ class RecipeModule(L.LightningModule):
                 "were other parameters trained (method.vision_layers, method.train_unet)?"
             )
         self.strict_loading = False
+        if "length" in checkpoint:
+            self._minutes = checkpoint["length"]["minutes"] - self.trained_before.minutes
         if "ema" in checkpoint and self.ema_decay is not None:
             self.ema = EMAModel(list(trained.values()), decay=self.ema_decay, use_ema_warmup=True, power=0.75)
             self.ema.optimization_step = checkpoint["ema"]["step"]
