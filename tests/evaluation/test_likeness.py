@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from fastcomposer.data.avatars import Appearance, Identity
+from fastcomposer.data.prepare import reference_name
+from fastcomposer.data.scenes import Person, held_out_identities
 from fastcomposer.evaluation import likeness
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.collected import Collected, Picture, Run
+from fastcomposer.evaluation.mini_base import HeldOutScenes
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.metrics.faces import Faces
 
 
 def run(benchmark: str, method: str, identity: float, prompt: float, **settings: Any) -> Run:
@@ -51,7 +57,9 @@ RUNS = (
 
 
 def rows_of(*runs: Run) -> dict[str, Any]:
-    rows = likeness.likeness_rows(Collected(runs, {}, 0.8), ceiling=0.8)
+    rows = likeness.likeness_rows(
+        Collected(runs, {}, 0.8), ceiling=likeness.Ceiling(scenes=0.8, portraits=1.0)
+    )
     return {row.measure: row for row in rows}
 
 
@@ -90,18 +98,43 @@ def test_what_is_missing_is_said(left_out: int, message: str) -> None:
         rows_of(*(one for i, one in enumerate(RUNS) if i != left_out))
 
 
-def test_the_ceiling_is_the_mean_over_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ceiling_is_what_true_pictures_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = held_out_identities()[:3]
+    ids = [reference_name(i, who) for i, who in enumerate((first, second, third))]
+    east, north = torch.tensor([1.0, 0]), torch.tensor([0, 1.0])
     known = {
-        "a": SimpleNamespace(reference=torch.tensor([1.0, 0]), others=torch.tensor([[1.0, 0], [0, 1.0]])),
-        "b": SimpleNamespace(reference=torch.tensor([1.0, 0]), others=torch.tensor([[0.9, 0.1]])),
-        "c": SimpleNamespace(reference=torch.tensor([1.0, 0]), others=torch.zeros(0, 2)),
+        ids[0]: SimpleNamespace(reference=east, others=torch.stack([east, north])),
+        ids[1]: SimpleNamespace(reference=east, others=torch.tensor([[0.9, 0.1]])),
+        ids[2]: SimpleNamespace(reference=east, others=torch.zeros(0, 2)),
     }
     monkeypatch.setattr(likeness, "know_subject", lambda subject, faces, size: known[subject.id])
     people = [Subject(name, "man", (Path("x.png"),)) for name in known]
-    faces: Any = None
-    assert likeness.identity_ceiling(people, faces, 64) == pytest.approx(0.7)
+
+    def person(who: Identity) -> Person:
+        return Person(who, Appearance(), 0, (0, 0, 1, 1), (0, 0, 1, 1))
+
+    shown = ((person(first),), (person(first), person(second)), (person(second),), (person(first),))
+    scenes = HeldOutScenes(
+        torch.arange(4.0).expand(8, 8, 3, 4).permute(3, 2, 0, 1), ("",) * 4, ("",) * 4, shown
+    )
+
+    def faces(images: torch.Tensor) -> list[Faces]:
+        """In scene 0 the reference's face, in scene 2 half of it, in scene 3 none."""
+        vectors = {0.0: [[1.0, 0]], 2.0: [[0.5, 0.75**0.5]], 3.0: []}
+        rows = [torch.tensor(vectors[float(image.flatten()[0])]).reshape(-1, 2) for image in images]
+        return [
+            Faces(torch.ones(len(v), 4) * torch.tensor([0, 0, 1, 1.0]), torch.ones(len(v)), v) for v in rows
+        ]
+
+    ceiling = likeness.identity_ceiling(people, scenes, faces, 64)
+    assert ceiling.portraits == pytest.approx((0.5 + 0.9) / 2)
+    assert ceiling.scenes == pytest.approx((1.0 + 0.5 + 0.0) / 3)
     with pytest.raises(ValueError, match="run prepare again"):
-        likeness.identity_ceiling(people[2:], faces, 64)
+        likeness.identity_ceiling(people[2:], scenes, faces, 64)
+    with pytest.raises(ValueError, match="num_scenes"):
+        likeness.identity_ceiling(
+            people, replace(scenes, people=((person(third), person(first)),) * 4), faces, 64
+        )
 
 
 def test_attention_is_compared(tmp_path: Path) -> None:

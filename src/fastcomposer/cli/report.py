@@ -52,7 +52,7 @@ def report_base(config: DictConfig) -> None:
     scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
     report = measure_base(base, scenes, config.sampler, config.num_generated)
     if config.evaluation is not None:
-        report = report.extended(checkpoint_rows(config))
+        report = report.extended(checkpoint_rows(config, scenes))
     table = Table("part", "measure", "value", "at least", "holds")
     for row in report.rows:
         table.add_row(*quality_cells(row))
@@ -72,7 +72,7 @@ def report_base(config: DictConfig) -> None:
         print(config.card)
 
 
-def checkpoint_rows(config: DictConfig) -> list[Any]:
+def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     """What an evaluation says of the checkpoint and of its twin without localization."""
     from hydra.utils import instantiate
 
@@ -84,7 +84,7 @@ def checkpoint_rows(config: DictConfig) -> list[Any]:
     collected = collect(folder, config.alpha)
     benchmarks = instantiate(config.benchmark)
     faces = MiniFaces(config.model.base)
-    ceiling = identity_ceiling(benchmarks[0].subjects, faces, config.model.resolution)
+    ceiling = identity_ceiling(benchmarks[0].subjects, scenes, faces, config.model.resolution)
     rows = likeness_rows(collected, ceiling)
     return rows + attention_rows(folder / "attention.json", config.checkpoint, config.twin)
 

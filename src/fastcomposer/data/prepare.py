@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastcomposer.data.avatars import Appearance, render_avatar
+from fastcomposer.data.avatars import Appearance, Identity, render_avatar
 from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
 
@@ -92,7 +92,7 @@ def write_references(folder: Path, size: int) -> list[Path]:
     """
     paths = []
     for number, identity in enumerate(held_out_identities()):
-        paths.append(folder / f"{number:02d}_{identity.word}.png")
+        paths.append(folder / f"{reference_name(number, identity)}.png")
         others = paths[-1].with_suffix("")
         others.mkdir(parents=True, exist_ok=True)
         Image.fromarray(reference_picture(identity, size, seed=number)).save(paths[-1])
@@ -100,6 +100,11 @@ def write_references(folder: Path, size: int) -> list[Path]:
             picture = np.ascontiguousarray(render_avatar(identity, look, size)[:size])
             Image.fromarray(picture).save(others / f"{k}.png")
     return paths
+
+
+def reference_name(number: int, identity: Identity) -> str:
+    """Name of a held-out person's reference, which is also the subject's id in the benchmarks."""
+    return f"{number:02d}_{identity.word}"
 
 
 def other_looks(number: int) -> tuple[Appearance, ...]:
