@@ -14,7 +14,7 @@ from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.trained import load_trained_weights
 
 MINI = Path(__file__).parents[1] / "data" / "mini"
-SHORT_OF = {"vae": 0.5}
+SHORT_OF = {"vae": 0.3}
 """How far below what the card asks a part may be, in the card's own unit: dB."""
 
 
