@@ -20,6 +20,8 @@ from diffusers import (
 from PIL import Image
 
 from fastcomposer import FastComposer, FastComposerPipeline, PromptError, SubjectFusion
+from fastcomposer.evaluation.pipelines import load_trained
+from fastcomposer.models.trained import save_trained_weights
 from fastcomposer.pipeline import FastComposerPipelineOutput
 from fastcomposer.prompt import strip_markers
 from fastcomposer.sampling import DelayedConditioning, Schedule
@@ -402,6 +404,12 @@ class TestOutputs:
         again = FastComposerPipeline.from_pretrained(tmp_path / "saved")
         assert again.safety_checker is not None and again.config.requires_safety_checker
         assert model.to_pipeline(safety_checker=False).safety_checker is None
+        model.set_trainable(unet=False)
+        save_trained_weights(model, tmp_path / "trained.safetensors")
+        for checkpoint in (tmp_path / "saved", tmp_path / "trained.safetensors"):
+            for wanted in (False, True):
+                loaded = load_trained(str(base), checkpoint=str(checkpoint), safety_checker=wanted)
+                assert (loaded.safety_checker is not None) is wanted
 
 
 class TestCallbacks:

@@ -83,20 +83,8 @@ def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> G
     runs = [run for run in runs if any(picture.file.is_file() for picture in run.pictures)]
     if not runs:
         return None
-    cases = chosen_cases(runs, per_category)
-    columns = tuple(caption_of(case) for case in cases)
-    strips = [
-        Strip(
-            name,
-            tuple(
-                _shown_or_none(run.of_case(case.case), f"{name}: {caption}")
-                for case, caption in zip(cases, columns, strict=True)
-            ),
-        )
-        for run, name in zip(runs, distinguishing(runs), strict=True)
-    ]
-    references = _references(collected.references, cases)
-    return Gallery(benchmark, columns, (*references, *strips))
+    named = list(zip(distinguishing(runs), runs, strict=True))
+    return _gallery(collected, benchmark, named, chosen_cases(runs, per_category))
 
 
 def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Gallery | None:
@@ -113,30 +101,14 @@ def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Ga
     pair = collected.ablation(benchmark)
     ours = collected.ours(benchmark)
     runs = list(pair) if pair else [ours] if ours else []
-    labels = ["With localization", "Without localization"]
     having = {id(run): {p.case for p in run.pictures if attention_files(run, p)} for run in runs}
     runs = [run for run in runs if having[id(run)]]
     if not runs:
         return None
     common = set.intersection(*(having[id(run)] for run in runs))
     cases = [picture for picture in runs[0].pictures if picture.case in common]
-    cases = _spread(cases, columns)
-    captions = tuple(caption_of(case) for case in cases)
-    strips = []
-    for run in runs:
-        label = labels[0] if run.localized else labels[1]
-        cells = []
-        for case, caption in zip(cases, captions, strict=True):
-            picture = run.of_case(case.case)
-            assert picture is not None
-            maps = [
-                shown(file, f"{label}: attention on {name} in {caption}")
-                for file, name in zip(attention_files(run, picture), case.subjects, strict=False)
-            ]
-            cells.append((*_shown_or_none(picture, f"{label}: {caption}"), *maps))
-        strips.append(Strip(label, tuple(cells)))
-    references = _references(collected.references, cases)
-    return Gallery(benchmark, captions, (*references, *strips))
+    named = [("With localization" if run.localized else "Without localization", run) for run in runs]
+    return _gallery(collected, benchmark, named, _spread(cases, columns), maps=True)
 
 
 def attention_files(run: Run, picture: Picture) -> list[Path]:
@@ -191,6 +163,38 @@ def shown(file: Path, alt: str) -> Shown:
     return Shown(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", alt, small)
 
 
+def _gallery(
+    collected: Collected,
+    benchmark: str,
+    runs: Sequence[tuple[str, Run]],
+    cases: Sequence[Picture],
+    maps: bool = False,
+) -> Gallery:
+    """Lay out cases as columns and named runs as lines, below the references."""
+    captions = tuple(caption_of(case) for case in cases)
+    strips = [
+        Strip(
+            name,
+            tuple(
+                _cell(run.of_case(c.case), run, name, t, maps) for c, t in zip(cases, captions, strict=True)
+            ),
+        )
+        for name, run in runs
+    ]
+    return Gallery(benchmark, captions, (*_references(collected.references, cases), *strips))
+
+
+def _cell(picture: Picture | None, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:
+    """A picture, and the attention maps of its subjects; nothing where there is no picture."""
+    if picture is None or not picture.file.is_file():
+        return ()
+    files = zip(attention_files(run, picture) if maps else (), picture.subjects, strict=False)
+    return (
+        shown(picture.file, f"{name}: {caption}"),
+        *(shown(file, f"{name}: attention on {subject} in {caption}") for file, subject in files),
+    )
+
+
 def _references(references: Mapping[str, Path], cases: Sequence[Picture]) -> list[Strip]:
     names = {name for case in cases for name in case.subjects}
     known = {name: references[name] for name in names if name in references and references[name].is_file()}
@@ -199,10 +203,6 @@ def _references(references: Mapping[str, Path], cases: Sequence[Picture]) -> lis
     pictures = {name: shown(file, f"Reference of {name}") for name, file in known.items()}
     cells = [tuple(pictures[name] for name in case.subjects if name in pictures) for case in cases]
     return [Strip("Reference", tuple(cells), references=True)]
-
-
-def _shown_or_none(picture: Picture | None, alt: str) -> tuple[Shown, ...]:
-    return (shown(picture.file, alt),) if picture is not None and picture.file.is_file() else ()
 
 
 def _spread(items: Sequence[T], number: int) -> list[T]:

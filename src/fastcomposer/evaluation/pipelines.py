@@ -32,15 +32,20 @@ def load_base(
 
 
 def load_trained(
-    base: str, image_encoder: str | None = None, max_subjects: int | None = 4, checkpoint: str | None = None
+    base: str,
+    image_encoder: str | None = None,
+    max_subjects: int | None = 4,
+    checkpoint: str | None = None,
+    safety_checker: bool = False,
 ) -> FastComposerPipeline:
-    """Load trained weights on top of a base, or a saved pipeline; without safety checker.
+    """Load trained weights on top of a base, or a saved pipeline.
 
     Args:
         base: See :func:`load_base`, as the next two; not looked at for a saved pipeline.
         image_encoder: See there.
         max_subjects: See there.
         checkpoint: Trained weights, the folder of a run, or the folder of a saved pipeline.
+        safety_checker: Whether to run the safety checker of the base or the saved pipeline, where it has one.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -53,10 +58,12 @@ def load_trained(
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"checkpoint {checkpoint}: no such file or folder")
     if (Path(checkpoint) / "model_index.json").exists():
-        return FastComposerPipeline.from_pretrained(checkpoint, safety_checker=None)
+        return FastComposerPipeline.from_pretrained(
+            checkpoint, **({} if safety_checker else {"safety_checker": None})
+        )
     model = FastComposer.from_pretrained(base, image_encoder, max_subjects=max_subjects)
     load_trained_weights(model, checkpoint)
-    return model.to_pipeline(safety_checker=False)
+    return model.to_pipeline(safety_checker=safety_checker)
 
 
 def networks_of(pipeline: FastComposerPipeline) -> dict[str, nn.Module]:

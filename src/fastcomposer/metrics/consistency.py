@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastcomposer.metrics.average import PictureMean
+from fastcomposer.metrics.cosine import paired_cosine
 
 
 def prompt_consistency(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -21,12 +21,7 @@ def prompt_consistency(image_features: Tensor, text_features: Tensor) -> Tensor:
     Raises:
         ValueError: If there is not one text for every picture.
     """
-    if image_features.shape != text_features.shape:
-        raise ValueError(
-            f"features of shape {tuple(image_features.shape)} for pictures but "
-            f"{tuple(text_features.shape)} for texts: one text for every picture"
-        )
-    return F.cosine_similarity(image_features, text_features.to(image_features), dim=-1)
+    return paired_cosine(image_features, text_features, "text")
 
 
 class PromptConsistency(PictureMean):

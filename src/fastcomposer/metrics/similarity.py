@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel
 
 from fastcomposer.metrics.average import PictureMean
+from fastcomposer.metrics.cosine import paired_cosine
 from fastcomposer.metrics.pretrained import load_pretrained
 
 
@@ -70,12 +71,7 @@ class ImageSimilarity(PictureMean):
         Raises:
             ValueError: If there is not one reference for every picture.
         """
-        if image_features.shape != reference_features.shape:
-            raise ValueError(
-                f"features of shape {tuple(image_features.shape)} for pictures but "
-                f"{tuple(reference_features.shape)} for references: one reference for every picture"
-            )
-        self.add(F.cosine_similarity(image_features, reference_features.to(image_features), dim=-1))
+        self.add(paired_cosine(image_features, reference_features, "reference"))
 
 
 class DinoExtractor(nn.Module):
