@@ -154,6 +154,22 @@ def test_nothing_is_dropped_at_zero() -> None:
     assert (batch.input_ids == 1).all()
 
 
+def test_lost_captions_take_the_states_of_the_empty_prompt() -> None:
+    states = torch.arange(50.0)[:, None, None].expand(50, 77, 4)
+    batch = some_batch(50).replace(text_embeds=states)
+    empty = torch.full((77, 4), -1.0)
+    draw = torch.Generator().manual_seed(0)
+    dropped = drop_conditions(batch, torch.full((77,), 7), 0.4, 0.0, draw, empty)
+    lost = (dropped.input_ids == 7).all(dim=1)
+    assert 10 < lost.sum() < 30
+    assert dropped.text_embeds is not None
+    assert (dropped.text_embeds[lost] == -1).all()
+    assert torch.equal(dropped.text_embeds[~lost], states[~lost])
+    plain = drop_conditions(some_batch(50), torch.full((77,), 7), 0.4, 0.0, torch.Generator().manual_seed(0))
+    assert plain.text_embeds is None
+    assert torch.equal(plain.input_ids, dropped.input_ids)
+
+
 class _Poison(Callback):
     """Makes the gradients of chosen steps NaN."""
 

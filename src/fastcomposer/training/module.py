@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.conditioning import encode_text
 from fastcomposer.models.trained import (
     WEIGHTS_NAME,
     Precision,
@@ -81,6 +82,7 @@ class FastComposerModule(RecipeModule):
         empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
+        self._empty_states: Tensor | None = None
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
@@ -91,6 +93,7 @@ class FastComposerModule(RecipeModule):
             self.caption_dropout,
             self.subject_dropout,
             generator,
+            None if batch.text_embeds is None else self._states_of_empty_prompt(),
         )
         losses = self.model.training_losses(batch, generator=generator, skip_empty=True)
         self.log("train/loss", losses.loss, prog_bar=True, batch_size=len(batch))
@@ -105,6 +108,13 @@ class FastComposerModule(RecipeModule):
             losses = self.model.training_losses(batch, generator=generator, skip_empty=True)
         values = {"val/denoise_loss": losses.denoise_loss, "val/localization_loss": losses.localization_loss}
         self.log_dict(values, batch_size=len(batch), sync_dist=True)
+
+    def _states_of_empty_prompt(self) -> Tensor:
+        """(77, d) hidden states of the frozen text encoder, computed once."""
+        if self._empty_states is None:
+            with torch.no_grad():
+                self._empty_states = encode_text(self.model.text_encoder, self.empty_prompt[None])[0]
+        return self._empty_states
 
     def export(self, folder: str | Path) -> Path:
         """Write the trained weights (averaged, where there is an EMA) beside the base they belong to.
@@ -123,6 +133,7 @@ def drop_conditions(
     caption_dropout: float,
     subject_dropout: float,
     generator: Generator,
+    empty_states: Tensor | None = None,
 ) -> SubjectBatch:
     """Take caption and subjects from some samples, and single subjects from others (PAPER.md, recipe).
 
@@ -132,16 +143,20 @@ def drop_conditions(
         caption_dropout: Probability that a sample loses both.
         subject_dropout: Probability that a subject is left out.
         generator: Source of the draws.
+        empty_states: (77, d) text states of the empty prompt, for a batch that carries text states.
 
     Returns:
-        The batch with ``input_ids`` and ``subject_present`` replaced; precomputed text states are left out
-        where their caption is gone.
+        The batch with ``input_ids``, ``subject_present`` and precomputed text states replaced.
     """
     device = batch.input_ids.device
     lost = torch.rand(len(batch), 1, generator=generator, device=device) < caption_dropout
     kept = torch.rand(batch.subject_present.shape, generator=generator, device=device) >= subject_dropout
+    states = batch.text_embeds
+    if states is not None:
+        assert empty_states is not None
+        states = torch.where(lost[..., None], empty_states, states)
     return batch.replace(
         input_ids=torch.where(lost, empty_prompt, batch.input_ids),
         subject_present=batch.subject_present & kept & ~lost,
-        text_embeds=None,
+        text_embeds=states,
     )
