@@ -13,11 +13,11 @@ from toy_records import CAPTION, LEFT, SIZE, add_record, picture, segment_map
 
 from fastcomposer.data import index
 from fastcomposer.data.index import RecordIndex
+from fastcomposer.data.pixels import clamp_box
 from fastcomposer.data.records import (
     Record,
     RecordError,
     Segment,
-    clamp_box,
     read_ids,
     read_json,
     read_record,

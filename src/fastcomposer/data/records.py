@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,16 +23,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from fastcomposer.data.pixels import RecordError as RecordError
+from fastcomposer.data.pixels import check_pixels, decode_image, decode_map, record_error
 from fastcomposer.prompt import MARKER
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
 """Name of the id list of each split."""
 
 _WORD_AT_END = re.compile(r"\w\s*$")
-
-
-class RecordError(ValueError):
-    """A defect of the data on disk; the message names the file and the field."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,22 @@ class LoadedRecord:
         record: The JSON part.
         image: (H, W, 3) uint8 RGB.
         segment_map: (H, W) integers, pixel = segment id.
+        picture_file: Content of the picture's file.
     """
 
     record: Record
     image: np.ndarray
     segment_map: np.ndarray
+    picture_file: bytes
 
 
-def _error(path: Path, field_name: str, problem: str) -> RecordError:
-    # One plain string, so that the error can be raised again from a data worker.
-    return RecordError(f"{path}: {field_name}: {problem}")
+@dataclass(frozen=True)
+class RecordFiles:
+    """The content of a record's three files."""
+
+    json: bytes
+    jpg: bytes
+    npy: bytes
 
 
 def record_path(root: str | Path, record_id: str, suffix: str) -> Path:
@@ -116,12 +120,12 @@ def read_ids(root: str | Path, split: str) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise _error(path, "id list", f"file is missing; split {split!r} needs it") from None
+        raise record_error(path, "id list", f"file is missing; split {split!r} needs it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise _error(path, "id list", f"unreadable: {error}") from None
+        raise record_error(path, "id list", f"unreadable: {error}") from None
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
     if not lines:
-        raise _error(path, "id list", "holds no ids")
+        raise record_error(path, "id list", "holds no ids")
     for number, record_id in lines.items():
         _check_id(path, record_id, f"line {number}")
     return list(lines.values())
@@ -141,7 +145,7 @@ def write_ids(root: str | Path, split: str, record_ids: Iterable[str]) -> None:
 
 def _check_id(path: Path, record_id: str, field_name: str) -> None:
     if not record_id or record_id.startswith(".") or "/" in record_id or "\\" in record_id:
-        raise _error(path, field_name, f"{record_id!r} cannot be the name of a record")
+        raise record_error(path, field_name, f"{record_id!r} cannot be the name of a record")
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -177,7 +181,7 @@ def write_record(
     parse_record(json.loads(content), json_path, record.record_id)
     npy_path = json_path.with_suffix(".npy")
     segment_map = np.asarray(segment_map)
-    _check_pixels(record, (picture.height, picture.width), segment_map, json_path, None)
+    check_pixels(record.segments, (picture.height, picture.width), segment_map, json_path, None)
     low, high = int(segment_map.min(initial=0)), int(segment_map.max(initial=0))
     dtype = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
 
@@ -230,15 +234,24 @@ def read_json(root: str | Path, record_id: str) -> Record:
         RecordError: For every defect, naming file and field.
     """
     path = record_path(root, record_id, ".json")
+    return _decode_json(_content(path, "record"), path, record_id)
+
+
+def _content(path: Path, field_name: str) -> bytes:
     try:
-        content = json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
-        raise _error(path, "record", "file is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise _error(path, "record", f"malformed JSON: {error}") from None
+        raise record_error(path, field_name, "file is missing") from None
     except OSError as error:
-        raise _error(path, "record", f"unreadable: {error}") from None
-    return parse_record(content, path, record_id)
+        raise record_error(path, field_name, f"unreadable: {error}") from None
+
+
+def _decode_json(content: bytes, path: Path, record_id: str) -> Record:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise record_error(path, "record", f"malformed JSON: {error}") from None
+    return parse_record(found, path, record_id)
 
 
 def parse_record(content: Any, path: Path, record_id: str) -> Record:
@@ -253,17 +266,19 @@ def parse_record(content: Any, path: Path, record_id: str) -> Record:
         RecordError: For every defect, naming file and field.
     """
     if not isinstance(content, dict):
-        raise _error(path, "record", f"must be an object, not {type(content).__name__}")
+        raise record_error(path, "record", f"must be an object, not {type(content).__name__}")
     caption = _field(content, "caption", str, path, "caption")
     if MARKER in caption:
-        raise _error(path, "caption", f"holds a marker {MARKER}; markers are placed from segments[].end")
+        raise record_error(
+            path, "caption", f"holds a marker {MARKER}; markers are placed from segments[].end"
+        )
     entries = _field(content, "segments", list, path, "segments")
     segments: list[Segment] = []
     seen: dict[int, int] = {}
     for number, entry in enumerate(entries):
         segment = _parse_segment(entry, caption, path, f"segments[{number}]")
         if segment.id in seen:
-            raise _error(
+            raise record_error(
                 path, f"segments[{number}].id", f"{segment.id} is used by segments[{seen[segment.id]}] too"
             )
         seen[segment.id] = number
@@ -274,32 +289,34 @@ def parse_record(content: Any, path: Path, record_id: str) -> Record:
 
 def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
     if not isinstance(entry, dict):
-        raise _error(path, name, f"must be an object, not {type(entry).__name__}")
+        raise record_error(path, name, f"must be an object, not {type(entry).__name__}")
     segment_id = _field(entry, "id", int, path, f"{name}.id")
     end = _field(entry, "end", int, path, f"{name}.end")
     if not 0 < end <= len(caption):
-        raise _error(path, f"{name}.end", f"{end} lies outside the caption of {len(caption)} characters")
+        raise record_error(
+            path, f"{name}.end", f"{end} lies outside the caption of {len(caption)} characters"
+        )
     if not _WORD_AT_END.search(caption[:end]):
-        raise _error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
+        raise record_error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
     box = _field(entry, "bbox", list, path, f"{name}.bbox")
     if len(box) != 4 or not all(_is_whole(value) for value in box):
-        raise _error(path, f"{name}.bbox", f"must be four whole numbers x1, y1, x2, y2, not {box}")
+        raise record_error(path, f"{name}.bbox", f"must be four whole numbers x1, y1, x2, y2, not {box}")
     x1, y1, x2, y2 = (int(value) for value in box)
     if x1 >= x2 or y1 >= y2:
-        raise _error(path, f"{name}.bbox", f"x1, y1, x2, y2 = {box} encloses nothing")
+        raise record_error(path, f"{name}.bbox", f"x1, y1, x2, y2 = {box} encloses nothing")
     label = _field(entry, "coco_label", str, path, f"{name}.coco_label")
     identity = entry.get("identity")
     if identity is not None and not isinstance(identity, str):
-        raise _error(path, f"{name}.identity", f"must be a string, not {identity!r}")
+        raise record_error(path, f"{name}.identity", f"must be a string, not {identity!r}")
     return Segment(segment_id, (x1, y1, x2, y2), end, label, identity)
 
 
 def _field(content: dict[str, Any], key: str, kind: type, path: Path, name: str) -> Any:
     if key not in content:
-        raise _error(path, name, "field is missing")
+        raise record_error(path, name, "field is missing")
     value = content[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise _error(path, name, f"must be {kind.__name__}, not {value!r:.80}")
+        raise record_error(path, name, f"must be {kind.__name__}, not {value!r:.80}")
     return value
 
 
@@ -320,64 +337,40 @@ def read_record(root: str | Path, record_id: str, labels: Collection[str] | None
     Raises:
         RecordError: For every defect, naming file and field.
     """
-    record = read_json(root, record_id)
+    return decode_record(record_id, read_files(root, record_id), root, labels)
+
+
+def read_files(root: str | Path, record_id: str) -> RecordFiles:
+    """Read the files of a record as they are.
+
+    Raises:
+        RecordError: If one is missing or unreadable.
+    """
     path = record_path(root, record_id, ".json")
-    image = _read_image(path.with_suffix(".jpg"))
-    segment_map = _read_map(path.with_suffix(".npy"))
-    _check_pixels(record, image.shape[:2], segment_map, path, labels)
-    return LoadedRecord(record, image, segment_map)
+    return RecordFiles(
+        _content(path, "record"),
+        _content(path.with_suffix(".jpg"), "image"),
+        _content(path.with_suffix(".npy"), "segment map"),
+    )
 
 
-def clamp_box(bbox: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the part of an x1, y1, x2, y2 box that lies inside a picture."""
-    x1, y1, x2, y2 = bbox
-    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+def decode_record(
+    record_id: str, files: RecordFiles, root: str | Path, labels: Collection[str] | None = None
+) -> LoadedRecord:
+    """Validate and decode one record.
 
+    Args:
+        record_id: Name of the record.
+        files: Content of its files.
+        root: Data folder that they come from, for messages.
+        labels: See :func:`read_record`.
 
-def _check_pixels(
-    record: Record,
-    size: tuple[int, ...],
-    segment_map: np.ndarray,
-    path: Path,
-    labels: Collection[str] | None,
-) -> None:
-    """Check the segment map against the picture's height and width and against the segments."""
-    map_path = path.with_suffix(".npy")
-    if segment_map.ndim != 2 or segment_map.dtype.kind not in "iu":
-        found = f"{segment_map.dtype} of shape {segment_map.shape}"
-        raise _error(map_path, "segment map", f"must be 2-D and of integers, not {found}")
-    if segment_map.shape != size:
-        problem = f"height and width {segment_map.shape}, but those of the image are {tuple(size)}"
-        raise _error(map_path, "segment map", problem)
-    for number, segment in enumerate(record.segments):
-        if labels is not None and segment.label not in labels:
-            continue
-        x1, y1, x2, y2 = clamp_box(segment.bbox, *segment_map.shape)
-        if x1 < x2 and y1 < y2 and (segment_map[y1:y2, x1:x2] == segment.id).any():
-            continue
-        if not (segment_map == segment.id).any():
-            raise _error(path, f"segments[{number}].id", f"{segment.id} does not occur in {map_path.name}")
-        where = f"x1, y1, x2, y2 = {list(segment.bbox)} in {size[1]} x {size[0]} pixels (width x height)"
-        raise _error(path, f"segments[{number}].bbox", f"{where} holds no pixel of the segment")
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise _error(path, "image", "file is missing") from None
-    except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise _error(path, "image", f"unreadable: {error}") from None
-
-
-def _read_map(path: Path) -> np.ndarray:
-    try:
-        segment_map = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise _error(path, "segment map", "file is missing") from None
-    except Exception as error:  # a damaged header may raise anything, errors of tokenize and zipfile included
-        raise _error(path, "segment map", f"unreadable: {error}") from None
-    if not isinstance(segment_map, np.ndarray):
-        raise _error(path, "segment map", "is an archive of arrays, not one array")
-    return segment_map
+    Raises:
+        RecordError: For every defect, naming file and field.
+    """
+    path = record_path(root, record_id, ".json")
+    record = _decode_json(files.json, path, record_id)
+    image = decode_image(files.jpg, path.with_suffix(".jpg"))
+    segment_map = decode_map(files.npy, path.with_suffix(".npy"))
+    check_pixels(record.segments, image.shape[:2], segment_map, path, labels)
+    return LoadedRecord(record, image, segment_map, files.jpg)

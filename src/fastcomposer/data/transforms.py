@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from fastcomposer.data.records import clamp_box
+from fastcomposer.data.pixels import clamp_box
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

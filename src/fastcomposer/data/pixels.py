@@ -1,0 +1,79 @@
+"""The pixels of a record: decoding, and checks against what its JSON says."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from fastcomposer.data.records import Segment
+
+
+class RecordError(ValueError):
+    """A defect of the data on disk; the message names the file and the field."""
+
+
+def record_error(path: Path, field_name: str, problem: str) -> RecordError:
+    """Name file, field and problem."""
+    # One plain string, so that the error can be raised again from a data worker.
+    return RecordError(f"{path}: {field_name}: {problem}")
+
+
+def clamp_box(bbox: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the part of an x1, y1, x2, y2 box that lies inside a picture."""
+    x1, y1, x2, y2 = bbox
+    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+
+
+def check_pixels(
+    segments: Iterable[Segment],
+    size: tuple[int, ...],
+    segment_map: np.ndarray,
+    path: Path,
+    labels: Collection[str] | None,
+) -> None:
+    """Check the segment map against the picture's height and width and against the segments."""
+    map_path = path.with_suffix(".npy")
+    if segment_map.ndim != 2 or segment_map.dtype.kind not in "iu":
+        found = f"{segment_map.dtype} of shape {segment_map.shape}"
+        raise record_error(map_path, "segment map", f"must be 2-D and of integers, not {found}")
+    if segment_map.shape != size:
+        problem = f"height and width {segment_map.shape}, but those of the image are {tuple(size)}"
+        raise record_error(map_path, "segment map", problem)
+    for number, segment in enumerate(segments):
+        if labels is not None and segment.label not in labels:
+            continue
+        x1, y1, x2, y2 = clamp_box(segment.bbox, *segment_map.shape)
+        if x1 < x2 and y1 < y2 and (segment_map[y1:y2, x1:x2] == segment.id).any():
+            continue
+        if not (segment_map == segment.id).any():
+            raise record_error(
+                path, f"segments[{number}].id", f"{segment.id} does not occur in {map_path.name}"
+            )
+        where = f"x1, y1, x2, y2 = {list(segment.bbox)} in {size[1]} x {size[0]} pixels (width x height)"
+        raise record_error(path, f"segments[{number}].bbox", f"{where} holds no pixel of the segment")
+
+
+def decode_image(content: bytes, path: Path) -> np.ndarray:
+    """Decode a picture to (H, W, 3) uint8 RGB."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # damaged bytes may raise anything in a decoder
+        raise record_error(path, "image", f"unreadable: {error}") from None
+
+
+def decode_map(content: bytes, path: Path) -> np.ndarray:
+    """Decode a segment map, of whatever shape and type."""
+    try:
+        segment_map = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header may raise anything, errors of tokenize and zipfile included
+        raise record_error(path, "segment map", f"unreadable: {error}") from None
+    if not isinstance(segment_map, np.ndarray):
+        raise record_error(path, "segment map", "is an archive of arrays, not one array")
+    return segment_map
