@@ -15,7 +15,7 @@ from PIL import Image
 from toy_evaluation import SAMPLER, Toy, make_toy
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
-from fastcomposer.evaluation.generation import GenerationStage, StageProgress, open_runs, plan_runs
+from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
 from fastcomposer.evaluation.methods import Drawn, FastComposerMethod, Job, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
 from fastcomposer.evaluation.pipelines import load_trained
@@ -60,7 +60,6 @@ def generate(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[StageProgress()],
     )
     trainer.predict(stage, return_predictions=False)
     return stage

@@ -26,7 +26,7 @@ def measure_scores(config: DictConfig) -> None:
     """Draw, score, and write ``results.json``."""
     from hydra.utils import instantiate
 
-    from fastcomposer.evaluation.generation import GenerationStage, StageProgress, open_runs, plan_runs
+    from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
     from fastcomposer.evaluation.results import write_results
     from fastcomposer.evaluation.store import describe_environment, result_rows
 
@@ -36,9 +36,9 @@ def measure_scores(config: DictConfig) -> None:
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
     scoring = instantiate(config.scoring)
-    trainer = instantiate(config.trainer, callbacks=[StageProgress()])
+    trainer = instantiate(config.trainer)
     # Whatever precision pictures are drawn in, they are judged in full.
-    judge = instantiate(config.trainer, callbacks=[StageProgress()], precision="32-true")
+    judge = instantiate(config.trainer, precision="32-true")
     runs: list[Any] = []
     while methods:  # one at a time in memory
         method = methods.pop(0)

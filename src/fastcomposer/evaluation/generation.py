@@ -5,23 +5,20 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.methods import Job, Method
 from fastcomposer.evaluation.store import PictureFacts, RunStore, digest, write_all
-from fastcomposer.training.personalization.settings import differences, file_digest
+from fastcomposer.settings import differences, file_digest
+from fastcomposer.stages import ResumableStage
 
 
 @dataclass(frozen=True)
@@ -84,55 +81,6 @@ def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) 
         shutil.rmtree(concepts, ignore_errors=True)
     for run in runs:
         run.store.open(restart)
-
-
-class ResumableStage(L.LightningModule):
-    """A prediction over tasks that leave files behind.
-
-    The first process looks up what is missing and tells the others, before any of them begins. Every process
-    takes its share of the tasks; when all are done, the first one finishes the stage.
-    """
-
-    title: str = "pictures"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tasks: list[Any] = []
-
-    def missing_tasks(self) -> list[Any]:
-        """What is left to do; called on the first process."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Whatever remains when every task is done; called on the first process."""
-
-    def num_pictures(self) -> int:
-        """How many pictures this process's tasks have, for the progress bar."""
-        raise NotImplementedError
-
-    def predict_dataloader(self) -> DataLoader[int]:
-        """Numbers of this process's tasks."""
-        # Lightning lets no process pass before all are here, so nothing is written while files are looked up.
-        tasks = self.trainer.strategy.broadcast(self.missing_tasks() if self.trainer.is_global_zero else [])
-        self.tasks = tasks[self.global_rank :: self.trainer.world_size]
-        return DataLoader(_Numbers(len(self.tasks)), batch_size=None)
-
-    def on_predict_end(self) -> None:
-        """Wait for the others, then finish."""
-        self.trainer.strategy.barrier("stage")
-        if self.trainer.is_global_zero:
-            self.finish()
-        self.trainer.strategy.barrier("finished")
-
-
-class _Numbers(IterableDataset[int]):
-    """Counts up. Iterable and without a length: a process whose share is empty takes part all the same."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
 
 
 class GenerationStage(ResumableStage):
@@ -221,45 +169,6 @@ class GenerationStage(ResumableStage):
     def _has(self, run: Run, case: Any) -> bool:
         attended = case.id not in self._attended or run.store.attention_file(case).exists()
         return run.store.has_picture(case) and attended
-
-
-class StageProgress(Callback):
-    """A progress bar over a stage's pictures, on the first process."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the bar, unless there is nothing to do."""
-        assert isinstance(pl_module, ResumableStage)
-        if trainer.is_global_zero and pl_module.num_pictures():
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-            self._bar = Progress(*columns, TimeRemainingColumn())
-            share = f", of {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            self._bar.add_task(f"{pl_module.title}{share}", total=pl_module.num_pictures())
-            self._bar.start()
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        """Move on by a task's pictures."""
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], outputs)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the full bar standing."""
-        self._stop()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the terminal back."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

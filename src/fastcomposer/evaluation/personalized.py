@@ -11,8 +11,8 @@ from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.methods import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
 from fastcomposer.evaluation.results import METHODS, Costs
 from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.settings import described
 from fastcomposer.training.personalization.concept import Concept, apply_concepts, rewrite_prompt
-from fastcomposer.training.personalization.settings import described
 
 
 class PersonalizedMethod(Sampling):

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.generation import ResumableStage, Run
+from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.methods import blocks
 from fastcomposer.evaluation.pipelines import weights_digest
 from fastcomposer.evaluation.store import COLUMNS, digest, read_table, write_table
@@ -26,7 +26,8 @@ from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.metrics.similarity import copy_paste
-from fastcomposer.training.personalization.settings import file_digest
+from fastcomposer.settings import file_digest
+from fastcomposer.stages import ResumableStage
 
 _BACKING = 238 / 255  # behind transparent references
 

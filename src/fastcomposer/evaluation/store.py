@@ -36,7 +36,7 @@ from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.definition import PLACEHOLDERS
 from fastcomposer.evaluation.results import METHODS, SCORES, Costs, ResultRow, row_from_scores
 from fastcomposer.pictures import attention_overlay
-from fastcomposer.training.personalization.settings import differences
+from fastcomposer.settings import differences
 
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"

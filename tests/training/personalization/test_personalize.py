@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from fastcomposer.data.portraits import ReferenceSet
+from fastcomposer.settings import base_fingerprint, described, differences
 from fastcomposer.training.personalization.concept import Concept
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.module import PersonalizationModule
 from fastcomposer.training.personalization.personalize import personalize, personalize_together
-from fastcomposer.training.personalization.settings import base_fingerprint, described, differences
 
 Factory = Callable[..., partial[PersonalizationModule]]
 TRAINER = partial(L.Trainer, accelerator="cpu", gradient_clip_val=1.0)

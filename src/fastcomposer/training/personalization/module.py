@@ -23,9 +23,9 @@ from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, Referen
 from fastcomposer.losses import denoising_loss
 from fastcomposer.models.conditioning import encode_text
 from fastcomposer.models.loading import ModelSource, open_source
+from fastcomposer.settings import base_fingerprint
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
 from fastcomposer.training.personalization.prior import ClassPictures
-from fastcomposer.training.personalization.settings import base_fingerprint
 from fastcomposer.training.personalization.tokens import NewTokens, with_tokens, word_embedding
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 

@@ -13,14 +13,14 @@ from typing import Any
 import lightning as L
 
 from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
-from fastcomposer.training.personalization.concept import CONCEPT_NAME, Concept, read_concepts, read_settings
-from fastcomposer.training.personalization.module import PersonalizationModule
-from fastcomposer.training.personalization.settings import (
+from fastcomposer.settings import (
     base_fingerprint,
     described,
     differences,
     file_digest,
 )
+from fastcomposer.training.personalization.concept import CONCEPT_NAME, Concept, read_concepts, read_settings
+from fastcomposer.training.personalization.module import PersonalizationModule
 
 # What of the trainer changes the result or its measurements.
 _TRAINER_SETTINGS = (

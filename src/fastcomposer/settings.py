@@ -1,4 +1,4 @@
-"""What a training depends on, in words that can be stored and compared."""
+"""What a result depends on, in words that can be stored and compared."""
 
 from __future__ import annotations
 
