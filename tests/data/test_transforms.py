@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 from toy_records import LEFT, picture, segment_map
@@ -13,7 +14,6 @@ from fastcomposer.data.transforms import (
     PUBLISHED,
     ReferenceAugmentation,
     ReferenceTransform,
-    SeparableElastic,
     TargetTransform,
     cut_out,
     isolated_rng,
@@ -146,17 +146,6 @@ def test_samples_have_random_numbers_of_their_own() -> None:
     assert sample_rng(1, 2, 3).integers(2**63) == sample_rng(1, 2, 3).integers(2**63)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (25, 40)])
-def test_separable_smoothing_matches_the_library(size: tuple[int, int]) -> None:
-    image = [torch.zeros(3, *size)]
-    displacements = []
-    for transform in (SeparableElastic(50.0, 5.0), v2.ElasticTransform(50.0, 5.0)):
-        with isolated_rng(11):
-            displacements.append(transform.make_params(image)["displacement"])
-    torch.testing.assert_close(*displacements, rtol=0, atol=2e-6)
-    assert displacements[0].abs().max() > 0.01
-
-
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"augmentation\.blur must be a probability, not 1\.5"):
         ReferenceAugmentation(blur=1.5)
@@ -179,53 +168,103 @@ def columns(width: int, *, height: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_centre_of_a_wide_picture_is_kept(flip: bool) -> None:
-    masks = torch.zeros(2, 8, 14, dtype=torch.uint8)
-    masks[0, :, 3:5] = 1  # the first two columns of the centre
-    masks[1, 2, 12] = 1  # outside it
-    target, kept = TargetTransform(8)(columns(14, height=8), masks, flip=flip)
+    segments = np.zeros((8, 14), dtype=np.uint8)
+    segments[:, 3:5] = 1  # the first two columns of the centre
+    segments[2, 12] = 9  # outside it
+    target, kept = TargetTransform(8)(columns(14, height=8), segments, [1, 9], flip=flip)
     wanted = torch.arange(3, 11) * 10
     row = [1, 1, 0, 0, 0, 0, 0, 0]
     assert torch.allclose(target[1, 5], (wanted.flip(0) if flip else wanted) / 127.5 - 1)
-    assert kept[0].tolist() == [row[::-1] if flip else row] * 8
+    assert kept[0].int().tolist() == [row[::-1] if flip else row] * 8
     assert kept[1].sum() == 0
 
 
 def test_a_tall_picture_is_padded_at_its_sides() -> None:
     image = torch.full((3, 16, 8), 255, dtype=torch.uint8)
-    masks = torch.zeros(1, 16, 8, dtype=torch.uint8)
-    masks[0, :4, :2] = 1
-    target, kept = TargetTransform(8)(image, masks, flip=False)
+    segments = np.zeros((16, 8), dtype=np.int32)
+    segments[:4, :2] = 300
+    target, kept = TargetTransform(8)(image, segments, [300], flip=False)
     assert target.shape == (3, 8, 8)
     assert (target[:, :, 3:5] == 1).all()
     assert (target[:, :, 0] == -1).all()
-    wanted = torch.zeros(8, 8)
-    wanted[:2, 2] = 1  # 4 rows become 2; columns 4 and 5 of 16 become column 2 of 8
+    wanted = torch.zeros(8, 8, dtype=torch.bool)
+    wanted[:2, 2] = True  # 4 rows become 2; columns 4 and 5 of 16 become column 2 of 8
     assert torch.equal(kept[0], wanted)
 
 
-def test_a_target_is_resized_with_antialiasing_and_its_masks_stay_exact() -> None:
-    image = crop_of(5, 24, 33)
-    masks = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (3, 24, 33), dtype=np.uint8))
-    target, kept = TargetTransform(16)(image, masks, flip=False)
-    resized = tvf.resize(image, [16, 22], antialias=True)[:, :, 3:19]
+@pytest.mark.parametrize("size", [(24, 33), (16, 16), (64, 64), (100, 37), (37, 36), (333, 777), (1023, 512)])
+def test_a_target_is_resized_with_antialiasing_and_its_masks_stay_exact(size: tuple[int, int]) -> None:
+    height, width = size
+    image = crop_of(5, height, width)
+    segments = np.random.default_rng(0).integers(0, 3, size, dtype=np.uint16)
+    target, kept = TargetTransform(16)(image, segments, [2, 1], flip=False)
+    masks = torch.stack([torch.from_numpy(segments == number) for number in (2, 1)]).to(torch.uint8)
+    if height > width:
+        image, masks = pad_to_square(image), pad_to_square(masks)
+    scaled = 16 if height > width else 16 * width // height
+    left = (scaled - 16) // 2
+    resized = tvf.resize(image, [16, scaled], antialias=True)[:, :, left : left + 16]
     assert torch.equal(target, resized.float() / 127.5 - 1)
     assert target.is_contiguous()
-    assert (kept.dtype, set(kept.unique().tolist())) == (torch.float32, {0.0, 1.0})
-    columns = ((torch.arange(22) + 0.5) * 33 / 22).long()[3:19]
-    rows = ((torch.arange(16) + 0.5) * 24 / 16).long()
-    assert torch.equal(kept, masks[:, rows][:, :, columns].float())
+    nearest = tvf.resize(masks, [16, scaled], v2.InterpolationMode.NEAREST_EXACT)[:, :, left : left + 16]
+    assert torch.equal(kept, nearest.bool())
 
 
 def test_a_target_without_subjects() -> None:
-    target, kept = TargetTransform(16)(
-        crop_of(0, 24, 24), torch.zeros(0, 24, 24, dtype=torch.uint8), flip=True
-    )
+    target, kept = TargetTransform(16)(crop_of(0, 24, 24), np.zeros((24, 24), dtype=np.uint8), [], flip=True)
     assert (target.shape, kept.shape) == ((3, 16, 16), (0, 16, 16))
 
 
 def test_the_memory_layout_makes_no_difference() -> None:
     image = picture(6, 30, 50)
     view = torch.from_numpy(image).permute(2, 0, 1)
-    masks = torch.ones(1, 30, 50, dtype=torch.uint8)
-    pair = [TargetTransform(16)(pixels, masks, flip=True)[0] for pixels in (view, view.contiguous())]
+    segments = np.ones((30, 50), dtype=np.uint8)
+    pair = [TargetTransform(16)(pixels, segments, [1], flip=True)[0] for pixels in (view, view.contiguous())]
     assert torch.equal(*pair)
+
+
+# --- pictures shrunk when decoded --------------------------------------------------------------------------
+
+
+def test_how_far_a_picture_may_be_shrunk() -> None:
+    assert [TargetTransform(512).reduction(height) for height in (1000, 1024, 2048, 5000)] == [1, 2, 4, 8]
+    box, size = (10, 0, 460, 960), (1024, 1024)
+    assert ReferenceTransform(224, None).reduction(box, *size) == 4  # of its height, 960
+    assert ReferenceTransform(224, PUBLISHED).reduction(box, *size) == 2  # zoomed, a square of its width, 450
+    assert ReferenceTransform(224, PUBLISHED).reduction((-900, 0, 300, 300), *size) == 1  # 300 inside
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_shrunken_cut_out_shows_the_same(factor: int) -> None:
+    image, segments = picture(3, 176, 144), np.zeros((176, 144), dtype=np.int32)
+    segments[16:160, 32:128] = 4
+    small = np.asarray(Image.fromarray(image).reduce(factor))
+    crops = [
+        cut_out(pixels, segments, 4, (32, 16, 128, 160), sample_rng(0, 0, 0), by)
+        for pixels, by in ((image, 1), (small, factor))
+    ]
+    assert crops[1].shape == (3, 144 // factor, 96 // factor)
+    whole, shrunken = (ReferenceTransform(16, None)(crop, 0) for crop in crops)
+    assert (whole - shrunken)[:, :, 4:12].abs().max() < 0.02  # between the padded sides
+
+
+def test_an_odd_border_is_left_out_of_a_shrunken_cut_out() -> None:
+    segments = np.full((101, 83), 4, dtype=np.uint8)
+    crop = cut_out(picture(0, 51, 42), segments, 4, (10, 20, 200, 200), sample_rng(0, 0, 0), 2)
+    assert torch.equal(crop, torch.from_numpy(picture(0, 51, 42)[10:50, 5:41]).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_noise_in_a_shrunken_cut_out_is_what_shrinking_leaves_of_it(factor: int) -> None:
+    segments = np.zeros((256, 256), dtype=np.uint8)
+    blank = np.zeros((256 // factor, 256 // factor, 3), dtype=np.uint8)
+    crops = [
+        cut_out(blank, segments, 1, (0, 0, 256, 256), sample_rng(0, 0, number), factor) for number in range(8)
+    ]
+    values = torch.stack(crops).float()
+    blocks = np.random.default_rng(1).integers(0, 256, (8000, factor**2), dtype=np.uint8)
+    means = blocks.mean(axis=1)
+    assert abs(values.mean() - 127.5) < 0.7
+    assert values.std() == pytest.approx(means.std(), rel=0.02)
+    quantiles = [0.01, 0.25, 0.75, 0.99]
+    assert np.quantile(values, quantiles) == pytest.approx(np.quantile(means, quantiles), abs=2)

@@ -113,6 +113,8 @@ class SubjectDataModule(LightningDataModule):
         min_subjects: Leave out records with fewer such segments.
         flip: Probability of mirroring the target in training.
         augmentation: Augmentation of the references in training; ``None`` for none.
+        scaled_decoding: Decode large pictures at a part of their size, see
+            :class:`~fastcomposer.data.dataset.SubjectDataset`.
         on_bad_record: ``raise`` or ``skip``.
         seed: Seed of order and augmentation.
 
@@ -140,6 +142,7 @@ class SubjectDataModule(LightningDataModule):
         min_subjects: int = 0,
         flip: float = 0.5,
         augmentation: ReferenceAugmentation | None = PUBLISHED,
+        scaled_decoding: bool = True,
         on_bad_record: str = "raise",
         seed: int = 42,
     ) -> None:
@@ -171,6 +174,7 @@ class SubjectDataModule(LightningDataModule):
             "reference": reference,
             "labels": labels,
             "min_subjects": min_subjects,
+            "scaled_decoding": scaled_decoding,
             "on_bad_record": on_bad_record,
             "seed": seed,
         }

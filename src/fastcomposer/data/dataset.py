@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         min_subjects: Leave out records with fewer such segments.
         flip: Probability of mirroring the target.
         augmentation: Augmentation of the references; ``None`` for none.
+        scaled_decoding: Decode pictures that are twice as large as needed, or more, at a half, quarter or
+            eighth of their size; the result differs from decoding them whole by about a level of 255.
         on_bad_record: ``raise``, or ``skip`` to put the next good record in its place.
         seed: Seed of all that is random.
 
@@ -89,6 +92,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         min_subjects: int = 0,
         flip: float = 0.5,
         augmentation: ReferenceAugmentation | None = PUBLISHED,
+        scaled_decoding: bool = True,
         on_bad_record: str = "raise",
         seed: int = 42,
     ) -> None:
@@ -99,7 +103,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self.reference_transform = ReferenceTransform(reference_size, augmentation)
         self.max_subjects, self.reference, self.flip = max_subjects, reference, flip
         self.labels = None if labels is None else frozenset(labels)
-        self.on_bad_record, self.seed = on_bad_record, seed
+        self.scaled_decoding, self.on_bad_record, self.seed = scaled_decoding, on_bad_record, seed
         self.epoch = 0
         self.index = RecordIndex(root, split, on_bad_record)
         found = (i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects)
@@ -167,15 +171,34 @@ class SubjectDataset(Dataset[SubjectBatch]):
         rng = sample_rng(self.seed, epoch, index % len(self))
         for step in range(len(self)):
             place = (index + step) % len(self)
-            loaded = self._read(self.record_ids[place])
+            loaded = self._read(self.record_ids[place], self._reduction)
             if loaded is not None:
                 return self._sample(loaded, place, rng)
         raise RecordError(f"{self.root}: no record of split {self.split!r} is readable")
 
-    def _read(self, record_id: str) -> LoadedRecord | None:
+    def _reduction(self, record: Record, height: int, width: int) -> int:
+        """Return the factor by which the picture of a sample may be shrunk."""
+        factor = self.target_transform.reduction(height)
+        if self.reference == "other_image":  # the few references out of the target itself are read anew
+            return factor
+        boxes = [s.bbox for s in self._candidates(record)]
+        return min([factor, *(self.reference_transform.reduction(box, height, width) for box in boxes)])
+
+    def _reference_reduction(self, segment_id: int, record: Record, height: int, width: int) -> int:
+        """Return the factor by which the picture may be shrunk that the reference of a segment comes from."""
+        box = next((s.bbox for s in record.segments if s.id == segment_id), (0, 0, 0, 0))
+        return self.reference_transform.reduction(box, height, width)
+
+    def _candidates(self, record: Record) -> list[Segment]:
+        """Return the segments that may be subjects."""
+        return [s for s in record.segments if self.labels is None or s.label in self.labels]
+
+    def _read(
+        self, record_id: str, reduction: Callable[[Record, int, int], int] | None = None
+    ) -> LoadedRecord | None:
         """Read a record; ``None`` if it is bad and to be skipped."""
         try:
-            return read_record(self.root, record_id, self.labels)
+            return read_record(self.root, record_id, self.labels, reduction if self.scaled_decoding else None)
         except RecordError as error:
             if self.on_bad_record == "raise":
                 raise
@@ -187,13 +210,13 @@ class SubjectDataset(Dataset[SubjectBatch]):
 
     def _sample(self, loaded: LoadedRecord, place: int, rng: np.random.Generator) -> SubjectBatch:
         image, segment_map, record = loaded.image, loaded.segment_map, loaded.record
-        candidates = [s for s in record.segments if self.labels is None or s.label in self.labels]
-        masks = np.zeros((len(candidates), *segment_map.shape), dtype=np.uint8)
-        for number, segment in enumerate(candidates):
-            masks[number] = segment_map == segment.id
-        flip = bool(rng.random() < self.flip)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        target, target_masks = self.target_transform(pixels, torch.from_numpy(masks), flip=flip)
+        candidates = self._candidates(record)
+        target, target_masks = self.target_transform(
+            torch.from_numpy(image).permute(2, 0, 1),
+            segment_map,
+            [segment.id for segment in candidates],
+            flip=bool(rng.random() < self.flip),
+        )
         subjects, prompt = self._choose(record, candidates, target_masks, place)
 
         slots, size = self.max_subjects, self.reference_transform.size
@@ -203,7 +226,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         present = torch.zeros(1, slots, dtype=torch.bool)
         for slot, (subject, token) in enumerate(zip(subjects, prompt.subject_token_idx, strict=True)):
             source, segment = self._portrait(loaded, subject.segment, rng)
-            crop = cut_out(source.image, source.segment_map, segment.id, segment.bbox, rng)
+            crop = cut_out(source.image, source.segment_map, segment.id, segment.bbox, rng, source.reduction)
             references[0, slot] = self.reference_transform(crop, int(rng.integers(2**63)))
             slot_masks[0, slot] = subject.mask
             token_idx[0, slot] = token
@@ -261,7 +284,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         others = [portrait for portrait in known if portrait[0] != record_id]
         for number in rng.permutation(len(others)):
             other_id, segment_id = others[number]
-            other = self._read(other_id)
+            other = self._read(other_id, partial(self._reference_reduction, segment_id))
             if other is None:
                 continue
             for candidate in other.record.segments:
@@ -269,6 +292,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
                     return other, candidate
             path = record_path(self.root, other_id, ".json")
             raise RecordError(f"{path}: segments[].identity: changed since the folder was indexed")
+        if self.reference == "other_image" and loaded.reduction > 1:  # shrunk for the target alone
+            loaded = self._read(record_id, partial(self._reference_reduction, segment.id)) or loaded
         return loaded, segment
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,8 @@ def check_pixels(
         if labels is not None and segment.label not in labels:
             continue
         x1, y1, x2, y2 = clamp_box(segment.bbox, *segment_map.shape)
-        if x1 < x2 and y1 < y2 and (segment_map[y1:y2, x1:x2] == segment.id).any():
+        # Row by row: a box begins where its segment does, as a rule.
+        if x1 < x2 and any((row == segment.id).any() for row in segment_map[y1:y2, x1:x2]):
             continue
         if not (segment_map == segment.id).any():
             raise record_error(
@@ -59,11 +60,46 @@ def check_pixels(
         raise record_error(path, f"segments[{number}].bbox", f"{where} holds no pixel of the segment")
 
 
-def decode_image(content: bytes, path: Path) -> np.ndarray:
-    """Decode a picture to (H, W, 3) uint8 RGB."""
+REDUCTIONS = (8, 4, 2)
+"""Factors by which a JPEG decoder can leave out pixels before they are computed."""
+
+
+def reduction_for(size: int, needed: int) -> int:
+    """Return the largest factor by which a side may shrink and still have enough pixels.
+
+    Args:
+        size: Pixels of the side in the file.
+        needed: Pixels that must be left, at least 1.
+
+    Returns:
+        8, 4, 2 or 1.
+    """
+    return next((factor for factor in REDUCTIONS if size // factor >= needed), 1)
+
+
+def decode_image(
+    content: bytes, path: Path, reduction: Callable[[int, int], int] | None = None
+) -> tuple[np.ndarray, tuple[int, int], int]:
+    """Decode a picture.
+
+    Args:
+        content: Of a JPEG file; what is not JPEG inside is decoded whole.
+        path: Of the file, for messages.
+        reduction: From height and width in the file to the factor to shrink both by: 1, 2, 4 or 8. ``None``
+            for 1.
+
+    Returns:
+        (ceil(H / r), ceil(W / r), 3) uint8 RGB, height and width in the file, and the factor r.
+    """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.array(image.convert("RGB"))
+            width, height = image.size
+            factor = 1 if reduction is None else reduction(height, width)
+            possible = 1 < factor <= min(height, width)
+            if not possible or image.draft("RGB", (width // factor, height // factor)) is None:
+                factor = 1
+            picture = image if image.mode == "RGB" else image.convert("RGB")
+            return np.array(picture), (height, width), factor
     except Exception as error:  # damaged bytes may raise anything in a decoder
         raise record_error(path, "image", f"unreadable: {error}") from None
 

@@ -17,6 +17,7 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,15 +76,17 @@ class LoadedRecord:
 
     Attributes:
         record: The JSON part.
-        image: (H, W, 3) uint8 RGB.
+        image: (ceil(H / r), ceil(W / r), 3) uint8 RGB.
         segment_map: (H, W) integers, pixel = segment id.
         picture_file: Content of the picture's file.
+        reduction: The factor r by which the picture was shrunk when it was decoded: 1, 2, 4 or 8.
     """
 
     record: Record
     image: np.ndarray
     segment_map: np.ndarray
     picture_file: bytes
+    reduction: int = 1
 
 
 @dataclass(frozen=True)
@@ -326,18 +329,25 @@ def _is_whole(value: Any) -> bool:
     )
 
 
-def read_record(root: str | Path, record_id: str, labels: Collection[str] | None = None) -> LoadedRecord:
+def read_record(
+    root: str | Path,
+    record_id: str,
+    labels: Collection[str] | None = None,
+    reduction: Callable[[Record, int, int], int] | None = None,
+) -> LoadedRecord:
     """Read and validate one record with its pixels.
 
     Args:
         root: Data folder.
         record_id: Name of the record.
         labels: Check the pixels of segments with these labels only; ``None`` checks all.
+        reduction: From the JSON part, height and width to the factor by which the picture may be shrunk
+            (:func:`fastcomposer.data.pixels.decode_image`); ``None`` for 1.
 
     Raises:
         RecordError: For every defect, naming file and field.
     """
-    return decode_record(record_id, read_files(root, record_id), root, labels)
+    return decode_record(record_id, read_files(root, record_id), root, labels, reduction)
 
 
 def read_files(root: str | Path, record_id: str) -> RecordFiles:
@@ -355,7 +365,11 @@ def read_files(root: str | Path, record_id: str) -> RecordFiles:
 
 
 def decode_record(
-    record_id: str, files: RecordFiles, root: str | Path, labels: Collection[str] | None = None
+    record_id: str,
+    files: RecordFiles,
+    root: str | Path,
+    labels: Collection[str] | None = None,
+    reduction: Callable[[Record, int, int], int] | None = None,
 ) -> LoadedRecord:
     """Validate and decode one record.
 
@@ -364,13 +378,15 @@ def decode_record(
         files: Content of its files.
         root: Data folder that they come from, for messages.
         labels: See :func:`read_record`.
+        reduction: See :func:`read_record`.
 
     Raises:
         RecordError: For every defect, naming file and field.
     """
     path = record_path(root, record_id, ".json")
     record = _decode_json(files.json, path, record_id)
-    image = decode_image(files.jpg, path.with_suffix(".jpg"))
+    chosen = None if reduction is None else partial(reduction, record)
+    image, size, factor = decode_image(files.jpg, path.with_suffix(".jpg"), chosen)
     segment_map = decode_map(files.npy, path.with_suffix(".npy"))
-    check_pixels(record.segments, image.shape[:2], segment_map, path, labels)
-    return LoadedRecord(record, image, segment_map, files.jpg)
+    check_pixels(record.segments, size, segment_map, path, labels)
+    return LoadedRecord(record, image, segment_map, files.jpg, factor)
