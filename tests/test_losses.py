@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from fastcomposer.losses import (
+    LayerLoss,
     LossConfig,
+    balanced_l1,
     denoising_loss,
-    layer_localization,
     localization_loss,
     map_size,
+    subject_cross_entropy,
     subject_union,
+    token_compose,
 )
 
 
@@ -69,9 +74,9 @@ def test_localization_of_one_layer_by_hand() -> None:
     masks = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]])
     present = torch.tensor([[True, False]])
     # 0.3 / 2 outside minus 0.7 / 2 inside.
-    assert layer_localization(maps, masks, present).item() == pytest.approx(-0.2, abs=1e-5)
-    assert layer_localization(maps, masks, present, normalize=True).item() == pytest.approx(-0.5, abs=1e-4)
-    assert layer_localization(maps, masks, torch.tensor([[True, True]])).item() == pytest.approx(
+    assert balanced_l1(maps, masks, present).item() == pytest.approx(-0.2, abs=1e-5)
+    assert balanced_l1(maps, masks, present, normalize=True).item() == pytest.approx(-0.5, abs=1e-4)
+    assert balanced_l1(maps, masks, torch.tensor([[True, True]])).item() == pytest.approx(
         (-0.2 - 0.25) / 2, abs=1e-4
     )
 
@@ -79,12 +84,8 @@ def test_localization_of_one_layer_by_hand() -> None:
 def test_samples_without_subjects_count_as_zero() -> None:
     maps = torch.full((2, 3, 4, 1), 0.5)
     masks = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(2, 1, 4)
-    both = layer_localization(
-        maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [True]])
-    )
-    one = layer_localization(
-        maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [False]])
-    )
+    both = balanced_l1(maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [True]]))
+    one = balanced_l1(maps * torch.tensor([0, 0, 0, 1.0])[:, None], masks, torch.tensor([[True], [False]]))
     assert both.item() == pytest.approx(-0.5, abs=1e-4)
     assert one.item() == pytest.approx(-0.25, abs=1e-4)
 
@@ -104,6 +105,101 @@ def test_localization_is_the_mean_over_layers() -> None:
     assert total.item() == pytest.approx((-1 + 5 / 7 - 0.5) / 3, abs=1e-4)
 
 
+# One sample, one head, three positions: one of each of two subjects, one of nobody.
+MASKS = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+MAPS = torch.tensor([[[[0.6, 0.2], [0.1, 0.3], [0.1, 0.5]]]])
+BOTH = torch.tensor([[True, True]])
+
+
+def test_cross_entropy_over_subjects_by_hand() -> None:
+    # Positions 0 and 1 belong to someone: shares 0.6 / 0.8 and 0.3 / 0.4.
+    expected = -(math.log(0.75) + math.log(0.75)) / 2
+    assert subject_cross_entropy(MAPS, MASKS, BOTH).item() == pytest.approx(expected, abs=1e-4)
+    # Another head divides evenly: the mean over both.
+    two = torch.cat([MAPS, torch.full_like(MAPS, 0.1)], dim=1)
+    expected = (expected + math.log(2)) / 2
+    assert subject_cross_entropy(two, MASKS, BOTH).item() == pytest.approx(expected, abs=1e-4)
+    # Positions with soft masks count as much as they belong to a subject.
+    soft = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]])
+    maps = torch.tensor([[[[0.8, 0.2], [0.5, 0.5], [0.0, 0.0]]]])
+    expected = -(math.log(0.8) + 0.5 * math.log(0.5)) / 1.5
+    assert subject_cross_entropy(maps, soft, BOTH).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_cross_entropy_is_zero_where_nobody_can_be_confused() -> None:
+    assert subject_cross_entropy(MAPS, MASKS, torch.tensor([[True, False]])).item() == 0
+    assert subject_cross_entropy(MAPS, MASKS, torch.tensor([[False, False]])).item() == 0
+    assert subject_cross_entropy(MAPS, torch.zeros(1, 2, 3), BOTH).item() == 0
+
+
+def test_token_compose_by_hand() -> None:
+    # All attention of subject 0: 0.8, of which 0.6 inside; of subject 1: 1.0, of which 0.3 inside.
+    token = ((1 - 0.75) ** 2 + (1 - 0.3) ** 2) / 2
+    assert token_compose(MAPS, MASKS, BOTH, pixel_weight=0).item() == pytest.approx(token, abs=1e-4)
+    first = -(math.log(0.6) + 2 * math.log(0.9)) / 3
+    second = -(math.log(0.8) + math.log(0.3) + math.log(0.5)) / 3
+    pixel = token_compose(MAPS, MASKS, BOTH, pixel_weight=1).item() - token
+    assert pixel == pytest.approx((first + second) / 2, abs=1e-4)
+    alone = token_compose(MAPS, MASKS, torch.tensor([[True, False]]), pixel_weight=0.5).item()
+    assert alone == pytest.approx(0.25**2 + 0.5 * first, abs=1e-4)
+
+
+def test_token_compose_averages_over_heads_before_it_squares() -> None:
+    inside = torch.tensor([[[1.0, 0.0]]])
+    maps = torch.tensor([[[[0.4], [0.0]], [[0.0], [0.4]]]])  # ratios 1 and 0, mean map 0.2 and 0.2
+    present = torch.tensor([[True]])
+    assert token_compose(maps, inside, present, pixel_weight=0).item() == pytest.approx(0.25, abs=1e-4)
+    pixel = -(math.log(0.2) + math.log(0.8)) / 2
+    assert token_compose(maps, inside, present, pixel_weight=1).item() == pytest.approx(
+        0.25 + pixel, abs=1e-3
+    )
+
+
+def test_token_compose_without_subjects_or_pixels() -> None:
+    assert token_compose(MAPS, MASKS, torch.tensor([[False, False]])).item() == 0
+    maps = MAPS.clone().requires_grad_()
+    loss = token_compose(maps, torch.zeros(1, 2, 3), BOTH, pixel_weight=0)
+    loss.backward()
+    assert loss.item() == pytest.approx(1, abs=1e-4)
+    assert maps.grad is not None and not maps.grad.any()
+    maps.grad = None
+    token_compose(maps, torch.zeros(1, 2, 3), BOTH, pixel_weight=1).backward()
+    assert (maps.grad > 0).all()
+
+
+@pytest.mark.parametrize("loss", [balanced_l1, subject_cross_entropy, token_compose])
+def test_gradients_pull_attention_to_its_own_mask(loss: LayerLoss) -> None:
+    maps = MAPS.clone().requires_grad_()
+    loss(maps, MASKS, BOTH).backward()
+    assert maps.grad is not None
+    assert maps.grad[0, 0, 0, 0] < 0 < maps.grad[0, 0, 0, 1]
+    assert maps.grad[0, 0, 1, 1] < 0 < maps.grad[0, 0, 1, 0]
+    assert torch.autograd.gradcheck(
+        lambda values: loss(values.double(), MASKS.double(), BOTH).double(),
+        MAPS.double().requires_grad_(),
+        eps=1e-3,
+        atol=1e-2,
+    )
+    # Without attention anywhere, and without a subject, gradients stay finite.
+    for values, present in ((torch.zeros_like(MAPS), BOTH), (MAPS, torch.zeros_like(BOTH))):
+        maps = values.clone().requires_grad_()
+        loss(maps, MASKS, present).backward()
+        assert maps.grad is not None and maps.grad.isfinite().all()
+
+
+def test_settings_choose_the_loss_of_a_layer() -> None:
+    chosen = {
+        "balanced_l1": balanced_l1(MAPS, MASKS, BOTH),
+        "cross_entropy": subject_cross_entropy(MAPS, MASKS, BOTH),
+        "token_compose": token_compose(MAPS, MASKS, BOTH, pixel_weight=0.3),
+    }
+    for name, value in chosen.items():
+        config = LossConfig(localization=name, pixel_weight=0.3)  # type: ignore[arg-type]
+        assert torch.equal(config.layer_loss(MAPS, MASKS, BOTH), value)
+    normalized = LossConfig(normalize_localization=True).layer_loss(MAPS, MASKS, BOTH)
+    assert torch.equal(normalized, balanced_l1(MAPS, MASKS, BOTH, normalize=True))
+
+
 def test_no_layers_give_zero() -> None:
     total, layers = localization_loss({}, torch.zeros(1, 1, 4, 4), torch.tensor([[True]]), (4, 4))
     assert total.item() == 0 and layers == {}
@@ -116,6 +212,12 @@ def test_no_layers_give_zero() -> None:
         ({"localization_weight": float("nan")}, "localization_weight must be at least 0"),
         ({"num_localized_blocks": -2}, "num_localized_blocks must be at least 0"),
         ({"mask_loss_probability": 1.5}, r"mask_loss_probability must lie in \[0, 1\], not 1.5"),
+        ({"localization": "l2"}, r"'l2' is not one of balanced_l1.*localization\.loss"),
+        (
+            {"localization": "cross_entropy", "normalize_localization": True},
+            r"not for cross_entropy.*localization\.normalize",
+        ),
+        ({"pixel_weight": -0.1}, "pixel_weight must be at least 0, not -0.1"),
         ({"localization_blocks": "mid_block"}, "a list of names, not the name 'mid_block'"),
     ],
 )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _EPSILON = 1e-5
+
+Localization = Literal["balanced_l1", "cross_entropy", "token_compose"]
+"""What the localization loss is; each has a function below."""
+LayerLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From maps (B, heads, P, K), masks (B, K, P) and presence (B, K) of one layer to a scalar."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,10 @@ class LossConfig:
             localized; 0 leaves the localization loss out altogether.
         localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``; takes
             the place of ``num_localized_blocks``.
-        normalize_localization: Divide each map by its maximum over positions first.
+        localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, or ``token_compose``.
+        normalize_localization: Divide each map by its maximum over positions first; ``balanced_l1`` only.
+        pixel_weight: Share of the pixels' cross-entropy beside the ratio, at least 0; ``token_compose`` only.
+            TokenCompose weighs them 5e-5 and 1e-3.
         mask_loss_probability: Probability in [0, 1] that the denoising loss sees subject pixels only.
         mask_loss_per_sample: Draw that per sample instead of once per batch.
         mask_loss_skip_unconditional: Never mask samples without subjects, which would contribute exactly 0.
@@ -35,7 +45,9 @@ class LossConfig:
     localization_weight: float = 0.001
     num_localized_blocks: int = 5
     localization_blocks: tuple[str, ...] | None = None
+    localization: Localization = "balanced_l1"
     normalize_localization: bool = False
+    pixel_weight: float = 0.05
     mask_loss_probability: float = 0.5
     mask_loss_per_sample: bool = False
     mask_loss_skip_unconditional: bool = False
@@ -45,6 +57,16 @@ class LossConfig:
             raise ValueError(f"localization_weight must be at least 0, not {self.localization_weight}")
         if self.num_localized_blocks < 0:
             raise ValueError(f"num_localized_blocks must be at least 0, not {self.num_localized_blocks}")
+        if self.localization not in get_args(Localization):
+            known = ", ".join(get_args(Localization))
+            raise ValueError(f"localization {self.localization!r} is not one of {known} (localization.loss)")
+        if self.normalize_localization and self.localization != "balanced_l1":
+            raise ValueError(
+                f"normalize_localization is for balanced_l1, not for {self.localization}: its maps are "
+                "probabilities (localization.normalize)"
+            )
+        if not self.pixel_weight >= 0:
+            raise ValueError(f"pixel_weight must be at least 0, not {self.pixel_weight}")
         if not 0 <= self.mask_loss_probability <= 1:
             raise ValueError(f"mask_loss_probability must lie in [0, 1], not {self.mask_loss_probability}")
         if isinstance(self.localization_blocks, str):
@@ -53,6 +75,15 @@ class LossConfig:
             )
         if self.localization_blocks is not None:
             object.__setattr__(self, "localization_blocks", tuple(self.localization_blocks))
+
+    @property
+    def layer_loss(self) -> LayerLoss:
+        """The localization loss of one layer, with its settings."""
+        if self.localization == "cross_entropy":
+            return subject_cross_entropy
+        if self.localization == "token_compose":
+            return partial(token_compose, pixel_weight=self.pixel_weight)
+        return partial(balanced_l1, normalize=self.normalize_localization)
 
 
 def subject_union(subject_masks: Tensor, subject_present: Tensor, size: tuple[int, int]) -> Tensor:
@@ -117,9 +148,7 @@ def resize_masks(subject_masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(masks, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def layer_localization(
-    maps: Tensor, masks: Tensor, subject_present: Tensor, *, normalize: bool = False
-) -> Tensor:
+def balanced_l1(maps: Tensor, masks: Tensor, subject_present: Tensor, *, normalize: bool = False) -> Tensor:
     """Balanced L1 localization of one layer (PAPER.md, Method 3).
 
     ``L_i = Σ(a_i · (1 − m_i)) / Σ(1 − m_i) − Σ(a_i · m_i) / Σ m_i``, mean over a sample's subjects, then over
@@ -141,9 +170,69 @@ def layer_localization(
     outside = 1 - inside
     loss = (attention * outside).sum(2) / (outside.sum(2) + _EPSILON)
     loss = loss - (attention * inside).sum(2) / (inside.sum(2) + _EPSILON)  # (B, heads, K)
-    present = subject_present.float().unsqueeze(1)
-    per_sample = (loss * present).sum(-1) / (present.sum(-1) + _EPSILON)
-    return per_sample.mean()
+    return _mean_over_subjects(loss, subject_present.unsqueeze(1)).mean()
+
+
+def subject_cross_entropy(maps: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
+    """Cross-entropy of one layer: whose position is this?
+
+    ``L = −Σ_p Σ_i m_i(p) · log(a_i(p) / Σ_j a_j(p)) / Σ_p Σ_i m_i(p)``: attention divided among the subjects
+    alone, compared with the mask at the positions that belong to one; mean over heads and batch. After the
+    attention loss of DreamCreature (Ng et al. 2023, arXiv 2311.15477), there over parts of one creature. It
+    tells subjects apart and nothing else: a single subject has loss 0 wherever its attention lies.
+
+    Args:
+        maps: (B, heads, P, K) softmax columns of the subjects' tokens over P positions.
+        masks: (B, K, P) subject masks at the layer's size, in [0, 1].
+        subject_present: (B, K) bool.
+
+    Returns:
+        Scalar in float32, at least 0; 0 where no sample has a subject or a mask has no pixel.
+    """
+    present = subject_present[:, None, None, :]
+    # Added before dividing, so that a position no subject attends to counts as evenly divided.
+    attention = (maps.float() + _EPSILON) * present
+    share = attention / (attention.sum(-1, keepdim=True) + (~present).all(-1, keepdim=True))
+    surprise = -torch.where(present, share, 1.0).log()  # (B, heads, P, K)
+    inside = masks.transpose(1, 2).unsqueeze(1) * present  # (B, 1, P, K)
+    loss = (surprise * inside).sum((2, 3)) / (inside.sum((2, 3)) + _EPSILON)
+    return loss.mean()
+
+
+def token_compose(
+    maps: Tensor, masks: Tensor, subject_present: Tensor, *, pixel_weight: float = 0.05
+) -> Tensor:
+    """TokenCompose's losses of one layer (Wang et al. 2024, arXiv 2312.03626, section 3).
+
+    Token loss ``(1 − Σ_p a_i·m_i / Σ_p a_i)²``: all of a word's attention should lie in its mask, wherever in
+    it. Pixel loss ``−mean_p(m_i·log a_i + (1 − m_i)·log(1 − a_i))``: every position of the mask should
+    attend. Both are of averages over heads; mean over a sample's subjects, then over the batch.
+    TokenCompose averages maps over the layers of a size, too, and makes resized masks 0 or 1 again.
+
+    Args:
+        maps: (B, heads, P, K) softmax columns of the subjects' tokens over P positions.
+        masks: (B, K, P) subject masks at the layer's size, in [0, 1].
+        subject_present: (B, K) bool.
+        pixel_weight: Weight of the pixel loss beside the token loss.
+
+    Returns:
+        Scalar in float32, at least 0; 0 where no sample has a subject. Where a mask has no pixel, the token
+        loss is 1 without gradient and the pixel loss still pushes attention down.
+    """
+    attention = maps.float()
+    inside = masks.transpose(1, 2)  # (B, P, K)
+    ratio = (attention * inside.unsqueeze(1)).sum(2) / (attention.sum(2) + _EPSILON)  # (B, heads, K)
+    mean = attention.mean(1)  # (B, P, K)
+    right = inside * (mean + _EPSILON).log() + (1 - inside) * (1 - mean + _EPSILON).log()
+    pixel = -right.mean(1)  # (B, K)
+    loss = (1 - ratio.mean(1)).square() + pixel_weight * pixel
+    return _mean_over_subjects(loss, subject_present).mean()
+
+
+def _mean_over_subjects(loss: Tensor, present: Tensor) -> Tensor:
+    """Mean over the last dimension of those present, 0 where nobody is."""
+    weight = present.float()
+    return (loss * weight).sum(-1) / (weight.sum(-1) + _EPSILON)
 
 
 def localization_loss(
@@ -151,17 +240,16 @@ def localization_loss(
     subject_masks: Tensor,
     subject_present: Tensor,
     latent_size: tuple[int, int],
-    *,
-    normalize: bool = False,
+    layer_loss: LayerLoss = balanced_l1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over layers of :func:`layer_localization`.
+    """Mean over layers of a localization loss.
 
     Args:
         maps: Layer name to (B, heads, P, K) attention of the subjects' tokens.
         subject_masks: (B, K, H, W), 0 or 1.
         subject_present: (B, K) bool.
         latent_size: Latent height and width, which give the shape of the P positions.
-        normalize: See :func:`layer_localization`.
+        layer_loss: The loss of one layer.
 
     Returns:
         The scalar loss (0 without layers) and each layer's own, in float32.
@@ -173,9 +261,7 @@ def localization_loss(
         if positions not in resized:
             size = map_size(positions, latent_size)
             resized[positions] = resize_masks(subject_masks, size).flatten(2)
-        per_layer[name] = layer_localization(
-            layer_maps, resized[positions], subject_present, normalize=normalize
-        )
+        per_layer[name] = layer_loss(layer_maps, resized[positions], subject_present)
     if not per_layer:
         return subject_masks.new_zeros((), dtype=torch.float32), per_layer
     return torch.stack(list(per_layer.values())).mean(), per_layer

@@ -24,7 +24,8 @@ def make_module(small_base: Path) -> Callable[..., FastComposerModule]:
 
     def build(**settings: Any) -> FastComposerModule:
         torch.manual_seed(0)  # the fusion starts at random
-        loss = LossConfig(mask_loss_per_sample=True, mask_loss_skip_unconditional=True)
+        usual = LossConfig(mask_loss_per_sample=True, mask_loss_skip_unconditional=True)
+        loss = settings.pop("loss_config", usual)
         settings = {"ema_decay": 0.9, "warmup_steps": 5, **settings}
         return FastComposerModule(
             model=partial(FastComposer.from_pretrained, small_base, loss_config=loss),

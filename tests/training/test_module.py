@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.losses import LossConfig
 from fastcomposer.models.trained import load_trained_weights, read_training_length
 from fastcomposer.training.callbacks import GracefulStop, SampleImages
 from fastcomposer.training.module import FastComposerModule, drop_conditions
@@ -215,6 +216,37 @@ def test_learning_rate_warms_up_and_cools_down(
     assert seen[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert seen[5:] == pytest.approx([1e-3, 0.8e-3, 0.6e-3, 0.4e-3, 0.2e-3], rel=0.26)
     assert seen[-1] < seen[-2] < seen[-3]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"localization_weight": 0.0},
+        {},
+        {"normalize_localization": True},
+        {"localization": "cross_entropy"},
+        {"localization": "token_compose"},
+    ],
+    ids=["off", "balanced_l1", "normalized", "cross_entropy", "token_compose"],
+)
+def test_every_localization_trains_a_step(
+    make_module: Make, make_data: Make, make_trainer: Make, loss: dict[str, Any]
+) -> None:
+    module = make_module(
+        loss_config=LossConfig(**loss), ema_decay=None, caption_dropout=0.0, subject_dropout=0.0
+    )
+    before = weights(module)
+    make_trainer(max_steps=1).fit(module, make_data(min_subjects=2))
+    after = weights(module)
+    assert all(value.isfinite().all() for value in after.values())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(module.model.trainable_state_dict())
+    seen = module.trainer.callback_metrics
+    total = (
+        seen["train/denoise_loss"] + loss.get("localization_weight", 0.001) * seen["train/localization_loss"]
+    )
+    assert seen["train/loss"].item() == pytest.approx(total.item(), rel=1e-6)
+    assert seen["train/localization_loss"].item() != 0
 
 
 def test_losses_are_logged_apart(

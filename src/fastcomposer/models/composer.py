@@ -211,7 +211,7 @@ class FastComposer(Networks):
         config = self.loss_config
         denoise = denoising_loss(prediction, target, self._loss_mask(batch, size, generator))
         localization, per_layer = localization_loss(
-            maps, batch.subject_masks, batch.subject_present, size, normalize=config.normalize_localization
+            maps, batch.subject_masks, batch.subject_present, size, config.layer_loss
         )
         total = denoise + config.localization_weight * localization
         return TrainingLosses(
