@@ -18,11 +18,13 @@ def main(config: DictConfig) -> None:
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
 
     import lightning as L
+    import torch
     from hydra.utils import instantiate
 
     # Only now: importing Lightning sets these levels.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision(config.matmul_precision)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data.module)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]

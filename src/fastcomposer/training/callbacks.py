@@ -43,14 +43,17 @@ class GracefulStop(Callback):
             if self._received is not None:
                 raise KeyboardInterrupt
             self._received = number
-            trainer.should_stop = True
+            # Gradients that are not yet complete would be lost.
+            trainer.should_stop = trainer.accumulate_grad_batches == 1
 
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, stop)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Repeat the request: an epoch's end resets it."""
-        if self.stopped:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop once the step is complete, and repeat the request: an epoch's end resets it."""
+        if self.stopped and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -62,6 +62,7 @@ class RecipeModule(L.LightningModule):
         """Of the weights that the first step starts from."""
         self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
+        self._part = 0
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Names and tensors of what is trained."""
@@ -109,11 +110,36 @@ class RecipeModule(L.LightningModule):
         if self.ema is not None:
             self.ema.to(self.device)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Count the batches whose gradients are accumulated to one step."""
+        self._part = batch_idx % self.trainer.accumulate_grad_batches
+
     def step_generator(self) -> Generator:
-        """Random numbers of this step: the same after resuming, different on every process."""
-        numbers = (self.seed, self.global_rank, self.global_step)
+        """Random numbers of this batch: the same after resuming, different on every process.
+
+        The batches that are accumulated to one step draw different ones.
+        """
+        numbers = (self.seed, self.global_rank, self.global_step) + ((self._part,) if self._part else ())
         seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
         return Generator(self.device).manual_seed(seed)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer does, also before fused optimizers.
+
+        The trainer refuses these in mixed precision, because they would undo the scaling of float16 after it
+        has clipped; bfloat16 is not scaled.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if scaled or not fused or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            nn.utils.clip_grad_norm_(list(self.trained_parameters().values()), gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Take a step with a NaN or infinite gradient as one without gradient, and give up if that goes on.

@@ -1,0 +1,55 @@
+"""AdamW in the implementations that save time or memory on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+Implementation = Literal["foreach", "fused", "8bit"]
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Makes AdamW over given parameters; the defaults are the paper's (PAPER.md, Training recipe).
+
+    Attributes:
+        lr: Learning rate.
+        betas: Decay of the averages of gradients and of their squares.
+        eps: Added to the root of the latter.
+        weight_decay: Decoupled weight decay.
+        implementation: ``foreach`` is torch's default; ``fused`` is the same in one kernel; ``8bit`` is that
+            of bitsandbytes, whose averages take 2 bytes a parameter instead of 8.
+
+    Raises:
+        ValueError: If the implementation is unknown, or its library is not installed.
+    """
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    implementation: Implementation = "fused"
+
+    def __post_init__(self) -> None:
+        if self.implementation not in get_args(Implementation):
+            known = ", ".join(get_args(Implementation))
+            raise ValueError(f"method.optimizer.implementation={self.implementation!r}: one of {known}")
+        if self.implementation == "8bit" and find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "method.optimizer.implementation=8bit needs bitsandbytes, which is not installed: "
+                "pip install bitsandbytes, or take fused"
+            )
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+    def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer."""
+        settings = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        if self.implementation == "8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(parameters, **settings)
+        return torch.optim.AdamW(parameters, **settings, **{self.implementation: True})  # type: ignore[arg-type]

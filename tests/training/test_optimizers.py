@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fastcomposer.training.optimizers import AdamW
+
+
+def test_fused_and_foreach_are_the_same_numbers() -> None:
+    found = []
+    for implementation in ("fused", "foreach"):
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = AdamW(lr=0.1, implementation=implementation)([weight])  # type: ignore[arg-type]
+        assert optimizer.defaults[implementation] is True
+        for _ in range(3):
+            weight.grad = torch.tensor([0.5, 1.0])
+            optimizer.step()
+        found.append(weight.detach())
+    torch.testing.assert_close(*found)
+    plain = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
+    ours = AdamW()([torch.nn.Parameter(torch.zeros(1))]).defaults
+    assert {name: ours[name] for name in ("betas", "eps", "weight_decay")} == {
+        name: plain[name] for name in ("betas", "eps", "weight_decay")
+    }
+
+
+def test_eight_bits_come_from_their_library_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match=r"implementation=8bit needs bitsandbytes.*or take fused"):
+        AdamW(implementation="8bit")
+    library: Any = ModuleType("bitsandbytes")
+    library.__spec__ = object()
+    library.optim = ModuleType("bitsandbytes.optim")
+    library.optim.AdamW8bit = lambda parameters, **settings: (parameters, settings)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", library.optim)
+    made: Any = AdamW(lr=0.5, implementation="8bit")([])
+    assert made == ([], {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01})
+
+
+def test_unknown_implementations_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"method\.optimizer\.implementation='4bit': one of foreach, fused"):
+        AdamW(implementation="4bit")  # type: ignore[arg-type]
