@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,7 @@ class FastComposerPipeline(VariantPipeline):
         alpha: float = 0.6,
         subject_prompt_embeds: Tensor | None = None,
         return_attention: int = 0,
+        guidance_interval: Sequence[float] | None = None,
     ) -> FastComposerPipelineOutput | tuple[Any, ...]:
         """Sample images of the subjects.
 
@@ -164,6 +165,8 @@ class FastComposerPipeline(VariantPipeline):
             subject_prompt_embeds: (B, T, d) in place of ``references``.
             return_attention: Number of groups of consecutive steps to average the subjects' attention over;
                 0 for none.
+            guidance_interval: Two noise levels σ, above the first and up to the second of which guidance is
+                applied; the other U-Net calls take half the time. ``None`` for guidance at every call.
 
         Returns:
             Images, safety verdicts and, where asked for, attention maps.
@@ -194,7 +197,7 @@ class FastComposerPipeline(VariantPipeline):
         self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
         self._interrupt = False
         device, repeats = self._execution_device, num_images_per_prompt or 1
-        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas)
+        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
         text, negative = self.encode_prompt(
             prompt,
             device,
@@ -213,6 +216,8 @@ class FastComposerPipeline(VariantPipeline):
         conditioning = DelayedConditioning(text, subject, negative, first).repeated(repeats)
         added = None
         if ip_adapter_image is not None or ip_adapter_image_embeds is not None:
+            if guidance_interval is not None:
+                raise ValueError("guidance_interval: not together with an IP-Adapter")
             embeds = self.prepare_ip_adapter_image_embeds(
                 ip_adapter_image,
                 ip_adapter_image_embeds,

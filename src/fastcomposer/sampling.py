@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,11 +27,13 @@ class Schedule:
         timesteps: (calls,) one for each call.
         num_steps: Number of steps N.
         order: Calls per step: 2 for schedulers of second order, which make 2N − 1 calls.
+        guided: For each call whether guidance is applied; ``None`` for every call.
     """
 
     timesteps: Tensor
     num_steps: int
     order: int = 1
+    guided: tuple[bool, ...] | None = None
 
     @property
     def num_calls(self) -> int:
@@ -48,6 +50,10 @@ class Schedule:
         done = call + 1
         return done == self.num_calls or (done > self.num_warmup_calls and done % self.order == 0)
 
+    def guides(self, call: int) -> bool:
+        """Whether guidance is applied at a call, where there is any."""
+        return self.guided is None or self.guided[call]
+
     def first_subject_call(self, alpha: float) -> int:
         """Index of the first call that sees the subjects: the first round((1 − α)·N) steps are text-only.
 
@@ -63,6 +69,39 @@ class Schedule:
         if text_steps in (0, num_steps):
             return 0 if text_steps == 0 else self.num_calls
         return text_steps * self.order + max(0, self.num_calls - num_steps * self.order)
+
+
+def check_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """Return the two noise levels of a guidance interval.
+
+    Raises:
+        ValueError: If they are not two, in order and not negative.
+    """
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise ValueError(f"guidance_interval is a lower and a higher noise level, not {list(interval)}")
+    return float(interval[0]), float(interval[1])
+
+
+def guided_calls(timesteps: Tensor, scheduler: Any, low: float, high: float) -> tuple[bool, ...]:
+    """Where guidance is applied: at noise levels in (low, high] (Kynkäänniemi et al. 2024, eq. 6).
+
+    The noise level of a timestep is σ = √((1 − ᾱ) / ᾱ), whatever the scheduler makes of it.
+
+    Args:
+        timesteps: (calls,) of the schedule.
+        scheduler: Knows ᾱ of every training timestep.
+        low: σ below which, and at which, there is none.
+        high: σ above which there is none.
+
+    Raises:
+        ValueError: If the scheduler knows no ᾱ.
+    """
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"guidance_interval: {type(scheduler).__name__} has no noise levels to compare with")
+    alphas = scheduler.alphas_cumprod.double().cpu()
+    places = timesteps.detach().double().cpu().round().long().clamp(0, len(alphas) - 1)
+    sigmas = ((1 - alphas) / alphas).sqrt()[places]
+    return tuple(((sigmas > low) & (sigmas <= high)).tolist())
 
 
 @dataclass(frozen=True)
@@ -128,10 +167,13 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
         device: torch.device,
         timesteps: list[int] | None,
         sigmas: list[float] | None,
+        guidance_interval: Sequence[float] | None = None,
     ) -> Schedule:
         """Set the scheduler's timesteps, which also forgets what it knew of an earlier run."""
+        interval = None if guidance_interval is None else check_interval(guidance_interval)
         calls, num_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
-        return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1))
+        guided = None if interval is None else guided_calls(calls, self.scheduler, *interval)
+        return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1), guided)
 
     def _denoise(
         self,
@@ -147,16 +189,16 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
         state: dict[str, Any] = {"latents": latents}
         state |= {"negative_prompt_embeds": conditioning.negative}
         state |= {"subject_prompt_embeds": conditioning.subject}
-        phase: bool | None = None
+        phase: tuple[bool, bool] | None = None
         with self.progress_bar(total=sum(map(schedule.ends_step, calls))) as progress:
             for call in calls:
                 if self.interrupt:
                     continue
                 timestep = schedule.timesteps[call]
-                guided = self.do_classifier_free_guidance
+                guided = self.do_classifier_free_guidance and schedule.guides(call)
                 # Joined anew only where the phase changes, so that what a callback sets lasts until then.
-                if conditioning.sees_subjects(call) is not phase:
-                    phase = conditioning.sees_subjects(call)
+                if (conditioning.sees_subjects(call), guided) != phase:
+                    phase = (conditioning.sees_subjects(call), guided)
                     state["prompt_embeds"] = conditioning.at(call, guided=guided)
                 inputs = torch.cat([state["latents"]] * 2) if guided else state["latents"]
                 inputs = self.scheduler.scale_model_input(inputs, timestep)

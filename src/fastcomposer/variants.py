@@ -164,6 +164,7 @@ class VariantPipeline(SubjectPromptPipeline):
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
         return_attention: int = 0,
+        guidance_interval: Sequence[float] | None = None,
     ) -> VariantsOutput:
         """Draw n images of every variant, each variant from the same n noises.
 
@@ -190,6 +191,7 @@ class VariantPipeline(SubjectPromptPipeline):
             clip_skip: How many of the text encoder's last layers to leave out.
             return_attention: Number of groups of consecutive calls to average the subjects' attention over;
                 unlike in the pipeline's call, not over those that see the text alone. 0 for none.
+            guidance_interval: Noise levels between which guidance is applied.
 
         Raises:
             PromptError: If markers and references of a variant do not match.
@@ -212,7 +214,7 @@ class VariantPipeline(SubjectPromptPipeline):
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._cross_attention_kwargs, self._interrupt = clip_skip, None, False
         device = self._execution_device
-        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas)
+        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
         text, negative = self.encode_prompt(
             prompt, device, 1, self.do_classifier_free_guidance, negative_prompt, clip_skip=clip_skip
         )
