@@ -33,6 +33,9 @@ GROUPS = {
     "methods": "evaluate",
     "sweep": "train",
 }
+PARTS = [  # parts of a choice of data
+    (file.parent.name, file.stem) for file in sorted((CONFIG_FOLDER / "data").glob("*/*.yaml"))
+]
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
 
 
@@ -87,7 +90,16 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
             "subjects": ["data.root=x"],
             "samples": ["callbacks.samples.prompts=[]", "callbacks.samples.references=[]"],
         }[choice]
-    config = composed(GROUPS[group], *overrides)
+    assert_fits(composed(GROUPS[group], *overrides))
+
+
+@pytest.mark.parametrize(("part", "choice"), PARTS)
+def test_every_part_of_the_preparation_composes_and_fits(part: str, choice: str) -> None:
+    assert_fits(composed("prepare", "data=folder", f"data/{part}={choice}"))
+
+
+def assert_fits(config: DictConfig) -> None:
+    """Every target takes the keys that stand beside it."""
     plain = {
         key: OmegaConf.to_container(config[key], resolve=True)
         for key in config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -55,19 +56,22 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
     return [] if stored == wanted else [f"{name}: {stored!r}, not {wanted!r}"]
 
 
-def base_fingerprint(base: str | Path) -> str:
-    """What tells a base from others: its hub id, or for a folder a digest of its weights.
+def base_fingerprint(
+    base: str | Path, parts: Sequence[str] = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+) -> str:
+    """What tells a model from others: its hub id, or for a folder a digest of its weights.
 
     Of every file the size and both ends are read, which training changes as it does the rest.
 
     Args:
-        base: Folder in the diffusers layout, or hub id.
+        base: Folder, or hub id.
+        parts: Folders inside it that matter; of a base in the diffusers layout by default.
     """
     folder = Path(base).expanduser()
     if not folder.is_dir():
         return str(base)
     digest = hashlib.sha256()
-    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+    for part in parts:
         for file in sorted(path for path in (folder / part).glob("*") if path.is_file()):
             size = file.stat().st_size
             digest.update(f"{part}/{file.name} {size}\n".encode())
@@ -76,6 +80,11 @@ def base_fingerprint(base: str | Path) -> str:
                 stream.seek(max(0, size - _CHUNK))
                 digest.update(stream.read(_CHUNK))
     return digest.hexdigest()[:16]
+
+
+def digest(content: Any) -> str:
+    """Digest of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_digest(file: Path) -> str:

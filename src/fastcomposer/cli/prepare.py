@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command
@@ -17,8 +20,15 @@ def main(config: DictConfig) -> None:
 
     from hydra.utils import instantiate
 
+    say: Callable[[str], None] = print
+    if "trainer" in config.data.prepare:  # several processes may be at work
+        from lightning.pytorch.utilities import rank_zero_only
+
+        for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
+            logging.getLogger(name).setLevel(logging.WARNING)
+        say = rank_zero_only(print)
     made = instantiate(config.data.prepare)
-    print(f"{made} records made; the data folder is {config.data.root}")
+    say(f"{made} records made; the data folder is {config.data.root}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.methods import Job, Method
-from fastcomposer.evaluation.store import PictureFacts, RunStore, digest, write_all
-from fastcomposer.settings import differences, file_digest
+from fastcomposer.evaluation.store import PictureFacts, RunStore, write_all
+from fastcomposer.settings import differences, digest, file_digest
 from fastcomposer.stages import ResumableStage
 
 

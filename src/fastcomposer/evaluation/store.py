@@ -8,7 +8,6 @@ made anew.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -36,7 +35,7 @@ from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.definition import PLACEHOLDERS
 from fastcomposer.evaluation.results import METHODS, SCORES, Costs, ResultRow, row_from_scores
 from fastcomposer.pictures import attention_overlay
-from fastcomposer.settings import differences
+from fastcomposer.settings import differences, digest
 
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"
@@ -213,11 +212,6 @@ class RunStore:
                 raise ValueError(f"{self.part_file(number)}: missing or damaged; evaluate again")
         write_table(self.scores_file, pa.concat_tables(parts).sort_by("case"), key)
         shutil.rmtree(self.folder / "scores", ignore_errors=True)
-
-
-def digest(content: Any) -> str:
-    """Digest of plain values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def picture_text(settings: Mapping[str, Any]) -> PngInfo:

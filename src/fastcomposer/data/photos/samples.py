@@ -1,0 +1,89 @@
+"""Records to look at: the photo with its subjects' masks laid over it, and the caption in their colours."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fastcomposer.data.records import read_record
+
+COLORS = ((230, 75, 60), (40, 110, 200), (20, 150, 110), (200, 140, 0), (150, 80, 180), (0, 150, 170))
+_STRENGTH = 0.45
+_SIDE = 320  # pixels of the longer side on the page
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a caption.
+
+    Attributes:
+        text: The part.
+        color: ``#rrggbb`` of the subject that its last word names; ``None`` for none.
+    """
+
+    text: str
+    color: str | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record on the page.
+
+    Attributes:
+        name: Id of the record.
+        source: Picture as a ``data:`` address.
+        caption: The caption in pieces.
+    """
+
+    name: str
+    source: str
+    caption: tuple[Piece, ...]
+
+
+def draw_sample(root: Path, record_id: str) -> Sample:
+    """Draw a record.
+
+    Args:
+        root: Data folder.
+        record_id: The record.
+    """
+    loaded = read_record(root, record_id)
+    subjects = sorted(loaded.record.segments, key=lambda segment: segment.end)
+    pixels = loaded.image.astype(np.float32)
+    for number, segment in enumerate(subjects):
+        mask = loaded.segment_map == segment.id
+        color = np.array(COLORS[number % len(COLORS)], np.float32)
+        pixels[mask] = pixels[mask] * (1 - _STRENGTH) + color * _STRENGTH
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    pen, width = ImageDraw.Draw(picture), max(1, max(picture.size) // _SIDE)
+    for number, segment in enumerate(subjects):
+        x1, y1, x2, y2 = segment.bbox
+        pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=COLORS[number % len(COLORS)], width=width)
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    data = BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    ends = [segment.end for segment in subjects]
+    return Sample(record_id, source, color_words(loaded.record.caption, ends))
+
+
+def color_words(caption: str, ends: list[int]) -> tuple[Piece, ...]:
+    """Divide a caption so that the word before each offset is a piece in its subject's colour.
+
+    Args:
+        caption: The caption.
+        ends: Offsets just after each subject's word, ascending.
+    """
+    pieces, done = [], 0
+    for number, end in enumerate(ends):
+        start = max(caption.rfind(" ", 0, end) + 1, done)
+        pieces.append(Piece(caption[done:start], None))
+        pieces.append(Piece(caption[start:end], "#{:02x}{:02x}{:02x}".format(*COLORS[number % len(COLORS)])))
+        done = end
+    pieces.append(Piece(caption[done:], None))
+    return tuple(piece for piece in pieces if piece.text)
