@@ -78,7 +78,7 @@ def coloured(label: str = "person", *phrases: NounPhrase) -> Scene:
 
 def test_labels_agree_and_scenes_stay_apart() -> None:
     network = _Colours()
-    matcher = SimilarityMatcher(lambda: network, template="see {}!", side=8)
+    matcher = SimilarityMatcher(lambda: network, template="see {}!", background="keep", side=8)
     matcher.load()
     blue, red = NounPhrase("a blue man", 10, "man", "person"), NounPhrase("a red man", 9, "man", "person")
     dog = NounPhrase("a green dog", 11, "dog", "dog")
@@ -114,6 +114,20 @@ def test_segments_are_cut_out(background: str, outside: tuple[float, ...]) -> No
     assert picture.shape == (3, 8, 8)
     assert picture[:, 1, 1].tolist() == [1, 0, 0]
     assert picture[:, 4, 4].tolist() == pytest.approx(outside, abs=0.01)
+
+
+def test_noise_is_around_a_segment_and_always_the_same() -> None:
+    network = _Colours()
+    matcher = SimilarityMatcher(lambda: network, side=8)
+    matcher.load()
+    scene = coloured("person", NounPhrase("a red man", 9, "man", "person"))
+    matcher.match([scene])
+    first = network.images.clone()
+    assert (first[0, :, :, 3:5] == torch.tensor([1.0, 0, 0])[:, None, None]).all()  # 4 of 8 pixels wide
+    assert first[0, :, :, :2].std() > 0.2 and first[0, :, :, 6:].std() > 0.2
+    assert not torch.equal(first[0, :, :, :2], first[1, :, :, :2])
+    matcher.match([coloured("person"), scene])
+    assert torch.equal(network.images[3:], first)
 
 
 def test_settings_are_checked_and_told() -> None:
