@@ -66,8 +66,8 @@ format: setup ## Format the code and mend what the linter can mend by itself
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup ## Measure speed and memory
-	$(PY) -m fastcomposer.cli.bench
+bench: setup ## Measure speed and memory; writes the table of the README
+	$(PY) -m fastcomposer.cli.bench readme=README.md
 
 lock: ## Resolve the dependencies anew and write requirements.lock (Linux)
 	@scripts/setup.sh lock

@@ -198,22 +198,64 @@ def test_unknown_keys_are_refused(run: Run) -> None:
     assert "max_stepz" in result.stderr
 
 
+TINY_STEP = [
+    "step.resolution=64",
+    "step.unet.sample_size=8",
+    "step.unet.block_out_channels=[8,8,16,16]",
+    "step.unet.layers_per_block=1",
+    "step.unet.norm_num_groups=4",
+    "step.unet.cross_attention_dim=16",
+    "step.vae.block_out_channels=[8,8,8,8]",
+    "+step.vae.norm_num_groups=4",
+    "step.text_encoder={vocab_size:99,hidden_size:16,intermediate_size:16,num_hidden_layers:1,num_attention_heads:2,"
+    "max_position_embeddings:77}",
+    "step.image_encoder={hidden_size:16,intermediate_size:16,num_hidden_layers:2,num_attention_heads:2,image_size:32,"
+    "patch_size:16,projection_dim:16}",
+]
+
+
 def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -> None:
     common = [
         f"model.base={small_base}",
         "model.resolution=32",
         "model.reference_size=56",
         f"data.root={world}",
+        "batch_size=2",
+        "min_seconds=0",
+        "min_rounds=2",
+        "sampler.num_inference_steps=4",
+        "sampler_batches=[1,2]",
+        "loader={records:1,side:96}",
+        "readme=README.md",
+        "variants=[tuned without localization]",  # each starts a process
+        *TINY_STEP,
     ]
-    common += ["batch_size=2", "min_seconds=0.05", "sampler.num_inference_steps=2", "method.vision_layers=1"]
-    status, _, err = run(bench, *common, "suites=[loader,step,sampler]")
+    Path("README.md").write_text(
+        "before\n<!-- bench: written by make bench -->\nold\n<!-- bench: end -->\nafter\n"
+    )
+    status, _, err = run(bench, *common, "suites=[loader,step,sampler,evaluation]")
     assert status == 0, err
-    rows = json.loads(Path("outputs/bench/bench.json").read_text())
-    assert [row["suite"] for row in rows] == ["loader", "step", "sampler"]
-    assert all(row["rate"] > 0 for row in rows)
-    status, _, err = run(bench, *common, "suites=[nothing]")
-    assert status == 1
-    assert "suites: unknown nothing" in err
+    content = json.loads(Path("outputs/bench/bench.json").read_text())
+    rows = content["rows"]
+    assert list(dict.fromkeys(row["suite"] for row in rows)) == ["loader", "step", "sampler", "evaluation"]
+    assert all(row["value"] > 0 for row in rows)
+    (step,) = (row for row in rows if row["suite"] == "step")
+    assert step["peak_memory_bytes"] > 2**27
+    assert 0 < step["share_of_peak"] < 1
+    calls = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "evaluation"}
+    assert calls == {"three alphas, each by itself": 12, "three alphas, shared steps": 11}
+    readme = Path("README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("after\n") and "stale" not in readme
+    assert readme.count("\n| step | tuned without localization | ") == 1
+    assert "- loader over plain order: " in readme
+    for wrong, message in (
+        ("suites=[nothing]", "suites: unknown nothing"),
+        ("variants=[quick]", "variants: there are 'plain"),
+        ("readme=nowhere.md", "readme: no such file: nowhere.md"),
+    ):
+        status, _, err = run(bench, *common, wrong)
+        assert status == 1
+        assert message in err
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])

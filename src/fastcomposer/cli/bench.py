@@ -4,47 +4,66 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 
-SUITES = ("scenes", "loader", "step", "sampler")
+SUITES = ("scenes", "loader", "step", "sampler", "evaluation", "startup")
 
 
 @command("bench")
 def main(config: DictConfig) -> None:
-    """Time the chosen suites and write the figures."""
+    """Time the chosen suites, and write the figures and their table."""
     unknown = [name for name in config.suites if name not in SUITES]
     if unknown:
         raise ValueError(f"suites: unknown {', '.join(unknown)}; there are {', '.join(SUITES)}")
+    if config.readme is not None and not Path(config.readme).is_file():
+        raise FileNotFoundError(f"readme: no such file: {config.readme}")
 
     from hydra.utils import instantiate
-    from rich.console import Console
-    from rich.table import Table
 
-    from fastcomposer.evaluation import speed
+    from fastcomposer.data.records import write_atomically
+    from fastcomposer.evaluation import speed, speed_step, speed_suites
 
-    watch = speed.Stopwatch(config.min_seconds)
+    known = speed_step.VARIANTS
+    variants = list(known) if config.variants is None else list(config.variants)
+    if not set(variants) <= set(known):
+        raise ValueError(f"variants: there are {', '.join(map(repr, known))}")
+    facts = speed.environment()
+    watch = speed.Stopwatch(config.min_seconds, config.min_rounds)
     if "scenes" in config.suites:
         settings = config.data.prepare
-        speed.time_scenes(watch, instantiate(settings.scenes), settings.num_workers)
-    data = instantiate(config.data.module, batch_size=config.batch_size)
+        speed_suites.time_scenes(watch, instantiate(settings.scenes), settings.num_workers)
     if "loader" in config.suites:
-        speed.time_loader(watch, data)
+        there = Path(config.data.root).is_dir()
+        data = instantiate(config.data.module, batch_size=config.batch_size) if there else None
+        tokenizer = instantiate(config.data.module.tokenizer)
+        speed_suites.time_loader(watch, tokenizer, data, **config.loader)
     if "step" in config.suites:
+        speed_step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
+    if {"sampler", "evaluation"} & set(config.suites):
         model = instantiate(config.method.model)()
-        optimizer = instantiate(config.method.optimizer)(list(model.trainable_parameters()))
-        speed.time_step(watch, model, optimizer, next(iter(data.train_dataloader())))
-    if "sampler" in config.suites:
-        speed.time_sampler(watch, instantiate(config.method.model)(), config.sampler)
-    table = Table("suite", "what", "median per second", "spread", "unit")
-    for row in watch.rows:
-        table.add_row(row.suite, row.what, f"{row.rate:.1f}", f"±{row.spread:.1f}", row.unit)
-    Console().print(table)
+        options: Any = OmegaConf.to_container(config.sampler)
+        if "sampler" in config.suites:
+            speed_suites.time_sampler(watch, model, options, config.sampler_batches)
+        if "evaluation" in config.suites:
+            speed_suites.time_evaluation(watch, model, options)
+    if "startup" in config.suites:
+        calls: Any = OmegaConf.to_container(config.startup, resolve=True)
+        speed_suites.time_startup(watch, calls)
+    text = "\n".join(
+        [speed.table(watch.rows, facts), "", *(f"- {line}" for line in speed_step.limits(watch))]
+    )
+    print(text)
+    content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
     file = Path(config.output) / "bench.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([row.as_dict() for row in watch.rows], indent=2) + "\n")
+    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
+    if config.readme is not None:
+        readme = Path(config.readme)
+        document = speed.replace_table(readme.read_text(encoding="utf-8"), text)
+        write_atomically(readme, lambda out: out.write(document.encode()))
     print(file)
 
 

@@ -1,22 +1,21 @@
-"""Speed of the scene generator, the loader, the training step and the sampler."""
+"""Figures of speed: taken in turns, so that whatever else the machine does touches all alike."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
+import os
+import platform
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer
+from torch.utils.flop_counter import FlopCounterMode
 
-from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.datamodule import SubjectDataModule
-from fastcomposer.data.prepare import prepare_avatars
-from fastcomposer.data.scenes import AvatarScenes
-from fastcomposer.models.composer import FastComposer
+_MARKERS = ("<!-- bench: written by make bench -->", "<!-- bench: end -->")
 
 
 @dataclass(frozen=True)
@@ -26,78 +25,171 @@ class Speed:
     Attributes:
         suite: Name of the suite.
         what: What was done.
-        rate: Median over repetitions, per second.
-        spread: Half the interquartile range of the rate.
-        unit: What was counted.
+        value: Median over repetitions.
+        spread: Half the interquartile range.
+        unit: What is counted, ``…/s`` or ``s``.
+        share_of_peak: Achieved FLOP/s over those of a large matrix product of the same data type.
+        peak_memory_bytes: Most memory that a process of its own held.
+        unet_calls: Rows that went through the U-Net, guidance included.
     """
 
     suite: str
     what: str
-    rate: float
+    value: float
     spread: float
     unit: str
+    share_of_peak: float | None = None
+    peak_memory_bytes: int | None = None
+    unet_calls: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name."""
         return asdict(self)
 
 
-class Stopwatch:
-    """Times functions for at least some seconds each and keeps the figures.
+@dataclass(frozen=True)
+class Case:
+    """Something to time.
 
-    Args:
-        min_seconds: How long a function is repeated.
+    Attributes:
+        function: Does it once.
+        number: How many of the unit it does.
+        prepare: Called before it, outside the time.
+        dtype: Data type whose matrix products its FLOP/s are compared with; ``None`` leaves them uncounted.
+        peak_memory_bytes: See :class:`Speed`.
+        unet_calls: See :class:`Speed`.
     """
 
-    def __init__(self, min_seconds: float) -> None:
-        self.min_seconds = min_seconds
+    function: Callable[[], Any]
+    number: int = 1
+    prepare: Callable[[], Any] = lambda: None
+    dtype: torch.dtype | None = None
+    peak_memory_bytes: int | None = None
+    unet_calls: float | None = None
+
+
+class Stopwatch:
+    """Times cases in turns and keeps the figures.
+
+    Args:
+        min_seconds: How long each is repeated in all.
+        min_rounds: How often at least.
+    """
+
+    def __init__(self, min_seconds: float, min_rounds: int = 3) -> None:
+        self.min_seconds, self.min_rounds = min_seconds, min_rounds
         self.rows: list[Speed] = []
+        self._peaks: dict[torch.dtype, float] = {}
 
-    def measure(self, suite: str, what: str, unit: str, number: int, function: Callable[[], Any]) -> None:
-        """Time a function that does ``number`` of something."""
-        function()  # not counted: lazy imports and caches
-        timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
-        measured = timer.blocked_autorange(min_run_time=self.min_seconds)
-        rate = number / measured.median
-        self.rows.append(Speed(suite, what, rate, rate * measured.iqr / measured.median / 2, unit))
+    def interleave(self, suite: str, unit: str, cases: Mapping[str, Case]) -> None:
+        """Time some cases, one after the other in every round.
+
+        Args:
+            suite: Name of the suite.
+            unit: What each does ``number`` of; ``s`` for the seconds of one call.
+            cases: By what they do.
+        """
+        flops = {what: self._first(case) for what, case in cases.items()}
+        seconds: dict[str, list[float]] = {what: [] for what in cases}
+        while not all(map(self._enough, seconds.values())):
+            for what, case in cases.items():
+                case.prepare()
+                seconds[what].append(_seconds(case.function))
+        for what, case in cases.items():
+            self.rows.append(self._row(suite, what, unit, case, seconds[what], flops[what]))
+
+    def _enough(self, seconds: Sequence[float]) -> bool:
+        return len(seconds) >= self.min_rounds and sum(seconds) >= self.min_seconds
+
+    def _first(self, case: Case) -> int:
+        """Call a case once, uncounted in time, for lazy imports and caches; returns its FLOPs."""
+        case.prepare()
+        if case.dtype is None:
+            case.function()
+            return 0
+        self._peak(case.dtype)
+        with FlopCounterMode(display=False) as counter:
+            case.function()
+        return counter.get_total_flops()
+
+    def _peak(self, dtype: torch.dtype) -> float:
+        """FLOP/s of a large matrix product."""
+        if dtype not in self._peaks:
+            side = 2048
+            square = torch.ones(side, side, dtype=dtype)
+            fastest = min(_seconds(lambda: square @ square) for _ in range(7))
+            self._peaks[dtype] = 2 * side**3 / fastest
+        return self._peaks[dtype]
+
+    def _row(
+        self, suite: str, what: str, unit: str, case: Case, seconds: Sequence[float], flops: int
+    ) -> Speed:
+        values = [s if unit == "s" else case.number / s for s in seconds]
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        share = None
+        if case.dtype is not None:
+            share = flops / statistics.median(seconds) / self._peak(case.dtype)
+        return Speed(
+            suite,
+            what,
+            statistics.median(values),
+            (high - low) / 2,
+            unit,
+            share,
+            case.peak_memory_bytes,
+            case.unet_calls,
+        )
 
 
-def time_scenes(watch: Stopwatch, scenes: AvatarScenes, workers: int, number: int = 400) -> None:
-    """Time rendering and writing ``number`` scenes."""
-
-    def render() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            prepare_avatars(Path(folder), scenes, number, 0, num_workers=workers)
-
-    watch.measure("scenes", f"render and write, {workers} processes", "scenes", number, render)
+def _seconds(function: Callable[[], Any]) -> float:
+    # torch's clock waits for the accelerator. Its Timer would call the function twice more to warm up.
+    start = timer()
+    function()
+    return timer() - start
 
 
-def time_loader(watch: Stopwatch, data: SubjectDataModule) -> None:
-    """Time reading and augmenting training batches."""
-    loader = data.train_dataloader()
-    batches = chain.from_iterable(loader for _ in count())  # epoch after epoch
-    what = f"read and augment, {data.num_workers or 'no'} workers"
-    watch.measure("loader", what, "samples", data.batch_size, lambda: next(batches))
+def environment() -> dict[str, Any]:
+    """Machine, versions and how busy the machine is."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load_average": round(os.getloadavg()[0], 1),
+    }
 
 
-def time_step(
-    watch: Stopwatch, model: FastComposer, optimizer: torch.optim.Optimizer, batch: SubjectBatch
-) -> None:
-    """Time forward, backward and optimizer step on one batch."""
-    model.train()
-
-    def step() -> None:
-        model.training_losses(batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    watch.measure("step", f"training step, batch {len(batch)}", "images", len(batch), step)
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.M) if file.exists() else None
+    return found.group(1) if found else platform.processor() or platform.machine()
 
 
-def time_sampler(watch: Stopwatch, model: FastComposer, options: Mapping[str, Any], batch: int = 4) -> None:
-    """Time sampling from text."""
-    pipeline = model.to_pipeline(safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    prompts = ["a man on the beach"] * batch
-    what = f"sample, {options['num_inference_steps']} steps, batch {batch}"
-    watch.measure("sampler", what, "images", batch, lambda: pipeline(prompts, **options))
+def table(rows: Sequence[Speed], facts: Mapping[str, Any]) -> str:
+    """The figures as Markdown, with the machine they were taken on."""
+    lines = [
+        "| suite | what | median | ± | unit | share of peak | peak memory | U-Net calls |",
+        "|---|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [row.suite, row.what, f"{row.value:.3g}", f"{row.spread:.2g}", row.unit]
+        cells.append("" if row.share_of_peak is None else f"{row.share_of_peak:.0%}")
+        cells.append("" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f} GiB")
+        cells.append("" if row.unet_calls is None else f"{row.unet_calls:g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = (
+        f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}"
+    )
+    return "\n".join([f"{machine}; load {facts['load_average']} at the start.", "", *lines])
+
+
+def replace_table(document: str, text: str) -> str:
+    """Put a table between the markers of a document.
+
+    Raises:
+        ValueError: If the markers are missing.
+    """
+    start, end = (document.find(marker) for marker in _MARKERS)
+    if not 0 <= start < end:
+        raise ValueError(f"readme: a table of figures goes between {_MARKERS[0]} and {_MARKERS[1]}")
+    return f"{document[: start + len(_MARKERS[0])]}\n{text}\n{document[end:]}"
