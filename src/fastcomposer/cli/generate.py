@@ -34,9 +34,10 @@ def main(config: DictConfig) -> None:
     seeds = range(config.seed, config.seed + config.num_images)
     sampler: Any = {**config.sampler, "alpha": config.alpha}
     references = list(config.references)
-    images = pipeline(
-        [config.prompt] * len(seeds),
-        references=[references] * len(seeds) if references else None,
+    images = pipeline(  # one prompt, so that it and its references are encoded once
+        config.prompt,
+        references=references or None,
+        num_images_per_prompt=len(seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         **sampler,
     ).images
