@@ -26,7 +26,7 @@ class SeparableElastic(v2.ElasticTransform):
         for direction in noise:
             direction.uniform_(-1, 1)
         sigma = float(self.sigma[0])
-        smooth = _smoothing(height, sigma) @ noise @ _smoothing(width, sigma).T
+        smooth = _smooth(_smooth(noise, sigma).transpose(1, 2), sigma).transpose(1, 2)
         scale = torch.tensor([self.alpha[0] / width, self.alpha[1] / height])
         return {"displacement": smooth.permute(1, 2, 0)[None] * scale}
 
@@ -48,6 +48,15 @@ class SeparableBlur(v2.GaussianBlur):
         for offset, weight in enumerate(kernel[1:], start=1):
             blurred.add_(rows[..., offset : offset + width], alpha=weight)
         return blurred.round_().to(torch.uint8)
+
+
+def _smooth(values: Tensor, sigma: float) -> Tensor:
+    """Smooth (C, h, w) along h. Each half needs little more than itself: the matrix is zero elsewhere."""
+    size, radius = values.shape[1], smoothing_radius(sigma)
+    matrix, half = _smoothing(size, sigma), size // 2
+    upper, lower = min(half + radius, size), max(half - radius, 0)
+    parts = [matrix[:half, :upper] @ values[:, :upper], matrix[half:, lower:] @ values[:, lower:]]
+    return torch.cat(parts, dim=1)
 
 
 @lru_cache(maxsize=4)

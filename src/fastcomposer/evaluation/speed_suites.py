@@ -19,7 +19,7 @@ from torch import Generator
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.prepare import prepare_avatars
-from fastcomposer.data.records import Record, Segment, write_ids, write_record
+from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
 from fastcomposer.data.scenes import AvatarScenes
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.evaluation.plain_loading import plain_augmentation, plain_sample
@@ -64,6 +64,8 @@ def write_large_records(root: Path, number: int, side: int) -> None:
         for corner in range(4):
             picture.paste(tiles[place >> corner & 1], (corner % 2 * half, corner // 2 * half))
         write_record(root, Record(name, "a man and a woman", segments), picture, segment_map)
+        # Colours at half the resolution, as cameras and the web save them; our own records keep them whole.
+        picture.save(record_path(root, name, ".jpg"), quality=90)
     write_ids(root, "train", names)
 
 
