@@ -10,12 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 
+_MATMUL_PRECISIONS = ("highest", "high", "medium")
+
 
 @command("train")
 def main(config: DictConfig) -> None:
     """Build everything that the configuration names, fit, and export the weights."""
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
+    if config.matmul_precision not in _MATMUL_PRECISIONS:
+        known = ", ".join(_MATMUL_PRECISIONS)
+        raise ValueError(f"matmul_precision={config.matmul_precision}: one of {known}")
 
     import lightning as L
     import torch
