@@ -218,6 +218,40 @@ class TestBatches:
             alone = pipe(prompt, references=row, generator=seeded(index), **options).images
             assert np.abs(together[index] - alone[0]).max() < 1e-4
 
+    def test_several_references_of_a_subject(self, pipe: FastComposerPipeline) -> None:
+        a, b, c = map(reference, range(3))
+
+        def embeds(prompt: Any, references: Any) -> torch.Tensor:
+            return pipe.encode_prompt(prompt, torch.device("cpu"), 1, False, references=references)[0]
+
+        both = embeds(TWO, [[a, b], c])
+        assert torch.equal(both, embeds(TWO, [[a, b], [c]]))
+        assert torch.equal(embeds(TWO, [[a], [c]]), embeds(TWO, [a, c]))
+        assert torch.allclose(embeds(TWO, [[a, a, a], c]), embeds(TWO, [a, c]), atol=1e-5)
+        first, second = (both != embeds(TWO, None))[0].any(-1).nonzero().flatten().tolist()
+        # The second subject is the same, the first between those of each picture alone.
+        assert torch.allclose(both[0, second], embeds(TWO, [a, c])[0, second], atol=1e-5)
+        assert not torch.allclose(both[0, first], embeds(TWO, [a, c])[0, first], atol=1e-4)
+        assert not torch.allclose(both[0, first], embeds(TWO, [b, c])[0, first], atol=1e-4)
+        # The same for a list of prompts, one level deeper.
+        rows = embeds([TWO, ONE], [[[a, b], c], [b]])
+        assert torch.allclose(rows[0], both[0], atol=1e-5)
+        assert torch.allclose(rows[1], embeds(ONE, b)[0], atol=1e-5)
+        images = pipe(TWO, references=[[a, b], [c]], generator=seeded(), output_type="np", **SIZE).images
+        again = pipe(TWO, references=[[a, b], c], generator=seeded(), output_type="np", **SIZE).images
+        assert np.array_equal(images, again)
+
+    def test_nesting_that_does_not_fit_is_refused_before_anything_runs(
+        self, pipe: FastComposerPipeline
+    ) -> None:
+        a, b = reference(0), reference(1)
+        with pytest.raises(PromptError, match=r"1 reference image\(s\) for 2 marker.*a list of their own"):
+            pipe(TWO, references=[[a, b]], **SIZE)
+        with pytest.raises(PromptError, match=r"references\[0\] holds lists of lists"):
+            pipe(TWO, references=[[[a, b]], [[a]]], **SIZE)
+        with pytest.raises(PromptError, match=r"references for 1 prompt\(s\), but 2 prompt"):
+            pipe([TWO, ONE], references=[[a, b]], **SIZE)
+
     def test_images_per_prompt(self, pipe: FastComposerPipeline) -> None:
         options = {**SIZE, "output_type": "np"}
         prompts, references = [ONE, TWO], [[reference(0)], [reference(1), reference(2)]]

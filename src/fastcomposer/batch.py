@@ -14,8 +14,9 @@ from torch import Tensor
 class SubjectBatch:
     """Training samples with their subjects.
 
-    B samples, K subject slots, image H×W, reference R×R. A dataset yields samples with B = 1;
-    :meth:`collate` joins them.
+    B samples, K subject slots, image H×W, reference R×R. Where subjects have up to N references, the first is
+    in its usual place and the others in ``extra_pixel_values``, which is left out for N = 1. A dataset yields
+    samples with B = 1; :meth:`collate` joins them.
 
     Attributes:
         pixel_values: (B, 3, H, W) float in [-1, 1].
@@ -24,6 +25,8 @@ class SubjectBatch:
         subject_token_idx: (B, K) long, position of each subject's word in ``input_ids``; 0 in empty slots.
         subject_present: (B, K) bool, which slots hold a subject.
         subject_masks: (B, K, H, W) float, 0 or 1.
+        extra_pixel_values: Optional (B, K, N − 1, 3, R, R) float in [0, 1]: further references.
+        extra_present: (B, K, N − 1) bool, which of those there are; with ``extra_pixel_values``.
         latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
         text_embeds: Optional (B, 77, d): hidden states of the text encoder for ``input_ids``.
         record_ids: Names of the records, for messages.
@@ -35,12 +38,28 @@ class SubjectBatch:
     subject_token_idx: Tensor
     subject_present: Tensor
     subject_masks: Tensor
+    extra_pixel_values: Tensor | None = None
+    extra_present: Tensor | None = None
     latent_moments: Tensor | None = None
     text_embeds: Tensor | None = None
     record_ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    def references(self) -> tuple[Tensor, Tensor]:
+        """All references of all subjects, and which of them there are.
+
+        Returns:
+            (B, K, N, 3, R, R) float in [0, 1], and (B, K, N) bool, nothing of which is set in empty slots.
+        """
+        pixels, present = self.subject_pixel_values.unsqueeze(2), self.subject_present.unsqueeze(2)
+        if self.extra_pixel_values is None or self.extra_present is None:
+            return pixels, present
+        return (
+            torch.cat([pixels, self.extra_pixel_values], dim=2),
+            torch.cat([present, self.extra_present & present], dim=2),
+        )
 
     def replace(self, **changes: Any) -> SubjectBatch:
         """Return a copy with some fields replaced."""

@@ -159,8 +159,10 @@ class FastComposerPipeline(VariantPipeline):
             clip_skip: How many of the text encoder's last layers to leave out.
             callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step.
             callback_on_step_end_tensor_inputs: Names of its tensors; ``subject_prompt_embeds`` is one more.
-            references: The subjects' images in the order of the markers: a list for one prompt, a list of
-                lists for several; :func:`~fastcomposer.data.reference.prepare_reference` says what these are.
+            references: For one prompt the subjects' images in the order of the markers, a list of images
+                where there are several of a subject; for a list of prompts one such list for each. See
+                :func:`~fastcomposer.data.reference.reference_rows`, and
+                :func:`~fastcomposer.data.reference.prepare_reference` for what an image is.
             alpha: Ratio of steps that see the subjects, in [0, 1]; at 0 the base model's own output.
             subject_prompt_embeds: (B, T, d) in place of ``references``.
             return_attention: Number of groups of consecutive steps to average the subjects' attention over;

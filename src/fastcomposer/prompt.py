@@ -66,6 +66,25 @@ def place_markers(caption: str, ends: Sequence[int]) -> str:
     return "".join([*pieces, caption[start:]])
 
 
+def check_references(caption: str, num_references: int) -> None:
+    """Refuse a caption with another number of subjects than there are references; needs no tokenizer.
+
+    Args:
+        caption: Text with markers.
+        num_references: Number of subjects that there are references of.
+
+    Raises:
+        PromptError: If the numbers differ.
+    """
+    num_markers = caption.count(MARKER)
+    if num_markers != num_references:
+        raise PromptError(
+            f"{num_references} reference image(s) for {num_markers} marker(s) {MARKER} in prompt "
+            f"{caption!r}; put one directly after the class word of each subject (several images of one "
+            "subject are a list of their own, and count once)"
+        )
+
+
 def parse_prompt(
     caption: str, tokenizer: Any, *, num_references: int | None = None, max_subjects: int | None = None
 ) -> ParsedPrompt:
@@ -76,7 +95,7 @@ def parse_prompt(
     Args:
         caption: Text with ``<|image|>`` directly after each subject's class word.
         tokenizer: A CLIP tokenizer that reports character offsets, as transformers' own does.
-        num_references: Number of reference images given; ``None`` skips that check.
+        num_references: Number of subjects that there are references of; ``None`` skips that check.
         max_subjects: Number of subject slots of the model; ``None`` skips that check.
 
     Raises:
@@ -84,11 +103,8 @@ def parse_prompt(
             subjects than slots, or a subject beyond the tokenizer's limit.
     """
     num_markers = caption.count(MARKER)
-    if num_references is not None and num_markers != num_references:
-        raise PromptError(
-            f"{num_references} reference image(s) for {num_markers} marker(s) {MARKER} in prompt "
-            f"{caption!r}; put one directly after the class word of each reference"
-        )
+    if num_references is not None:
+        check_references(caption, num_references)
     if max_subjects is not None and num_markers > max_subjects:
         raise PromptError(
             f"{num_markers} subjects in prompt {caption!r}; the model takes {max_subjects} at most"

@@ -100,9 +100,12 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
         return parse_prompts(prompts, num_references, self.tokenizer, self.fusion)
 
-    def _fused(self, text: Tensor, parsed: list[ParsedPrompt], rows: list[list[Any]]) -> Tensor:
+    def _fused(self, text: Tensor, parsed: list[ParsedPrompt], rows: list[list[list[Any]]]) -> Tensor:
         size = self.image_encoder.config.image_size
-        references = [[prepare_reference(reference, size) for reference in row] for row in rows]
+        references = [
+            [torch.stack([prepare_reference(image, size) for image in images]) for images in row]
+            for row in rows
+        ]
         return fuse_references(text, parsed, references, self.image_encoder, self.fusion).prompt_embeds
 
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -117,7 +120,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
 
     def _check_subjects(
         self, prompt: Any, references: Any, alpha: float, subject_prompt_embeds: Tensor | None, attention: int
-    ) -> tuple[list[ParsedPrompt], list[list[Any]]]:
+    ) -> tuple[list[ParsedPrompt], list[list[list[Any]]]]:
         """Parse the prompts and sort the references, which must match before anything is computed."""
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
@@ -137,7 +140,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         return self._parsed(prompt, None if optional else [len(row) for row in rows]), rows
 
     def _subject_embeds(
-        self, text: Tensor, given: Tensor | None, parsed: list[ParsedPrompt], rows: list[list[Any]]
+        self, text: Tensor, given: Tensor | None, parsed: list[ParsedPrompt], rows: list[list[list[Any]]]
     ) -> Tensor | None:
         """(B, T, d) with the subjects fused in; ``None`` where there are none."""
         if given is None:

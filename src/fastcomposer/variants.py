@@ -254,13 +254,18 @@ class VariantPipeline(SubjectPromptPipeline):
         return output
 
     def _embeds_of_variants(
-        self, text: Tensor, checked: Sequence[tuple[list[ParsedPrompt], list[list[Any]]]], needed: list[bool]
+        self,
+        text: Tensor,
+        checked: Sequence[tuple[list[ParsedPrompt], list[list[list[Any]]]]],
+        needed: list[bool],
     ) -> list[Tensor | None]:
         """(1, T, d) with the subjects of each variant that needs them; the same references once."""
         known: dict[tuple[Any, ...], Tensor | None] = {}
         embeds = []
         for (parsed, rows), need in zip(checked, needed, strict=True):
-            key = tuple(r if isinstance(r, str | PathLike) else id(r) for r in rows[0])
+            key = tuple(
+                tuple(r if isinstance(r, str | PathLike) else id(r) for r in images) for images in rows[0]
+            )
             if need and key not in known:
                 known[key] = self._subject_embeds(text, None, parsed, rows)
             embeds.append(known[key] if need else None)

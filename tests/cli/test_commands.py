@@ -79,7 +79,7 @@ def test_prepare_train_resume_generate_evaluate(
         f"model.base={small_base}",
         "checkpoint=outputs/mini",
         "prompt=a man <|image|> and a woman <|image|> on the beach",
-        f"references=[{','.join(portraits)}]",
+        f"references=[[{portraits[0]},{portraits[0]}],{portraits[1]}]",
         "sampler.num_inference_steps=2",
         "num_images=2",
         "alpha=0.7",
@@ -93,7 +93,7 @@ def test_prepare_train_resume_generate_evaluate(
     stored = json.loads(Image.open(files[1]).text["fastcomposer"])  # type: ignore[attr-defined]
     assert stored["seed"] == 43
     assert stored["alpha"] == 0.7
-    assert stored["references"] == portraits
+    assert stored["references"] == [[portraits[0]] * 2, portraits[1]]
 
     measured = [
         f"model.base={small_base}",
@@ -137,6 +137,8 @@ def test_prepare_writes_a_world(run: Run) -> None:
         (["checkpoint=null"], "checkpoint: name trained weights"),
         (["checkpoint=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
         (["checkpoint=x", "references=[nobody.png]"], "references: no such file: nobody.png"),
+        (["checkpoint=x", "references=[[nobody.png,b.png]]"], "references: no such file: nobody.png, b.png"),
+        (["checkpoint=x", "references=."], "references: folder . has no picture (.png, .jpg, .jpeg, .webp)"),
     ],
 )
 def test_generate_says_what_is_wrong_before_it_loads(run: Run, arguments: list[str], message: str) -> None:
@@ -144,6 +146,29 @@ def test_generate_says_what_is_wrong_before_it_loads(run: Run, arguments: list[s
     assert status == 1
     assert err.strip() == f"error: {message}" or message in err
     assert "Traceback" not in err
+
+
+def test_references_on_the_command_line(tmp_path: Path) -> None:
+    person = tmp_path / "ann"
+    person.mkdir()
+    ann = [str(person / name) for name in ("1.JPG", "2.png")]
+    bob = str(tmp_path / "bob.png")
+    for file in (*ann, bob, person / "notes.txt"):
+        Path(file).write_bytes(b"")
+    assert generate.reference_files(bob) == [[bob]]
+    assert generate.reference_files(str(person)) == [ann]
+    assert generate.reference_files([str(person), bob]) == [ann, [bob]]
+    assert generate.reference_files([[bob, ann[1]], ann[0]]) == [[bob, ann[1]], [ann[0]]]
+    assert generate.reference_files([]) == []
+
+
+def test_subjects_are_counted_before_anything_loads(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    call = ["prompt=a man <|image|> and a woman <|image|>", "references=[[a.png,a.png]]", "checkpoint=x"]
+    status, _, err = run(generate, *call)
+    assert status == 1
+    assert "1 reference image(s) for 2 marker(s)" in err
+    assert "several images of one subject are a list of their own" in err
 
 
 @pytest.mark.parametrize(
@@ -181,6 +206,10 @@ def test_generate_explains_prompts(
         ("method.model.loss_config.mask_loss_probability=2", "mask_loss_probability"),
         ("method.caption_dropout=-1", "method.caption_dropout"),
         ("localization.blocks=[attic]", "attic"),
+        ("localization.loss=l2", "localization.loss"),
+        ("method.model.fusion.mode=max", "method.model.fusion.mode='max'"),
+        ("data.module.background=blur", "background must be one of"),
+        ("matmul_precision=fast", "matmul_precision=fast: one of highest"),
         ("data.module.batch_size=0", "batch_size"),
     ],
 )

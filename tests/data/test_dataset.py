@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from toy_records import CAPTION, LEFT, RIGHT, SIZE, add_record, picture, segment
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.records import Record, RecordError, Segment, record_path, write_ids, write_record
-from fastcomposer.data.transforms import PUBLISHED
+from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation
 
 Build = Callable[..., SubjectDataset]
 
@@ -203,6 +204,54 @@ def test_a_bad_other_image_is_passed_over(people: Path, build: Build) -> None:
         build(reference="other_image")[0]
 
 
+def test_several_references_of_other_images(people: Path, build: Build) -> None:
+    dataset = build(reference="other_image", num_references=4, max_subjects=2)
+    single = build(reference="other_image", max_subjects=2)
+    for epoch in range(6):
+        sample, alone = dataset[(epoch, 0)], single[(epoch, 0)]
+        extra, present = sample.extra_pixel_values, sample.extra_present
+        assert extra is not None and present is not None
+        assert extra.shape == (1, 2, 3, 3, 24, 24)
+        # Two more records show Ann, one more Bob.
+        assert present.tolist() == [[[True, False, False], [False, False, False]]]
+        assert not extra[~present].any()
+        shown = {colour(sample), round(float(extra[0, 0, 0, 0, 12, 12]) * 255)}
+        assert shown == {80, 120}
+        # What is random in the first reference does not depend on how many there are for the first subject.
+        assert torch.equal(sample.subject_pixel_values[0, 0], alone.subject_pixel_values[0, 0])
+    assert equal(dataset[(0, 0)], dataset[(0, 0)])
+    assert dataset[(0, 4)].extra_present.sum() == 0  # type: ignore[union-attr]
+
+
+def test_several_references_of_the_same_image_are_augmentations(people: Path, build: Build) -> None:
+    dataset = build(num_references=3, augmentation=ReferenceAugmentation(elastic=0, jitter=1))
+    sample = dataset[0]
+    assert sample.extra_pixel_values is not None and sample.extra_present is not None
+    assert sample.extra_present[0, :2].all() and not sample.extra_present[0, 2:].any()
+    pictures = [sample.subject_pixel_values[0, 0], *sample.extra_pixel_values[0, 0]]
+    assert not any(torch.equal(a, b) for a, b in pairwise(pictures))
+    plain = build(augmentation=ReferenceAugmentation(elastic=0, jitter=1))[0]
+    assert torch.equal(sample.subject_pixel_values, plain.subject_pixel_values)
+    still = build(num_references=3)[0]  # without augmentation there is nothing further to see
+    assert still.extra_present is not None and not still.extra_present.any()
+    assert build()[0].extra_pixel_values is None
+
+
+def test_the_background_of_references(folder: Path, build: Build) -> None:
+    wide = replace(LEFT, bbox=(0, 4, 12, 20))
+    grey = np.full((SIZE, SIZE, 3), 120, dtype=np.uint8)
+    write_record(folder, Record("0000000", CAPTION, (wide,)), grey, segment_map(LEFT), quality=100)
+    # 12 × 16 pixels, padded to 16 × 16 and resized to 24 × 24: columns 3 to 21, the segment in 6 to 18.
+    around = {}
+    for background in ("kept", "black", "noise"):
+        picture = build(background=background)[0].subject_pixel_values[0, 0]
+        assert (picture[:, 2:22, 8:16] * 255 - 120).abs().max() < 2
+        around[background] = picture[:, 2:22, 4]
+    assert (around["kept"] * 255 - 120).abs().max() < 2
+    assert around["black"].max() == 0
+    assert around["noise"].std() > 0.1
+
+
 def test_other_image_needs_identities(folder: Path, build: Build) -> None:
     for number in range(8):
         add_record(folder, f"{number:07d}", replace(LEFT, identity=None))
@@ -311,6 +360,8 @@ def test_samples_are_collated(build: Build) -> None:
     [
         ({"max_subjects": 0}, "max_subjects must be at least 1"),
         ({"reference": "same"}, "reference must be one of same_image, other_image, not 'same'"),
+        ({"num_references": 0}, "num_references must be at least 1, not 0"),
+        ({"background": "blur"}, "background must be one of noise, black, kept, not 'blur'"),
         ({"flip": 2}, "flip must be a probability, not 2"),
         ({"seed": -1}, "seed must not be negative"),
         ({"resolution": 0}, "resolution must be a positive multiple of 8"),

@@ -107,23 +107,46 @@ def test_what_is_no_image_is_refused(image: Any, error: type[Exception], message
         prepare_reference(image, 8)
 
 
-def test_references_are_sorted_by_prompt() -> None:
+def test_references_are_sorted_by_prompt_and_subject() -> None:
     one, two = Image.new("RGB", (4, 4)), Image.new("RGB", (5, 5))
-    assert reference_rows("p", one) == [[one]]
-    assert reference_rows("p", "a.png") == [["a.png"]]
-    assert reference_rows("p", [one, two]) == [[one, two]]
-    assert reference_rows("p", [[one, two]]) == [[one, two]]
+    assert reference_rows("p", one) == [[[one]]]
+    assert reference_rows("p", "a.png") == [[["a.png"]]]
+    assert reference_rows("p", [one, two]) == [[[one], [two]]]
     assert reference_rows("p", []) == [[]]
-    assert reference_rows(["p"], [[one, two]]) == [[one, two]]
-    assert reference_rows(["p", "q", "r"], [[one, two], None, one]) == [[one, two], [], [one]]
+    assert reference_rows(["p"], [[one, two]]) == [[[one], [two]]]
+    assert reference_rows(["p", "q", "r"], [[one, two], None, one]) == [[[one], [two]], [], [[one]]]
     stack = torch.zeros(2, 3, 4, 4)
     assert [len(row) for row in reference_rows("p", stack)] == [2]
     assert [len(row) for row in reference_rows(["p", "q"], [stack, stack[0]])] == [2, 1]
+
+
+def test_a_list_inside_a_prompts_list_is_one_subject() -> None:
+    assert reference_rows("p", [["a1", "a2"], ["b"]]) == [[["a1", "a2"], ["b"]]]
+    assert reference_rows("p", [["a1", "a2"]]) == [[["a1", "a2"]]]
+    assert reference_rows("p", ["a", ("b1", "b2")]) == [[["a"], ["b1", "b2"]]]
+    assert reference_rows(["p", "q"], [[["a1", "a2"], "b"], ["c"]]) == [[["a1", "a2"], ["b"]], [["c"]]]
+    stack = torch.zeros(2, 3, 4, 4)
+    assert [[len(s) for s in row] for row in reference_rows("p", [stack, stack[0]])] == [[2, 1]]
+    assert [[len(s) for s in row] for row in reference_rows("p", torch.zeros(2, 3, 3, 4, 4))] == [[3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "references", "message"),
+    [
+        ("p", [[["a", "b"]]], r"references\[0\] holds lists of lists: it is one subject.* a list of prompts"),
+        (["p"], [[[["a"]]]], r"references\[0\]\[0\] holds lists of lists"),
+        ("p", ["a", []], r"references\[1\]: this subject has no image"),
+        (["p", "q"], [["a"], ["b", None]], r"references\[1\]\[1\]: this subject has no image"),
+    ],
+)
+def test_other_nesting_is_refused(prompt: Any, references: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        reference_rows(prompt, references)
 
 
 def test_number_of_prompts_must_match() -> None:
     one = Image.new("RGB", (4, 4))
     with pytest.raises(PromptError, match=r"references for 1 prompt\(s\), but 2 prompt\(s\)"):
         reference_rows(["p", "q"], [[one]])
-    with pytest.raises(PromptError, match=r"references for 2 prompt\(s\), but 1 prompt\(s\)"):
-        reference_rows("p", [[one], [one]])
+    with pytest.raises(PromptError, match=r"references for 1 prompt\(s\), but 2 prompt\(s\)"):
+        reference_rows(["p", "q"], one)

@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fastcomposer import FastComposer, PromptError, SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, subject_union
+from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.prompt import parse_prompt
 
 if TYPE_CHECKING:
     from tests.conftest import Golden
@@ -377,6 +379,8 @@ class TestLoading:
         for name, value in golden_model.state_dict().items():
             assert torch.equal(state[name], value), name
         assert type(again.sampling_scheduler) is type(golden_model.sampling_scheduler)
+        with pytest.raises(ValueError, match=r"mode mlp that pools by mean: set method\.model\.fusion"):
+            FastComposer.from_pretrained(tmp_path / "saved", fusion=FusionConfig(pooling="attention"))
 
     def test_new_fusion_takes_its_width_from_the_text_encoder(self, tiny_base: Path) -> None:
         model = FastComposer.from_pretrained(tiny_base, max_subjects=3)
@@ -407,8 +411,6 @@ class TestPrompts:
     def test_prompts_and_batches_are_conditioned_alike(
         self, golden_model: FastComposer, golden: Golden
     ) -> None:
-        from fastcomposer.prompt import parse_prompt
-
         prompts = [
             "a man <|image|> and a woman <|image|> on the beach",
             "a photo of a person <|image|>",
@@ -433,6 +435,50 @@ class TestPrompts:
         )
         assert not encoded.subject_embeds[~present].any()
         assert torch.equal(encoded.prompt_embeds[2], encoded.text_embeds[2])
+
+    @pytest.mark.parametrize("pooling", ["mean", "attention"])
+    def test_several_references_are_pooled_in_prompts_as_in_batches(
+        self, pooling: Any, golden_model: FastComposer, golden: Golden
+    ) -> None:
+        golden_model.adopt_fusion(FusionConfig(pooling=pooling))
+        for parameter in golden_model.fusion.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        a, b, c = golden.tensors["batch.object_pixel_values"].flatten(0, 1)[:3]
+        prompt = "a man <|image|> and a woman <|image|>"
+        encoded = golden_model.encode_prompts([prompt], [[torch.stack([a, b]), c]])
+        pixels = torch.stack([a, c])[None]
+        extra = torch.stack([b, torch.rand_like(b)])[None, :, None]
+        batch = golden.batch()
+        batch = batch.replace(
+            input_ids=torch.tensor([parse_prompt(prompt, golden_model.tokenizer).input_ids]),
+            subject_pixel_values=pixels,
+            subject_token_idx=encoded.subject_token_idx,
+            subject_present=encoded.subject_present,
+            extra_pixel_values=extra,
+            extra_present=torch.tensor([[[True], [False]]]),
+        )
+        for skip_empty in (False, True):
+            prompts, subjects = golden_model.encode_batch(batch, skip_empty=skip_empty)
+            torch.testing.assert_close(encoded.subject_embeds, subjects, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(encoded.prompt_embeds, prompts, rtol=1e-5, atol=1e-5)
+        one, two = (golden_model.encode_prompts(["a man <|image|>"], [[x]]).subject_embeds for x in (a, b))
+        if pooling == "mean":
+            torch.testing.assert_close(subjects[0, 0], (one + two)[0, 0] / 2, rtol=1e-5, atol=1e-5)
+        else:
+            assert not torch.allclose(subjects[0, 0], (one + two)[0, 0] / 2, atol=1e-3)
+
+    def test_masked_references_change_nothing(self, golden_model: FastComposer, golden: Golden) -> None:
+        batch, drawn = golden.batch(), golden.drawn()
+        golden_model.loss_config = LossConfig(mask_loss_probability=0)
+        plain = golden_model.training_losses(batch, **drawn, skip_empty=True)
+        shape = batch.subject_pixel_values.shape
+        padded = batch.replace(
+            extra_pixel_values=torch.rand(*shape[:2], 2, *shape[2:]),
+            extra_present=torch.zeros(*shape[:2], 2, dtype=torch.bool),
+        )
+        losses = golden_model.training_losses(padded, **drawn, skip_empty=True)
+        assert losses.loss.item() == plain.loss.item()
+        assert torch.equal(losses.subject_embeds, plain.subject_embeds)
 
     def test_references_must_match(self, golden_model: FastComposer) -> None:
         with pytest.raises(PromptError, match="1 lists of references for 2 prompts"):

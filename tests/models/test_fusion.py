@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
 from fastcomposer import SubjectFusion
+from fastcomposer.models.fusion import FusionConfig, ReferenceAttention
 
 B, T, K, D = 3, 7, 2, 8
 
@@ -69,3 +74,69 @@ def test_saving_keeps_weights_and_subject_limit(tmp_path) -> None:  # type: igno
     assert again.config.max_subjects == 3
     for name, value in fusion.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("mode", ["add", "replace"])
+def test_other_modes_see_less(mode: Any) -> None:
+    text, subjects, token_idx, present = inputs()
+    fusion = SubjectFusion(D, mode=mode)
+    assert not [name for name in fusion.state_dict() if name.startswith("mlp1")]
+    fused = fusion(text, subjects, token_idx, present)
+    seen = subjects[0, 1] + (text[0, 5] if mode == "add" else 0)
+    assert torch.allclose(fused[0, 5], fusion.layer_norm(fusion.mlp2(seen)), atol=1e-6)
+    assert torch.equal(fused[2], text[2])
+    other = fusion(text + 1, subjects, token_idx, present)
+    assert torch.equal(other[0, 5], fused[0, 5]) == (mode == "replace")
+
+
+def test_one_reference_comes_out_bit_for_bit() -> None:
+    embeds = torch.randn(B, K, 3, D, generator=torch.Generator().manual_seed(0))
+    first = torch.tensor([True, False, False]).expand(B, K, 3)
+    for pooling in ("mean", "attention"):
+        fusion = SubjectFusion(D, pooling=pooling)  # type: ignore[arg-type]
+        if fusion.reference_attention is not None:
+            torch.nn.init.normal_(fusion.reference_attention.query)
+        assert torch.equal(fusion.pool(embeds[:, :, :1], first[:, :, :1]), embeds[:, :, 0])
+        assert torch.equal(fusion.pool(embeds, first), embeds[:, :, 0])
+
+
+def test_the_mean_is_over_the_references_that_there_are() -> None:
+    embeds = torch.tensor([[[2.0, 4.0], [4.0, 0.0], [100.0, 100.0]]])
+    pooled = SubjectFusion(2).pool(embeds, torch.tensor([[True, True, False]]))
+    assert pooled.tolist() == [[3.0, 2.0]]
+    assert SubjectFusion(2).pool(embeds, torch.tensor([[False] * 3])).tolist() == [[0.0, 0.0]]
+
+
+def test_untrained_attention_is_the_mean_and_learns_to_choose() -> None:
+    torch.manual_seed(0)
+    embeds, there = torch.randn(4, 3, D), torch.tensor([True, True, False]).expand(4, 3)
+    attention = ReferenceAttention(D)
+    assert torch.allclose(attention(embeds, there), embeds[:, :2].mean(1), atol=1e-6)
+    optimizer = torch.optim.Adam(attention.parameters(), lr=0.05)
+    for _ in range(200):  # the reference with the larger first number is the right one
+        best = embeds[:, :2].gather(1, embeds[:, :2, :1].argmax(1, keepdim=True).expand(-1, 1, D)).squeeze(1)
+        loss = (attention(embeds, there) - best).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.01
+    changed = embeds.clone()
+    changed[:, 2] = 1000.0
+    assert torch.equal(attention(changed, there), attention(embeds, there))
+    nobody = attention(embeds, torch.zeros(4, 3, dtype=torch.bool))
+    assert nobody.isfinite().all()
+
+
+def test_pooling_is_saved_with_the_fusion_and_exists_only_where_asked_for(tmp_path: Path) -> None:
+    assert not [name for name in SubjectFusion(D).state_dict() if "attention" in name]
+    fusion = SubjectFusion(D, pooling="attention", mode="add")
+    fusion.save_pretrained(tmp_path)
+    again = SubjectFusion.from_pretrained(tmp_path)
+    assert again.kind == FusionConfig("add", "attention")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in fusion.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mode", "pooling"])
+def test_unknown_kinds_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"method\.model\.fusion\.{name}='max': one of m"):
+        FusionConfig(**{name: "max"})

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.difference import decode_differences, encode_differences
+from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.trained import load_trained_weights, save_trained_weights
 
 
@@ -86,3 +87,36 @@ def test_an_unknown_precision_is_refused(trained: FastComposer, tmp_path: Path) 
     with pytest.raises(ValueError, match="'int4' is not one of float32, float16, int8"):
         save_trained_weights(trained, tmp_path / "weights.safetensors", "int4")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_bring_their_kind_of_fusion(small_base: Path, tmp_path: Path) -> None:
+    kind = FusionConfig("add", "attention")
+    model = FastComposer.from_pretrained(small_base, fusion=kind)
+    torch.nn.init.normal_(model.fusion.reference_attention.query)
+    file = save_trained_weights(model, tmp_path / "weights.safetensors")
+    fresh = FastComposer.from_pretrained(small_base)
+    load_trained_weights(fresh, file)
+    assert fresh.fusion.kind == kind
+    assert all(
+        torch.equal(value, fresh.fusion.state_dict()[name])
+        for name, value in model.fusion.state_dict().items()
+    )
+    assert set(fresh.trainable_state_dict()) == set(model.trainable_state_dict())
+    with pytest.raises(ValueError, match="knows the paper's fusion alone"):
+        fresh.save_published_checkpoint(tmp_path / "pytorch_model.bin")
+
+
+def test_attention_over_references_starts_from_weights_without(
+    trained: FastComposer, small_base: Path, tmp_path: Path
+) -> None:
+    file = save_trained_weights(trained, tmp_path / "weights.safetensors")
+    model = FastComposer.from_pretrained(small_base, fusion=FusionConfig(pooling="attention"))
+    load_trained_weights(model, file, keep_fusion=True)
+    assert model.fusion.kind.pooling == "attention"
+    assert torch.equal(model.fusion.mlp1.fc1.weight, trained.fusion.mlp1.fc1.weight)
+    later = save_trained_weights(model, tmp_path / "later.safetensors")
+    with pytest.raises(ValueError, match=r"method\.model\.fusion\.pooling=attention"):
+        load_trained_weights(FastComposer.from_pretrained(small_base), later, keep_fusion=True)
+    other = FastComposer.from_pretrained(small_base, fusion=FusionConfig(mode="replace"))
+    with pytest.raises(ValueError, match=r"fusion mode mlp: set method\.model\.fusion\.mode"):
+        load_trained_weights(other, file, keep_fusion=True)

@@ -28,7 +28,12 @@ def make_module(small_base: Path) -> Callable[..., FastComposerModule]:
         loss = settings.pop("loss_config", usual)
         settings = {"ema_decay": 0.9, "warmup_steps": 5, **settings}
         return FastComposerModule(
-            model=partial(FastComposer.from_pretrained, small_base, loss_config=loss),
+            model=partial(
+                FastComposer.from_pretrained,
+                small_base,
+                loss_config=loss,
+                fusion=settings.pop("fusion", None),
+            ),
             optimizer=settings.pop("optimizer", partial(torch.optim.AdamW, lr=1e-3)),
             vision_layers=settings.pop("vision_layers", 1),
             **settings,

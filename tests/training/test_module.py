@@ -18,9 +18,11 @@ from PIL import Image
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig
+from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.trained import load_trained_weights, read_training_length
 from fastcomposer.training.callbacks import GracefulStop, SampleImages
 from fastcomposer.training.module import FastComposerModule, drop_conditions
+from fastcomposer.training.optimizers import AdamW
 from fastcomposer.training.recipe import NonFiniteLossError
 
 Make = Callable[..., Any]
@@ -249,6 +251,58 @@ def test_every_localization_trains_a_step(
     assert seen["train/localization_loss"].item() != 0
 
 
+@pytest.mark.parametrize(
+    "fusion", [FusionConfig("add"), FusionConfig("replace"), FusionConfig(pooling="attention")]
+)
+def test_every_fusion_trains_and_is_told_by_its_checkpoint(
+    fusion: FusionConfig, make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    module = make_module(fusion=fusion, ema_decay=None, caption_dropout=0.0)
+    before = weights(module)
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(module, make_data(num_references=3))
+    after = weights(module)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # In the first step the query is zero, and what it is compared with has no gradient yet.
+    assert changed == set(module.model.trainable_state_dict())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fresh = make_module().model
+    load_trained_weights(fresh, tmp_path / "last.ckpt")
+    assert fresh.fusion.kind == fusion
+    assert torch.equal(fresh.fusion.mlp2.fc1.weight, after["fusion.mlp2.fc1.weight"])
+
+
+def test_batches_of_one_step_draw_different_numbers(
+    make_module: Make, make_data: Make, make_trainer: Make
+) -> None:
+    def seeds(**settings: Any) -> list[int]:
+        module, found = make_module(ema_decay=None), []
+        draw = module.step_generator
+        module.step_generator = lambda: found.append(draw().initial_seed()) or draw()
+        make_trainer(**settings).fit(module, make_data())
+        return found
+
+    alone = seeds(max_steps=2)
+    several = seeds(max_steps=2, accumulate_grad_batches=3)
+    assert len(set(several)) == 6
+    assert several[::3] == alone
+
+
+def test_fused_steps_in_mixed_precision_are_clipped(
+    make_module: Make, make_data: Make, make_trainer: Make
+) -> None:
+    module = make_module(optimizer=AdamW(lr=1e-3), gradient_checkpointing=True, ema_decay=None)
+    before = weights(module)
+    trainer = make_trainer(
+        max_steps=1, precision="bf16-mixed", accumulate_grad_batches=2, gradient_clip_val=1e-3
+    )
+    trainer.fit(module, make_data())
+    assert trainer.callback_metrics["train/grad_norm"] > 1e-2
+    gradients = [p.grad for p in module.trained_parameters().values() if p.grad is not None]
+    assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-2)
+    assert not torch.equal(before["unet.conv_in.weight"], module.model.unet.conv_in.weight)
+
+
 def test_losses_are_logged_apart(
     make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
@@ -283,6 +337,21 @@ def test_a_signal_ends_after_the_step_and_saves(
     assert module.global_step == 4
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_waits_for_the_gradients_of_the_step(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    class Interrupt(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    module, data = make_module(), make_data()
+    callbacks = [GracefulStop(tmp_path), Interrupt()]
+    make_trainer(max_steps=50, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
+    assert module.global_step == 2
+    assert data.state_dict()["batches"] == 6
 
 
 def test_samples_are_the_same_pictures_each_time(

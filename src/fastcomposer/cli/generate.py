@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
-from fastcomposer.prompt import strip_markers
+from fastcomposer.prompt import check_references, strip_markers
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @command("generate", free_text="prompt")
 def main(config: DictConfig) -> None:
     """Load, draw, and write PNG files that carry their settings."""
-    missing = [name for name in config.references if not Path(name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"references: no such file: {', '.join(missing)}")
+    references = reference_files(config.references)
+    if references:
+        check_references(config.prompt, len(references))
 
     import torch
     from PIL import Image
@@ -33,7 +36,6 @@ def main(config: DictConfig) -> None:
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     seeds = range(config.seed, config.seed + config.num_images)
     sampler: Any = {**config.sampler, "alpha": config.alpha}
-    references = list(config.references)
     images = pipeline(  # one prompt, so that it and its references are encoded once
         config.prompt,
         references=references or None,
@@ -50,8 +52,36 @@ def main(config: DictConfig) -> None:
         image.save(file, pnginfo=picture_text({**settings, "seed": seed}))
         print(file)
     sheet = output / f"{name}_sheet.png"
-    grid([[*map(Image.open, references), *images]]).save(sheet, pnginfo=picture_text(settings))
+    shown = [Image.open(file) for files in references for file in files]
+    grid([[*shown, *images]]).save(sheet, pnginfo=picture_text(settings))
     print(sheet)
+
+
+def reference_files(references: str | Sequence[Any]) -> list[list[str]]:
+    """Find the files of each subject's references.
+
+    Args:
+        references: For each subject a file, a folder of pictures of that person, or a list of files; one file
+            or folder alone is one subject.
+
+    Raises:
+        FileNotFoundError: If a file does not exist, or a folder has no picture.
+    """
+    subjects = [references] if isinstance(references, str) else references
+    found = []
+    for entry in subjects:
+        files = [entry] if isinstance(entry, str) else [str(file) for file in entry]
+        if isinstance(entry, str) and (folder := Path(entry)).is_dir():
+            files = sorted(str(file) for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+            if not files:
+                raise FileNotFoundError(
+                    f"references: folder {folder} has no picture ({', '.join(_PICTURES)})"
+                )
+        found.append(files)
+    missing = [file for files in found for file in files if not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"references: no such file: {', '.join(missing)}")
+    return found
 
 
 if __name__ == "__main__":

@@ -109,6 +109,8 @@ class SubjectDataModule(LightningDataModule):
         val_split: Split to validate on; ``None`` for no validation.
         max_subjects: Subject slots.
         reference: ``same_image`` or ``other_image``.
+        num_references: References of each subject, see :class:`SubjectDataset`.
+        background: ``noise``, ``black`` or ``kept``.
         labels: Labels of the segments that count as subjects; ``None`` for all.
         min_subjects: Leave out records with fewer such segments.
         flip: Probability of mirroring the target in training.
@@ -138,6 +140,8 @@ class SubjectDataModule(LightningDataModule):
         val_split: str | None = "test",
         max_subjects: int = 4,
         reference: str = "same_image",
+        num_references: int = 1,
+        background: str = "noise",
         labels: Collection[str] | None = ("person",),
         min_subjects: int = 0,
         flip: float = 0.5,
@@ -155,7 +159,12 @@ class SubjectDataModule(LightningDataModule):
             raise ValueError(
                 f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
             )
-        check_settings(max_subjects=max_subjects, reference=reference, flip=flip, seed=seed)
+        references: dict[str, Any] = {
+            "reference": reference,
+            "num_references": num_references,
+            "background": background,
+        }
+        check_settings(max_subjects=max_subjects, flip=flip, seed=seed, **references)
         TargetTransform(resolution)
         ReferenceTransform(reference_size, augmentation)
         self.root = Path(root)
@@ -171,7 +180,7 @@ class SubjectDataModule(LightningDataModule):
             "resolution": resolution,
             "reference_size": reference_size,
             "max_subjects": max_subjects,
-            "reference": reference,
+            **references,
             "labels": labels,
             "min_subjects": min_subjects,
             "scaled_decoding": scaled_decoding,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from fastcomposer.data.records import (
     RecordError,
     Segment,
     read_record,
-    record_path,
 )
+from fastcomposer.data.reference_source import ReferenceSource
 from fastcomposer.data.transforms import (
+    BACKGROUNDS,
     PUBLISHED,
     ReferenceAugmentation,
     ReferenceTransform,
     TargetTransform,
-    cut_out,
     sample_rng,
 )
 from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt, place_markers
@@ -64,6 +63,10 @@ class SubjectDataset(Dataset[SubjectBatch]):
         max_subjects: Subject slots K.
         reference: ``same_image`` cuts the reference out of the target's record (PAPER.md);
             ``other_image`` out of another record of the same identity where there is one.
+        num_references: References N of each subject: with ``other_image`` out of further records of the
+            identity, with ``same_image`` further augmentations of the same piece. The first is the one that
+            there is with N = 1; what is missing is masked.
+        background: What is around a subject in its references: ``noise`` (PAPER.md), ``black``, or ``kept``.
         labels: Labels of the segments that count as subjects; ``None`` for all.
         min_subjects: Leave out records with fewer such segments.
         flip: Probability of mirroring the target.
@@ -88,6 +91,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         *,
         max_subjects: int = 4,
         reference: str = "same_image",
+        num_references: int = 1,
+        background: str = "noise",
         labels: Collection[str] | None = ("person",),
         min_subjects: int = 0,
         flip: float = 0.5,
@@ -96,7 +101,14 @@ class SubjectDataset(Dataset[SubjectBatch]):
         on_bad_record: str = "raise",
         seed: int = 42,
     ) -> None:
-        check_settings(max_subjects=max_subjects, reference=reference, flip=flip, seed=seed)
+        check_settings(
+            max_subjects=max_subjects,
+            reference=reference,
+            num_references=num_references,
+            background=background,
+            flip=flip,
+            seed=seed,
+        )
         self.root, self.split = Path(root), split
         self.tokenizer = tokenizer
         self.target_transform = TargetTransform(resolution)
@@ -113,14 +125,15 @@ class SubjectDataset(Dataset[SubjectBatch]):
             raise RecordError(
                 f"{self.root}: no record of split {split!r} has {min_subjects} segments, {wanted}"
             )
-        self._portraits: dict[str, list[tuple[str, int]]] = {}
-        if reference == "other_image":
-            self._portraits = self.index.by_identity(self.labels)
-            if not self._portraits:
-                raise ValueError(
-                    f"reference=other_image needs the field segments[].identity, which no segment in {root} "
-                    "has; use reference=same_image"
-                )
+        others = self.index.by_identity(self.labels) if reference == "other_image" else None
+        if others is not None and not others:
+            raise ValueError(
+                f"reference=other_image needs the field segments[].identity, which no segment in {root} "
+                "has; use reference=same_image"
+            )
+        self.reference_source = ReferenceSource(
+            self.root, self._read, self.reference_transform, others, num_references, background
+        )
         # In shared memory, because workers find what there is to count. Each place belongs to one record,
         # so that a record met twice, or by two workers at once, counts once.
         self._dropped = torch.zeros(len(self.record_ids), len(_DROPPED), dtype=torch.int16).share_memory_()
@@ -184,11 +197,6 @@ class SubjectDataset(Dataset[SubjectBatch]):
         boxes = [s.bbox for s in self._candidates(record)]
         return min([factor, *(self.reference_transform.reduction(box, height, width) for box in boxes)])
 
-    def _reference_reduction(self, segment_id: int, record: Record, height: int, width: int) -> int:
-        """Return the factor by which the picture may be shrunk that the reference of a segment comes from."""
-        box = next((s.bbox for s in record.segments if s.id == segment_id), (0, 0, 0, 0))
-        return self.reference_transform.reduction(box, height, width)
-
     def _candidates(self, record: Record) -> list[Segment]:
         """Return the segments that may be subjects."""
         return [s for s in record.segments if self.labels is None or s.label in self.labels]
@@ -219,18 +227,16 @@ class SubjectDataset(Dataset[SubjectBatch]):
         )
         subjects, prompt = self._choose(record, candidates, target_masks, place)
 
-        slots, size = self.max_subjects, self.reference_transform.size
-        references = torch.zeros(1, slots, 3, size, size)
+        slots = self.max_subjects
         slot_masks = torch.zeros(1, slots, *target.shape[-2:])
         token_idx = torch.zeros(1, slots, dtype=torch.long)
         present = torch.zeros(1, slots, dtype=torch.bool)
         for slot, (subject, token) in enumerate(zip(subjects, prompt.subject_token_idx, strict=True)):
-            source, segment = self._portrait(loaded, subject.segment, rng)
-            crop = cut_out(source.image, source.segment_map, segment.id, segment.bbox, rng, source.reduction)
-            references[0, slot] = self.reference_transform(crop, int(rng.integers(2**63)))
             slot_masks[0, slot] = subject.mask
             token_idx[0, slot] = token
             present[0, slot] = True
+        segments = [subject.segment for subject in subjects]
+        references, extra, extra_present = self.reference_source.draw(loaded, segments, slots, rng)
         return SubjectBatch(
             pixel_values=target[None],
             input_ids=torch.tensor([prompt.input_ids]),
@@ -238,6 +244,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
             subject_token_idx=token_idx,
             subject_present=present,
             subject_masks=slot_masks,
+            extra_pixel_values=extra,
+            extra_present=extra_present,
             record_ids=(record.record_id,),
         )
 
@@ -275,29 +283,10 @@ class SubjectDataset(Dataset[SubjectBatch]):
             self._dropped[place] = torch.tensor(list(dropped.values()), dtype=torch.int16)
         return subjects, prompt
 
-    def _portrait(
-        self, loaded: LoadedRecord, segment: Segment, rng: np.random.Generator
-    ) -> tuple[LoadedRecord, Segment]:
-        """Return the record and segment that the reference of a subject is cut out of."""
-        record_id = loaded.record.record_id
-        known = self._portraits.get(segment.identity or "", ())
-        others = [portrait for portrait in known if portrait[0] != record_id]
-        for number in rng.permutation(len(others)):
-            other_id, segment_id = others[number]
-            other = self._read(other_id, partial(self._reference_reduction, segment_id))
-            if other is None:
-                continue
-            for candidate in other.record.segments:
-                if candidate.id == segment_id and candidate.identity == segment.identity:
-                    return other, candidate
-            path = record_path(self.root, other_id, ".json")
-            raise RecordError(f"{path}: segments[].identity: changed since the folder was indexed")
-        if self.reference == "other_image" and loaded.reduction > 1:  # shrunk for the target alone
-            loaded = self._read(record_id, partial(self._reference_reduction, segment.id)) or loaded
-        return loaded, segment
 
-
-def check_settings(*, max_subjects: int, reference: str, flip: float, seed: int) -> None:
+def check_settings(
+    *, max_subjects: int, reference: str, num_references: int, background: str, flip: float, seed: int
+) -> None:
     """Check the settings that need no data.
 
     Raises:
@@ -307,6 +296,10 @@ def check_settings(*, max_subjects: int, reference: str, flip: float, seed: int)
         raise ValueError(f"max_subjects must be at least 1, not {max_subjects}")
     if reference not in REFERENCES:
         raise ValueError(f"reference must be one of {', '.join(REFERENCES)}, not {reference!r}")
+    if num_references < 1:
+        raise ValueError(f"num_references must be at least 1, not {num_references}")
+    if background not in BACKGROUNDS:
+        raise ValueError(f"background must be one of {', '.join(BACKGROUNDS)}, not {background!r}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability, not {flip}")
     if seed < 0:

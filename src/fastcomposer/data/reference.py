@@ -64,38 +64,68 @@ def prepare_reference(image: Any, size: int) -> Tensor:
     return tvf.to_dtype(resized, torch.float32, scale=True).clamp(0, 1)
 
 
-def reference_rows(prompt: str | Sequence[str], references: Any) -> list[list[Any]]:
-    """Sort references by prompt.
+def reference_rows(prompt: str | Sequence[str], references: Any) -> list[list[list[Any]]]:
+    """Sort references by prompt and subject.
+
+    What a level of nesting means depends on the prompt alone, never on the number of images. For one prompt,
+    a string, ``references`` has an entry for each subject; for a list of prompts, one such list for each of
+    them. A subject's entry is an image, or a list (or stack) of several images of that subject::
+
+        prompt                references
+        "a man <|image|>"     me                               one image, alone or in a list
+        "… <|image|> … …"     [ann, bob]                       two subjects
+        "… <|image|> … …"     [[ann1, ann2], [bob]]            two subjects, the first with two images
+        ["…", "…"]            [[ann, bob], None]               two prompts, the second without subjects
+        ["…", "…"]            [[[ann1, ann2], bob], [carl]]    the same with two images of ann
 
     Args:
         prompt: One prompt or several.
-        references: For one prompt one image, a list of images or a stack of them (K, 3, h, w); for several,
-            one of these for each prompt, ``None`` where it has no subjects.
+        references: As above. A tensor or array (K, 3, h, w) is a list of K images.
+
+    Returns:
+        For each prompt and each of its subjects a list of at least one image.
 
     Raises:
-        PromptError: If there are not as many entries as prompts.
+        PromptError: If there are not as many entries as prompts, a subject has no image, or lists are nested
+            deeper than that.
     """
     if isinstance(prompt, str):
-        alone = _is_image(references) or not _is_nested(references)
-        references = [references] if alone else references
-        prompt = [prompt]
-    if len(references) != len(prompt):
+        return [_subjects(references, "references")]
+    if _is_image(references) or len(references) != len(prompt):
+        found = 1 if _is_image(references) else len(references)
         raise PromptError(
-            f"references for {len(references)} prompt(s), but {len(prompt)} prompt(s): give one list of "
+            f"references for {found} prompt(s), but {len(prompt)} prompt(s): give one list of "
             "images for each prompt"
         )
-    return [[] if row is None else [row] if _is_image(row) else list(row) for row in references]
+    return [_subjects(row, f"references[{number}]") for number, row in enumerate(references)]
+
+
+def _subjects(row: Any, name: str) -> list[list[Any]]:
+    """For each subject of a prompt its images."""
+    if row is None:
+        return []
+    if _is_image(row):
+        return [[row]]
+    subjects = []
+    for number, entry in enumerate(row):
+        images = [] if entry is None else [entry] if _is_image(entry) else list(entry)
+        place = f"{name}[{number}]"
+        if not images:
+            raise PromptError(f"{place}: this subject has no image")
+        if not all(map(_is_image, images)):
+            raise PromptError(
+                f"{place} holds lists of lists: it is one subject, with an image or a list of its images. "
+                "Lists for several prompts go with a list of prompts"
+            )
+        subjects.append(images)
+    return subjects
 
 
 def _is_image(value: Any) -> bool:
+    """Whether this stands for one image; what is of no known type does, and is refused when it is read."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim < 4
-    return isinstance(value, str | PathLike | Image.Image)
-
-
-def _is_nested(references: Any) -> bool:
-    """Whether these are lists of images rather than images."""
-    return any(not _is_image(row) for row in references)
+    return isinstance(value, str) or not isinstance(value, Sequence)
 
 
 def _from_pil(image: Image.Image) -> Tensor:

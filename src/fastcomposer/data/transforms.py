@@ -57,6 +57,10 @@ def isolated_rng(seed: int) -> Iterator[None]:
 # --- references --------------------------------------------------------------------------------------------
 
 
+BACKGROUNDS = ("noise", "black", "kept")
+"""What may stand around a subject in its reference."""
+
+
 def cut_out(
     image: np.ndarray,
     segment_map: np.ndarray,
@@ -64,6 +68,7 @@ def cut_out(
     bbox: Sequence[int],
     rng: np.random.Generator,
     reduction: int = 1,
+    background: str = "noise",
 ) -> Tensor:
     """Cut a segment out of its picture, pixels outside it replaced by uniform noise (PAPER.md, recipe).
 
@@ -76,6 +81,7 @@ def cut_out(
         bbox: x1, y1, x2, y2 in pixels of the segment map; the part inside it is used.
         rng: Where the noise comes from.
         reduction: The factor r.
+        background: ``noise``; ``black``; or ``kept``: what the picture shows there.
 
     Returns:
         (3, h, w) uint8, colours last in memory, which later steps take fastest.
@@ -88,7 +94,9 @@ def cut_out(
         seen = segment_map[middle, middle][y1 : -(-y2 // reduction), x1 : -(-x2 // reduction)]
     height, width = seen.shape
     pixels = image[y1 : y1 + height, x1 : x1 + width]
-    noise = _noise(height, width, reduction, rng)
+    if background == "kept":
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    noise = np.uint8(0) if background == "black" else _noise(height, width, reduction, rng)
     # Bits instead of np.where, which is ten times slower with a mask that repeats over the last axis.
     inside = np.repeat(np.where(seen == segment_id, np.uint8(255), np.uint8(0)), 3).reshape(pixels.shape)
     return torch.from_numpy((pixels & inside) | (noise & ~inside)).permute(2, 0, 1)

@@ -161,12 +161,11 @@ class FastComposer(Networks):
             with torch.no_grad():
                 text_embeds = encode_text(self.text_encoder, batch.input_ids)
         text_embeds = text_embeds.to(self.fusion.dtype)
-        subjects = encode_references(
-            self.image_encoder,
-            self.reference_normalizer,
-            batch.subject_pixel_values,
-            batch.subject_present if skip_empty else None,
+        pixels, present = batch.references()
+        embeds = encode_references(
+            self.image_encoder, self.reference_normalizer, pixels, present if skip_empty else None
         )
+        subjects = self.fusion.pool(embeds, present)
         prompts = self.fusion(text_embeds, subjects, batch.subject_token_idx, batch.subject_present)
         return prompts, subjects
 

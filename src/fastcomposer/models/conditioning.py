@@ -148,20 +148,26 @@ def fuse_references(
     Args:
         text_embeds: (B, T, d) hidden states of the text encoder for ``parsed``.
         parsed: B prompts.
-        references: For each prompt, its references (3, R, R) in [0, 1], in the order of its markers.
+        references: For each prompt a reference (3, R, R) in [0, 1] of each subject, or several (N, 3, R, R),
+            in the order of its markers.
         image_encoder: CLIP vision encoder with projection.
         fusion: Subject fusion of the same width.
     """
     device = text_embeds.device
     token_idx, present = subject_slots(parsed, device)
     subject_embeds = text_embeds.new_zeros(*token_idx.shape, text_embeds.shape[-1])
-    flat = [reference for row in references for reference in row]
-    if flat:
+    subjects = [
+        reference if reference.ndim == 4 else reference[None] for row in references for reference in row
+    ]
+    if subjects:
         # Only real references are encoded: prompts with fewer subjects must not pay for empty slots.
-        pixels = torch.stack(flat).to(device=device, dtype=torch.float32)
-        embeds = encode_references(image_encoder, ReferenceNormalizer(device), pixels)
-        rows = torch.split(embeds.to(text_embeds.dtype), [len(row) for row in references])
-        subject_embeds = pad_sequence(list(rows), batch_first=True)
+        pixels = torch.cat(subjects).to(device=device, dtype=torch.float32)
+        embeds = encode_references(image_encoder, ReferenceNormalizer(device), pixels).to(text_embeds.dtype)
+        counts = [len(subject) for subject in subjects]
+        several = pad_sequence(list(embeds.split(counts)), batch_first=True)  # (subjects, N, d)
+        there = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
+        pooled = fusion.pool(several, there.to(device))
+        subject_embeds = pad_sequence(list(pooled.split([len(row) for row in references])), batch_first=True)
     prompt_embeds = fusion(text_embeds, subject_embeds, token_idx, present)
     return EncodedPrompts(text_embeds, prompt_embeds, subject_embeds, token_idx, present)
 
@@ -179,7 +185,7 @@ def encode_prompts(
 
     Args:
         prompts: B captions with a ``<|image|>`` marker after each subject's class word.
-        references: For each prompt, its references (3, R, R) in [0, 1]; ``None`` where no prompt has any.
+        references: See :func:`fuse_references`; ``None`` where no prompt has any.
         tokenizer: CLIP tokenizer.
         text_encoder: CLIP text encoder.
         image_encoder: CLIP vision encoder with projection.

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+Mode = Literal["mlp", "add", "replace"]
+Pooling = Literal["mean", "attention"]
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The kind of a fusion; the defaults are the paper's.
+
+    With the word's embedding c and the subject's e, a fusion gives ``LN(MLP2(x))``.
+
+    Attributes:
+        mode: ``mlp``: x = MLP1([c ; e]) + c; ``add``: x = c + e; ``replace``: x = e, the word is not seen.
+        pooling: How several references of one subject become e: their ``mean``, or ``attention``
+            (:class:`ReferenceAttention`). One reference is e itself either way.
+
+    Raises:
+        ValueError: If one of them is unknown.
+    """
+
+    mode: Mode = "mlp"
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("mode", Mode), ("pooling", Pooling)):
+            if getattr(self, name) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise ValueError(f"method.model.fusion.{name}={getattr(self, name)!r}: one of {known}")
 
 
 class _Mlp(nn.Module):
@@ -27,26 +56,63 @@ class _Mlp(nn.Module):
         return out + x if self.residual else out
 
 
+class ReferenceAttention(nn.Module):
+    """Weights the references of a subject by what they show, and adds them up.
+
+    ``e = Σ_n w_n · e_n`` with ``w = softmax_n(q · W LN(e_n) / √d)``. The query q starts at zero, so an
+    untrained module gives the mean. The values are the embeddings themselves: one reference stays as it is.
+
+    Args:
+        embed_dim: Width d of the embeddings.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(embed_dim)
+        self.key = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.query = nn.Parameter(torch.zeros(embed_dim))
+
+    def forward(self, embeds: Tensor, present: Tensor) -> Tensor:
+        """Pool (..., N, d), of which (..., N) are present, to (..., d)."""
+        scores = self.key(self.layer_norm(embeds)) @ (self.query * self.query.shape[0] ** -0.5)
+        # The lowest number instead of -inf, which would give NaN where no reference is present.
+        scores = scores.float().masked_fill(~present, torch.finfo(torch.float32).min)
+        weights = scores.softmax(dim=-1).to(embeds.dtype)
+        return (embeds * weights.unsqueeze(-1)).sum(-2)
+
+
 class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Writes each subject's image embedding into the text embedding of its word (PAPER.md, Method 1).
 
     ``c'_j = LN(MLP2(MLP1([c_j ; e]) + c_j))`` at the subject's token j; every other token stays as it is, bit
     for bit. Parameter names are those of ``postfuse_module`` in the released checkpoint. Saved pipelines name
-    this class by its module, so neither can be renamed.
+    this class by its module, so neither can be renamed. Other kinds of fusion are for ablations, and have
+    only the parameters that they use.
 
     Args:
         embed_dim: Width d of the text encoder and of the projected image embedding.
         max_subjects: Most subjects in one prompt that the model was trained for; ``None`` for no limit.
+        mode: See :class:`FusionConfig`.
+        pooling: See :class:`FusionConfig`.
     """
 
     config: Any
 
     @register_to_config
-    def __init__(self, embed_dim: int = 768, max_subjects: int | None = 4) -> None:
+    def __init__(
+        self,
+        embed_dim: int = 768,
+        max_subjects: int | None = 4,
+        mode: Mode = "mlp",
+        pooling: Pooling = "mean",
+    ) -> None:
         super().__init__()
-        self.mlp1 = _Mlp(2 * embed_dim, embed_dim, embed_dim, residual=False)
+        self.kind = FusionConfig(mode, pooling)
+        if mode == "mlp":
+            self.mlp1 = _Mlp(2 * embed_dim, embed_dim, embed_dim, residual=False)
         self.mlp2 = _Mlp(embed_dim, embed_dim, embed_dim, residual=True)
         self.layer_norm = nn.LayerNorm(embed_dim)
+        self.reference_attention = ReferenceAttention(embed_dim) if pooling == "attention" else None
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -60,8 +126,28 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def fuse(self, word_embeds: Tensor, subject_embeds: Tensor) -> Tensor:
         """Fuse word embeddings (..., d) with subject embeddings (..., d) into (..., d)."""
-        fused = self.mlp1(torch.cat([word_embeds, subject_embeds], dim=-1)) + word_embeds
+        if self.kind.mode == "mlp":
+            fused = self.mlp1(torch.cat([word_embeds, subject_embeds], dim=-1)) + word_embeds
+        else:
+            fused = subject_embeds + word_embeds if self.kind.mode == "add" else subject_embeds
         return self.layer_norm(self.mlp2(fused))
+
+    def pool(self, embeds: Tensor, present: Tensor) -> Tensor:
+        """Make one embedding of the references of each subject.
+
+        Args:
+            embeds: (..., N, d) projected image embeddings of N references.
+            present: (..., N) bool; at least one where there is a subject.
+
+        Returns:
+            (..., d): with one reference its embedding, bit for bit.
+        """
+        if self.reference_attention is not None:
+            return self.reference_attention(embeds, present)
+        if embeds.shape[-2] == 1:
+            return embeds.squeeze(-2)
+        weights = present.unsqueeze(-1).to(embeds.dtype)
+        return (embeds * weights).sum(-2) / weights.sum(-2).clamp(min=1)
 
     def forward(
         self, text_embeds: Tensor, subject_embeds: Tensor, subject_token_idx: Tensor, subject_present: Tensor

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from fastcomposer.models.conditioning import check_widths
-from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.fusion import FusionConfig, SubjectFusion
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -150,8 +150,26 @@ def existing_file(path: str | Path, what: str) -> Path:
     return file
 
 
-def load_networks(source: ModelSource, max_subjects: int | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Load every network; the fusion is new unless the base is a saved FastComposer pipeline."""
+def load_networks(
+    source: ModelSource,
+    max_subjects: int | None,
+    dtype: torch.dtype | None,
+    kind: FusionConfig | None = None,
+) -> dict[str, Any]:
+    """Load every network; the fusion is new unless the base is a saved FastComposer pipeline.
+
+    Raises:
+        ValueError: If weights are missing, or the saved pipeline's fusion is of another kind than asked for.
+    """
+    if kind is not None and source.has("fusion"):
+        own = SubjectFusion.load_config(source.base, subfolder="fusion", **source.options)
+        saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"))
+        if saved != kind:
+            raise ValueError(
+                f"the pipeline {source.base} brings a fusion of mode {saved.mode} that pools by "
+                f"{saved.pooling}: set method.model.fusion to these"
+            )
+    kind = kind or FusionConfig()
     dtype = dtype or torch.float32
     networks = {
         "vae": source.load(AutoencoderKL, "vae", torch_dtype=dtype),
@@ -166,7 +184,7 @@ def load_networks(source: ModelSource, max_subjects: int | None, dtype: torch.dt
     }
     if source.has("fusion"):
         return networks | {"fusion": source.load(SubjectFusion, "fusion", torch_dtype=dtype)}
-    fusion = SubjectFusion(source.text_config.hidden_size, max_subjects)
+    fusion = SubjectFusion(source.text_config.hidden_size, max_subjects, kind.mode, kind.pooling)
     return networks | {"fusion": fusion if dtype == torch.float32 else fusion.to(dtype)}
 
 

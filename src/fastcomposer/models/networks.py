@@ -24,7 +24,7 @@ from fastcomposer.models.conditioning import (
     check_widths,
     encode_prompts,
 )
-from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.fusion import FusionConfig, SubjectFusion
 from fastcomposer.models.loading import (
     ModelSource,
     configured_networks,
@@ -95,6 +95,7 @@ class Networks(nn.Module):
         image_encoder: str | Path | None = None,
         *,
         max_subjects: int | None = 4,
+        fusion: FusionConfig | None = None,
         dtype: torch.dtype | None = None,
         hub_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -106,6 +107,7 @@ class Networks(nn.Module):
             image_encoder: Folder or hub id of a CLIP vision encoder; by default the base's own
                 ``image_encoder/``, else CLIP ViT-L/14.
             max_subjects: Most subjects in one prompt, for a new fusion.
+            fusion: Kind of a new fusion; the paper's by default.
             dtype: Data type of the weights; float32 by default.
             hub_options: ``revision``, ``local_files_only``, ``cache_dir`` or ``token`` for hub downloads.
             **options: Further arguments of the constructor.
@@ -115,7 +117,7 @@ class Networks(nn.Module):
             ValueError: If the two do not fit.
         """
         source = open_source(base, image_encoder, **(hub_options or {}))
-        return cls._assembled(source, load_networks(source, max_subjects, dtype), options)
+        return cls._assembled(source, load_networks(source, max_subjects, dtype, fusion), options)
 
     @classmethod
     def from_published_checkpoint(
@@ -193,6 +195,16 @@ class Networks(nn.Module):
             module.train(mode)
         return self
 
+    def adopt_fusion(self, kind: FusionConfig) -> None:
+        """Put a new fusion of another kind in the present one's place, trained or frozen as that is."""
+        old = self.fusion
+        if old.kind == kind:
+            return
+        new = SubjectFusion(old.config.embed_dim, old.config.max_subjects, kind.mode, kind.pooling)
+        new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
+        self._trained = [new if module is old else module for module in self._trained]
+        self.fusion = new.train(old.training)
+
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that are trained."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
@@ -239,5 +251,11 @@ class Networks(nn.Module):
         )
 
     def save_published_checkpoint(self, path: str | Path) -> Path:
-        """Write the weights in the layout of the released ``pytorch_model.bin``."""
+        """Write the weights in the layout of the released ``pytorch_model.bin``.
+
+        Raises:
+            ValueError: If the fusion is of a kind that the released code does not know.
+        """
+        if self.fusion.kind != FusionConfig():
+            raise ValueError(f"the released layout knows the paper's fusion alone, not {self.fusion.kind}")
         return write_published(self._networks(), path)

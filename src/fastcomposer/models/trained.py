@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,6 +21,7 @@ from fastcomposer.models.difference import (
     digest,
     encode_differences,
 )
+from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.loading import existing_file, load_networks
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def save_trained_weights(
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base": str(model.source.base) if model.source else ""}
+    metadata["fusion"] = json.dumps(asdict(model.fusion.kind))
     if length is not None:
         metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
     state = {name: value.cpu().contiguous() for name, value in model.trainable_state_dict().items()}
@@ -85,11 +88,12 @@ def save_trained_weights(
     return file
 
 
-def load_trained_weights(model: FastComposer, path: str | Path) -> None:
+def load_trained_weights(model: FastComposer, path: str | Path, *, keep_fusion: bool = False) -> None:
     """Load trained weights into a model made from the same base.
 
     Args:
-        model: The model.
+        model: The model; its fusion becomes one of the file's kind.
+        keep_fusion: Leave the fusion of the kind that it is; a pooling that the file lacks stays new.
         path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
             where it has one), or the folder of a run with either.
 
@@ -108,7 +112,17 @@ def load_trained_weights(model: FastComposer, path: str | Path) -> None:
                 "model fresh from the base it was trained from"
             )
         state = decode_differences(state, base)
+    if not keep_fusion:
+        model.adopt_fusion(content.fusion)
+    elif content.fusion.mode != model.fusion.kind.mode:
+        raise ValueError(
+            f"checkpoint {file} has fusion mode {content.fusion.mode}: set method.model.fusion.mode to it"
+        )
+    elif content.fusion.pooling == "attention" != model.fusion.kind.pooling:
+        raise ValueError(f"checkpoint {file} pools by attention: set method.model.fusion.pooling=attention")
     needed = {f"fusion.{name}" for name in model.fusion.state_dict()}
+    if content.fusion.pooling != "attention":
+        needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
     lost = sorted(needed - state.keys())
     if lost:
         raise ValueError(f"checkpoint {file} is no FastComposer: it has no {', '.join(lost)}")
@@ -153,11 +167,13 @@ class _Content:
         state: The tensors.
         base_digest: Where they are differences, digest of what they differ from.
         length: How long they were trained.
+        fusion: Kind of the fusion; files from before there were several do not say it.
     """
 
     state: dict[str, Tensor]
     base_digest: str | None
     length: TrainingLength
+    fusion: FusionConfig
 
 
 def _read(file: Path) -> _Content:
@@ -166,10 +182,12 @@ def _read(file: Path) -> _Content:
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}
             length = TrainingLength(int(metadata.get("steps", 0)), float(metadata.get("minutes", 0)))
-            return _Content(_unprefixed(load_file(file)), metadata.get(BASE_DIGEST), length)
+            fusion = FusionConfig(**json.loads(metadata.get("fusion", "{}")))
+            return _Content(_unprefixed(load_file(file)), metadata.get(BASE_DIGEST), length, fusion)
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         weights = content["ema"]["weights"] if "ema" in content else content["state_dict"]
-        return _Content(_unprefixed(weights), None, TrainingLength(**content.get("length", {})))
+        length = TrainingLength(**content.get("length", {}))
+        return _Content(_unprefixed(weights), None, length, FusionConfig(**content.get("fusion", {})))
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {file} cannot be read as trained weights: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,7 +74,7 @@ class FastComposerModule(RecipeModule):
             self.trained_before = read_training_length(weights)
         self.model = model if isinstance(model, FastComposer) else model()
         if weights is not None:
-            load_trained_weights(self.model, weights)
+            load_trained_weights(self.model, weights, keep_fusion=True)
         self.model.set_trainable(unet=train_unet, fusion=train_fusion, vision_layers=vision_layers)
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -115,6 +116,11 @@ class FastComposerModule(RecipeModule):
             with torch.no_grad():
                 self._empty_states = encode_text(self.model.text_encoder, self.empty_prompt[None])[0]
         return self._empty_states
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained weights and what kind of fusion they are for."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["fusion"] = asdict(self.model.fusion.kind)
 
     def export(self, folder: str | Path) -> Path:
         """Write the trained weights (averaged, where there is an EMA) beside the base they belong to.
