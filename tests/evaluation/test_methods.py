@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,28 @@ class TestFastComposer:
                 ).images[0]
                 assert (image - alone).abs().max() < 1e-4
 
+    def test_several_references_of_a_subject(self, toy: Toy, trained: Any) -> None:
+        method = FastComposerMethod(trained, SAMPLER, [1.0], num_references=2)
+        (benchmark,) = toy.benchmarks(single=None)
+        method.prepare(benchmark.subjects, Path("nowhere"))
+        assert method.settings == ({"alpha": 1.0, "references": 2},)
+        assert method.costs().reference_images == 2
+        known = {subject.id: list(subject.tuning_pictures[:2]) for subject in benchmark.subjects}
+        assert [method.pictures(subject) for subject in benchmark.subjects] == [*map(tuple, known.values())]
+        one = benchmark.cases[0]
+        alone = trained()(
+            one.prompt,
+            references=[known[name] for name in one.subjects],
+            alpha=1.0,
+            generator=torch.Generator().manual_seed(one.seed),
+            output_type="pt",
+            **OPTIONS,
+        ).images[0]
+        assert (method.draw([Job(one, 0)]).images[0] - alone).abs().max() < 1e-4
+        few = replace(benchmark.subjects[0], pictures=benchmark.subjects[0].pictures[:1])
+        with pytest.raises(ValueError, match=r"num_references=2, but there are 1 pictures of subject"):
+            method.prepare([few], Path("nowhere"))
+
     def test_what_decides_pixels(self, toy: Toy, trained: Any) -> None:
         method = FastComposerMethod(trained, SAMPLER, [0.5, 1.0], labels={"localization": "none"})
         assert method.settings == (
@@ -147,6 +170,7 @@ class TestFastComposer:
             ({"alphas": []}, r"alphas=\[\]"),
             ({"alphas": [0.5, 1.5]}, r"alphas=\[0.5, 1.5\]: one or more different numbers between 0 and 1"),
             ({"alphas": [0.5, 0.5]}, "different numbers"),
+            ({"num_references": 6}, "num_references=6: between 1 and 5"),
             ({"batch_size": 0}, "batch_size=0: at least 1"),
             ({"group_size": 0}, "group_size=0: at least 1"),
         ],

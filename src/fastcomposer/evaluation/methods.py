@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from fastcomposer.evaluation.benchmark import Case, Subject
+from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES, Case, Subject
 from fastcomposer.evaluation.pipelines import networks_of, pipeline_facts
 from fastcomposer.evaluation.results import Costs
 from fastcomposer.pipeline import FastComposerPipeline
@@ -145,7 +145,7 @@ class Sampling:
 
 
 class FastComposerMethod(Sampling):
-    """Subjects from one reference picture each, at one or more α.
+    """Subjects from one reference picture each, or several, at one or more α.
 
     Cases of one prompt start from the same noise, whoever their subjects are: the steps before the subjects
     come in are taken once for all subjects and all α of a group.
@@ -157,6 +157,8 @@ class FastComposerMethod(Sampling):
         batch_size: See there.
         group_size: See there.
         labels: Further settings to tell runs apart by, such as ``{"localization": "none"}``.
+        num_references: How many pictures of each subject it gets, 1 to 5, of those that methods with
+            fine-tuning get.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -174,32 +176,41 @@ class FastComposerMethod(Sampling):
         batch_size: int = 16,
         group_size: int = 64,
         labels: Mapping[str, Any] | None = None,
+        num_references: int = 1,
     ) -> None:
         super().__init__(pipeline, sampler, batch_size, group_size)
+        if not 1 <= num_references <= NUM_TUNING_PICTURES:
+            raise ValueError(f"num_references={num_references}: between 1 and {NUM_TUNING_PICTURES}")
+        self.num_references = num_references
         self.alphas = [float(alpha) for alpha in alphas]
         apart = len({*self.alphas}) == len(self.alphas)
         if not self.alphas or not apart or not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise ValueError(f"alphas={self.alphas}: one or more different numbers between 0 and 1")
-        self.settings: tuple[Mapping[str, Any], ...] = tuple(
-            {"alpha": alpha, **(labels or {})} for alpha in self.alphas
-        )
-        self._references: dict[str, Path] = {}
+        shown = ({"references": num_references} if num_references > 1 else {}) | dict(labels or {})
+        self.settings: tuple[Mapping[str, Any], ...] = tuple({"alpha": a, **shown} for a in self.alphas)
+        self._references: dict[str, tuple[Path, ...]] = {}
 
     def decides(self, setting: int) -> dict[str, Any]:
         """See :class:`Method`."""
         return {**super().decides(setting), "alpha": self.alphas[setting]}
 
     def pictures(self, subject: Subject) -> tuple[Path, ...]:
-        """The reference alone."""
-        return (subject.reference,)
+        """Its references; too few pictures of a subject are an error."""
+        found = subject.tuning_pictures[: self.num_references]
+        if len(found) < self.num_references:
+            raise ValueError(
+                f"num_references={self.num_references}, but there are {len(found)} pictures of subject "
+                f"{subject.id} in benchmark.pictures"
+            )
+        return found
 
     def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
         """Nothing is learned."""
-        self._references |= {subject.id: subject.reference for subject in subjects}
+        self._references |= {subject.id: self.pictures(subject) for subject in subjects}
 
     def costs(self) -> Costs:
         """See :class:`Method`."""
-        return Costs(reference_images=1)
+        return Costs(reference_images=self.num_references)
 
     def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
         """Jobs of one prompt: variants that start from the same noises."""
