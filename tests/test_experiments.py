@@ -1,0 +1,161 @@
+"""Experiments are what they say: the paper's numbers, and sweeps whose every choice can be built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from configurations import composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.data.dataset import check_settings
+from fastcomposer.data.transforms import PUBLISHED
+from fastcomposer.losses import LossConfig
+from fastcomposer.models.fusion import FusionConfig
+
+ABLATIONS = sorted(file.stem for file in (CONFIG_FOLDER / "sweep").glob("ablation_*.yaml"))
+
+
+def recipe(config: DictConfig) -> dict[str, Any]:
+    """What PAPER.md, Training recipe, gives a number for."""
+    method, module, trainer = config.method, config.data.module, config.trainer
+    return {
+        "base": config.model.base,
+        "image_encoder": config.model.image_encoder,
+        "resolution": module.resolution,
+        "reference_size": module.reference_size,
+        "trained": (method.train_unet, method.train_fusion, method.vision_layers),
+        "steps": trainer.max_steps,
+        "batch": trainer.devices * trainer.num_nodes * module.batch_size * trainer.accumulate_grad_batches,
+        "lr": method.optimizer.lr,
+        "constant": (method.warmup_steps, method.cooldown),
+        "betas": list(method.optimizer.betas),
+        "eps": method.optimizer.eps,
+        "weight_decay": method.optimizer.weight_decay,
+        "clip": trainer.gradient_clip_val,
+        "precision": (trainer.precision, config.matmul_precision),
+        "ema": method.ema_decay,
+        "seed": (config.seed, method.seed, module.seed),
+        "subjects": (module.max_subjects, list(module.labels)),
+        "dropout": (method.caption_dropout, method.subject_dropout),
+        "reference": (module.reference, module.num_references, module.background),
+        "flip": module.flip,
+    }
+
+
+PAPER = {
+    "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "image_encoder": "openai/clip-vit-large-patch14",
+    "resolution": 512,
+    "reference_size": 224,
+    "trained": (True, True, 2),
+    "steps": 150_000,
+    "batch": 128,
+    "lr": 1e-5,
+    "constant": (0, 0.0),
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 1e-2,
+    "clip": 1.0,
+    "precision": ("bf16-mixed", "high"),
+    "ema": None,
+    "seed": (42, 42, 42),
+    "subjects": (4, ["person"]),
+    "dropout": (0.1, 0.1),
+    "reference": ("same_image", 1, "noise"),
+    "flip": 0.5,
+}
+
+
+@pytest.mark.parametrize("experiment", ["paper", "paper_1gpu"])
+def test_the_recipe_is_the_papers(experiment: str) -> None:
+    config = composed("train", f"experiment={experiment}")
+    assert recipe(config) == PAPER
+    assert instantiate(config.data.module.augmentation) == PUBLISHED
+    loss = instantiate(config.method.model.loss_config)
+    assert loss == LossConfig(0.001, 5, mask_loss_probability=0.5)
+    assert not loss.mask_loss_per_sample and not loss.mask_loss_skip_unconditional
+    assert instantiate(config.method.model.fusion) == FusionConfig("mlp", "mean")
+
+
+def test_eight_devices_of_sixteen() -> None:
+    config = composed("train", "experiment=paper")
+    trainer = config.trainer
+    assert (trainer.accelerator, trainer.strategy, trainer.devices) == ("gpu", "ddp", 8)
+    assert (config.data.module.batch_size, trainer.accumulate_grad_batches) == (16, 1)
+
+
+def test_one_gpu_accumulates_and_checkpoints() -> None:
+    config = composed("train", "experiment=paper_1gpu")
+    trainer = config.trainer
+    assert (trainer.accelerator, trainer.strategy, trainer.devices) == ("gpu", "auto", 1)
+    assert config.method.gradient_checkpointing
+    # Validation counts batches, the paper's run steps.
+    every = composed("train", "experiment=paper").trainer.val_check_interval
+    assert trainer.val_check_interval == every * trainer.accumulate_grad_batches
+    factory = instantiate(config.method.optimizer)
+    assert (factory.implementation, factory.lr, factory.betas) == ("fused", 1e-5, (0.9, 0.999))
+
+
+def jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job of a sweep, one parameter at a time."""
+    found = []
+    for key, value in OmegaConf.to_container(config.hydra.sweeper.params).items():  # type: ignore[union-attr]
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        found.append([f"{key}={choice}" for choice in override.sweep_string_iterator()])
+    return found
+
+
+@pytest.mark.parametrize("experiment", ["mini", "paper"])
+@pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "ablation_alpha"])
+def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: str) -> None:
+    sweep = composed("train", f"sweep={name}", f"experiment={experiment}")
+    assert sweep.name == name
+    for choices in jobs(sweep):
+        assert len(choices) > 1
+        seen = []
+        for choice in choices:
+            config = composed("train", f"sweep={name}", f"experiment={experiment}", choice)
+            instantiate(config.method.model.loss_config)
+            instantiate(config.method.model.fusion)
+            instantiate(config.data.module.augmentation)
+            module = config.data.module
+            check_settings(
+                max_subjects=module.max_subjects,
+                reference=module.reference,
+                num_references=module.num_references,
+                background=module.background,
+                flip=module.flip,
+                seed=module.seed,
+            )
+            seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "method"]), resolve=False))
+        same = len(seen) - len(set(seen))
+        # Some settings are an experiment's own already.
+        assert same == 0 or (name, experiment) == ("ablation_augmentation", "mini"), choices
+
+
+def test_the_ablation_of_localization_keeps_the_experiments_weight() -> None:
+    found = []
+    for choice in jobs(composed("train", "sweep=ablation_localization", "experiment=mini"))[0]:
+        config = composed("train", "sweep=ablation_localization", "experiment=mini", choice)
+        loss = instantiate(config.method.model.loss_config)
+        found.append((loss.localization, loss.normalize_localization, loss.localization_weight))
+        assert loss.mask_loss_per_sample  # what else the experiment sets stays
+    assert found == [
+        ("balanced_l1", False, 0),
+        ("balanced_l1", False, 0.1),
+        ("balanced_l1", True, 0.1),
+        ("cross_entropy", False, 0.1),
+        ("token_compose", False, 0.1),
+    ]
+
+
+def test_the_ablation_of_alpha_draws_them_all() -> None:
+    config = composed("evaluate", "sweep=ablation_alpha")
+    assert config.alphas == [0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert [method.alphas for name, method in config.methods.items() if name == "fastcomposer"] == [
+        config.alphas
+    ]
