@@ -70,7 +70,7 @@ def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_two_methods_on_two_benchmarks(run: Run) -> None:
+def test_two_methods_on_two_benchmarks(run: Run, world: Path) -> None:
     status, out, err = run("alphas=[0.5]", "save_attention=true")
     assert status == 0, err
     folder = Path("outputs/evaluate")
@@ -91,7 +91,8 @@ def test_two_methods_on_two_benchmarks(run: Run) -> None:
     assert len(before) == 48
 
     # Another method joins; what is there stays.
-    status, _, err = run("methods=[fastcomposer]", "alphas=[1.0]", "labels={localization: none}")
+    real = ["fid=true", f"data.root={world}"]
+    status, _, err = run("methods=[fastcomposer]", "alphas=[1.0]", "labels={localization: none}", *real)
     assert status == 0, err
     rows = read_results(folder / "results.json").rows
     assert [dict(row.settings) for row in rows] == [
@@ -99,6 +100,7 @@ def test_two_methods_on_two_benchmarks(run: Run) -> None:
         {"alpha": 1.0, "localization": "none"},
         {},
     ] * 2
+    assert [row.distances and row.distances.real_images for row in rows] == [None, 8, None] * 2
     assert before.items() <= pictures(folder).items()
     assert (folder / "single_subject" / "fastcomposer-alpha_1.0-localization_none" / "run.json").exists()
 

@@ -27,7 +27,8 @@ from fastcomposer.evaluation.scoring import (
     know_subject,
     read_reference,
 )
-from fastcomposer.evaluation.store import read_table, result_rows
+from fastcomposer.evaluation.store import read_table
+from fastcomposer.evaluation.summary import result_rows
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.metrics.image_text import ClipExtractor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from fastcomposer.evaluation.collected import Collected, collect, difference
+from fastcomposer.evaluation.rows import Distances
+from fastcomposer.evaluation.table import MINUS, Table, written
 from fastcomposer.evaluation.table_files import cell_text, to_csv, to_latex, to_markdown
-from fastcomposer.evaluation.tables import Table, make_tables, written
+from fastcomposer.evaluation.tables import main_table, make_tables
 
 Evaluation = tuple[Path, list[Any]]
 
@@ -46,6 +49,23 @@ def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collect
     assert pair is not None
     assert [run.localized for run in pair] == [True, False]
     assert collected.ablation("single_subject") is None
+
+
+def test_distances_from_real_pictures_have_columns_where_there_are_any(
+    collected: Collected, tables: dict[str, Table]
+) -> None:
+    assert "FID" not in row(tables["single_subject"], "FastComposer")
+    runs = [
+        replace(run, row=replace(run.row, distances=Distances(31.25, -0.002, 0.01, 1000, "ClipFeatures")))
+        if run.row.method == "fastcomposer"
+        else run
+        for run in collected.runs
+    ]
+    table = main_table(replace(collected, runs=tuple(runs)), "single_subject")
+    line = row(table, "FastComposer")
+    assert (line["FID"], line["KID"]) == ("31.250", f"{MINUS}0.002")
+    assert row(table, "DreamBooth")["FID"] == "–"
+    assert any("1,000 held-out pictures of the data by ClipFeatures" in note for note in table.notes)
 
 
 @pytest.mark.parametrize(("off", "localized"), [("none", False), (0.0, False), (False, False), (0.1, True)])

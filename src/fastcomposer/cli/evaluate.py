@@ -28,7 +28,7 @@ def measure_scores(config: DictConfig) -> None:
 
     from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
     from fastcomposer.evaluation.results import write_results
-    from fastcomposer.evaluation.store import describe_environment, result_rows
+    from fastcomposer.evaluation.summary import describe_environment, result_rows
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -36,6 +36,7 @@ def measure_scores(config: DictConfig) -> None:
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
     scoring = instantiate(config.scoring)
+    distances = instantiate(config.distances) if config.fid else None
     trainer = instantiate(config.trainer)
     # Whatever precision pictures are drawn in, they are judged in full.
     judge = instantiate(config.trainer, precision="32-true")
@@ -52,6 +53,8 @@ def measure_scores(config: DictConfig) -> None:
         trainer.predict(stage, return_predictions=False)
         runs += planned
     judge.predict(scoring(runs=runs), return_predictions=False)
+    if distances is not None:
+        judge.predict(distances(runs=runs), return_predictions=False)
     if not judge.is_global_zero:
         return
     rows = result_rows(output)

@@ -10,7 +10,8 @@ from typing import Literal
 from fastcomposer.evaluation.collected import BENCHMARKS, TEXT_ONLY, Collected, Run, difference
 from fastcomposer.evaluation.published import PublishedFigure, read_published
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.tables import first_picture, written
+from fastcomposer.evaluation.table import written
+from fastcomposer.evaluation.tables import first_picture
 
 Verdict = Literal["held", "not held", "not measured"]
 FACTOR = 300

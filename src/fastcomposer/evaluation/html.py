@@ -14,7 +14,8 @@ from fastcomposer.evaluation.collected import BENCHMARKS, Collected, Run, by_cat
 from fastcomposer.evaluation.expectations import Expectation, tally
 from fastcomposer.evaluation.gallery import attention_grid, image_grid
 from fastcomposer.evaluation.plots import alpha_curve, category_dots, speed_bars
-from fastcomposer.evaluation.tables import MISSING, Table, alpha_points, first_picture, quoted_text, written
+from fastcomposer.evaluation.table import MISSING, Table, quoted_text, written
+from fastcomposer.evaluation.tables import alpha_points, first_picture
 
 SECTIONS = (
     ("measured", "Measured"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,14 @@ from fastcomposer.evaluation.definition import PLACEHOLDERS
 # What makes and surrounds the rows is reached through this module too.
 from fastcomposer.evaluation.published import PublishedFigure as PublishedFigure
 from fastcomposer.evaluation.published import read_published as read_published
+from fastcomposer.evaluation.rows import METHODS as METHODS
+from fastcomposer.evaluation.rows import Costs as Costs
+from fastcomposer.evaluation.rows import Distances as Distances
+from fastcomposer.evaluation.rows import ResultRow as ResultRow
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.statistics import paired_difference as paired_difference
 
 SCHEMA_VERSION = 1
-METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
 SCORES = pa.schema(
     [
         pa.field("case", pa.string(), nullable=False),
@@ -54,78 +57,6 @@ _REQUIRED = ("benchmark", "method", "settings", *_COUNTS, *_MEASURES, *_NUMBERS)
 
 class ResultsError(ValueError):
     """A results file or table of scores that is not as it must be; the message names it and the field."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a method takes to know a subject.
-
-    Attributes:
-        reference_images: Pictures of each subject.
-        personalization_seconds_per_subject: Fine-tuning; 0 where there is none.
-        stored_bytes_per_subject: What is kept of a subject besides its pictures.
-        peak_memory_bytes: Most memory in use while personalising or drawing.
-    """
-
-    reference_images: int
-    personalization_seconds_per_subject: float = 0.0
-    stored_bytes_per_subject: int = 0
-    peak_memory_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """One method with one choice of settings on one benchmark.
-
-    Attributes:
-        benchmark: ``single_subject`` or ``multi_subject``.
-        method: One of :data:`METHODS`.
-        settings: What was chosen, such as ``alpha``; plain values.
-        reference_images: Pictures of each subject that the method gets.
-        images: How many were scored.
-        identity_preservation: Under the corrected protocol.
-        prompt_consistency: Raw cosine.
-        seconds_per_image: Drawing alone, without personalisation.
-        personalization_seconds_per_subject: See :class:`Costs`, as the next two.
-        stored_bytes_per_subject: See there.
-        peak_memory_bytes: See there.
-        unet_calls: Of all images together; calls that images share count once.
-        detection_rate: Share of the images with at least as many faces as subjects.
-        copy_paste: Over the images for which it is defined.
-        identity_published: Identity preservation under the published protocol.
-        by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
-    """
-
-    benchmark: str
-    method: str
-    settings: Mapping[str, Any]
-    reference_images: int
-    images: int
-    identity_preservation: Estimate
-    prompt_consistency: Estimate
-    seconds_per_image: float
-    personalization_seconds_per_subject: float
-    stored_bytes_per_subject: int
-    peak_memory_bytes: int
-    unet_calls: int
-    detection_rate: Estimate | None = None
-    copy_paste: Estimate | None = None
-    identity_published: Estimate | None = None
-    by_category: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as it stands in ``results.json``; what is not known is left out."""
-        row = {
-            name: value for name, value in vars(self).items() if value is not None and name != "by_category"
-        }
-        row |= {name: value.as_dict() for name, value in row.items() if isinstance(value, Estimate)}
-        row["settings"] = dict(self.settings)
-        if self.by_category:
-            row["by_category"] = {
-                category: {name: estimate.as_dict() for name, estimate in scores.items()}
-                for category, scores in self.by_category.items()
-            }
-        return row
 
 
 class Results(NamedTuple):
@@ -276,7 +207,7 @@ def _results(path: str | Path, content: Any) -> Results:
 
 def _row(path: str | Path, place: str, content: Any) -> ResultRow:
     _require(isinstance(content, dict), path, place, "an object")
-    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, "by_category"})
+    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, "by_category", "distances"})
     row = dict(content)
     for name, known in (("benchmark", tuple(PLACEHOLDERS)), ("method", METHODS)):
         _require(row[name] in known, path, f"{place}.{name}", f"one of {', '.join(known)}, not {row[name]!r}")
@@ -298,7 +229,17 @@ def _row(path: str | Path, place: str, content: Any) -> ResultRow:
         _require(isinstance(scores, dict), path, where, "an object")
         _keys(path, where, scores, set(_MEASURES))
         row["by_category"][category] = {n: _estimate(path, f"{where}.{n}", scores[n]) for n in _MEASURES}
+    if "distances" in row:
+        row["distances"] = _distances(path, f"{place}.distances", row["distances"])
     return ResultRow(**row)
+
+
+def _distances(path: str | Path, place: str, content: Any) -> Distances:
+    _require(isinstance(content, dict), path, place, "an object")
+    _keys(path, place, content, {field.name for field in fields(Distances)})
+    for name in ("fid", "kid", "kid_std", "real_images"):
+        _require(_is_number(content[name]), path, f"{place}.{name}", f"a number, not {content[name]!r}")
+    return Distances(**content)
 
 
 def _estimate(path: str | Path, place: str, content: Any) -> Estimate:

@@ -88,7 +88,7 @@ class ScoringStage(ResumableStage):
         self.faces, self.image_text, self.runs = faces, image_text, list(runs)
         self.reference_size, self.batch_size = reference_size, batch_size
         self._known: dict[str, KnownSubject] = {}
-        self._extractors = digest([_extractor_facts(faces), _extractor_facts(image_text), reference_size])
+        self._extractors = digest([extractor_facts(faces), extractor_facts(image_text), reference_size])
 
     def missing_tasks(self) -> list[_Part]:
         """Parts without scores, of runs without scores."""
@@ -246,7 +246,7 @@ def read_reference(file: Path, size: int | None) -> Tensor:
     return tvf.resize(pad_to_square(picture), [size, size], antialias=True).clamp(0, 1)
 
 
-def _extractor_facts(extractor: Any) -> dict[str, Any]:
+def extractor_facts(extractor: Any) -> dict[str, Any]:
     """What of an extractor decides scores: its kind, its plain settings and its weights."""
     plain = {k: v for k, v in vars(extractor).items() if isinstance(v, int | float | str) and k != "training"}
     weights = weights_digest(extractor) if isinstance(extractor, nn.Module) else None

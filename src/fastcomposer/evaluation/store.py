@@ -1,23 +1,20 @@
 """Folders of evaluation runs: what was drawn under which settings, and what of it is done.
 
 ``<output>/<benchmark>/<method>[-<settings>]/`` holds ``run.json``, ``images/<case id>.png``,
-``attention/<case id>/`` and ``scores.parquet``. Every file is written whole or not at all, and says what it
-was made from: what is there and fits is never made again, what does not fit is an error, what is damaged is
-made anew.
+``attention/<case id>/``, ``scores.parquet`` and, where asked for, ``distances.json``. Every file is written
+whole or not at all, and says what it was made from: what is there and fits is never made again, what does not
+fit is an error, what is damaged is made anew.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +26,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-import fastcomposer
 from fastcomposer.data.records import write_atomically
 from fastcomposer.evaluation.benchmark import Case
-from fastcomposer.evaluation.definition import PLACEHOLDERS
-from fastcomposer.evaluation.results import METHODS, SCORES, Costs, ResultRow, row_from_scores
+from fastcomposer.evaluation.results import SCORES, Costs, Distances
 from fastcomposer.pictures import attention_overlay
 from fastcomposer.settings import differences, digest
 
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"
+DISTANCES_NAME = "distances.json"
 COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
 """Columns of ``scores.parquet``: the contract's, and the most memory in use when a picture was drawn."""
 _TEXT = "fastcomposer"  # name of the PNG text with a picture's facts, and of the tables' metadata
@@ -279,48 +275,32 @@ def read_table(file: Path, key: str | None = None) -> pa.Table | None:
     return table if key is None or written.get(_TEXT.encode()) == key.encode() else None
 
 
-def result_rows(output: Path) -> list[ResultRow]:
-    """Summarize all runs of an evaluation that have been scored.
+def pictures_key(run_hash: str, cases: Sequence[str]) -> str:
+    """What tells the pictures of a run from others: what decides them, and which there are."""
+    return digest([run_hash, sorted(cases)])
+
+
+def write_distances(folder: Path, pictures: str, made_from: str, distances: Distances) -> None:
+    """Keep a run's distances from real pictures.
 
     Args:
-        output: Folder of the evaluation.
-
-    Raises:
-        ValueError: If scores are damaged or without their ``run.json``.
+        folder: Of the run.
+        pictures: See :func:`pictures_key`.
+        made_from: What tells the real pictures and their features from others.
+        distances: The figures.
     """
-    rows = []
-    for file in sorted(output.glob(f"*/*/{SCORES_NAME}")):
-        table, run = read_table(file), read_run(file.parent)
-        if table is None or run is None or "costs" not in run:
-            raise ValueError(f"{file}: damaged, or without its {RUN_NAME}; evaluate with restart=true")
-        costs = Costs(**run["costs"])
-        peak = max(costs.peak_memory_bytes, *table["peak_memory_bytes"].to_pylist())
-        rows.append(row_from_scores(table, replace(costs, peak_memory_bytes=peak)))
-    order: Iterable[str] = (*PLACEHOLDERS, *METHODS)
-    places = {name: number for number, name in enumerate(order)}
-    return sorted(
-        rows,
-        key=lambda row: (
-            places[row.benchmark],
-            places[row.method],
-            json.dumps(dict(row.settings), sort_keys=True),
-        ),
-    )
+    content = {"pictures": pictures, "made_from": made_from, "distances": asdict(distances)}
+    _write_json(folder / DISTANCES_NAME, content)
 
 
-def describe_environment() -> dict[str, Any]:
-    """Machine and versions."""
-    packages = ("torch", "diffusers", "transformers", "lightning", "facenet-pytorch")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {
-        "fastcomposer": fastcomposer.__version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-        "device": device,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+def read_distances(folder: Path, pictures: str, made_from: str | None = None) -> Distances | None:
+    """Read a run's distances; ``None`` where they are missing, damaged or made from something else."""
+    try:
+        content = json.loads((folder / DISTANCES_NAME).read_text())
+        fits = content["pictures"] == pictures and made_from in (None, content["made_from"])
+        return Distances(**content["distances"]) if fits else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from io import StringIO
 from itertools import groupby
 
 from fastcomposer.evaluation.expectations import Expectation
-from fastcomposer.evaluation.tables import MINUS, MISSING, Cell, Column, Line, Table, quoted_text, written
+from fastcomposer.evaluation.table import MINUS, MISSING, Cell, Column, Line, Table, quoted_text, written
 
 _CSV_HEADER = ("table", "line", "measure", "value", "ci95_low", "ci95_high", "source")
 _LATEX = {
@@ -53,16 +53,20 @@ def to_markdown(
         deviations: Orderings that differ from the paper's.
     """
     parts = ["# Results"]
-    for table in tables:
-        head = [table.first, *(_full_title(column) for column in table.columns)]
-        lines = [_markdown_line(head), _markdown_line(["---", *(["---:"] * len(table.columns))])]
-        lines += [_markdown_line(_texts(table, line, strong="**")) for line in table.lines]
-        parts += [f"## {table.heading}", "\n".join(lines), *table.notes]
+    parts += [markdown_table(table) for table in tables]
     parts += ["## Expected from the paper"]
     parts += ["\n".join(_markdown_expectation(expectation) for expectation in expectations)]
     if deviations:
         parts += ["Orderings that differ from the paper's:", "\n".join(f"- {text}" for text in deviations)]
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """Write a table with its heading and its notes as Markdown."""
+    head = [table.first, *(_full_title(column) for column in table.columns)]
+    lines = [_markdown_line(head), _markdown_line(["---", *(["---:"] * len(table.columns))])]
+    lines += [_markdown_line(_texts(table, line, strong="**")) for line in table.lines]
+    return "\n\n".join([f"## {table.heading}", "\n".join(lines), *table.notes])
 
 
 def to_csv(tables: Sequence[Table]) -> str:

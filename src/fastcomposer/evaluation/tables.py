@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from fastcomposer.evaluation.collected import (
     BENCHMARKS,
@@ -18,102 +16,10 @@ from fastcomposer.evaluation.collected import (
 from fastcomposer.evaluation.plots import AlphaPoint, knee
 from fastcomposer.evaluation.published import PublishedFigure, read_published
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.table import Cell, Column, Line, Quoted, Table
 
-Style = Literal["score", "share", "seconds", "ratio", "bytes", "count"]
 PUBLISHED = "published: Stable Diffusion 1.5, photos"
 """Heading over figures that were measured on another model and other data."""
-MISSING = "–"
-MINUS = "\N{MINUS SIGN}"
-
-
-@dataclass(frozen=True)
-class Quoted:
-    """A figure that others published.
-
-    Attributes:
-        value: The figure.
-        tag: How sure it is: V, R or M (PAPER.md).
-        note: What else to say, such as ``re-run``.
-    """
-
-    value: float
-    tag: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a table: a measured figure, quoted ones, or nothing.
-
-    Attributes:
-        value: The measured figure.
-        interval: Its 95 % interval.
-        quoted: Published figures.
-    """
-
-    value: float | None = None
-    interval: tuple[float, float] | None = None
-    quoted: tuple[Quoted, ...] = ()
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        title: Its heading.
-        style: How its figures are written.
-        group: Heading over several columns; empty for what was measured here.
-        bare: Whether intervals stay out of sight, to save room.
-    """
-
-    title: str
-    style: Style
-    group: str = ""
-    bare: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a table.
-
-    Attributes:
-        label: What it is about.
-        cells: One for each column.
-        strong: Whether it is the line to look at.
-    """
-
-    label: str
-    cells: tuple[Cell, ...]
-    strong: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        key: Short name for files and links.
-        title: Heading.
-        first: Heading of the labels.
-        columns: Columns after the labels.
-        lines: Lines.
-        notes: Sentences to read with it.
-        number: Of the paper's table that it corresponds to.
-    """
-
-    key: str
-    title: str
-    first: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...] = ()
-    number: int | None = None
-
-    @property
-    def heading(self) -> str:
-        """Title with the number."""
-        return self.title if self.number is None else f"Table {self.number}. {self.title}"
 
 
 def make_tables(collected: Collected) -> list[Table]:
@@ -155,6 +61,8 @@ def main_table(collected: Collected, benchmark: str) -> Table:
     figures = [figure for figure in read_published() if figure.benchmark == benchmark]
     there = [(column, measure) for column, measure in there if any(f.measure == measure for f in figures)]
     runs = collected.main(benchmark)
+    if any(run.row.distances for run in runs):
+        here += [(Column(name, "score"), _distance(name.lower())) for name in ("FID", "KID")]
     lines = []
     for run, name in zip(runs, distinguishing(runs), strict=True):
         cells = [get(run) for _, get in here] + [_quote(figures, run.row.method, m) for _, m in there]
@@ -176,6 +84,12 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
         notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
         if main.alpha != collected.alpha:
             notes.append(f"That is the measured setting nearest to the α = {collected.alpha:g} asked for.")
+    distances = next((run.row.distances for run in collected.main(benchmark) if run.row.distances), None)
+    if distances is not None:
+        notes.append(
+            f"FID and KID compare with {distances.real_images:,} held-out pictures of the data by "
+            f"{distances.features}. FID is the larger the fewer pictures there are; KID is not."
+        )
     notes.append(
         "The published figures come from a far larger model and from photos of celebrities: orderings can be "
         "compared, values cannot. [V] read in the published code, [R] quoted by another paper, [M] recalled, "
@@ -304,36 +218,13 @@ def estimated(estimate: Estimate | None) -> Cell:
     return Cell() if estimate is None else Cell(estimate.mean, estimate.ci95)
 
 
-def written(value: float, style: Style) -> str:
-    """Write a figure as readers expect it."""
-    if style == "score":
-        return f"{value:.3f}".replace("-", MINUS)
-    if style == "share":
-        return f"{100 * value:.1f} %"
-    if style == "bytes":
-        return _bytes(value)
-    if style == "ratio":
-        return f"{value:,.0f}×" if value >= 10 else f"{value:.2g}×"
-    if style == "seconds" and 0 < value < 100:
-        return f"{value:.2g}" if value < 1 else f"{value:.1f}"
-    return f"{value:,.0f}"
-
-
-def quoted_text(quoted: Sequence[Quoted], style: Style) -> str:
-    """Write published figures with their tags."""
-    return "; ".join(f"{written(q.value, style)}{f' {q.note}' * bool(q.note)} [{q.tag}]" for q in quoted)
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}" if value == 0 else f"{value:.0f} B"
-
-
 def _quote(figures: Sequence[PublishedFigure], method: str, measure: str) -> Cell:
     found = [f for f in figures if f.method == method and f.measure == measure]
     return Cell(quoted=tuple(Quoted(f.value, f.tag, f.note) for f in found))
+
+
+def _distance(name: str) -> Callable[[Run], Cell]:
+    return lambda run: Cell(getattr(run.row.distances, name, None))
 
 
 def _who(benchmark: str) -> str:

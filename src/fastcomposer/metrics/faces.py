@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from facenet_pytorch import MTCNN, InceptionResnetV1
-from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from fastcomposer.metrics.pretrained import load_pretrained
+from fastcomposer.metrics.pretrained import find_weights, load_pretrained
 from fastcomposer.models.checkpoint import read_checkpoint
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
@@ -199,34 +198,7 @@ def find_facenet_weights(weights: str | Path, download: bool = False) -> Path:
     Raises:
         FileNotFoundError: If it is not there, or could not be downloaded.
     """
-    name = FACENET_FILES.get(str(weights))
-    if name is None:
-        file = Path(weights).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"metrics.faces.weights={weights}: neither a file nor one of {', '.join(FACENET_FILES)}"
-            )
-        return file
-    # The first is facenet-pytorch's own cache, the second torch.hub's.
-    folders = [Path(get_torch_home()) / "checkpoints", Path(torch.hub.get_dir()) / "checkpoints"]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    url = f"{_RELEASE}/{name}"
-    if not download:
-        raise FileNotFoundError(
-            f"metrics.faces.weights={weights}: {name} is neither in {folders[0]} nor in {folders[1]}: put it "
-            f"into one of them (it is at {url}), give its path, or set metrics.faces.download=true"
-        )
-    folders[0].mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(folders[0] / name), progress=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"metrics.faces.weights={weights}: {url} cannot be downloaded ({error}): "
-            f"put {name} into {folders[0]}"
-        ) from error
-    return folders[0] / name
+    return find_weights(weights, FACENET_FILES, _RELEASE, "metrics.faces", download)
 
 
 def _load(network: nn.Module, file: Path, what: str) -> None:

@@ -1,9 +1,12 @@
-"""Loading of the networks that extractors are made of."""
+"""Finding and loading of the networks that extractors are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def load_pretrained(
@@ -34,3 +37,46 @@ def load_pretrained(
         listed = ", ".join(missing[:12]) + (" …" if len(missing) > 12 else "")
         raise ValueError(f"{key}={place}: {cls.__name__} lacks {len(missing)} weights: {listed}")
     return network.float().eval().requires_grad_(False)
+
+
+def find_weights(
+    weights: str | Path, files: Mapping[str, str], release: str, key: str, download: bool = False
+) -> Path:
+    """Find a file of published weights in the places where libraries keep them.
+
+    Args:
+        weights: A name among ``files``, or a file.
+        files: Names of weights to names of their files.
+        release: Address of the folder that they are published in.
+        key: Setting that holds ``weights`` and ``download``, for messages.
+        download: Whether a named file that is not there may be downloaded.
+
+    Raises:
+        FileNotFoundError: If it is not there, with where it belongs, or could not be downloaded.
+    """
+    name = files.get(str(weights))
+    if name is None:
+        file = Path(weights).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"{key}.weights={weights}: neither a file nor one of {', '.join(files)}")
+        return file
+    # facenet-pytorch looks into the first, torch.hub into the second.
+    hub = Path(torch.hub.get_dir())
+    folders = [hub.parent / "checkpoints", hub / "checkpoints"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    url = f"{release}/{name}"
+    if not download:
+        raise FileNotFoundError(
+            f"{key}.weights={weights}: {name} is neither in {folders[0]} nor in {folders[1]}: put it into "
+            f"one of them (it is at {url}), give its path, or set {key}.download=true"
+        )
+    folders[0].mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(folders[0] / name), progress=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{key}.weights={weights}: {url} cannot be downloaded ({error}): put {name} into {folders[0]}"
+        ) from error
+    return folders[0] / name

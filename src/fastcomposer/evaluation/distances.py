@@ -1,0 +1,103 @@
+"""Distances of a run's pictures from real ones, as a prediction of Lightning under any of its strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcomposer.evaluation.generation import Run
+from fastcomposer.evaluation.methods import blocks
+from fastcomposer.evaluation.rows import Distances
+from fastcomposer.evaluation.scoring import extractor_facts
+from fastcomposer.evaluation.store import digest, pictures_key, read_distances, write_distances
+from fastcomposer.metrics.distribution import PictureFeatures, feature_distance
+from fastcomposer.stages import ResumableStage
+
+
+class DistanceStage(ResumableStage):
+    """Measures FID and KID of runs against the data's own held-out pictures.
+
+    A process measures whole runs, so that figures do not depend on how many processes there are.
+
+    Args:
+        features: Describes pictures.
+        data: Data module with a validation loader, whose targets are the real pictures.
+        runs: Runs whose pictures are drawn.
+        num_real: Most real pictures, the first ones.
+        batch_size: Pictures described together.
+
+    Raises:
+        ValueError: If a number is too small.
+    """
+
+    title = "distances"
+
+    def __init__(
+        self,
+        features: PictureFeatures,
+        data: Any,
+        runs: Sequence[Run],
+        num_real: int = 1000,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("num_real", num_real, 2), ("batch_size", batch_size, 1)):
+            if value < least:
+                raise ValueError(f"distances.{name}={value}: at least {least}")
+        self.features, self.data, self.runs = features, data, list(runs)
+        self.num_real, self.batch_size = num_real, batch_size
+
+    def missing_tasks(self) -> list[int]:
+        """Numbers of the runs without distances, or with such from other pictures."""
+        if not self.runs:
+            return []
+        return [
+            number
+            for number, run in enumerate(self.runs)
+            if read_distances(run.store.folder, self._key(run), self._made_from) is None
+        ]
+
+    def num_pictures(self) -> int:
+        """See :class:`ResumableStage`."""
+        return sum(len(self.runs[number].benchmark.cases) for number in self.tasks)
+
+    def predict_step(self, batch: int, batch_idx: int) -> int:
+        """Measure a run and write its distances; returns how many pictures it has."""
+        run = self.runs[self.tasks[batch]]
+        drawn = [
+            self._describe(torch.stack([run.store.read_picture(case)[0] for case in some]))
+            for some in blocks(run.benchmark.cases, self.batch_size)
+        ]
+        measured = feature_distance(torch.cat(drawn), self._real)
+        kind = type(self.features).__name__
+        distances = Distances(*measured, real_images=len(self._real), features=kind)
+        write_distances(run.store.folder, self._key(run), self._made_from, distances)
+        return len(run.benchmark.cases)
+
+    @cached_property
+    def _real(self) -> Tensor:
+        return torch.cat([self._describe(pictures) for pictures in self._real_pictures()])[: self.num_real]
+
+    @cached_property
+    def _made_from(self) -> str:
+        """What tells the real pictures and the features from others; the first pictures stand for all."""
+        first = next(self._real_pictures())
+        pixels = (first * 255).round().byte().flatten(1).sum(1).tolist()
+        return digest([pixels, self.num_real, extractor_facts(self.features)])
+
+    def _real_pictures(self) -> Iterator[Tensor]:
+        loader = self.data.val_dataloader()
+        for batch in islice(loader, ceil(self.num_real / self.data.batch_size)):
+            yield (batch.pixel_values + 1) / 2
+
+    def _describe(self, pictures: Tensor) -> Tensor:
+        return self.features(pictures.to(self.device)).float().cpu()
+
+    def _key(self, run: Run) -> str:
+        return pictures_key(run.store.hash, [case.id for case in run.benchmark.cases])
