@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from fastcomposer.evaluation.results import read_results
 Run = Callable[..., tuple[int, str, str]]
 MEASURED = {"seconds", "peak_memory_bytes"}
 """Columns of the scores that are never the same twice."""
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["toy_evaluation", "fastcomposer.evaluation.scoring", "hydra.main"])
+_LOOK = 0.02  # seconds between looks at the files: looking takes time from what is looked at
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +60,6 @@ def pictures(folder: Path) -> dict[str, int]:
     }
 
 
-def names(folder: Path) -> list[str]:
-    """Names of all files, while others may come and go."""
-    return [name for _, _, files in os.walk(folder) for name in files]
-
-
 def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """What must be the same each time, by run."""
     found = {}
@@ -68,6 +68,17 @@ def scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
         kept = [{key: line[key] for key in line if key not in MEASURED} for line in lines]
         found[str(file.parent.relative_to(folder))] = kept
     return found
+
+
+def same_scores(folder: Path, other: Path) -> None:
+    """All six runs have the same scores, but for rounding."""
+    one, two = scores(folder), scores(other)
+    assert one.keys() == two.keys() and len(one) == 6
+    for name in one:
+        for line, its in zip(one[name], two[name], strict=True):
+            for key in ("identity", "identity_published", "prompt_consistency", "copy_paste"):
+                assert line.pop(key) == pytest.approx(its.pop(key), abs=1e-3)
+            assert line == its
 
 
 def test_two_methods_on_two_benchmarks(run: Run, world: Path) -> None:
@@ -174,33 +185,99 @@ def test_fine_tuning_baselines(run: Run) -> None:
     assert "recipe.method.steps: 1, not 2" in err
 
 
-def test_killed_at_any_moment_it_goes_on(run: Run, toy: Toy, tmp_path: Path) -> None:
-    """No picture is drawn twice, and the scores come out as if nothing had happened."""
-    arguments = ["group_size=2", "scoring.batch_size=3", "threads=1"]
-    status, _, err = run(*arguments, "output=whole")
-    assert status == 0, err
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_evaluation", "fastcomposer.evaluation.scoring", "hydra.main"])
-    parts, rng = tmp_path / "parts", random.Random(0)
-    moments = [(".png", count) for count in sorted(rng.sample(range(1, 72), 3))]
-    seen: dict[str, int] = {}
-    for ending, count in [*moments, (".parquet", rng.randrange(1, 10)), ("results.json", 1)]:
-        process = context.Process(
-            target=run_evaluate, args=(str(tmp_path), toy.arguments(*arguments, "output=parts"))
-        )
+class Evaluation:
+    """The command in processes of its own, watched by the files that it leaves.
+
+    Args:
+        arguments: Of the command.
+        output: Folder of the evaluation, in the one where the command is called.
+    """
+
+    def __init__(self, arguments: list[str], output: Path) -> None:
+        self.output = output
+        self._arguments = [*arguments, f"output={output.name}"]
+        self._ever: set[str] = set()
+
+    def start(self) -> multiprocessing.process.BaseProcess:
+        """Call the command."""
+        process = _CONTEXT.Process(target=run_evaluate, args=(str(self.output.parent), self._arguments))
         process.start()
-        while process.is_alive() and sum(name.endswith(ending) for name in names(parts)) < count:
-            time.sleep(rng.uniform(0, 0.01))
-        if ending != "results.json":
-            assert process.is_alive()
-            process.kill()
+        return process
+
+    def written(self) -> int:
+        """How many files there have been so far; parts of scores come and go."""
+        for place, _, files in os.walk(self.output):
+            self._ever |= {f"{place}/{name}" for name in files if not name.endswith(".tmp")}
+        return len(self._ever)
+
+    def arrivals(self) -> list[float]:
+        """Run undisturbed; returns after how many seconds each file was there."""
+        warm = _CONTEXT.Process(target=time.sleep, args=(0,))  # the first one waits for imports
+        warm.start()
+        warm.join()
+        begun, process, seconds = time.monotonic(), self.start(), []
+        while process.is_alive():
+            seconds += [time.monotonic() - begun] * (self.written() - len(seconds))
+            time.sleep(_LOOK)
+        assert process.exitcode == 0
+        return seconds
+
+    def kill(self, count: int, later: float) -> bool:
+        """Run until so many files have been there and some seconds more; whether the kill came in time."""
+        process, deadline = self.start(), time.monotonic() + 300
+        while process.is_alive() and self.written() < count:
+            assert time.monotonic() < deadline, f"no {count} files in five minutes"
+            time.sleep(_LOOK)
+        process.join(later)
+        process.kill()
         process.join()
-        now = pictures(parts)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        return process.exitcode != 0
+
+
+def moments(arrivals: list[float], kills: int, rng: random.Random) -> list[tuple[int, float]]:
+    """Choose when to kill: how many files are awaited, and how many seconds after the last of them.
+
+    One moment in four lies in the time that a process takes to begin, the others in the time of its work,
+    each uniformly distributed over the time that an undisturbed process took. Files say how far the work
+    is, so that every process but the last is killed before it has finished.
+    """
+    early = kills // 4
+    chosen = sorted(rng.uniform(arrivals[0], 0.95 * arrivals[-1]) for _ in range(kills - early))
+    counts = [bisect_right(arrivals, moment) for moment in chosen]
+    found = [(count, moment - arrivals[count - 1]) for count, moment in zip(counts, chosen, strict=True)]
+    for _ in range(early):
+        found.insert(rng.randrange(kills), (0, rng.uniform(0, arrivals[0])))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"),
+    [(4, 0), pytest.param(10, None, marks=pytest.mark.slow, id="10-drawn")],
+)
+def test_killed_at_random_moments_it_goes_on(kills: int, seed: int | None, toy: Toy, tmp_path: Path) -> None:
+    """No picture is drawn twice, and the scores come out as if nothing had happened."""
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    arguments = toy.arguments("group_size=2", "scoring.batch_size=3", "threads=1")
+    whole, parts = (Evaluation(arguments, tmp_path / name) for name in ("whole", "parts"))
+    arrivals = whole.arrivals()
+    planned = moments(arrivals, kills, random.Random(seed))
+    print(f"seed {seed}: killed at {planned} of {len(arrivals)} files, {arrivals[-1]:.1f} s")
+    seen: dict[str, int] = {}
+    struck = 0
+    for count, later in planned:
+        struck += parts.kill(count, later)
+        now = pictures(parts.output)
         assert seen.items() <= now.items(), "a picture was drawn again"
         seen = now
-    assert len(seen) == 72
-    assert scores(parts) == scores(tmp_path / "whole")
-    assert not list(parts.rglob("*.tmp"))
+    # A process that had finished before it was killed does not count; the machine may have stood still.
+    assert struck >= kills - 1
+    parts.arrivals()
+    assert seen.items() <= pictures(parts.output).items(), "a picture was drawn again"
+    assert len(pictures(parts.output)) == 72
+    # The rest of a group that was cut in two is drawn in a smaller batch: the same but for rounding.
+    same_scores(whole.output, parts.output)
+    assert not list(parts.output.rglob("*.tmp"))
 
 
 @pytest.mark.slow
@@ -214,13 +291,6 @@ def test_two_processes_give_the_scores_of_one(run: Run, toy: Toy, tmp_path: Path
             call += ["benchmark.multi=null", "group_size=100"]
         result = subprocess.run([*command, *call], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
-    assert one.keys() == two.keys() and len(one) == 6
-    for name in one:
-        for line, other in zip(one[name], two[name], strict=True):
-            assert line.pop("identity") == pytest.approx(other.pop("identity"), abs=1e-3)
-            for key in ("identity_published", "prompt_consistency", "copy_paste"):
-                assert line.pop(key) == pytest.approx(other.pop(key), abs=1e-3)
-            assert line == other
+    same_scores(tmp_path / "one", tmp_path / "two")
     rows = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("one", "two")]
     assert [row["images"] for row in rows[0]] == [row["images"] for row in rows[1]] == [12] * 6
