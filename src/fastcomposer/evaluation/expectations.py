@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Literal
 
-from fastcomposer.evaluation.collected import BENCHMARKS, TEXT_ONLY, Collected, Run, difference
+from fastcomposer.evaluation.collected import BENCHMARKS, TEXT_ONLY, Collected, Run, Score, difference
 from fastcomposer.evaluation.published import PublishedFigure, read_published
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.table import written
@@ -57,11 +57,8 @@ def identity_above_baselines(collected: Collected, benchmark: str) -> Expectatio
     value = ours.row.identity_preservation.mean
     evidence = []
     for run in baselines:
-        text = f"{run.name}: {value:.3f} against {run.row.identity_preservation.mean:.3f}"
-        apart = difference(ours, run, "identity")
-        if apart is not None:
-            text += f", difference {_estimate(apart)}" + ("" if apart.excludes() else ": not apart from 0")
-        evidence.append(text + ".")
+        against = f"{value:.3f} against {run.row.identity_preservation.mean:.3f}"
+        evidence.append(f"{run.name}: {against}{compare(ours, run, 'identity').words}.")
     held = all(run.row.identity_preservation.mean < value for run in baselines)
     return Expectation(claim, _verdict(held), tuple(evidence))
 
@@ -115,9 +112,12 @@ def localization_helps(collected: Collected) -> Expectation:
 def alpha_trades(collected: Collected) -> list[Expectation]:
     """Identity rises and prompt consistency falls with alpha.
 
-    It holds where the ends are in that order and no step the other way has intervals that are apart.
+    It holds where the ends are in that order and no step the other way is a clear one.
     """
-    claims = {"Identity rises with α.": 1, "Prompt consistency falls with α.": -1}
+    claims: dict[str, tuple[int, Score]] = {
+        "Identity rises with α.": (1, "identity"),
+        "Prompt consistency falls with α.": (-1, "prompt_consistency"),
+    }
     benchmark = next((name for name in collected.benchmarks() if collected.sweep(name)), None)
     if benchmark is None:
         return [
@@ -127,14 +127,15 @@ def alpha_trades(collected: Collected) -> list[Expectation]:
     runs = collected.sweep(benchmark)
     alphas = ", ".join(f"{run.alpha:g}" for run in runs)
     found = []
-    for claim, sign in claims.items():
-        values = [run.row.identity_preservation if sign > 0 else run.row.prompt_consistency for run in runs]
-        back = [(one, other) for one, other in pairwise(values) if sign * (other.mean - one.mean) < 0]
-        clear = [pair for pair in back if not _overlap(*pair)]
-        held = sign * (values[-1].mean - values[0].mean) > 0 and not clear
-        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(f"{v.mean:.3f}" for v in values)
-        evidence += f" at α = {alphas}; {len(back)} of {len(values) - 1} steps go the other way"
-        evidence += f", {len(clear)} of them with intervals apart." if back else "."
+    for claim, (sign, score) in claims.items():
+        means = [_score(run, score).mean for run in runs]
+        steps = [(one, other) for one, other in pairwise(runs)]
+        back = [(a, b) for a, b in steps if sign * (_score(b, score).mean - _score(a, score).mean) < 0]
+        clear = [pair for pair in back if compare(*pair, score).clear]
+        held = sign * (means[-1] - means[0]) > 0 and not clear
+        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(f"{mean:.3f}" for mean in means)
+        evidence += f" at α = {alphas}; {len(back)} of {len(steps)} steps go the other way"
+        evidence += f", {len(clear)} of them clearly." if back else "."
         found.append(Expectation(claim, _verdict(held), (evidence,)))
     return found
 
@@ -145,18 +146,18 @@ def deviations(collected: Collected) -> list[str]:
     for figure in read_published():
         if not figure.note:  # the paper's own figure, not a re-run
             published.setdefault((figure.benchmark, figure.method, figure.measure), figure)
-    measures: dict[str, tuple[str, Callable[[Run], Estimate]]] = {
-        "identity": ("identity", lambda run: run.row.identity_preservation),
-        "prompt": ("prompt consistency", lambda run: run.row.prompt_consistency),
+    measures: dict[str, tuple[str, Score]] = {
+        "identity": ("identity", "identity"),
+        "prompt": ("prompt consistency", "prompt_consistency"),
     }
     found = []
     for benchmark in collected.benchmarks():
         runs = list({run.row.method: run for run in reversed(collected.main(benchmark))}.values())
-        for measure, (name, get) in measures.items():
+        for measure, (name, score) in measures.items():
             known = [(run, published.get((benchmark, run.row.method, measure))) for run in reversed(runs)]
             ranked = [(run, figure) for run, figure in known if figure is not None]
             for (one, first), (other, second) in combinations(ranked, 2):
-                here = get(one).mean - get(other).mean
+                here = _score(one, score).mean - _score(other, score).mean
                 there = first.value - second.value
                 if here * there >= 0:
                     continue
@@ -164,11 +165,44 @@ def deviations(collected: Collected) -> list[str]:
                 found.append(
                     f"{BENCHMARKS[benchmark]}, {name}: the paper has {best[0].name} "
                     f"({best[2].value:.3f} [{best[2].tag}]) above {best[1].name} ({best[3].value:.3f} "
-                    f"[{best[3].tag}]); here it is below, {get(best[0]).mean:.3f} against "
-                    f"{get(best[1]).mean:.3f}"
-                    + (", with intervals that overlap." if _overlap(get(one), get(other)) else ".")
+                    f"[{best[3].tag}]); here it is below, {_score(best[0], score).mean:.3f} against "
+                    f"{_score(best[1], score).mean:.3f}{compare(best[0], best[1], score).words}."
                 )
     return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether two runs differ by more than whom they pictured.
+
+    Attributes:
+        clear: Whether they do.
+        words: The difference with its interval, or what is known in its place, to stand after the two means.
+    """
+
+    clear: bool
+    words: str
+
+
+def compare(one: Run, other: Run, score: Score) -> Comparison:
+    """Compare two runs case by case, or by their own intervals where they have no pictures in common.
+
+    Args:
+        one: Less the other.
+        other: See there.
+        score: Of what.
+    """
+    paired = difference(one, other, score)
+    if paired is not None:
+        clear = paired.excludes()
+        return Comparison(clear, f", difference {_estimate(paired)}" + ": not apart from 0" * (not clear))
+    (low, high), (start, end) = _score(one, score).ci95, _score(other, score).ci95
+    clear = high < start or end < low
+    return Comparison(clear, ", with intervals that overlap" * (not clear))
+
+
+def _score(run: Run, score: Score) -> Estimate:
+    return run.row.identity_preservation if score == "identity" else run.row.prompt_consistency
 
 
 def _against_fine_tuned(
@@ -208,10 +242,6 @@ def _verdict(held: bool) -> Verdict:
 def _estimate(estimate: Estimate) -> str:
     mean, low, high = (written(value, "score") for value in (estimate.mean, *estimate.ci95))
     return f"{mean} [{low}, {high}]"
-
-
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    return one.ci95[0] <= other.ci95[1] and other.ci95[0] <= one.ci95[1]
 
 
 def tally(found: Sequence[Expectation]) -> dict[Verdict, int]:
