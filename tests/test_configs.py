@@ -80,7 +80,8 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
             "subjects": ["data.root=x"],
             "samples": ["callbacks.samples.prompts=[]", "callbacks.samples.references=[]"],
         }[choice]
-    assert_fits(composed("evaluate" if choice == "ablation_alpha" else GROUPS[group], *overrides))
+    evaluated = choice == "ablation_alpha" or choice.startswith("search_")
+    assert_fits(composed("evaluate" if evaluated else GROUPS[group], *overrides))
 
 
 @pytest.mark.parametrize(("part", "choice"), PARTS)

@@ -109,7 +109,7 @@ def test_training_people_are_rendered_apart(tmp_path: Path) -> None:
     assert (one.name, other.name) == ("train_0000", "train_0005")
     assert one.word == world.train_identities[0].word
     assert len({file.read_bytes() for person in (one, other) for file in person.pictures}) == 6
-    with pytest.raises(ValueError, match=r"data\.numbers=\[8\].*8 people"):
+    with pytest.raises(ValueError, match=r"benchmark\.people\.numbers=\[8\].*8 people"):
         rendered_people(world, [8], tmp_path)
 
 

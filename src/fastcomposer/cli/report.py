@@ -1,4 +1,4 @@
-"""Report what is measured: ``python -m fastcomposer.cli.report what=results``, or ``what=mini_base``."""
+"""Report what is measured: ``python -m fastcomposer.cli.report what=results``, ``sweep`` or ``mini_base``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def report_results(config: DictConfig) -> None:
     benchmarks = instantiate(config.benchmark) if config.get("benchmark") else ()
     for file in write_report(results, list(config.formats), config.alpha, benchmarks):
         print(file)
+
+
+def report_sweep(config: DictConfig) -> None:
+    """Write tables of the settings that a sweep has tried, and name the best."""
+    if not Path(config.sweep).is_dir():
+        raise FileNotFoundError(f"sweep={config.sweep}: no such folder")
+
+    from fastcomposer.evaluation.search import write_sweep
+
+    sentences, files = write_sweep(config.sweep)
+    print(*sentences, *files, sep="\n")
 
 
 def report_base(config: DictConfig) -> None:
@@ -89,7 +100,7 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     return rows + attention_rows(folder / "attention.json", config.checkpoint, config.twin)
 
 
-REPORTS = {"results": report_results, "mini_base": report_base}
+REPORTS = {"results": report_results, "sweep": report_sweep, "mini_base": report_base}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.avatars import render_avatar
 from fastcomposer.data.prepare import other_looks
+from fastcomposer.data.records import write_atomically
 from fastcomposer.data.scenes import AvatarScenes, reference_picture
 from fastcomposer.data.transforms import pad_to_square
 
@@ -171,21 +172,27 @@ def rendered_people(
     for number in numbers:
         if not 0 <= number < len(scenes.train_identities):
             raise ValueError(
-                f"data.numbers={list(numbers)}: this world knows {len(scenes.train_identities)} people"
+                f"benchmark.people.numbers={list(numbers)}: this world knows "
+                f"{len(scenes.train_identities)} people"
             )
         identity = scenes.train_identities[number]
         looks = other_looks(number)[: count - 1]
         if not 0 < count <= len(looks) + 1:
-            raise ValueError(f"data.module.people.count={count}: between 1 and {len(looks) + 1} pictures")
+            raise ValueError(f"benchmark.people.count={count}: between 1 and {len(looks) + 1} pictures")
         pictures = [reference_picture(identity, size, seed=number)]
         pictures += [np.ascontiguousarray(render_avatar(identity, look, size)[:size]) for look in looks]
         name = f"train_{number:04d}"
         files = [Path(folder) / name / f"{k}.png" for k in range(count)]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, picture in zip(files, pictures, strict=True):
-            Image.fromarray(picture).save(file)
+            _save(picture, file)
         sets.append(ReferenceSet(name, identity.word, tuple(files)))
     return tuple(sets)
+
+
+def _save(picture: np.ndarray, file: Path) -> None:
+    # The jobs of a search may all do so at once.
+    write_atomically(file, lambda stream: Image.fromarray(picture).save(stream, format="png"))
 
 
 def read_square(file: Path, size: int) -> Tensor:

@@ -12,6 +12,7 @@ from fastcomposer.data.scenes import held_out_identities
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.collected import OURS, TEXT_ONLY, Collected, Run, difference
 from fastcomposer.evaluation.mini_base import HeldOutScenes, Row
+from fastcomposer.evaluation.rows import ResultRow
 from fastcomposer.evaluation.scoring import know_subject
 from fastcomposer.metrics.faces import FaceExtractor
 from fastcomposer.metrics.identity import identity_score
@@ -148,10 +149,20 @@ def best_alpha(collected: Collected) -> float:
     runs = [run for run in _of_ours(collected, SINGLE) if run.localized and run.alpha is not None]
     if not runs:
         raise ValueError(_missing(OURS, SINGLE))
-    faithful = [run for run in runs if _consistency(run, text) >= LEAST_CONSISTENCY]
-    best = max(faithful or runs, key=lambda run: run.row.identity_preservation.mean)
-    assert best.alpha is not None
-    return best.alpha
+    return float(most_alike([run.row for run in runs], text.row).settings["alpha"])
+
+
+def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
+    """Choose the highest identity among rows that stay true to the prompt.
+
+    Args:
+        rows: To choose from, at least one.
+        text_only: Text alone on the same cases; :data:`LEAST_CONSISTENCY` of its prompt consistency is to be
+            kept. Where no row does, all are chosen from.
+    """
+    least = LEAST_CONSISTENCY * text_only.prompt_consistency.mean
+    faithful = [row for row in rows if row.prompt_consistency.mean >= least]
+    return max(faithful or rows, key=lambda row: row.identity_preservation.mean)
 
 
 def _consistency(run: Run, text: Run) -> float:
