@@ -287,6 +287,27 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
         assert message in err
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_bench_projects_what_personalisation_takes(run: Run, small_base: Path, weights: str) -> None:
+    call = [f"model.base={small_base}", "model.resolution=32", "sampler.num_inference_steps=40", "repeats=2"]
+    status, out, err = run(bench, *call, "suites=[personalization]", f"weights={weights}")
+    assert status == 0, err
+    assert "Projection" in out
+    content = json.loads(Path("outputs/bench/projection.json").read_text())
+    assert content["projection"] is True
+    ours, *others = content["rows"]
+    assert (ours["method"], ours["projected_personalization_seconds"]) == ("fastcomposer", 0)
+    steps = {row["method"]: row["training_steps"] for row in others}
+    assert steps == {"textual_inversion": 3000, "dreambooth": 800, "custom_diffusion": 250}
+    for row in others:
+        assert row["seconds_per_training_step"] > 0
+        learned = row["seconds_per_training_step"] * row["training_steps"]
+        assert row["projected_personalization_seconds"] == pytest.approx(learned)
+        assert row["projected_seconds"] == pytest.approx(learned + row["projected_seconds_per_image"])
+        assert row["projected_seconds_per_image"] == ours["projected_seconds_per_image"]
+    assert not Path("outputs/bench/bench.json").exists()
+
+
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
 def test_loggers_receive_losses_and_pictures(
     run: Run, settings: list[str], logger: str, monkeypatch: pytest.MonkeyPatch

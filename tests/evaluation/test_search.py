@@ -48,7 +48,7 @@ def test_nobody_of_the_test_is_drawn(tmp_path: Path) -> None:
     (benchmark,) = load_search(DEFINITIONS, people, part=Subset(prompts_per_category=2, images_per_prompt=1))
     assert [subject.id for subject in benchmark.subjects] == ["train_0000", "train_0001", "train_0002"]
     assert len(benchmark.cases) == 3 * 4 * 2
-    assert {case.category for case in benchmark.cases} == {"accessory", "style", "action", "context"}
+    assert {case.category for case in benchmark.cases} == {"accessory", "style", "expression", "context"}
     for subject in benchmark.subjects:
         assert len(subject.tuning_pictures) == 5 and len(subject.other_pictures) == 3
     assert not {world.train_identities[n] for n in range(3)} & set(held_out_identities())

@@ -93,9 +93,7 @@ def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
             if row.method == TEXT_ONLY:
                 continue
             if row.benchmark not in text:
-                raise ValueError(
-                    f"{file}: no row of {TEXT_ONLY}, which others are held against; add it to methods"
-                )
+                raise ValueError(f"{file}: no row of {TEXT_ONLY} to hold others against; add it to methods")
             known = settings.get(_key(row.benchmark, row.method, row.settings), {})
             tried.setdefault(row.method, []).append(Tried(row, text[row.benchmark], known))
     for method, found in tried.items():

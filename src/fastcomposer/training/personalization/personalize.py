@@ -32,7 +32,7 @@ _TRAINER_SETTINGS = (
     "gradient_clip_val",
     "max_time",
 )
-_QUIET: dict[str, Any] = {
+QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
@@ -113,8 +113,8 @@ def personalize_together(
         return read_concepts(folder)
     module = method(seed=seed)
     data = PortraitDataModule(people, module.pictures, seed)
-    with _quietly():
-        runner = trainer(max_steps=module.steps * len(people), **_QUIET)
+    with quietly():
+        runner = trainer(max_steps=module.steps * len(people), **QUIET)
         runner.fit(module, data)
     return module.export(folder, settings)
 
@@ -143,7 +143,7 @@ def _settings(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep what Lightning says at the start and end of a training from being said for every person."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
