@@ -49,7 +49,7 @@ def test_the_report_measures_what_is_there(
     [
         ("what=nothing", "what=nothing: unknown; there is results, sweep, mini_base"),
         ("model.base=nowhere", "model.base=nowhere: no such folder"),
-        ("what=sweep sweep=nowhere", "sweep=nowhere: no such folder"),
+        ("what=sweep jobs=nowhere", "jobs=nowhere: no such folder"),
         ("what=results results=nowhere", "results=nowhere: no results.json there"),
     ],
 )

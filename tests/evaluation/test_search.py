@@ -81,7 +81,7 @@ def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"sweep=.*: no results\.json in it; evaluate -m sweep="):
+    with pytest.raises(FileNotFoundError, match=r"jobs=.*: no results\.json in it; evaluate -m sweep="):
         read_sweep(tmp_path)
     job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
     job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22, images=16)

@@ -37,12 +37,12 @@ def report_results(config: DictConfig) -> None:
 
 def report_sweep(config: DictConfig) -> None:
     """Write tables of the settings that a sweep has tried, and name the best."""
-    if not Path(config.sweep).is_dir():
-        raise FileNotFoundError(f"sweep={config.sweep}: no such folder")
+    if not Path(config.jobs).is_dir():
+        raise FileNotFoundError(f"jobs={config.jobs}: no such folder")
 
     from fastcomposer.evaluation.search import write_sweep
 
-    sentences, files = write_sweep(config.sweep)
+    sentences, files = write_sweep(config.jobs)
     print(*sentences, *files, sep="\n")
 
 

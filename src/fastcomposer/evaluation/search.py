@@ -83,7 +83,7 @@ def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
     root = Path(folder)
     files = sorted(root.rglob("results.json"))
     if not files:
-        raise FileNotFoundError(f"sweep={root}: no results.json in it; evaluate -m sweep=... writes them")
+        raise FileNotFoundError(f"jobs={root}: no results.json in it; evaluate -m sweep=... writes them")
     tried: dict[str, list[Tried]] = {}
     for file in files:
         rows = read_results(file).rows
@@ -198,5 +198,5 @@ def _check_cases(root: Path, method: str, tried: Sequence[Tried]) -> None:
         one, two = (t.text_only.prompt_consistency.mean for t in (first, other))
         if other.row.images != first.row.images or not math.isclose(one, two, abs_tol=1e-3):
             raise ValueError(
-                f"sweep={root}: the jobs of {method} have drawn different cases; give all one benchmark"
+                f"jobs={root}: the jobs of {method} have drawn different cases; give all one benchmark"
             )
