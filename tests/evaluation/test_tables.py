@@ -16,7 +16,7 @@ from fastcomposer.evaluation.collected import Collected, collect, difference
 from fastcomposer.evaluation.rows import Distances
 from fastcomposer.evaluation.table import MINUS, Table, written
 from fastcomposer.evaluation.table_files import cell_text, to_csv, to_latex, to_markdown
-from fastcomposer.evaluation.tables import main_table, make_tables
+from fastcomposer.evaluation.tables import distance_table, make_tables
 
 Evaluation = tuple[Path, list[Any]]
 
@@ -51,21 +51,25 @@ def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collect
     assert collected.ablation("single_subject") is None
 
 
-def test_distances_from_real_pictures_have_columns_where_there_are_any(
+def test_distances_from_real_pictures_have_a_table_where_there_are_any(
     collected: Collected, tables: dict[str, Table]
 ) -> None:
-    assert "FID" not in row(tables["single_subject"], "FastComposer")
+    assert "distances" not in tables
     runs = [
         replace(run, row=replace(run.row, distances=Distances(31.25, -0.002, 0.01, 1000, "ClipFeatures")))
         if run.row.method == "fastcomposer"
         else run
         for run in collected.runs
     ]
-    table = main_table(replace(collected, runs=tuple(runs)), "single_subject")
-    line = row(table, "FastComposer")
-    assert (line["FID"], line["KID"]) == ("31.250", f"{MINUS}0.002")
-    assert row(table, "DreamBooth")["FID"] == "–"
-    assert any("1,000 held-out pictures of the data by ClipFeatures" in note for note in table.notes)
+    table = distance_table(replace(collected, runs=tuple(runs)))
+    assert table is not None
+    assert [line.label for line in table.lines] == [
+        "Single subject, FastComposer",
+        "Multi subject, FastComposer",
+    ]
+    line = row(table, "Single subject, FastComposer")
+    assert (line["FID"], line["KID"], line["pictures"]) == ("31.250", f"{MINUS}0.002", "32")
+    assert "1,000 held-out pictures of the data, as ClipFeatures describes them" in table.notes[0]
 
 
 @pytest.mark.parametrize(("off", "localized"), [("none", False), (0.0, False), (False, False), (0.1, True)])

@@ -55,8 +55,6 @@ class DistanceStage(ResumableStage):
 
     def missing_tasks(self) -> list[int]:
         """Numbers of the runs without distances, or with such from other pictures."""
-        if not self.runs:
-            return []
         return [
             number
             for number, run in enumerate(self.runs)

@@ -82,7 +82,7 @@ def render_html(
     galleries = [image_grid(collected, name) for name in benchmarks]
     attention = [attention_grid(collected, name) for name in benchmarks]
     return environment.get_template("report.html.j2").render(
-        main_tables=[named[name] for name in benchmarks],
+        main_tables=[named[name] for name in (*benchmarks, "distances") if name in named],
         alpha=[
             (named[f"alpha_{name}"], _alpha_plot(collected, name))
             for name in benchmarks

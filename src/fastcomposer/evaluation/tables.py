@@ -27,6 +27,7 @@ def make_tables(collected: Collected) -> list[Table]:
     tables = [main_table(collected, name) for name in collected.benchmarks()]
     made = [alpha_table(collected, name) for name in collected.benchmarks()]
     made.append(localization_table(collected))
+    made.append(distance_table(collected))
     made.append(speed_table(collected))
     return tables + [table for table in made if table is not None]
 
@@ -61,8 +62,6 @@ def main_table(collected: Collected, benchmark: str) -> Table:
     figures = [figure for figure in read_published() if figure.benchmark == benchmark]
     there = [(column, measure) for column, measure in there if any(f.measure == measure for f in figures)]
     runs = collected.main(benchmark)
-    if any(run.row.distances for run in runs):
-        here += [(Column(name, "score"), _distance(name.lower())) for name in ("FID", "KID")]
     lines = []
     for run, name in zip(runs, distinguishing(runs), strict=True):
         cells = [get(run) for _, get in here] + [_quote(figures, run.row.method, m) for _, m in there]
@@ -84,12 +83,6 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
         notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
         if main.alpha != collected.alpha:
             notes.append(f"That is the measured setting nearest to the α = {collected.alpha:g} asked for.")
-    distances = next((run.row.distances for run in collected.main(benchmark) if run.row.distances), None)
-    if distances is not None:
-        notes.append(
-            f"FID and KID compare with {distances.real_images:,} held-out pictures of the data by "
-            f"{distances.features}. FID is the larger the fewer pictures there are; KID is not."
-        )
     notes.append(
         "The published figures come from a far larger model and from photos of celebrities: orderings can be "
         "compared, values cannot. [V] read in the published code, [R] quoted by another paper, [M] recalled, "
@@ -174,6 +167,35 @@ def localization_table(collected: Collected) -> Table | None:
     return Table("localization", "Cross-attention localization", "training", columns, tuple(lines), (note,))
 
 
+def distance_table(collected: Collected) -> Table | None:
+    """FID and KID of the main tables' runs; ``None`` where they were not asked for."""
+    lines, known = [], []
+    for benchmark in collected.benchmarks():
+        runs = collected.main(benchmark)
+        for run, name in zip(runs, distinguishing(runs), strict=True):
+            distances = run.row.distances
+            if distances is None:
+                continue
+            known.append(distances)
+            figures = (distances.fid, distances.kid, distances.kid_std, run.row.images)
+            label = f"{BENCHMARKS[benchmark]}, {name}"
+            lines.append(Line(label, tuple(map(Cell, figures)), run.row.method == OURS))
+    if not lines:
+        return None
+    columns = (
+        Column("FID", "score"),
+        Column("KID", "score"),
+        Column("its deviation over subsets", "score"),
+        Column("pictures", "count"),
+    )
+    numbers = " or ".join(f"{number:,}" for number in sorted({one.real_images for one in known}))
+    note = (
+        f"Compared with {numbers} held-out pictures of the data, as {known[0].features} describes them. FID "
+        "is the larger the fewer pictures there are: compare runs of as many. KID is not."
+    )
+    return Table("distances", "Distance from real pictures", "method", columns, tuple(lines), (note,))
+
+
 def speed_table(collected: Collected) -> Table | None:
     """Time until the first picture of a new person, in proportion to FastComposer's; ``None`` without it."""
     benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), None)
@@ -221,10 +243,6 @@ def estimated(estimate: Estimate | None) -> Cell:
 def _quote(figures: Sequence[PublishedFigure], method: str, measure: str) -> Cell:
     found = [f for f in figures if f.method == method and f.measure == measure]
     return Cell(quoted=tuple(Quoted(f.value, f.tag, f.note) for f in found))
-
-
-def _distance(name: str) -> Callable[[Run], Cell]:
-    return lambda run: Cell(getattr(run.row.distances, name, None))
 
 
 def _who(benchmark: str) -> str:
