@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastcomposer.models.composer import FastComposer
     from fastcomposer.models.fusion import SubjectFusion
     from fastcomposer.pipeline import FastComposerPipeline
+    from fastcomposer.pipeline_xl import FastComposerXLPipeline
     from fastcomposer.prompt import PromptError
 
 __version__ = "0.1.0"
@@ -21,12 +22,20 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "FastComposer": "fastcomposer.models.composer",
     "FastComposerPipeline": "fastcomposer.pipeline",
+    "FastComposerXLPipeline": "fastcomposer.pipeline_xl",
     "PromptError": "fastcomposer.prompt",
     "SubjectBatch": "fastcomposer.batch",
     "SubjectFusion": "fastcomposer.models.fusion",
 }
 
-__all__ = ["FastComposer", "FastComposerPipeline", "PromptError", "SubjectBatch", "SubjectFusion"]
+__all__ = [
+    "FastComposer",
+    "FastComposerPipeline",
+    "FastComposerXLPipeline",
+    "PromptError",
+    "SubjectBatch",
+    "SubjectFusion",
+]
 
 
 def __getattr__(name: str) -> Any:

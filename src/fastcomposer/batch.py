@@ -29,6 +29,10 @@ class SubjectBatch:
         extra_present: (B, K, N − 1) bool, which of those there are; with ``extra_pixel_values``.
         latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
         text_embeds: Optional (B, 77, d): hidden states of the text encoder for ``input_ids``.
+        pooled_text_embeds: Optional (B, p): pooled embeddings of the second text encoder, where there is one.
+        size_conditions: Optional (B, 6) float, in pixels: height and width of the picture as it was, top and
+            left of the crop at the size it was resized to, height and width of the crop. Models with a second
+            text encoder are told; (H, W, 0, 0, H, W) where it is left out.
         record_ids: Names of the records, for messages.
     """
 
@@ -42,6 +46,8 @@ class SubjectBatch:
     extra_present: Tensor | None = None
     latent_moments: Tensor | None = None
     text_embeds: Tensor | None = None
+    pooled_text_embeds: Tensor | None = None
+    size_conditions: Tensor | None = None
     record_ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:

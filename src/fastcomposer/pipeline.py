@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -17,11 +17,14 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Generator, Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from fastcomposer.models.attention import AttentionAverage
-from fastcomposer.models.conditioning import check_widths, subject_slots
+from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import SubjectFusion
-from fastcomposer.sampling import DelayedConditioning, StepOptions
+from fastcomposer.sampling import DelayedConditioning
+from fastcomposer.subjects import Request
 from fastcomposer.variants import VariantPipeline
+
+if TYPE_CHECKING:
+    from fastcomposer.models.networks import Networks
 
 
 @dataclass
@@ -39,7 +42,7 @@ class FastComposerPipelineOutput(StableDiffusionPipelineOutput):
     attention_maps: Tensor | None = None
 
 
-class FastComposerPipeline(VariantPipeline):
+class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
     """Stable Diffusion with images of the subjects beside the prompt (PAPER.md, Method 4).
 
     What works on a ``StableDiffusionPipeline`` works on this one; ``references`` and ``alpha`` come on top.
@@ -52,8 +55,8 @@ class FastComposerPipeline(VariantPipeline):
         scheduler: Any scheduler that Stable Diffusion takes.
         safety_checker: Optional checker of the finished images.
         feature_extractor: Preprocessing for the safety checker.
-        image_encoder: CLIP vision encoder whose projection is as wide as the text encoder.
-        fusion: Subject fusion of that width.
+        image_encoder: CLIP vision encoder with projection.
+        fusion: Subject fusion of the text encoder's width and that of the projection.
         requires_safety_checker: Whether diffusers should warn where there is no safety checker.
 
     Raises:
@@ -80,7 +83,7 @@ class FastComposerPipeline(VariantPipeline):
         fusion: SubjectFusion,
         requires_safety_checker: bool = False,
     ) -> None:
-        check_widths(text_encoder.config, image_encoder.config, fusion)
+        check_widths([text_encoder.config], image_encoder.config, fusion)
         optional: dict[str, Any] = {
             "tokenizer": tokenizer,
             "safety_checker": safety_checker,
@@ -96,6 +99,19 @@ class FastComposerPipeline(VariantPipeline):
             **optional,
         )
         self.register_modules(fusion=fusion)
+
+    @classmethod
+    def of_model(cls, model: Networks, *, safety_checker: bool) -> FastComposerPipeline:
+        """Make a pipeline that shares a model's networks: :meth:`FastComposer.to_pipeline`."""
+        checker, extractor = None, None
+        if safety_checker and model.source is not None:
+            checker, extractor = model.source.safety_checker()
+        return cls(
+            **model.pipeline_parts(),
+            safety_checker=checker,
+            feature_extractor=extractor,
+            requires_safety_checker=checker is not None,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -198,7 +214,7 @@ class FastComposerPipeline(VariantPipeline):
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
         self._interrupt = False
-        device, repeats = self._execution_device, num_images_per_prompt or 1
+        device = self._execution_device
         schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
         text, negative = self.encode_prompt(
             prompt,
@@ -211,49 +227,100 @@ class FastComposerPipeline(VariantPipeline):
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
-        first = schedule.first_subject_call(alpha)
-        subject = None
-        if first < schedule.num_calls:
-            subject = self._subject_embeds(text, subject_prompt_embeds, parsed, rows)
-        conditioning = DelayedConditioning(text, subject, negative, first).repeated(repeats)
-        added = None
-        if ip_adapter_image is not None or ip_adapter_image_embeds is not None:
-            if guidance_interval is not None:
-                raise ValueError("guidance_interval: not together with an IP-Adapter")
-            embeds = self.prepare_ip_adapter_image_embeds(
-                ip_adapter_image,
-                ip_adapter_image_embeds,
-                device,
-                len(text) * repeats,
-                self.do_classifier_free_guidance,
-            )
-            added = {"image_embeds": embeds}
-        latents = self.prepare_latents(
-            len(text) * repeats,
-            self.unet.config.in_channels,
-            height,
-            width,
-            text.dtype,
-            device,
+        request = Request(
+            (height, width),
+            parsed,
+            rows,
+            alpha,
+            subject_prompt_embeds,
+            num_images_per_prompt or 1,
+            return_attention,
+            eta,
             generator,
             latents,
-        )
-        attention = None
-        if return_attention:
-            idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in subject_slots(parsed, device))
-            size = (latents.shape[-2], latents.shape[-1])
-            attention = AttentionAverage(self.unet, idx, present, size, schedule.num_calls, return_attention)
-        options = StepOptions(
-            self.prepare_extra_step_kwargs(generator, eta),
-            added,
-            attention,
+            (ip_adapter_image, ip_adapter_image_embeds),
+            output_type,
             callback_on_step_end,
-            tuple(callback_on_step_end_tensor_inputs or ["latents"]),
+            callback_on_step_end_tensor_inputs,
         )
-        latents = self._denoise(latents, schedule, conditioning, options, range(schedule.num_calls))
-        images, unsafe = self._finish(latents, output_type, generator, text.dtype)
-        self.maybe_free_model_hooks()
-        maps = None if attention is None else attention.result()
+        images, unsafe, maps = self._sample(DelayedConditioning(text, None, negative, 0), schedule, request)
         if not return_dict:
             return (images, unsafe) if maps is None else (images, unsafe, maps)
         return FastComposerPipelineOutput(images=images, nsfw_content_detected=unsafe, attention_maps=maps)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+        references: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode prompts as Stable Diffusion does, markers left out; with references, the subjects fused in.
+
+        Args:
+            prompt: One prompt or B of them.
+            device: Where to.
+            num_images_per_prompt: How often to repeat each.
+            do_classifier_free_guidance: Whether the negative prompt is needed.
+            negative_prompt: What to guide away from; the empty prompt by default.
+            prompt_embeds: (B, T, d) in place of ``prompt``.
+            negative_prompt_embeds: (B, T, d) in place of ``negative_prompt``.
+            lora_scale: Scale of LoRA layers in the text encoder.
+            clip_skip: How many of the text encoder's last layers to leave out.
+            references: See :meth:`__call__`; ``None`` for text-only embeddings.
+
+        Returns:
+            (B·n, T, d) of the prompts and, with guidance, of the negative prompts.
+
+        Raises:
+            PromptError: If markers and references do not match.
+            ValueError: If a tokenizer is needed and there is none.
+        """
+        needs_negative = do_classifier_free_guidance and negative_prompt_embeds is None
+        if self.tokenizer is None and (prompt_embeds is None or needs_negative):
+            raise ValueError(
+                "this pipeline has no tokenizer: give prompt_embeds, and negative_prompt_embeds with guidance"
+            )
+        captions = self._captions(prompt)
+        if clip_skip is not None and prompt_embeds is None:
+            prompt_embeds = self._earlier_states(captions, clip_skip, device)
+        text, negative = super().encode_prompt(
+            captions,
+            device,
+            1,
+            do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=lora_scale,
+        )
+        text = self._with_references(text, prompt, references)
+        text = text.repeat_interleave(num_images_per_prompt, dim=0)
+        return text, None if negative is None else negative.repeat_interleave(num_images_per_prompt, dim=0)
+
+    def _earlier_states(self, captions: Any, clip_skip: int, device: torch.device) -> Tensor:
+        """Hidden states of an earlier layer; diffusers looks for them in a ``text_model`` that is gone."""
+        tokens = self.tokenizer(
+            self.maybe_convert_prompt(captions, self.tokenizer),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        states = self.text_encoder(tokens.input_ids.to(device), output_hidden_states=True).hidden_states
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder)
+        return encoder.final_layer_norm(states[-(clip_skip + 1)])
+
+    def _conditions(
+        self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: tuple[int, int]
+    ) -> DelayedConditioning:
+        self.check_inputs(prompt, *size, None, negative_prompt)
+        device, guided = self._execution_device, self.do_classifier_free_guidance
+        text, negative = self.encode_prompt(prompt, device, 1, guided, negative_prompt, clip_skip=clip_skip)
+        return DelayedConditioning(text, None, negative, 0)

@@ -154,20 +154,3 @@ def _check_places(caption: str) -> None:
                 f"marker {number + 1} at character {place} has no word before it in prompt {caption!r}; "
                 "it belongs directly after the subject's class word"
             )
-
-
-def load_tokenizer(base: str) -> Any:
-    """Load the CLIP tokenizer of a base model.
-
-    Args:
-        base: Folder in the diffusers layout, or hub id.
-
-    Raises:
-        FileNotFoundError: If there is no such folder and no such hub id can be reached.
-    """
-    from transformers import CLIPTokenizer
-
-    try:
-        return CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
-    except OSError as error:
-        raise FileNotFoundError(f"model.base={base}: no tokenizer there: {error}") from error

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-    StableDiffusionPipeline,
     rescale_noise_cfg,
     retrieve_timesteps,
 )
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention import AttentionAverage
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline as _Pipeline,
+    )
+else:
+    _Pipeline = object
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,40 @@ def guided_calls(timesteps: Tensor, scheduler: Any, low: float, high: float) -> 
 
 
 @dataclass(frozen=True)
+class AddedConditioning:
+    """What Stable Diffusion XL's U-Net is told beside the tokens, at every call the same.
+
+    Attributes:
+        pooled: (N, p) pooled embeddings of N images' prompts.
+        sizes: (N, 6) sizes and crop, see :meth:`~fastcomposer.models.text.TextConditioner.added_condition`.
+        negative_pooled: (N, p) of the negative prompts, or ``None`` without guidance.
+        negative_sizes: (N, 6) that go with them, or ``None``.
+    """
+
+    pooled: Tensor
+    sizes: Tensor
+    negative_pooled: Tensor | None = None
+    negative_sizes: Tensor | None = None
+
+    def repeated(self, count: int) -> AddedConditioning:
+        """Repeat every prompt for several images."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return AddedConditioning(*(_repeated(value, count) for value in values))  # type: ignore[arg-type]
+
+    def at(self, *, guided: bool) -> dict[str, Tensor]:
+        """Tensors under the names that callbacks know: N rows, or 2N with the negative prompts first."""
+        pooled, sizes = self.pooled, self.sizes
+        if guided and self.negative_pooled is not None and self.negative_sizes is not None:
+            pooled = torch.cat([self.negative_pooled, pooled])
+            sizes = torch.cat([self.negative_sizes, sizes])
+        return {"add_text_embeds": pooled, "add_time_ids": sizes}
+
+
+def _repeated(value: Tensor | None, count: int) -> Tensor | None:
+    return None if value is None else value.repeat_interleave(count, dim=0)
+
+
+@dataclass(frozen=True)
 class DelayedConditioning:
     """What the U-Net attends to, call by call: text alone, then text with subjects (PAPER.md, Method 4).
 
@@ -113,21 +153,24 @@ class DelayedConditioning:
         subject: (N, T, d) with the subjects fused in, or ``None`` for text alone.
         negative: (N, T, d) of the negative prompts, or ``None`` without guidance.
         first_subject_call: Index of the first U-Net call that sees the subjects.
+        added: What comes beside the tokens, or ``None``.
     """
 
     text: Tensor
     subject: Tensor | None
     negative: Tensor | None
     first_subject_call: int
+    added: AddedConditioning | None = None
 
     def repeated(self, count: int) -> DelayedConditioning:
         """Repeat every prompt for several images."""
-        text, subject, negative = (
-            None if embeds is None else embeds.repeat_interleave(count, dim=0)
-            for embeds in (self.text, self.subject, self.negative)
+        return replace(
+            self,
+            text=self.text.repeat_interleave(count, dim=0),
+            subject=_repeated(self.subject, count),
+            negative=_repeated(self.negative, count),
+            added=None if self.added is None else self.added.repeated(count),
         )
-        assert text is not None
-        return DelayedConditioning(text, subject, negative, self.first_subject_call)
 
     def sees_subjects(self, call: int) -> bool:
         """Whether a U-Net call is conditioned on the subjects."""
@@ -158,8 +201,12 @@ class StepOptions:
     callback_inputs: tuple[str, ...] = ("latents",)
 
 
-class DelayedConditioningPipeline(StableDiffusionPipeline):
-    """Stable Diffusion's loop, over embeddings that depend on the step."""
+class DelayedConditioningPipeline(_Pipeline):
+    """Stable Diffusion's loop, over embeddings that depend on the step.
+
+    This and what builds on it is mixed into diffusers' pipelines of Stable Diffusion and of Stable Diffusion
+    XL, which have all that is used here under the same names.
+    """
 
     def _schedule(
         self,
@@ -200,6 +247,8 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
                 if (conditioning.sees_subjects(call), guided) != phase:
                     phase = (conditioning.sees_subjects(call), guided)
                     state["prompt_embeds"] = conditioning.at(call, guided=guided)
+                    if conditioning.added is not None:
+                        state |= conditioning.added.at(guided=guided)
                 inputs = torch.cat([state["latents"]] * 2) if guided else state["latents"]
                 inputs = self.scheduler.scale_model_input(inputs, timestep)
                 watch = options.attention
@@ -210,7 +259,7 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
                         encoder_hidden_states=state["prompt_embeds"],
                         timestep_cond=guidance_embedding,
                         cross_attention_kwargs=self.cross_attention_kwargs,
-                        added_cond_kwargs=options.added_condition,
+                        added_cond_kwargs=_added(state, options),
                         return_dict=False,
                     )[0]
                 if guided:
@@ -261,3 +310,10 @@ class DelayedConditioningPipeline(StableDiffusionPipeline):
             images, unsafe = self.run_safety_checker(images, self._execution_device, dtype)
         kept = [True] * len(images) if unsafe is None else [not flag for flag in unsafe]
         return self.image_processor.postprocess(images, output_type=output_type, do_denormalize=kept), unsafe
+
+
+def _added(state: dict[str, Any], options: StepOptions) -> dict[str, Any] | None:
+    """The U-Net's ``added_cond_kwargs``."""
+    names = ("add_text_embeds", "add_time_ids")
+    added = {name.removeprefix("add_"): state[name] for name in names if name in state}
+    return {**added, **(options.added_condition or {})} or None

@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fastcomposer.data.reference import prepare_reference, reference_rows
-from fastcomposer.models.conditioning import fuse_references, parse_prompts
+from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.models.conditioning import fuse_references, parse_prompts, subject_slots
 from fastcomposer.prompt import ParsedPrompt, strip_markers
-from fastcomposer.sampling import DelayedConditioningPipeline
+from fastcomposer.sampling import DelayedConditioning, DelayedConditioningPipeline, Schedule, StepOptions
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a pipeline is called for, beside the text: arguments that every pipeline has.
+
+    Attributes:
+        size: Height and width in pixels.
+        parsed: B prompts; none where embeddings stand in for them.
+        rows: References of each.
+        alpha: Ratio of steps that see the subjects.
+        subject_prompt_embeds: (B, T, d) in place of references.
+        repeats: Images of each prompt.
+        num_groups: Number of groups of steps to average attention over; 0 for none.
+        eta: η of DDIM.
+        generator: One, or one for each image.
+        latents: (B·n, C, h, w) initial noise.
+        image_prompts: Images for IP-Adapters, and embeddings in place of them.
+        output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+        callback: Called after every step.
+        callback_inputs: Names of its tensors.
+        num_calls: U-Net calls to make of those in the schedule; ``None`` for all.
+    """
+
+    size: tuple[int, int]
+    parsed: list[ParsedPrompt]
+    rows: list[list[Any]]
+    alpha: float
+    subject_prompt_embeds: Tensor | None
+    repeats: int
+    num_groups: int
+    eta: float
+    generator: Generator | list[Generator] | None
+    latents: Tensor | None
+    image_prompts: tuple[Any, Any]
+    output_type: str | None
+    callback: Callable[..., Any] | None
+    callback_inputs: Sequence[str] | None
+    num_calls: int | None = None
 
 
 class SubjectPromptPipeline(DelayedConditioningPipeline):
@@ -19,80 +60,90 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
     image_encoder: Any
     fusion: Any
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device,
-        num_images_per_prompt: int,
-        do_classifier_free_guidance: bool,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-        references: Any = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encode prompts as Stable Diffusion does, markers left out; with references, the subjects fused in.
+    def _conditions(
+        self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: tuple[int, int]
+    ) -> DelayedConditioning:
+        """Encode the text of one prompt, for an image of a height and width."""
+        raise NotImplementedError
+
+    def _sample(
+        self, texts: DelayedConditioning, schedule: Schedule, request: Request
+    ) -> tuple[Any, list[bool] | None, Tensor | None]:
+        """Sample what a pipeline was called for, once its text is encoded.
 
         Args:
-            prompt: One prompt or B of them.
-            device: Where to.
-            num_images_per_prompt: How often to repeat each.
-            do_classifier_free_guidance: Whether the negative prompt is needed.
-            negative_prompt: What to guide away from; the empty prompt by default.
-            prompt_embeds: (B, T, d) in place of ``prompt``.
-            negative_prompt_embeds: (B, T, d) in place of ``negative_prompt``.
-            lora_scale: Scale of LoRA layers in the text encoder.
-            clip_skip: How many of the text encoder's last layers to leave out.
-            references: See :meth:`__call__`; ``None`` for text-only embeddings.
+            texts: The text of B prompts.
+            schedule: The U-Net calls.
+            request: Everything else.
 
         Returns:
-            (B·n, T, d) of the prompts and, with guidance, of the negative prompts.
+            Images, verdicts of the safety checker, and attention maps where they are asked for.
+        """
+        device, repeats, subject = texts.text.device, request.repeats, None
+        first = schedule.first_subject_call(request.alpha)
+        if first < schedule.num_calls:
+            subject = self._subject_embeds(
+                texts.text, request.subject_prompt_embeds, request.parsed, request.rows
+            )
+        conditioning = replace(texts, subject=subject, first_subject_call=first).repeated(repeats)
+        count, added = len(conditioning.text), None
+        if any(given is not None for given in request.image_prompts):
+            if schedule.guided is not None:
+                raise ValueError("guidance_interval: not together with an IP-Adapter")
+            embeds = self.prepare_ip_adapter_image_embeds(
+                *request.image_prompts, device, count, self.do_classifier_free_guidance
+            )
+            added = {"image_embeds": embeds}
+        latents = self.prepare_latents(
+            count,
+            self.unet.config.in_channels,
+            *request.size,
+            texts.text.dtype,
+            device,
+            request.generator,
+            request.latents,
+        )
+        attention = None
+        if request.num_groups:
+            slots = subject_slots(request.parsed, device)
+            idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
+            size = (latents.shape[-2], latents.shape[-1])
+            attention = AttentionAverage(
+                self.unet, idx, present, size, schedule.num_calls, request.num_groups
+            )
+        options = StepOptions(
+            self.prepare_extra_step_kwargs(request.generator, request.eta),
+            added,
+            attention,
+            request.callback,
+            tuple(request.callback_inputs or ["latents"]),
+        )
+        calls = range(schedule.num_calls if request.num_calls is None else request.num_calls)
+        latents = self._denoise(latents, schedule, conditioning, options, calls)
+        images, unsafe = self._finish(latents, request.output_type, request.generator, texts.text.dtype)
+        self.maybe_free_model_hooks()
+        return images, unsafe, None if attention is None else attention.result()
+
+    @staticmethod
+    def _captions(prompt: Any) -> Any:
+        """Prompts without their markers."""
+        if prompt is None:
+            return None
+        return strip_markers(prompt) if isinstance(prompt, str) else [*map(strip_markers, prompt)]
+
+    def _with_references(self, text: Tensor, prompt: Any, references: Any) -> Tensor:
+        """Fuse references into encoded prompts, where there are some.
 
         Raises:
             PromptError: If markers and references do not match.
-            ValueError: If a tokenizer is needed and there is none.
+            ValueError: If there is no prompt.
         """
-        needs_negative = do_classifier_free_guidance and negative_prompt_embeds is None
-        if self.tokenizer is None and (prompt_embeds is None or needs_negative):
-            raise ValueError(
-                "this pipeline has no tokenizer: give prompt_embeds, and negative_prompt_embeds with guidance"
-            )
-        captions = prompt
-        if prompt is not None:
-            captions = strip_markers(prompt) if isinstance(prompt, str) else [*map(strip_markers, prompt)]
-        if clip_skip is not None and prompt_embeds is None:
-            prompt_embeds = self._earlier_states(captions, clip_skip, device)
-        text, negative = super().encode_prompt(
-            captions,
-            device,
-            1,
-            do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            lora_scale=lora_scale,
-        )
-        if references is not None:
-            if prompt is None:
-                raise ValueError("references need a prompt with markers, not prompt_embeds")
-            rows = reference_rows(prompt, references)
-            text = self._fused(text, self._parsed(prompt, [len(row) for row in rows]), rows)
-        text = text.repeat_interleave(num_images_per_prompt, dim=0)
-        return text, None if negative is None else negative.repeat_interleave(num_images_per_prompt, dim=0)
-
-    def _earlier_states(self, captions: Any, clip_skip: int, device: torch.device) -> Tensor:
-        """Hidden states of an earlier layer; diffusers looks for them in a ``text_model`` that is gone."""
-        tokens = self.tokenizer(
-            self.maybe_convert_prompt(captions, self.tokenizer),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        states = self.text_encoder(tokens.input_ids.to(device), output_hidden_states=True).hidden_states
-        encoder = getattr(self.text_encoder, "text_model", self.text_encoder)
-        return encoder.final_layer_norm(states[-(clip_skip + 1)])
+        if references is None:
+            return text
+        if prompt is None:
+            raise ValueError("references need a prompt with markers, not prompt_embeds")
+        rows = reference_rows(prompt, references)
+        return self._fused(text, self._parsed(prompt, [len(row) for row in rows]), rows)
 
     def _parsed(self, prompt: str | list[str], num_references: list[int] | None) -> list[ParsedPrompt]:
         prompts = [prompt] if isinstance(prompt, str) else prompt

@@ -61,8 +61,7 @@ class _Branching:
 
     Attributes:
         schedule: The U-Net calls.
-        text: (1, T, d) of the prompt.
-        negative: (1, T, d) of the negative prompt, or ``None`` without guidance.
+        text: Conditioning on the text alone, of the one prompt.
         subjects: For each variant (1, T, d), or ``None`` for text alone.
         starts: For each variant the index of the first call that sees the subjects.
         width: Most variants in one call.
@@ -72,8 +71,7 @@ class _Branching:
     """
 
     schedule: Schedule
-    text: Tensor
-    negative: Tensor | None
+    text: DelayedConditioning
     subjects: list[Tensor | None]
     starts: list[int]
     width: int
@@ -87,8 +85,7 @@ class _Branching:
         if members:
             chosen = [embeds for v in members if (embeds := self.subjects[v]) is not None]
             subject = torch.cat(chosen).repeat_interleave(rows // len(members), dim=0)
-        negative = None if self.negative is None else self.negative.repeat_interleave(rows, dim=0)
-        return DelayedConditioning(self.text.repeat_interleave(rows, dim=0), subject, negative, 0)
+        return replace(self.text.repeated(rows), subject=subject)
 
     def calls_of(self, count: int) -> list[float]:
         """Calls of n images of each variant, those before variants part divided among them evenly."""
@@ -206,7 +203,6 @@ class VariantPipeline(SubjectPromptPipeline):
         if batch_size is not None and batch_size < count:
             raise ValueError(f"batch_size={batch_size}: less than the {count} images of a variant")
         height, width = self._image_size(height, width)
-        self.check_inputs(prompt, height, width, None, negative_prompt)
         checked = [
             self._check_subjects(prompt, variant.references, variant.alpha, None, return_attention)
             for variant in variants
@@ -215,15 +211,13 @@ class VariantPipeline(SubjectPromptPipeline):
         self._clip_skip, self._cross_attention_kwargs, self._interrupt = clip_skip, None, False
         device = self._execution_device
         schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
-        text, negative = self.encode_prompt(
-            prompt, device, 1, self.do_classifier_free_guidance, negative_prompt, clip_skip=clip_skip
-        )
+        conditions = self._conditions(prompt, negative_prompt, clip_skip, (height, width))
+        text = conditions.text
         starts = [schedule.first_subject_call(variant.alpha) for variant in variants]
         subjects = self._embeds_of_variants(text, checked, [start < schedule.num_calls for start in starts])
         plan = _Branching(
             schedule,
-            text,
-            negative,
+            conditions,
             subjects,
             [schedule.num_calls if s is None else start for s, start in zip(subjects, starts, strict=True)],
             (batch_size or count) // count,

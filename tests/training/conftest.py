@@ -14,7 +14,7 @@ import torch
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.prompt import load_tokenizer
+from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.training.module import FastComposerModule
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import load_trained_weights, read_training_length
 from fastcomposer.training.callbacks import GracefulStop, SampleImages
 from fastcomposer.training.module import FastComposerModule, drop_conditions
@@ -160,7 +161,7 @@ def test_nothing_is_dropped_at_zero() -> None:
 def test_lost_captions_take_the_states_of_the_empty_prompt() -> None:
     states = torch.arange(50.0)[:, None, None].expand(50, 77, 4)
     batch = some_batch(50).replace(text_embeds=states)
-    empty = torch.full((77, 4), -1.0)
+    empty = TextStates(torch.full((1, 77, 4), -1.0))
     draw = torch.Generator().manual_seed(0)
     dropped = drop_conditions(batch, torch.full((77,), 7), 0.4, 0.0, draw, empty)
     lost = (dropped.input_ids == 7).all(dim=1)

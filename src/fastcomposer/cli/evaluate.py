@@ -99,7 +99,11 @@ def measure_attention(config: DictConfig) -> None:
     results = {}
     for checkpoint in config.checkpoints:
         model = FastComposer.from_pretrained(
-            config.model.base, config.model.image_encoder, max_subjects=config.model.max_subjects
+            config.model.base,
+            config.model.image_encoder,
+            architecture=config.model.architecture,
+            weights=config.model.weights,
+            max_subjects=config.model.max_subjects,
         )
         load_trained_weights(model, checkpoint)
         share = attention_share(model, islice(data.val_dataloader(), config.num_batches), config.seed)

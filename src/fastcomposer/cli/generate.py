@@ -31,7 +31,13 @@ def main(config: DictConfig) -> None:
 
     model = config.model
     pipeline: Any = load_trained(
-        model.base, model.image_encoder, model.max_subjects, config.checkpoint, safety_checker=True
+        model.base,
+        model.image_encoder,
+        model.max_subjects,
+        config.checkpoint,
+        safety_checker=True,
+        architecture=model.architecture,
+        weights=model.weights,
     )
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     seeds = range(config.seed, config.seed + config.num_images)

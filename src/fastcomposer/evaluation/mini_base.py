@@ -19,7 +19,7 @@ from fastcomposer.data.scenes import AvatarScenes, Person
 from fastcomposer.models.conditioning import ReferenceNormalizer
 from fastcomposer.models.detector import HeadDetector, count_matches
 from fastcomposer.models.embedder import IdentityEmbedder, pair_up
-from fastcomposer.prompt import load_tokenizer
+from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.training.base.degradation import occlude
 
 _BATCH = 64

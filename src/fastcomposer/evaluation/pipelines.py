@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.loading import Weights
+from fastcomposer.models.text import open_pipeline
 from fastcomposer.models.trained import load_trained_weights
 from fastcomposer.pipeline import FastComposerPipeline
 
@@ -18,16 +20,24 @@ _FOR_SUBJECTS = ("image_encoder", "fusion")
 
 
 def load_base(
-    base: str, image_encoder: str | None = None, max_subjects: int | None = 4
+    base: str,
+    image_encoder: str | None = None,
+    max_subjects: int | None = 4,
+    architecture: str | None = None,
+    weights: Weights = "pretrained",
 ) -> FastComposerPipeline:
     """Make a pipeline of a base model alone, without its safety checker, as the published protocol has it.
 
     Args:
-        base: Folder in the diffusers layout, or hub id.
+        base: Folder in the diffusers layout, hub id, or single file.
         image_encoder: Folder or hub id; the base's own by default.
         max_subjects: Most subjects in one prompt.
+        architecture: See :meth:`FastComposer.from_pretrained`.
+        weights: See there.
     """
-    model = FastComposer.from_pretrained(base, image_encoder, max_subjects=max_subjects)
+    model = FastComposer.from_pretrained(
+        base, image_encoder, architecture=architecture, weights=weights, max_subjects=max_subjects
+    )
     return model.to_pipeline(safety_checker=False)
 
 
@@ -37,15 +47,19 @@ def load_trained(
     max_subjects: int | None = 4,
     checkpoint: str | None = None,
     safety_checker: bool = False,
+    architecture: str | None = None,
+    weights: Weights = "pretrained",
 ) -> FastComposerPipeline:
     """Load trained weights on top of a base, or a saved pipeline.
 
     Args:
-        base: See :func:`load_base`, as the next two; not looked at for a saved pipeline.
+        base: See :func:`load_base`, as all others but two; not looked at for a saved pipeline.
         image_encoder: See there.
         max_subjects: See there.
         checkpoint: Trained weights, the folder of a run, or the folder of a saved pipeline.
         safety_checker: Whether to run the safety checker of the base or the saved pipeline, where it has one.
+        architecture: See there.
+        weights: See there.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -58,10 +72,11 @@ def load_trained(
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"checkpoint {checkpoint}: no such file or folder")
     if (Path(checkpoint) / "model_index.json").exists():
-        return FastComposerPipeline.from_pretrained(
-            checkpoint, **({} if safety_checker else {"safety_checker": None})
-        )
-    model = FastComposer.from_pretrained(base, image_encoder, max_subjects=max_subjects)
+        options: dict[str, Any] = {} if safety_checker else {"safety_checker": None}
+        return open_pipeline(checkpoint, **options)
+    model = FastComposer.from_pretrained(
+        base, image_encoder, architecture=architecture, weights=weights, max_subjects=max_subjects
+    )
     load_trained_weights(model, checkpoint)
     return model.to_pipeline(safety_checker=safety_checker)
 

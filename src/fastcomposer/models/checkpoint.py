@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastcomposer.models.loading import existing_file
+from fastcomposer.models.source import existing_file
 
 # Published prefix to the name of the component.
 _COMPONENTS = {

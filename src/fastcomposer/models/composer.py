@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
 from fastcomposer.models.attention import AttentionCapture, Implementation, select_blocks
-from fastcomposer.models.conditioning import encode_references, encode_text
+from fastcomposer.models.conditioning import encode_references
 from fastcomposer.models.networks import Networks
+from fastcomposer.models.text import TextStates
 
 _TARGETS = ("epsilon", "v_prediction")
 
@@ -31,7 +32,7 @@ class TrainingLosses:
         localization_per_layer: Name of the attention module to its own localization loss.
         noise_pred: (B, C, h, w) output of the U-Net: noise, or velocity where the scheduler predicts it.
         prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
-        subject_embeds: (B, K, d) projected image embeddings.
+        subject_embeds: (B, K, e) projected image embeddings.
     """
 
     loss: Tensor
@@ -149,18 +150,24 @@ class FastComposer(Networks):
             moments = self.encode_moments(batch.pixel_values)
         return self.sample_latents(moments, generator)
 
-    def encode_batch(self, batch: SubjectBatch, *, skip_empty: bool = False) -> tuple[Tensor, Tensor]:
-        """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, d) subject embeddings.
+    @torch.no_grad()
+    def encode_captions(self, batch: SubjectBatch) -> TextStates:
+        """Encode a batch's captions, unless its ``text_embeds`` take the encoders' place."""
+        if batch.text_embeds is not None:
+            return TextStates(batch.text_embeds, batch.pooled_text_embeds)
+        return self.text.encode(batch.input_ids)
+
+    def encode_batch(
+        self, batch: SubjectBatch, *, text: TextStates | None = None, skip_empty: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Condition a batch: (B, T, d) fused prompt embeddings and (B, K, e) subject embeddings.
 
         Args:
             batch: B samples with K slots.
+            text: Its captions, where they are encoded already.
             skip_empty: See :meth:`training_losses`.
         """
-        text_embeds = batch.text_embeds
-        if text_embeds is None:
-            with torch.no_grad():
-                text_embeds = encode_text(self.text_encoder, batch.input_ids)
-        text_embeds = text_embeds.to(self.fusion.dtype)
+        text_embeds = (text or self.encode_captions(batch)).tokens.to(self.fusion.dtype)
         pixels, present = batch.references()
         embeds = encode_references(
             self.image_encoder, self.reference_normalizer, pixels, present if skip_empty else None
@@ -201,9 +208,11 @@ class FastComposer(Networks):
         if timesteps is None:
             steps = self.noise_scheduler.config.num_train_timesteps
             timesteps = _drawn(torch.randint, (0, steps, (len(latents),)), device, generator)
-        prompt_embeds, subject_embeds = self.encode_batch(batch, skip_empty=skip_empty)
+        text = self.encode_captions(batch)
+        prompt_embeds, subject_embeds = self.encode_batch(batch, text=text, skip_empty=skip_empty)
+        added = self.text.added_condition(text.pooled, self._sizes(batch))
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, batch.subject_token_idx)
+        prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, batch.subject_token_idx)
         target = noise
         if self.noise_scheduler.config.prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
@@ -217,13 +226,28 @@ class FastComposer(Networks):
             total, denoise, localization, per_layer, prediction, prompt_embeds, subject_embeds
         )
 
+    @staticmethod
+    def _sizes(batch: SubjectBatch) -> Tensor:
+        """(B, 6) or (6,) sizes that Stable Diffusion XL is told."""
+        if batch.size_conditions is not None:
+            return batch.size_conditions
+        size = batch.pixel_values.shape[-2:]
+        return torch.tensor([*size, 0, 0, *size], device=batch.input_ids.device)
+
     def _denoise(
-        self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor, subject_token_idx: Tensor
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        added: dict[str, Tensor] | None,
+        subject_token_idx: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Call the U-Net; with the localized layers' attention to the subjects' words."""
         inputs = (noisy.to(self.unet.dtype), timesteps, prompt_embeds.to(self.unet.dtype))
+        if added is not None:
+            added = {name: value.to(self.unet.dtype) for name, value in added.items()}
         if self._attention is None:
-            return self.unet(*inputs).sample, {}
+            return self.unet(*inputs, added_cond_kwargs=added).sample, {}
         if self.unet.is_gradient_checkpointing and not self._checkpoints_maps:
             raise RuntimeError(
                 "the U-Net's own gradient checkpointing cannot repeat attention maps: call "
@@ -232,7 +256,7 @@ class FastComposer(Networks):
         with self._attention.record(
             subject_token_idx, detach=self.loss_config.localization_weight == 0
         ) as maps:
-            return self.unet(*inputs).sample, maps
+            return self.unet(*inputs, added_cond_kwargs=added).sample, maps
 
     def _loss_mask(
         self, batch: SubjectBatch, size: tuple[int, int], generator: Generator | None

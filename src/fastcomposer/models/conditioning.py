@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.fusion import Fusion
+from fastcomposer.models.text import TextConditioner
 from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt
 
 
@@ -44,7 +40,7 @@ class EncodedPrompts:
     Attributes:
         text_embeds: (B, T, d) hidden states of the text encoder.
         prompt_embeds: (B, T, d) the same with every subject fused into its word.
-        subject_embeds: (B, K, d) projected image embeddings; zero in empty slots.
+        subject_embeds: (B, K, e) projected image embeddings; zero in empty slots.
         subject_token_idx: (B, K) long, position of each subject's word; 0 in empty slots.
         subject_present: (B, K) bool.
     """
@@ -57,42 +53,40 @@ class EncodedPrompts:
 
 
 def check_widths(
-    text_config: CLIPTextConfig,
+    text_configs: Sequence[CLIPTextConfig],
     vision_config: CLIPVisionConfig,
-    fusion: SubjectFusion | None = None,
+    fusion: Fusion,
     *,
     base: str = "the base model",
     image_encoder: str = "given",
 ) -> None:
-    """Refuse parts that cannot work together: embeddings are fused only at one width.
+    """Refuse parts that cannot work together.
 
     Args:
-        text_config: Configuration of the text encoder.
+        text_configs: Configurations of the text encoders.
         vision_config: Configuration of the image encoder.
-        fusion: The fusion, where there is one yet.
+        fusion: The fusion.
         base: Name of the base model, for messages.
         image_encoder: Name of the image encoder, for messages.
 
     Raises:
         ValueError: If the widths differ.
     """
-    width, projected = text_config.hidden_size, vision_config.projection_dim
-    if projected != width:
+    widths, projected = tuple(config.hidden_size for config in text_configs), vision_config.projection_dim
+    if fusion.text_dims != widths:
         raise ValueError(
-            f"the image encoder {image_encoder} projects to {projected} numbers, but the text encoder of "
-            f"{base} is {width} wide, and a subject's embedding is fused into a text embedding: choose an "
-            f"image_encoder with projection_dim {width}"
+            f"the fusion is {_listed(fusion.text_dims)} wide, but the text encoder of {base} is "
+            f"{_listed(widths)} wide: they belong to different models"
         )
-    if fusion is not None and fusion.config.embed_dim != width:
+    if fusion.image_dim != projected:
         raise ValueError(
-            f"the fusion is {fusion.config.embed_dim} wide, but the text encoder of {base} is {width} wide: "
-            "they belong to different models"
+            f"the image encoder {image_encoder} projects to {projected} numbers, but the fusion of {base} "
+            f"takes {fusion.image_dim}: choose an image_encoder with projection_dim {fusion.image_dim}"
         )
 
 
-def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
-    """Last hidden states (B, T, d) of token ids (B, T)."""
-    return text_encoder(input_ids).last_hidden_state
+def _listed(widths: Sequence[int]) -> str:
+    return " and ".join(map(str, widths))
 
 
 def encode_references(
@@ -141,7 +135,7 @@ def fuse_references(
     parsed: Sequence[ParsedPrompt],
     references: Sequence[Sequence[Tensor]],
     image_encoder: CLIPVisionModelWithProjection,
-    fusion: SubjectFusion,
+    fusion: Fusion,
 ) -> EncodedPrompts:
     """Fuse every prompt's references into its text embeddings.
 
@@ -155,7 +149,7 @@ def fuse_references(
     """
     device = text_embeds.device
     token_idx, present = subject_slots(parsed, device)
-    subject_embeds = text_embeds.new_zeros(*token_idx.shape, text_embeds.shape[-1])
+    subject_embeds = text_embeds.new_zeros(*token_idx.shape, fusion.image_dim)
     subjects = [
         reference if reference.ndim == 4 else reference[None] for row in references for reference in row
     ]
@@ -177,9 +171,9 @@ def encode_prompts(
     references: Sequence[Sequence[Tensor]] | None,
     *,
     tokenizer: Any,
-    text_encoder: CLIPTextModel,
+    text: TextConditioner,
     image_encoder: CLIPVisionModelWithProjection,
-    fusion: SubjectFusion,
+    fusion: Fusion,
 ) -> EncodedPrompts:
     """Encode prompts with their references.
 
@@ -187,7 +181,7 @@ def encode_prompts(
         prompts: B captions with a ``<|image|>`` marker after each subject's class word.
         references: See :func:`fuse_references`; ``None`` where no prompt has any.
         tokenizer: CLIP tokenizer.
-        text_encoder: CLIP text encoder.
+        text: Encodes their text.
         image_encoder: CLIP vision encoder with projection.
         fusion: Subject fusion.
 
@@ -198,12 +192,12 @@ def encode_prompts(
     """
     rows = [[] for _ in prompts] if references is None else list(references)
     parsed = parse_prompts(prompts, [len(row) for row in rows], tokenizer, fusion)
-    input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=text_encoder.device)
-    return fuse_references(encode_text(text_encoder, input_ids), parsed, rows, image_encoder, fusion)
+    input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=text.encoder.device)
+    return fuse_references(text.encode(input_ids).tokens, parsed, rows, image_encoder, fusion)
 
 
 def parse_prompts(
-    prompts: Sequence[str], num_references: Sequence[int] | None, tokenizer: Any, fusion: SubjectFusion
+    prompts: Sequence[str], num_references: Sequence[int] | None, tokenizer: Any, fusion: Any
 ) -> list[ParsedPrompt]:
     """Parse prompts and check their subjects against the references given, if any, and the model's limit.
 

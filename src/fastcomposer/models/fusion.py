@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -90,10 +91,12 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
     only the parameters that they use.
 
     Args:
-        embed_dim: Width d of the text encoder and of the projected image embedding.
+        embed_dim: Width d of the text encoder.
         max_subjects: Most subjects in one prompt that the model was trained for; ``None`` for no limit.
         mode: See :class:`FusionConfig`.
         pooling: See :class:`FusionConfig`.
+        image_dim: Width e of the image encoder's embedding, where it is another: it then goes through a
+            projection from e to d of the fusion's own, which the released model has no need of.
     """
 
     config: Any
@@ -105,27 +108,40 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         max_subjects: int | None = 4,
         mode: Mode = "mlp",
         pooling: Pooling = "mean",
+        image_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.kind = FusionConfig(mode, pooling)
+        self.image_projection: nn.Linear | None = None
+        if image_dim not in (None, embed_dim):
+            self.image_projection = nn.Linear(image_dim, embed_dim, bias=False)
         if mode == "mlp":
             self.mlp1 = _Mlp(2 * embed_dim, embed_dim, embed_dim, residual=False)
         self.mlp2 = _Mlp(embed_dim, embed_dim, embed_dim, residual=True)
         self.layer_norm = nn.LayerNorm(embed_dim)
-        self.reference_attention = ReferenceAttention(embed_dim) if pooling == "attention" else None
+        self.reference_attention = (
+            ReferenceAttention(image_dim or embed_dim) if pooling == "attention" else None
+        )
+
+    @property
+    def text_dims(self) -> tuple[int, ...]:
+        """Width of each text encoder whose states this fuses: (d,)."""
+        return (self.config.embed_dim,)
+
+    @property
+    def image_dim(self) -> int:
+        """Width e of the image embeddings that this takes."""
+        return self.config.image_dim or self.config.embed_dim
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a saved fusion, as every diffusers model does."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        # Weights mapped from a file lie at odd addresses, where products with a single row round differently.
-        # Copied, they give the pictures of the model that was saved, bit for bit.
-        for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
-            parameter.data = parameter.data.clone()
-        return loaded
+        return _with_own_memory(super().from_pretrained(*args, **kwargs))
 
     def fuse(self, word_embeds: Tensor, subject_embeds: Tensor) -> Tensor:
-        """Fuse word embeddings (..., d) with subject embeddings (..., d) into (..., d)."""
+        """Fuse word embeddings (..., d) with subject embeddings (..., e) into (..., d)."""
+        if self.image_projection is not None:
+            subject_embeds = self.image_projection(subject_embeds)
         if self.kind.mode == "mlp":
             fused = self.mlp1(torch.cat([word_embeds, subject_embeds], dim=-1)) + word_embeds
         else:
@@ -142,12 +158,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Returns:
             (..., d): with one reference its embedding, bit for bit.
         """
-        if self.reference_attention is not None:
-            return self.reference_attention(embeds, present)
-        if embeds.shape[-2] == 1:
-            return embeds.squeeze(-2)
-        weights = present.unsqueeze(-1).to(embeds.dtype)
-        return (embeds * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+        return _pooled(embeds, present, self.reference_attention)
 
     def forward(
         self, text_embeds: Tensor, subject_embeds: Tensor, subject_token_idx: Tensor, subject_present: Tensor
@@ -156,7 +167,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             text_embeds: (B, T, d) hidden states of the text encoder.
-            subject_embeds: (B, K, d) projected image embeddings.
+            subject_embeds: (B, K, e) projected image embeddings.
             subject_token_idx: (B, K) long, position of each subject's word; ignored in empty slots.
             subject_present: (B, K) bool, which slots hold a subject.
 
@@ -174,3 +185,93 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         owners = (tokens[None, :, None] == subject_token_idx[:, None, :]) & subject_present[:, None, :]
         slot = owners.int().argmax(dim=-1, keepdim=True)
         return fused.gather(1, slot.expand(-1, -1, width)).where(owners.any(-1, keepdim=True), text_embeds)
+
+
+class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A fusion for each of two text encoders, whose states lie side by side (Stable Diffusion XL).
+
+    A subject's word is at the same place for both, and each encoder's part of it is fused with the same image
+    embedding. Saved pipelines name this class by its module, so neither can be renamed.
+
+    Args:
+        embed_dims: Widths d₁ and d₂ of the text encoders.
+        max_subjects: See :class:`SubjectFusion`.
+        mode: See :class:`FusionConfig`.
+        pooling: See :class:`FusionConfig`; what comes of it goes to both.
+        image_dim: Width e of the image encoder's embedding.
+    """
+
+    config: Any
+
+    @register_to_config
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (768, 1280),
+        max_subjects: int | None = 4,
+        mode: Mode = "mlp",
+        pooling: Pooling = "mean",
+        image_dim: int = 768,
+    ) -> None:
+        super().__init__()
+        self.kind = FusionConfig(mode, pooling)
+        self.first, self.second = (
+            SubjectFusion(width, max_subjects, mode, image_dim=None if width == image_dim else image_dim)
+            for width in embed_dims
+        )
+        self.reference_attention = ReferenceAttention(image_dim) if pooling == "attention" else None
+
+    @property
+    def text_dims(self) -> tuple[int, ...]:
+        """Width of each text encoder whose states this fuses: (d₁, d₂)."""
+        return tuple(self.config.embed_dims)
+
+    @property
+    def image_dim(self) -> int:
+        """Width e of the image embeddings that this takes."""
+        return self.config.image_dim
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved fusion, as every diffusers model does."""
+        return _with_own_memory(super().from_pretrained(*args, **kwargs))
+
+    def pool(self, embeds: Tensor, present: Tensor) -> Tensor:
+        """Make one embedding of the references of each subject: :meth:`SubjectFusion.pool`."""
+        return _pooled(embeds, present, self.reference_attention)
+
+    def forward(
+        self, text_embeds: Tensor, subject_embeds: Tensor, subject_token_idx: Tensor, subject_present: Tensor
+    ) -> Tensor:
+        """Replace the word embedding of every subject in both parts of (B, T, d₁ + d₂).
+
+        Args are those of :meth:`SubjectFusion.forward`.
+        """
+        parts = text_embeds.split(self.text_dims, dim=-1)
+        fused = [
+            fusion(part, subject_embeds, subject_token_idx, subject_present)
+            for fusion, part in zip((self.first, self.second), parts, strict=True)
+        ]
+        return torch.cat(fused, dim=-1)
+
+
+Fusion = SubjectFusion | PairedFusion
+
+
+def _pooled(embeds: Tensor, present: Tensor, attention: ReferenceAttention | None) -> Tensor:
+    if attention is not None:
+        return attention(embeds, present)
+    if embeds.shape[-2] == 1:
+        return embeds.squeeze(-2)
+    weights = present.unsqueeze(-1).to(embeds.dtype)
+    return (embeds * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+
+
+def _with_own_memory(loaded: Any) -> Any:
+    """Copy the weights of what ``from_pretrained`` gave.
+
+    Mapped from a file they lie at odd addresses, where products with a single row round differently. Copied,
+    they give the pictures of the model that was saved, bit for bit.
+    """
+    for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+        parameter.data = parameter.data.clone()
+    return loaded

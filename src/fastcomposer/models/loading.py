@@ -1,153 +1,127 @@
-"""Where a model's parts come from: a diffusers folder or hub id, checked before any weight is read."""
+"""Where a model's parts come from: folder, hub id, file or nowhere, checked before any weight is read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-import diffusers
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fastcomposer.models.conditioning import check_widths
-from fastcomposer.models.fusion import FusionConfig, SubjectFusion
+from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.single_file import SingleFileSource, is_single_file
+from fastcomposer.models.source import ModelSource, declares, existing_file
+from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
+from fastcomposer.models.untrained import RandomSource
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
+Weights = Literal["pretrained", "random"]
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _Read = TypeVar("_Read")
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A base model and an image encoder whose configurations have been read and fit each other.
-
-    Attributes:
-        base: Folder in the diffusers layout, or hub id.
-        index: The base's ``model_index.json``.
-        image_encoder: Folder or hub id of the image encoder.
-        image_encoder_subfolder: Folder inside ``image_encoder``; empty where it is the encoder itself.
-        text_config: Configuration of the text encoder.
-        vision_config: Configuration of the image encoder.
-        options: Arguments for every hub download.
-    """
-
-    base: str
-    index: Mapping[str, Any]
-    image_encoder: str
-    image_encoder_subfolder: str
-    text_config: CLIPTextConfig
-    vision_config: CLIPVisionConfig
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def has(self, component: str) -> bool:
-        """Whether the base declares a component."""
-        return _declares(self.index, component)
-
-    def load(self, cls: Any, subfolder: str, *, base: str | None = None, **kwargs: Any) -> Any:
-        """Load a network with its weights.
-
-        Raises:
-            ValueError: If the file lacks some of them, which would stay random.
-        """
-        place = base or self.base
-        kwargs = {**self.options, **kwargs, "subfolder": subfolder, "output_loading_info": True}
-        module, info = cls.from_pretrained(place, **kwargs)
-        missing = sorted(map(str, info["missing_keys"]))
-        if missing:
-            listed = ", ".join(missing[:12]) + (" …" if len(missing) > 12 else "")
-            raise ValueError(f"{cls.__name__} from {place} lacks {len(missing)} weights: {listed}")
-        return module
-
-    def tokenizer(self) -> CLIPTokenizer | None:
-        """The base's tokenizer, or ``None`` where it has none."""
-        if not self.has("tokenizer"):
-            return None
-        return CLIPTokenizer.from_pretrained(self.base, subfolder="tokenizer", **self.options)
-
-    def noise_scheduler(self) -> DDPMScheduler:
-        """The scheduler that adds noise in training, from the base's scheduler configuration."""
-        return DDPMScheduler.from_pretrained(self.base, subfolder="scheduler", **self.options)
-
-    def sampling_scheduler(self) -> Any:
-        """The base's own scheduler, for sampling."""
-        cls = getattr(diffusers, self.index["scheduler"][1])
-        return cls.from_pretrained(self.base, subfolder="scheduler", **self.options)
-
-    def safety_checker(self) -> tuple[Any, CLIPImageProcessor | None]:
-        """The base's safety checker with its feature extractor, or two times ``None``."""
-        if not self.has("safety_checker"):
-            return None, None
-        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-
-        options = dict(self.options)
-        checker = StableDiffusionSafetyChecker.from_pretrained(
-            self.base, subfolder="safety_checker", **options
-        )
-        extractor = CLIPImageProcessor.from_pretrained(self.base, subfolder="feature_extractor", **options)
-        return checker, extractor
-
-
-def open_source(base: str | Path, image_encoder: str | Path | None, **options: Any) -> ModelSource:
+def open_source(
+    base: str | Path,
+    image_encoder: str | Path | None,
+    *,
+    architecture: str | Path | None = None,
+    weights: Weights = "pretrained",
+    **options: Any,
+) -> ModelSource:
     """Find a base model and an image encoder and check that they fit, reading configurations only.
 
     Args:
-        base: Folder in the diffusers layout, or hub id.
+        base: Folder in the diffusers layout, hub id, or a single file in Stability's layout.
         image_encoder: Folder or hub id, of an encoder or of a model with an ``image_encoder/``; ``None`` is
             the base's own where it has one, else CLIP ViT-L/14.
+        architecture: Folder with the configurations of a single file's or random model's parts.
+        weights: ``pretrained``, or ``random`` for those parts without weights; neither base nor image encoder
+            is looked at then, and nothing is downloaded.
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
     Raises:
         FileNotFoundError: If one of them does not exist; the message names the path.
-        ValueError: If the image encoder does not project to the width of the text encoder.
+        ValueError: If a saved fusion does not fit, or random or a single file's weights lack an architecture.
     """
-    base = _checked(base, "base model")
+    if weights not in get_args(Weights):
+        raise ValueError(f"model.weights={weights}: one of {', '.join(get_args(Weights))}")
+    kind: type[ModelSource] = ModelSource
+    place = base
+    if weights == "random":
+        kind, image_encoder = RandomSource, None
+        base = place = _needed(architecture, "model.weights=random")
+    elif is_single_file(base):
+        base = existing_file(base, "base model")
+        kind, place = SingleFileSource, _needed(architecture, f"the single file {base}")
+        image_encoder = image_encoder or DEFAULT_IMAGE_ENCODER
+    configs = _checked(place, "architecture" if place is architecture else "base model")
     encoder = None if image_encoder is None else _checked(image_encoder, "image encoder")
-    index: Any = _read("base model", base, lambda: DiffusionPipeline.load_config(base, **options))
+    index: Any = _read("base model", configs, lambda: DiffusionPipeline.load_config(configs, **options))
     subfolder = ""
     if encoder is None:
-        own = _declares(index, "image_encoder")
-        encoder, subfolder = (base, "image_encoder") if own else (DEFAULT_IMAGE_ENCODER, "")
+        own = declares(index, "image_encoder")
+        encoder, subfolder = (configs, "image_encoder") if own else (DEFAULT_IMAGE_ENCODER, "")
     elif (Path(encoder) / "image_encoder").is_dir():
         subfolder = "image_encoder"
-    text = _read(
-        "text encoder of base model",
-        base,
-        lambda: CLIPTextConfig.from_pretrained(base, subfolder="text_encoder", **options),
-    )
+    text, vision = _read_configs(index, configs, encoder, subfolder, options)
+    base = configs if kind is ModelSource else str(base)
+    source = kind(base, configs, index, encoder, subfolder, text, vision, options)
+    _check_saved_fusion(source)
+    return source
+
+
+def _read_configs(
+    index: Mapping[str, Any], configs: str, encoder: str, subfolder: str, options: Mapping[str, Any]
+) -> tuple[tuple[CLIPTextConfig, ...], CLIPVisionConfig]:
+    """Configurations of the text encoders and of the image encoder."""
+    text = [
+        _read(
+            "text encoder of base model",
+            configs,
+            partial(CLIPTextConfig.from_pretrained, configs, subfolder=name, **options),
+        )
+        for name in ENCODERS
+        if declares(index, name)
+    ]
     vision = _read(
         "image encoder",
         encoder,
-        lambda: CLIPVisionConfig.from_pretrained(encoder, subfolder=subfolder, **options),
+        partial(CLIPVisionConfig.from_pretrained, encoder, subfolder=subfolder, **options),
     )
-    check_widths(text, vision, base=base, image_encoder=encoder)
-    return ModelSource(base, index, encoder, subfolder, text, vision, options)
+    return tuple(text), vision
 
 
-def existing_file(path: str | Path, what: str) -> Path:
-    """Return the path of a file.
+def load_tokenizer(
+    base: str | Path,
+    image_encoder: str | Path | None = None,
+    architecture: str | Path | None = None,
+    weights: Weights = "pretrained",
+) -> Any:
+    """Load the CLIP tokenizer of a base model, the first where it has two.
+
+    Args:
+        base: See :func:`open_source`, as all that follow.
+        image_encoder: A single file's tokenizer is there.
+        architecture: See there.
+        weights: See there.
 
     Raises:
-        FileNotFoundError: If it is not there.
+        FileNotFoundError: If there is no such folder and no such hub id can be reached.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{what} {file} does not exist")
-    return file
+    if weights == "random" or is_single_file(base):
+        return open_source(base, image_encoder, architecture=architecture, weights=weights).tokenizer()
+    try:
+        return CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    except OSError as error:
+        raise FileNotFoundError(f"model.base={base}: no tokenizer there: {error}") from error
 
 
 def load_networks(
@@ -162,7 +136,7 @@ def load_networks(
         ValueError: If weights are missing, or the saved pipeline's fusion is of another kind than asked for.
     """
     if kind is not None and source.has("fusion"):
-        own = SubjectFusion.load_config(source.base, subfolder="fusion", **source.options)
+        own = source.config(fusion_class(len(source.text_configs)), "fusion")
         saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"))
         if saved != kind:
             raise ValueError(
@@ -172,39 +146,53 @@ def load_networks(
     kind = kind or FusionConfig()
     dtype = dtype or torch.float32
     networks = {
-        "vae": source.load(AutoencoderKL, "vae", torch_dtype=dtype),
-        "unet": source.load(UNet2DConditionModel, "unet", torch_dtype=dtype),
-        "text_encoder": source.load(CLIPTextModel, "text_encoder", dtype=dtype),
-        "image_encoder": source.load(
-            CLIPVisionModelWithProjection,
-            source.image_encoder_subfolder,
-            base=source.image_encoder,
-            dtype=dtype,
-        ),
+        name: source.load(cls, name, dtype) for name, cls in _classes(source).items() if name != "fusion"
     }
     if source.has("fusion"):
-        return networks | {"fusion": source.load(SubjectFusion, "fusion", torch_dtype=dtype)}
-    fusion = SubjectFusion(source.text_config.hidden_size, max_subjects, kind.mode, kind.pooling)
-    return networks | {"fusion": fusion if dtype == torch.float32 else fusion.to(dtype)}
+        return networks | {"fusion": source.load(fusion_class(len(source.text_configs)), "fusion", dtype)}
+    return networks | {"fusion": _new_fusion(source, max_subjects, kind).to(dtype)}
 
 
 def configured_networks(source: ModelSource, max_subjects: int | None) -> dict[str, nn.Module]:
     """Build every network from its configuration, for weights that come from elsewhere."""
+    networks = {name: source.configured(cls, name) for name, cls in _classes(source).items()}
+    return networks | {"fusion": _new_fusion(source, max_subjects, FusionConfig())}
 
-    def configured(cls: Any, subfolder: str) -> nn.Module:
-        return cls.from_config(cls.load_config(source.base, subfolder=subfolder, **source.options))
 
+def _classes(source: ModelSource) -> dict[str, Any]:
     return {
-        "vae": configured(AutoencoderKL, "vae"),
-        "unet": configured(UNet2DConditionModel, "unet"),
-        "text_encoder": CLIPTextModel(source.text_config),
-        "image_encoder": CLIPVisionModelWithProjection(source.vision_config),
-        "fusion": SubjectFusion(source.text_config.hidden_size, max_subjects),
+        "vae": AutoencoderKL,
+        "unet": UNet2DConditionModel,
+        **source.text_encoders,
+        "image_encoder": CLIPVisionModelWithProjection,
     }
 
 
-def _declares(index: Mapping[str, Any], component: str) -> bool:
-    return bool((index.get(component) or (None,))[0])
+def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig) -> Any:
+    return new_fusion(source.text_configs, source.vision_config.projection_dim, max_subjects, kind)
+
+
+def _check_saved_fusion(source: ModelSource) -> None:
+    if source.has("fusion"):
+        cls: Any = fusion_class(len(source.text_configs))
+        with torch.device("meta"):
+            fusion = cls.from_config(source.config(cls, "fusion"))
+        check_widths(
+            source.text_configs,
+            source.vision_config,
+            fusion,
+            base=source.base,
+            image_encoder=source.image_encoder,
+        )
+
+
+def _needed(architecture: str | Path | None, what: str) -> str | Path:
+    if architecture is None:
+        raise ValueError(
+            f"{what} needs an architecture: a folder of configurations, such as data/architectures/sd15 "
+            "(model.architecture)"
+        )
+    return architecture
 
 
 def _checked(path: str | Path, what: str) -> str:

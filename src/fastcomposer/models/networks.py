@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from fastcomposer.models.checkpoint import (
     load_published,
@@ -24,19 +24,20 @@ from fastcomposer.models.conditioning import (
     check_widths,
     encode_prompts,
 )
-from fastcomposer.models.fusion import FusionConfig, SubjectFusion
+from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import (
-    ModelSource,
+    Weights,
     configured_networks,
-    existing_file,
     load_networks,
     open_source,
 )
+from fastcomposer.models.source import ModelSource, existing_file
+from fastcomposer.models.text import TextConditioner, check_tokenizers, pipeline_class
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline import FastComposerPipeline
 
-_NETWORKS = ("vae", "unet", "text_encoder", "image_encoder", "fusion")
+_NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
 
 
 class Networks(nn.Module):
@@ -46,15 +47,18 @@ class Networks(nn.Module):
         vae: Autoencoder.
         unet: Denoising U-Net.
         text_encoder: CLIP text encoder.
-        image_encoder: CLIP vision encoder whose projection is as wide as the text encoder.
-        fusion: Subject fusion of that width.
+        image_encoder: CLIP vision encoder with projection.
+        fusion: Subject fusion of the text encoders' widths and that of the projection.
         noise_scheduler: Adds noise in training; its ``prediction_type`` says what the U-Net predicts.
         tokenizer: CLIP tokenizer; needed for prompts, not for batches.
         sampling_scheduler: Scheduler of the pipelines made from this model; the noise scheduler by default.
         source: Where the parts were loaded from.
+        text_encoder_2: Second text encoder, of Stable Diffusion XL.
+        tokenizer_2: Its tokenizer.
+        zero_empty: See :class:`~fastcomposer.models.text.TextConditioner`.
 
     Raises:
-        ValueError: If widths differ.
+        ValueError: If widths differ, or the tokenizers' vocabularies.
     """
 
     # diffusers gives its models' configurations no types.
@@ -70,19 +74,27 @@ class Networks(nn.Module):
         unet: UNet2DConditionModel,
         text_encoder: CLIPTextModel,
         image_encoder: CLIPVisionModelWithProjection,
-        fusion: SubjectFusion,
+        fusion: Fusion,
         noise_scheduler: DDPMScheduler,
         tokenizer: Any = None,
         sampling_scheduler: Any = None,
         source: ModelSource | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: Any = None,
+        zero_empty: bool = False,
     ) -> None:
         super().__init__()
-        check_widths(text_encoder.config, image_encoder.config, fusion)
-        self.vae, self.unet, self.text_encoder = vae, unet, text_encoder
+        encoders = [encoder for encoder in (text_encoder, text_encoder_2) if encoder is not None]
+        check_widths([encoder.config for encoder in encoders], image_encoder.config, fusion)
+        check_tokenizers(tokenizer, tokenizer_2)
+        self.vae, self.unet = vae, unet
+        self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
+        pad = None if tokenizer_2 is None else tokenizer_2.pad_token_id
+        self.text = TextConditioner(text_encoder, text_encoder_2, pad, zero_empty)
         self.image_encoder, self.fusion = image_encoder, fusion
         self.noise_scheduler = noise_scheduler
         self.sampling_scheduler = sampling_scheduler or noise_scheduler
-        self.tokenizer = tokenizer
+        self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.source = source
         self.reference_normalizer = ReferenceNormalizer()
         self._trained: list[nn.Module] = []
@@ -94,6 +106,8 @@ class Networks(nn.Module):
         base: str | Path,
         image_encoder: str | Path | None = None,
         *,
+        architecture: str | Path | None = None,
+        weights: Weights = "pretrained",
         max_subjects: int | None = 4,
         fusion: FusionConfig | None = None,
         dtype: torch.dtype | None = None,
@@ -103,9 +117,13 @@ class Networks(nn.Module):
         """Start from a base model, or continue from a saved FastComposer pipeline.
 
         Args:
-            base: Folder in the diffusers layout, or hub id. A saved pipeline brings its own fusion.
+            base: Folder in the diffusers layout, hub id, or single file (``.safetensors``, ``.ckpt``) of
+                Stable Diffusion. A saved pipeline brings its own fusion.
             image_encoder: Folder or hub id of a CLIP vision encoder; by default the base's own
                 ``image_encoder/``, else CLIP ViT-L/14.
+            architecture: Folder with the configurations of a single file's or random model's parts, such as
+                ``data/architectures/sd15``.
+            weights: ``pretrained``, or ``random`` for the architecture with weights drawn, offline.
             max_subjects: Most subjects in one prompt, for a new fusion.
             fusion: Kind of a new fusion; the paper's by default.
             dtype: Data type of the weights; float32 by default.
@@ -114,9 +132,11 @@ class Networks(nn.Module):
 
         Raises:
             FileNotFoundError: If a folder does not exist; the message names it, and nothing has been loaded.
-            ValueError: If the two do not fit.
+            ValueError: If a setting or part does not fit another.
         """
-        source = open_source(base, image_encoder, **(hub_options or {}))
+        source = open_source(
+            base, image_encoder, architecture=architecture, weights=weights, **(hub_options or {})
+        )
         return cls._assembled(source, load_networks(source, max_subjects, dtype, fusion), options)
 
     @classmethod
@@ -160,6 +180,8 @@ class Networks(nn.Module):
             **networks,
             noise_scheduler=source.noise_scheduler(),
             tokenizer=source.tokenizer(),
+            tokenizer_2=source.tokenizer("tokenizer_2"),
+            zero_empty=bool(source.index.get("force_zeros_for_empty_prompt", False)),
             sampling_scheduler=source.sampling_scheduler(),
             source=source,
             **options,
@@ -200,7 +222,7 @@ class Networks(nn.Module):
         old = self.fusion
         if old.kind == kind:
             return
-        new = SubjectFusion(old.config.embed_dim, old.config.max_subjects, kind.mode, kind.pooling)
+        new = type(old).from_config({**old.config, "mode": kind.mode, "pooling": kind.pooling})
         new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]
         self.fusion = new.train(old.training)
@@ -214,7 +236,8 @@ class Networks(nn.Module):
         return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {name: getattr(self, name) for name in _NETWORKS}
+        networks = {name: getattr(self, name) for name in _NETWORKS}
+        return {name: network for name, network in networks.items() if network is not None}
 
     def encode_prompts(
         self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]] | None = None
@@ -224,7 +247,7 @@ class Networks(nn.Module):
             prompts,
             references,
             tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
+            text=self.text,
             image_encoder=self.image_encoder,
             fusion=self.fusion,
         )
@@ -235,20 +258,12 @@ class Networks(nn.Module):
         Args:
             safety_checker: Whether to load and run the base's safety checker, where it has one.
         """
-        from fastcomposer.pipeline import FastComposerPipeline
+        return pipeline_class(self._networks()).of_model(self, safety_checker=safety_checker)
 
-        networks: dict[str, Any] = self._networks()
-        checker, extractor = None, None
-        if safety_checker and self.source is not None:
-            checker, extractor = self.source.safety_checker()
-        return FastComposerPipeline(
-            **networks,
-            tokenizer=self.tokenizer,
-            scheduler=type(self.sampling_scheduler).from_config(self.sampling_scheduler.config),
-            safety_checker=checker,
-            feature_extractor=extractor,
-            requires_safety_checker=checker is not None,
-        )
+    def pipeline_parts(self) -> dict[str, Any]:
+        """Components of any pipeline of this model: the networks, a tokenizer, and a scheduler of its own."""
+        scheduler = type(self.sampling_scheduler).from_config(self.sampling_scheduler.config)
+        return {**self._networks(), "tokenizer": self.tokenizer, "scheduler": scheduler}
 
     def save_published_checkpoint(self, path: str | Path) -> Path:
         """Write the weights in the layout of the released ``pytorch_model.bin``.

@@ -22,7 +22,8 @@ from fastcomposer.models.difference import (
     encode_differences,
 )
 from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.models.loading import existing_file, load_networks
+from fastcomposer.models.loading import load_networks
+from fastcomposer.models.source import existing_file
 
 if TYPE_CHECKING:
     from fastcomposer.models.composer import FastComposer

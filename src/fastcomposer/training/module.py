@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import (
     WEIGHTS_NAME,
     Precision,
@@ -83,7 +83,7 @@ class FastComposerModule(RecipeModule):
         empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
-        self._empty_states: Tensor | None = None
+        self._empty_states: TextStates | None = None
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
@@ -110,11 +110,11 @@ class FastComposerModule(RecipeModule):
         values = {"val/denoise_loss": losses.denoise_loss, "val/localization_loss": losses.localization_loss}
         self.log_dict(values, batch_size=len(batch), sync_dist=True)
 
-    def _states_of_empty_prompt(self) -> Tensor:
-        """(77, d) hidden states of the frozen text encoder, computed once."""
+    def _states_of_empty_prompt(self) -> TextStates:
+        """States of one empty prompt, computed once: the text encoders are frozen."""
         if self._empty_states is None:
             with torch.no_grad():
-                self._empty_states = encode_text(self.model.text_encoder, self.empty_prompt[None])[0]
+                self._empty_states = self.model.text.encode(self.empty_prompt[None])
         return self._empty_states
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def drop_conditions(
     caption_dropout: float,
     subject_dropout: float,
     generator: Generator,
-    empty_states: Tensor | None = None,
+    empty_states: TextStates | None = None,
 ) -> SubjectBatch:
     """Take caption and subjects from some samples, and single subjects from others (PAPER.md, recipe).
 
@@ -149,7 +149,7 @@ def drop_conditions(
         caption_dropout: Probability that a sample loses both.
         subject_dropout: Probability that a subject is left out.
         generator: Source of the draws.
-        empty_states: (77, d) text states of the empty prompt, for a batch that carries text states.
+        empty_states: Text states of the empty prompt, for a batch that carries text states.
 
     Returns:
         The batch with ``input_ids``, ``subject_present`` and precomputed text states replaced.
@@ -157,12 +157,15 @@ def drop_conditions(
     device = batch.input_ids.device
     lost = torch.rand(len(batch), 1, generator=generator, device=device) < caption_dropout
     kept = torch.rand(batch.subject_present.shape, generator=generator, device=device) >= subject_dropout
-    states = batch.text_embeds
+    states, pooled = batch.text_embeds, batch.pooled_text_embeds
     if states is not None:
         assert empty_states is not None
-        states = torch.where(lost[..., None], empty_states, states)
+        states = torch.where(lost[..., None], empty_states.tokens, states)
+        if pooled is not None:
+            pooled = torch.where(lost, empty_states.pooled, pooled)  # type: ignore[arg-type]
     return batch.replace(
         input_ids=torch.where(lost, empty_prompt, batch.input_ids),
         subject_present=batch.subject_present & kept & ~lost,
         text_embeds=states,
+        pooled_text_embeds=pooled,
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.text import encode_text
 from fastcomposer.pipeline import FastComposerPipeline
 from fastcomposer.prompt import PromptError
 from fastcomposer.training.personalization.concept import (

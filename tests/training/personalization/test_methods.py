@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Generator, Tensor
 
 from fastcomposer.data.portraits import Portraits, PortraitSettings, ReferenceSet
-from fastcomposer.models.conditioning import encode_text
-from fastcomposer.prompt import load_tokenizer
+from fastcomposer.models.loading import load_tokenizer
+from fastcomposer.models.text import encode_text
 from fastcomposer.training.personalization.prior import ClassPictures
 
 Make = Callable[..., Any]

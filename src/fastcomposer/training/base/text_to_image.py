@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from fastcomposer.data.bank import SceneBank, SceneBatch
-from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.text import encode_text
 from fastcomposer.training.base.vae import encoder_of, save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.text import encode_text
 
 _TEMPLATE = "photo of a {}"
 _NUM_WORDS = 1000

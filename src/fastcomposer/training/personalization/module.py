@@ -21,8 +21,9 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
 from fastcomposer.losses import denoising_loss
-from fastcomposer.models.conditioning import encode_text
-from fastcomposer.models.loading import ModelSource, open_source
+from fastcomposer.models.loading import open_source
+from fastcomposer.models.source import ModelSource
+from fastcomposer.models.text import encode_text
 from fastcomposer.settings import base_fingerprint
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
 from fastcomposer.training.personalization.prior import ClassPictures
@@ -89,9 +90,9 @@ class PersonalizationModule(RecipeModule):
         self.noise_scheduler: Any = self.source.noise_scheduler()
         self.tokenizer: Any = self.source.tokenizer()
         self._check_base(self.source)
-        self.vae: Any = self.source.load(AutoencoderKL, "vae", torch_dtype=torch.float32)
-        self.unet: Any = self.source.load(UNet2DConditionModel, "unet", torch_dtype=torch.float32)
-        self.text_encoder: Any = self.source.load(CLIPTextModel, "text_encoder", dtype=torch.float32)
+        self.vae: Any = self.source.load(AutoencoderKL, "vae")
+        self.unet: Any = self.source.load(UNet2DConditionModel, "unet")
+        self.text_encoder: Any = self.source.load(CLIPTextModel, "text_encoder")
         self.eval().requires_grad_(False)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -104,12 +105,13 @@ class PersonalizationModule(RecipeModule):
     def _check_base(self, source: ModelSource) -> None:
         if self.tokenizer is None:
             raise ValueError(f"model.base={source.base} has no tokenizer/, which prompts need")
+        if len(source.text_encoders) > 1:
+            raise ValueError(f"model.base={source.base}: this method takes bases with one text encoder")
         prediction_type = self.noise_scheduler.config.prediction_type
         if prediction_type not in _TARGETS:
             raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
         configs: list[Any] = [
-            cls.load_config(source.base, subfolder=part, **source.options)
-            for cls, part in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
+            source.config(cls, part) for cls, part in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
         ]
         factor = 2 ** sum(len(config["block_out_channels"]) - 1 for config in configs)
         if self.pictures.resolution % factor:

@@ -1,0 +1,166 @@
+"""What the U-Net is told of a text: the only place that knows whether one encoder reads it or two.
+
+Stable Diffusion has one CLIP text encoder and attends to its last hidden states. Stable Diffusion XL (Podell
+et al. 2023, section 2) has two: it attends to the states before the last of both, side by side, and is told
+the second encoder's pooled embedding and the sizes of the picture with the timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
+
+ENCODERS: Mapping[str, Any] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+"""Classes of the text encoders by the names of their folders; bases have the first or both."""
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Encoded prompts.
+
+    Attributes:
+        tokens: (B, T, d) states that the U-Net attends to; of two encoders side by side.
+        pooled: (B, p) of the second encoder, or ``None`` where there is one alone.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
+class TextConditioner:
+    """Encodes token ids for the U-Net.
+
+    Args:
+        text_encoder: The first encoder.
+        text_encoder_2: The second one, or ``None``.
+        pad_token_id_2: What the second encoder reads after the end token; ``None`` for what the first does.
+        zero_empty: Whether an empty prompt gives zeros, as ``force_zeros_for_empty_prompt`` has it in
+            sampling.
+    """
+
+    def __init__(
+        self,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        pad_token_id_2: int | None = None,
+        zero_empty: bool = False,
+    ) -> None:
+        self.encoder, self.second = text_encoder, text_encoder_2
+        self.pad_token_id_2, self.zero_empty = pad_token_id_2, zero_empty
+
+    def encode(self, input_ids: Tensor) -> TextStates:
+        """Encode token ids (B, T) of the first encoder's tokenizer."""
+        if self.second is None:
+            return TextStates(encode_text(self.encoder, input_ids))
+        first: Any = self.encoder(input_ids, output_hidden_states=True)
+        second: Any = self.second(self._second_ids(input_ids), output_hidden_states=True)
+        tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        pooled = second.text_embeds
+        if self.zero_empty:
+            empty = input_ids[:, 1] == self._end_id
+            tokens = tokens.masked_fill(empty[:, None, None], 0)
+            pooled = pooled.masked_fill(empty[:, None], 0)
+        return TextStates(tokens, pooled)
+
+    @property
+    def _end_id(self) -> int:
+        return self.encoder.config.eos_token_id  # type: ignore[return-value]
+
+    def _second_ids(self, input_ids: Tensor) -> Tensor:
+        """The same words with the second tokenizer's padding: both tokenizers have CLIP's vocabulary."""
+        if self.pad_token_id_2 is None:
+            return input_ids
+        ended = (input_ids == self._end_id).cumsum(dim=1) - (input_ids == self._end_id).int()
+        return input_ids.masked_fill(ended > 0, self.pad_token_id_2)
+
+    def added_condition(self, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor] | None:
+        """What the U-Net takes beside the tokens: nothing with one encoder.
+
+        Args:
+            pooled: (B, p) of :class:`TextStates`.
+            sizes: (B, 6) or (6,): height and width of the picture before it was resized, top and left of the
+                crop, height and width wanted; pixels.
+
+        Raises:
+            ValueError: If the pooled embeddings are missing.
+        """
+        if self.second is None:
+            return None
+        if pooled is None:
+            raise ValueError(
+                "this model has two text encoders: precomputed text_embeds need pooled_text_embeds beside"
+            )
+        return {"text_embeds": pooled, "time_ids": sizes.to(pooled).expand(len(pooled), 6)}
+
+
+def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
+    """Last hidden states (B, T, d) of token ids (B, T)."""
+    return text_encoder(input_ids).last_hidden_state
+
+
+def fusion_class(num_encoders: int) -> type[SubjectFusion] | type[PairedFusion]:
+    """Class of the fusion for one text encoder or two."""
+    return SubjectFusion if num_encoders == 1 else PairedFusion
+
+
+def new_fusion(
+    text_configs: Sequence[CLIPTextConfig], image_dim: int, max_subjects: int | None, kind: FusionConfig
+) -> Fusion:
+    """Make an untrained fusion.
+
+    Args:
+        text_configs: Of each text encoder.
+        image_dim: Width of the image encoder's projection.
+        max_subjects: Most subjects in one prompt.
+        kind: Its kind.
+    """
+    widths = [config.hidden_size for config in text_configs]
+    if len(widths) == 1:
+        # Not named where it is the text's: such a fusion is the released model's.
+        other = None if image_dim == widths[0] else image_dim
+        return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, other)
+    return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim)
+
+
+def check_tokenizers(first: Any, second: Any) -> None:
+    """Refuse a second tokenizer with other words, since a subject's word must be at one place for both.
+
+    Raises:
+        ValueError: If the vocabularies differ.
+    """
+    if first is not None and second is not None and first.get_vocab() != second.get_vocab():
+        raise ValueError("tokenizer and tokenizer_2 have different vocabularies: subjects cannot be placed")
+
+
+def pipeline_class(components: Container[str]) -> Any:
+    """Class of the pipeline for a model's components, given by name."""
+    if "text_encoder_2" in components:
+        from fastcomposer.pipeline_xl import FastComposerXLPipeline
+
+        return FastComposerXLPipeline
+    from fastcomposer.pipeline import FastComposerPipeline
+
+    return FastComposerPipeline
+
+
+def open_pipeline(folder: str | Path, **options: Any) -> Any:
+    """Load a saved pipeline, whichever of the two it is.
+
+    Args:
+        folder: Where ``save_pretrained`` wrote it.
+        **options: Arguments of ``from_pretrained``.
+    """
+    index: Any = DiffusionPipeline.load_config(folder)
+    return pipeline_class(index).from_pretrained(folder, **options)

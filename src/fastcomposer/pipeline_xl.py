@@ -1,0 +1,382 @@
+"""FastComposerXLPipeline: the same sampling on Stable Diffusion XL, with the arguments of its pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffusionXLPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from torch import Generator, Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from fastcomposer.models.conditioning import check_widths
+from fastcomposer.models.fusion import PairedFusion
+from fastcomposer.models.text import check_tokenizers
+from fastcomposer.sampling import AddedConditioning, DelayedConditioning
+from fastcomposer.subjects import Request
+from fastcomposer.variants import VariantPipeline
+
+if TYPE_CHECKING:
+    from fastcomposer.models.networks import Networks
+
+_Size = tuple[int, int]
+
+
+@dataclass
+class FastComposerXLPipelineOutput(StableDiffusionXLPipelineOutput):
+    """Images, and where the subjects' words attended.
+
+    Attributes:
+        images: List of PIL images, array (N, H, W, 3) or tensor, by ``output_type``.
+        attention_maps: See :class:`~fastcomposer.pipeline.FastComposerPipelineOutput`.
+        nsfw_content_detected: Always ``None``: Stable Diffusion XL has no safety checker.
+    """
+
+    attention_maps: Tensor | None = None
+    nsfw_content_detected: list[bool] | None = None
+
+
+class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # type: ignore[misc]
+    """Stable Diffusion XL with images of the subjects beside the prompt (PAPER.md, Method 4).
+
+    What works on a ``StableDiffusionXLPipeline`` works on this one; ``references`` and ``alpha`` come on top.
+
+    Args:
+        vae: Autoencoder.
+        text_encoder: First CLIP text encoder.
+        text_encoder_2: Second CLIP text encoder, with projection.
+        tokenizer: CLIP tokenizer; may be ``None`` where embeddings stand in for prompts.
+        tokenizer_2: The same vocabulary with the second encoder's padding.
+        unet: Denoising U-Net.
+        scheduler: Any scheduler that Stable Diffusion XL takes.
+        image_encoder: CLIP vision encoder with projection.
+        fusion: Subject fusion of both text encoders' widths and that of the projection.
+        feature_extractor: Preprocessing for IP-Adapters.
+        force_zeros_for_empty_prompt: Whether a negative prompt that is not given is zeros.
+        add_watermarker: See ``StableDiffusionXLPipeline``.
+
+    Raises:
+        ValueError: If the widths differ, or the tokenizers' vocabularies.
+    """
+
+    model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->image_encoder->fusion->unet->vae"
+    _optional_components = ["tokenizer", "tokenizer_2", "feature_extractor"]  # noqa: RUF012
+    _callback_tensor_inputs = [  # noqa: RUF012
+        *StableDiffusionXLPipeline._callback_tensor_inputs,
+        "negative_prompt_embeds",
+        "subject_prompt_embeds",
+    ]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer | None,
+        tokenizer_2: CLIPTokenizer | None,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        image_encoder: CLIPVisionModelWithProjection,
+        fusion: PairedFusion,
+        feature_extractor: CLIPImageProcessor | None = None,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:
+        check_widths([text_encoder.config, text_encoder_2.config], image_encoder.config, fusion)
+        check_tokenizers(tokenizer, tokenizer_2)
+        optional: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "tokenizer_2": tokenizer_2,
+            "feature_extractor": feature_extractor,
+        }
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            unet=unet,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            add_watermarker=add_watermarker,
+            **optional,
+        )
+        self.register_modules(fusion=fusion)
+
+    @classmethod
+    def of_model(cls, model: Networks, *, safety_checker: bool) -> FastComposerXLPipeline:
+        """Make a pipeline that shares a model's networks: :meth:`FastComposer.to_pipeline`."""
+        return cls(
+            **model.pipeline_parts(),
+            tokenizer_2=model.tokenizer_2,
+            force_zeros_for_empty_prompt=model.text.zero_empty,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[Tensor] | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: _Size | None = None,
+        crops_coords_top_left: _Size = (0, 0),
+        target_size: _Size | None = None,
+        negative_original_size: _Size | None = None,
+        negative_crops_coords_top_left: _Size = (0, 0),
+        negative_target_size: _Size | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        *,
+        references: Any = None,
+        alpha: float = 0.6,
+        subject_prompt_embeds: Tensor | None = None,
+        return_attention: int = 0,
+    ) -> FastComposerXLPipelineOutput | tuple[Any, ...]:
+        """Sample images of the subjects.
+
+        Arguments are those of ``StableDiffusionXLPipeline``; ``references``, ``alpha``,
+        ``subject_prompt_embeds`` (B, T, d₁ + d₂) and ``return_attention`` are those of
+        :class:`~fastcomposer.pipeline.FastComposerPipeline`. The markers are those of ``prompt``, and the
+        pooled embedding that the U-Net is told stays that of the text.
+
+        Returns:
+            Images and, where asked for, attention maps.
+
+        Raises:
+            PromptError: If markers and references do not match; only with α = 0 may references be left out.
+            ValueError: If another argument is out of range or contradicts another, or ``prompt_2`` comes with
+                references: a subject's word must be at one place for both encoders.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        height, width = self._image_size(height, width)
+        self.check_inputs(
+            prompt,
+            prompt_2,
+            height,
+            width,
+            None,
+            negative_prompt,
+            negative_prompt_2,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            callback_on_step_end_tensor_inputs,
+        )
+        parsed, rows = self._check_subjects(
+            prompt, references, alpha, subject_prompt_embeds, return_attention
+        )
+        if prompt_2 is not None and any(rows):
+            raise ValueError(
+                "prompt_2: references go with the words of prompt, which both encoders must read"
+            )
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        self._denoising_end, self._interrupt = denoising_end, False
+        device = self._execution_device
+        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas)
+        encoded = self.encode_prompt(
+            prompt,
+            prompt_2,
+            device,
+            1,
+            self.do_classifier_free_guidance,
+            negative_prompt,
+            negative_prompt_2,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+            lora_scale=(cross_attention_kwargs or {}).get("scale"),
+            clip_skip=clip_skip,
+        )
+        size = (height, width)
+        sizes = (original_size or size, crops_coords_top_left, target_size or size)
+        negative_sizes = sizes
+        if negative_original_size is not None and negative_target_size is not None:
+            negative_sizes = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
+        request = Request(
+            size,
+            parsed,
+            rows,
+            alpha,
+            subject_prompt_embeds,
+            num_images_per_prompt or 1,
+            return_attention,
+            eta,
+            generator,
+            latents,
+            (ip_adapter_image, ip_adapter_image_embeds),
+            output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            self._calls_until_end(schedule.timesteps),
+        )
+        texts = self._conditioning(encoded, sizes, negative_sizes)
+        images, _, maps = self._sample(texts, schedule, request)
+        if not return_dict:
+            return (images,) if maps is None else (images, maps)
+        return FastComposerXLPipelineOutput(images=images, attention_maps=maps)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        prompt_2: str | list[str] | None = None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+        references: Any = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Encode prompts as Stable Diffusion XL does, without markers; references are fused in.
+
+        Arguments are those of ``StableDiffusionXLPipeline.encode_prompt``; ``references`` are those of
+        :meth:`__call__`.
+
+        Returns:
+            (B·n, T, d₁ + d₂) of the prompts and of the negative prompts, (B·n, p) pooled of both; those of
+            the negative prompts are ``None`` without guidance.
+
+        Raises:
+            PromptError: If markers and references do not match.
+            ValueError: If a tokenizer is needed and there is none.
+        """
+        if prompt_embeds is None and (self.tokenizer is None or self.tokenizer_2 is None):
+            raise ValueError(
+                "this pipeline has no tokenizer: give prompt_embeds with pooled_prompt_embeds, and "
+                "negative ones with guidance"
+            )
+        text, *others = super().encode_prompt(
+            self._captions(prompt),
+            self._captions(prompt_2),
+            device,
+            1,
+            do_classifier_free_guidance,
+            negative_prompt,
+            negative_prompt_2,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+            lora_scale,
+            clip_skip,
+        )
+        text = self._with_references(text, prompt, references)
+        repeated = [
+            None if value is None else value.repeat_interleave(num_images_per_prompt, dim=0)
+            for value in (text, *others)
+        ]
+        return tuple(repeated)  # type: ignore[return-value]
+
+    def _conditions(
+        self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: _Size
+    ) -> DelayedConditioning:
+        self.check_inputs(prompt, None, *size, None, negative_prompt)
+        self._denoising_end = None
+        guided = self.do_classifier_free_guidance
+        encoded = self.encode_prompt(prompt, None, None, 1, guided, negative_prompt, clip_skip=clip_skip)
+        sizes = (size, (0, 0), size)
+        return self._conditioning(encoded, sizes, sizes)
+
+    def _conditioning(
+        self,
+        encoded: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+        sizes: tuple[_Size, ...],
+        negative_sizes: tuple[_Size, ...],
+    ) -> DelayedConditioning:
+        """Join what :meth:`encode_prompt` gave with sizes before, of the crop's corner, and wanted."""
+        text, negative, pooled, negative_pooled = encoded
+        told, negative_told = (
+            self._get_add_time_ids(*given, text.dtype, pooled.shape[-1]).to(text.device).expand(len(text), -1)
+            for given in (sizes, negative_sizes)
+        )
+        guided = self.do_classifier_free_guidance
+        added = AddedConditioning(
+            pooled.to(text.device),
+            told,
+            negative_pooled.to(text.device) if guided and negative_pooled is not None else None,
+            negative_told if guided else None,
+        )
+        return DelayedConditioning(text, None, negative if guided else None, 0, added)
+
+    def _calls_until_end(self, timesteps: Tensor) -> int | None:
+        """How many calls ``denoising_end`` leaves to this pipeline, the rest being another's."""
+        end = self.denoising_end
+        if not isinstance(end, float) or not 0 < end < 1:
+            return None
+        steps = self.scheduler.config.num_train_timesteps
+        return int((timesteps >= round(steps - end * steps)).sum())
+
+    def _finish(
+        self,
+        latents: Tensor,
+        output_type: str | None,
+        generator: Generator | list[Generator] | None,
+        dtype: torch.dtype,
+    ) -> tuple[Any, list[bool] | None]:
+        """Decode and convert, the VAE in float32 where it would overflow in half precision."""
+        if output_type == "latent":
+            return latents, None
+        config, vae_dtype = self.vae.config, self.vae.dtype
+        upcast = vae_dtype == torch.float16 and config.force_upcast
+        if upcast:
+            self.vae.to(dtype=torch.float32)
+            latents = latents.float()
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and std is not None:
+            shape = (1, -1, 1, 1)
+            latents = latents * torch.tensor(std).view(shape).to(latents) / config.scaling_factor
+            latents = latents + torch.tensor(mean).view(shape).to(latents)
+        else:
+            latents = latents / config.scaling_factor
+        images = self.vae.decode(latents, return_dict=False)[0]
+        if upcast:
+            self.vae.to(dtype=vae_dtype)
+        if self.watermark is not None:
+            images = self.watermark.apply_watermark(images)
+        return self.image_processor.postprocess(images, output_type=output_type), None

@@ -1,0 +1,288 @@
+"""Every architecture trains, localizes and samples; at full width its parts have the published sizes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from tiny_architectures import ARCHITECTURES, narrow
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from fastcomposer import FastComposer, SubjectBatch
+from fastcomposer.losses import LossConfig
+from fastcomposer.models.loading import load_tokenizer, open_source
+from fastcomposer.models.text import open_pipeline
+from fastcomposer.models.trained import load_trained_weights, save_trained_weights
+from fastcomposer.prompt import parse_prompt, strip_markers
+from fastcomposer.variants import Variant
+
+NAMES = ("sd15", "sd21", "sdxl")
+PROMPT = "a man <|image|> and a woman <|image|> on the beach"
+STOCK: dict[str, Any] = dict.fromkeys(NAMES, StableDiffusionPipeline) | {"sdxl": StableDiffusionXLPipeline}
+# Of the released models; the sum of the image encoder leaves out CLIP's text tower.
+PARAMETERS = {
+    "sd15": (859_520_964, 83_653_863, 123_060_480, 303_966_208),
+    "sd21": (865_910_724, 83_653_863, 340_387_840, 303_966_208),
+    "sdxl": (2_567_463_684, 83_653_863, 123_060_480, 303_966_208, 694_659_840),
+}
+CLASSES: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+# Localized layers of the middle five blocks, and the resolution of most of them.
+LOCALIZED = {"sd15": 11, "sd21": 11, "sdxl": 4 + 6 + 3 + 9 + 6}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return narrow(name, tmp_path_factory.mktemp("architectures") / name)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> FastComposer:
+    return FastComposer.from_pretrained(
+        "no/base",
+        architecture=folder,
+        weights="random",
+        max_subjects=3,
+        loss_config=LossConfig(mask_loss_probability=0),
+    )
+
+
+def batch_of(model: FastComposer) -> SubjectBatch:
+    """Two samples, the second with one subject of two slots."""
+    rng = torch.Generator().manual_seed(0)
+    parsed = [parse_prompt(text, model.tokenizer) for text in (PROMPT, "a man <|image|>")]
+    masks = torch.zeros(2, 2, 64, 64)
+    masks[:, 0, 8:40, 4:30] = masks[0, 1, 10:60, 34:60] = 1
+    return SubjectBatch(
+        pixel_values=torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1,
+        input_ids=torch.tensor([prompt.input_ids for prompt in parsed]),
+        subject_pixel_values=torch.rand(2, 2, 3, 28, 28, generator=rng),
+        subject_token_idx=torch.tensor([[*p.subject_token_idx, 0][:2] for p in parsed]),
+        subject_present=torch.tensor([[True, True], [True, False]]),
+        subject_masks=masks,
+    )
+
+
+def references(count: int = 2) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def sampler(**more: Any) -> dict[str, Any]:
+    size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 5.0}
+    return {**size, "output_type": "np", **more}
+
+
+@pytest.mark.parametrize("full", NAMES)
+def test_full_size_parts_are_the_published_ones(full: str) -> None:
+    source = open_source("no/base", None, architecture=ARCHITECTURES / full, weights="random")
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in source.configured(cls, part).parameters())
+            for part, cls in CLASSES.items()
+            if source.has(part)
+        ]
+    assert tuple(sizes) == PARAMETERS[full]
+    assert source.noise_scheduler().config.prediction_type == (
+        "v_prediction" if full == "sd21" else "epsilon"
+    )
+
+
+class TestTraining:
+    def test_a_step_reaches_everything_that_is_trained(self, name: str, model: FastComposer) -> None:
+        model.zero_grad()
+        losses = model.train().training_losses(batch_of(model), generator=seeded())
+        losses.loss.backward()
+        assert losses.loss.isfinite()
+        assert len(losses.localization_per_layer) == LOCALIZED[name] == len(model.localized_layers)
+        assert losses.localization_loss.item() != 0
+        for part in (model.unet, model.fusion, model.image_encoder.vision_model.encoder.layers[-1]):
+            without = [n for n, p in part.named_parameters() if p.grad is None or not p.grad.norm() > 0]
+            # A softmax does not see the keys' bias, nor anything where there is one position alone.
+            single = [n for n in without if n.startswith("mid_block") and "attn1.to_" in n]
+            assert [n for n in without if not n.endswith("k_proj.bias") and n not in single] == []
+        assert all(p.grad is None for p in model.vae.parameters())
+        assert all(p.grad is None for p in model.text_encoder.parameters())
+
+    def test_gradient_checkpointing_changes_nothing(self, model: FastComposer, folder: Path) -> None:
+        other = FastComposer.from_pretrained(
+            "no/base", architecture=folder, weights="random", loss_config=model.loss_config
+        )
+        other.fusion.load_state_dict(model.fusion.state_dict())
+        other.enable_gradient_checkpointing()
+        found = []
+        for network in (model, other):
+            network.zero_grad()
+            network.train().training_losses(batch_of(network), generator=seeded()).loss.backward()
+            found.append(network.unet.conv_in.weight.grad.clone())
+        assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+    def test_trained_weights_go_on_top_of_the_same_random_base(
+        self, model: FastComposer, folder: Path, tmp_path: Path
+    ) -> None:
+        file = save_trained_weights(model, tmp_path / "weights.safetensors")
+        other = FastComposer.from_pretrained("no/base", architecture=folder, weights="random", max_subjects=3)
+        assert torch.equal(other.unet.conv_in.weight, model.unet.conv_in.weight)
+        load_trained_weights(other, file)
+        for part, weight in model.fusion.state_dict().items():
+            assert torch.equal(other.fusion.state_dict()[part], weight), part
+
+
+class TestText:
+    def test_states_are_those_that_the_pipeline_encodes(self, name: str, model: FastComposer) -> None:
+        batch = batch_of(model)
+        encoded = model.to_pipeline().encode_prompt(
+            [PROMPT, "a man <|image|>"], device="cpu", num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )  # fmt: skip
+        states = model.encode_captions(batch)
+        assert torch.equal(states.tokens, encoded[0])
+        if name == "sdxl":
+            assert states.pooled is not None and torch.equal(states.pooled, encoded[2])
+            empty = torch.tensor([parse_prompt("", model.tokenizer).input_ids])
+            zeros = model.text.encode(empty)
+            assert torch.equal(zeros.tokens, encoded[1][:1]) and not zeros.tokens.any()
+            assert zeros.pooled is not None and torch.equal(zeros.pooled, encoded[3][:1])
+        else:
+            assert states.pooled is None
+
+    def test_only_subjects_words_change(self, model: FastComposer) -> None:
+        batch = batch_of(model)
+        prompts, subjects = model.encode_batch(batch)
+        changed = (prompts != model.encode_captions(batch).tokens).any(-1)
+        places = torch.zeros_like(changed)
+        places[0, batch.subject_token_idx[0]] = places[1, batch.subject_token_idx[1, 0]] = True
+        assert torch.equal(changed, places)
+        assert subjects.shape == (2, 2, 32)
+        # Each text encoder's part of the word is fused.
+        word = batch.subject_token_idx[0, 0]
+        before = model.encode_captions(batch).tokens[0, word].split(model.fusion.text_dims)
+        after = prompts[0, word].split(model.fusion.text_dims)
+        assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_stand_in_tokenizer_has_the_encoders_special_tokens(self, name: str, folder: Path) -> None:
+        tokenizer = load_tokenizer("no/base", architecture=folder, weights="random")
+        ids = parse_prompt(PROMPT, tokenizer).input_ids
+        assert ids[0] == 49406 and 49407 in ids and len(ids) == 77 == tokenizer.model_max_length
+        assert ids[-1] == (0 if name == "sd21" else 49407)
+        assert ids.index(49407) == 8
+        mini = load_tokenizer("data/mini")
+        assert ids[1:8] == mini(strip_markers(PROMPT)).input_ids[1:-1]
+
+
+class TestSampling:
+    def test_alpha_zero_is_the_stock_pipeline(self, name: str, model: FastComposer) -> None:
+        pipe = model.to_pipeline()
+        parts = {part: value for part, value in pipe.components.items() if part != "fusion"}
+        extra = {} if name == "sdxl" else {"requires_safety_checker": False}
+        stock = STOCK[name](**parts, **extra)
+        for options in (
+            {},
+            {"num_images_per_prompt": 2, "negative_prompt": "a beach", "guidance_rescale": 0.3},
+            {"guidance_scale": 1.0},
+        ):
+            given = sampler(**options)
+            ours = pipe(PROMPT, references=references(), alpha=0, generator=seeded(), **given).images
+            theirs = stock(strip_markers(PROMPT), generator=seeded(), **given).images
+            assert np.array_equal(ours, theirs), options
+
+    def test_subjects_change_the_picture_and_attention_is_seen(self, model: FastComposer) -> None:
+        pipe = model.to_pipeline()
+        found = [
+            pipe(
+                PROMPT,
+                references=references(),
+                alpha=alpha,
+                generator=seeded(),
+                return_attention=1,
+                **sampler(output_type="latent"),
+            )
+            for alpha in (0.0, 1.0)
+        ]
+        assert not torch.equal(found[0].images, found[1].images)
+        assert found[1].attention_maps.shape == (1, 1, 2, 8, 8)
+        assert found[1].attention_maps.gt(0).all()
+
+    def test_variants_are_single_calls(self, model: FastComposer) -> None:
+        pipe = model.to_pipeline()
+        given = sampler(output_type="latent", num_inference_steps=4)
+        variants = [Variant(references(), alpha) for alpha in (1.0, 0.5)]
+        shared = pipe.sample_variants(PROMPT, variants, generator=seeded(), **given).images
+        for variant, images in zip(variants, shared, strict=True):
+            alone = pipe(
+                PROMPT, references=references(), alpha=variant.alpha, generator=[seeded()], **given
+            ).images
+            assert torch.equal(images, alone)
+
+    def test_a_saved_pipeline_draws_the_same(self, model: FastComposer, tmp_path: Path) -> None:
+        pipe = model.to_pipeline()
+        pipe.save_pretrained(tmp_path)
+        given = sampler(alpha=1.0, references=references())
+        loaded = open_pipeline(tmp_path)
+        assert type(loaded) is type(pipe)
+        assert np.array_equal(
+            pipe(PROMPT, generator=seeded(), **given).images,
+            loaded(PROMPT, generator=seeded(), **given).images,
+        )
+        again = FastComposer.from_pretrained(tmp_path)
+        assert torch.equal(
+            again.training_losses(batch_of(again), generator=seeded()).prompt_embeds,
+            model.training_losses(batch_of(model), generator=seeded()).prompt_embeds,
+        )
+
+
+class TestSettings:
+    def test_random_weights_need_an_architecture(self) -> None:
+        with pytest.raises(ValueError, match=r"model\.weights=random needs an architecture"):
+            open_source("no/base", None, weights="random")
+        with pytest.raises(FileNotFoundError, match="architecture data/none: there is no such folder"):
+            open_source("no/base", None, architecture=Path("data/none"), weights="random")
+        with pytest.raises(ValueError, match=r"model\.weights=some: one of pretrained, random"):
+            open_source("no/base", None, weights="some")  # type: ignore[arg-type]
+
+    def test_an_architecture_has_no_weights_to_load(self) -> None:
+        with pytest.raises(OSError, match="no file named"):
+            FastComposer.from_pretrained(ARCHITECTURES / "sd15", ARCHITECTURES / "sd15")
+
+    def test_a_saved_fusion_needs_its_image_encoder(
+        self, model: FastComposer, folder: Path, tmp_path: Path
+    ) -> None:
+        model.to_pipeline().save_pretrained(tmp_path / "saved")
+        shutil.copytree(folder / "image_encoder", tmp_path / "clip" / "image_encoder")
+        config = tmp_path / "clip" / "image_encoder" / "config.json"
+        config.write_text(config.read_text().replace('"projection_dim": 32', '"projection_dim": 20'))
+        with pytest.raises(ValueError, match=r"projects to 20 numbers, but the fusion of .* takes 32"):
+            open_source(tmp_path / "saved", tmp_path / "clip")
+
+
+def test_components_are_stock_classes(name: str, model: FastComposer) -> None:
+    pipe = model.to_pipeline()
+    assert isinstance(pipe, DiffusionPipeline) and isinstance(pipe, STOCK[name])
+    own = {part for part, value in pipe.components.items() if "fastcomposer" in type(value).__module__}
+    assert own == {"fusion"}

@@ -1,0 +1,66 @@
+"""Single files are read as the folders that they were made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from single_file_layout import single_file_state
+from tiny_architectures import narrow
+
+from fastcomposer import FastComposer
+from fastcomposer.models.loading import load_tokenizer, open_source
+
+NAMES = ("sd15", "sd21", "sdxl")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An architecture, a single file of it and a CLIP folder with tokenizer."""
+    folder = narrow(request.param, tmp_path_factory.mktemp("single") / request.param)
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    state = {name: value.contiguous() for name, value in single_file_state(model).items()}
+    save_file(state, folder / "model.safetensors")
+    torch.save({"state_dict": state}, folder / "model.ckpt")
+    model.image_encoder.save_pretrained(folder / "clip")
+    model.tokenizer.save_pretrained(folder / "clip")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_every_weight_is_read(folder: Path, suffix: str) -> None:
+    expected = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    model = FastComposer.from_pretrained(folder / f"model.{suffix}", folder / "clip", architecture=folder)
+    wanted = expected.state_dict()
+    found = model.state_dict()
+    assert wanted.keys() == found.keys()
+    for name, value in wanted.items():
+        if not name.startswith("fusion."):
+            assert torch.equal(found[name], value), name
+    assert model.tokenizer.pad_token_id == expected.tokenizer.pad_token_id
+    assert model.tokenizer.get_vocab() == expected.tokenizer.get_vocab()
+    if expected.tokenizer_2 is not None:
+        assert model.tokenizer_2.pad_token_id == expected.tokenizer_2.pad_token_id == 0
+    read = load_tokenizer(str(folder / "model.safetensors"), str(folder / "clip"), str(folder))
+    assert read.get_vocab() == model.tokenizer.get_vocab()
+
+
+def test_what_is_wrong_is_named_before_anything_loads(folder: Path) -> None:
+    file, clip = folder / "model.safetensors", folder / "clip"
+    with pytest.raises(ValueError, match=r"the single file .*model.safetensors needs an architecture"):
+        open_source(file, clip)
+    with pytest.raises(FileNotFoundError, match=r"base model .*absent.ckpt does not exist"):
+        open_source(folder / "absent.ckpt", clip, architecture=folder)
+    source = open_source(file, folder / "image_encoder", architecture=folder)
+    with pytest.raises(FileNotFoundError, match="CLIP's own must be there"):
+        source.tokenizer()
+
+
+def test_missing_weights_are_listed(folder: Path) -> None:
+    state = single_file_state(FastComposer.from_pretrained("no/base", architecture=folder, weights="random"))
+    short = {name: value.contiguous() for name, value in state.items() if "transformer_blocks" not in name}
+    save_file(short, folder / "short.safetensors")
+    with pytest.raises(ValueError, match=r"transformer_blocks"):
+        FastComposer.from_pretrained(folder / "short.safetensors", folder / "clip", architecture=folder)
