@@ -167,7 +167,8 @@ class TestDelayedConditioning:
         theirs = [*inspect.signature(StableDiffusionPipeline.__call__).parameters][:-1]  # **kwargs
         ours = [*inspect.signature(FastComposerPipeline.__call__).parameters]
         assert ours[: len(theirs)] == theirs
-        assert ours[len(theirs) :] == ["references", "alpha", "subject_prompt_embeds", "return_attention"]
+        more = ["references", "alpha", "subject_prompt_embeds", "return_attention", "guidance_interval"]
+        assert ours[len(theirs) :] == more
         parameters = inspect.signature(FastComposerPipeline.__call__).parameters
         for name, parameter in inspect.signature(StableDiffusionPipeline.__call__).parameters.items():
             if name not in ("kwargs", "callback_on_step_end_tensor_inputs"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastcomposer.batch import SubjectBatch
     from fastcomposer.models.composer import FastComposer
     from fastcomposer.models.fusion import SubjectFusion
+    from fastcomposer.models.text import open_pipeline
     from fastcomposer.pipeline import FastComposerPipeline
     from fastcomposer.pipeline_xl import FastComposerXLPipeline
     from fastcomposer.prompt import PromptError
@@ -26,6 +27,7 @@ _EXPORTS = {
     "PromptError": "fastcomposer.prompt",
     "SubjectBatch": "fastcomposer.batch",
     "SubjectFusion": "fastcomposer.models.fusion",
+    "open_pipeline": "fastcomposer.models.text",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "PromptError",
     "SubjectBatch",
     "SubjectFusion",
+    "open_pipeline",
 ]
 
 

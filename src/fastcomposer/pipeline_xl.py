@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,12 +166,13 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         alpha: float = 0.6,
         subject_prompt_embeds: Tensor | None = None,
         return_attention: int = 0,
+        guidance_interval: Sequence[float] | None = None,
     ) -> FastComposerXLPipelineOutput | tuple[Any, ...]:
         """Sample images of the subjects.
 
         Arguments are those of ``StableDiffusionXLPipeline``; ``references``, ``alpha``,
-        ``subject_prompt_embeds`` (B, T, d₁ + d₂) and ``return_attention`` are those of
-        :class:`~fastcomposer.pipeline.FastComposerPipeline`. The markers are those of ``prompt``, and the
+        ``subject_prompt_embeds`` (B, T, d₁ + d₂), ``return_attention`` and ``guidance_interval`` are those
+        of :class:`~fastcomposer.pipeline.FastComposerPipeline`. The markers are those of ``prompt``, and the
         pooled embedding that the U-Net is told stays that of the text.
 
         Returns:
@@ -185,46 +186,24 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         height, width = self._image_size(height, width)
-        self.check_inputs(
-            prompt,
-            prompt_2,
-            height,
-            width,
-            None,
-            negative_prompt,
-            negative_prompt_2,
-            prompt_embeds,
-            negative_prompt_embeds,
-            pooled_prompt_embeds,
-            negative_pooled_prompt_embeds,
-            ip_adapter_image,
-            ip_adapter_image_embeds,
-            callback_on_step_end_tensor_inputs,
-        )
+        texts = (prompt, prompt_2, height, width, None, negative_prompt, negative_prompt_2)
+        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        images = (ip_adapter_image, ip_adapter_image_embeds)
+        self.check_inputs(*texts, *embeds, *images, callback_on_step_end_tensor_inputs)
         parsed, rows = self._check_subjects(
             prompt, references, alpha, subject_prompt_embeds, return_attention
         )
         if prompt_2 is not None and any(rows):
-            raise ValueError(
-                "prompt_2: references go with the words of prompt, which both encoders must read"
-            )
+            raise ValueError("prompt_2: with references, both encoders must read the words of prompt")
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
         self._denoising_end, self._interrupt = denoising_end, False
         device = self._execution_device
-        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas)
-        encoded = self.encode_prompt(
-            prompt,
-            prompt_2,
-            device,
-            1,
-            self.do_classifier_free_guidance,
-            negative_prompt,
-            negative_prompt_2,
-            prompt_embeds,
-            negative_prompt_embeds,
-            pooled_prompt_embeds,
-            negative_pooled_prompt_embeds,
+        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
+        encode: Any = self.encode_prompt
+        encoded = encode(
+            *(prompt, prompt_2, device, 1, self.do_classifier_free_guidance),
+            *(negative_prompt, negative_prompt_2, *embeds),
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
@@ -244,17 +223,17 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
             eta,
             generator,
             latents,
-            (ip_adapter_image, ip_adapter_image_embeds),
+            images,
             output_type,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
             self._calls_until_end(schedule.timesteps),
         )
-        texts = self._conditioning(encoded, sizes, negative_sizes)
-        images, _, maps = self._sample(texts, schedule, request)
+        conditioning = self._conditioning(encoded, sizes, negative_sizes)
+        drawn, _, maps = self._sample(conditioning, schedule, request)
         if not return_dict:
-            return (images,) if maps is None else (images, maps)
-        return FastComposerXLPipelineOutput(images=images, attention_maps=maps)
+            return (drawn,) if maps is None else (drawn, maps)
+        return FastComposerXLPipelineOutput(images=drawn, attention_maps=maps)
 
     def encode_prompt(
         self,
@@ -291,21 +270,10 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
                 "this pipeline has no tokenizer: give prompt_embeds with pooled_prompt_embeds, and "
                 "negative ones with guidance"
             )
-        text, *others = super().encode_prompt(
-            self._captions(prompt),
-            self._captions(prompt_2),
-            device,
-            1,
-            do_classifier_free_guidance,
-            negative_prompt,
-            negative_prompt_2,
-            prompt_embeds,
-            negative_prompt_embeds,
-            pooled_prompt_embeds,
-            negative_pooled_prompt_embeds,
-            lora_scale,
-            clip_skip,
-        )
+        encode: Any = super().encode_prompt  # lists of negative prompts are taken, though not declared
+        texts = (self._captions(prompt), self._captions(prompt_2), device, 1, do_classifier_free_guidance)
+        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        text, *others = encode(*texts, negative_prompt, negative_prompt_2, *embeds, lora_scale, clip_skip)
         text = self._with_references(text, prompt, references)
         repeated = [
             None if value is None else value.repeat_interleave(num_images_per_prompt, dim=0)
@@ -326,8 +294,8 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
     def _conditioning(
         self,
         encoded: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-        sizes: tuple[_Size, ...],
-        negative_sizes: tuple[_Size, ...],
+        sizes: tuple[_Size, _Size, _Size],
+        negative_sizes: tuple[_Size, _Size, _Size],
     ) -> DelayedConditioning:
         """Join what :meth:`encode_prompt` gave with sizes before, of the crop's corner, and wanted."""
         text, negative, pooled, negative_pooled = encoded

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
@@ -16,13 +16,6 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention import AttentionAverage
-
-if TYPE_CHECKING:
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline as _Pipeline,
-    )
-else:
-    _Pipeline = object
 
 
 @dataclass(frozen=True)
@@ -201,12 +194,33 @@ class StepOptions:
     callback_inputs: tuple[str, ...] = ("latents",)
 
 
-class DelayedConditioningPipeline(_Pipeline):
+class DelayedConditioningPipeline:
     """Stable Diffusion's loop, over embeddings that depend on the step.
 
     This and what builds on it is mixed into diffusers' pipelines of Stable Diffusion and of Stable Diffusion
     XL, which have all that is used here under the same names.
     """
+
+    unet: Any
+    vae: Any
+    scheduler: Any
+    image_processor: Any
+    vae_scale_factor: int
+    guidance_scale: float
+    guidance_rescale: float
+    do_classifier_free_guidance: bool
+    cross_attention_kwargs: dict[str, Any] | None
+    interrupt: bool
+    progress_bar: Any
+    run_safety_checker: Any
+    get_guidance_scale_embedding: Any
+    _execution_device: Any
+    _num_timesteps: int
+    _guidance_scale: float
+    _guidance_rescale: float
+    _clip_skip: Any
+    _cross_attention_kwargs: Any
+    _interrupt: bool
 
     def _schedule(
         self,

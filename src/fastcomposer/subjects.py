@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from fastcomposer.data.reference import prepare_reference, reference_rows
@@ -22,7 +23,7 @@ class Request:
     Attributes:
         size: Height and width in pixels.
         parsed: B prompts; none where embeddings stand in for them.
-        rows: References of each.
+        rows: References of each, several of each subject.
         alpha: Ratio of steps that see the subjects.
         subject_prompt_embeds: (B, T, d) in place of references.
         repeats: Images of each prompt.
@@ -39,7 +40,7 @@ class Request:
 
     size: tuple[int, int]
     parsed: list[ParsedPrompt]
-    rows: list[list[Any]]
+    rows: list[list[list[Any]]]
     alpha: float
     subject_prompt_embeds: Tensor | None
     repeats: int
@@ -59,6 +60,12 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
 
     image_encoder: Any
     fusion: Any
+    tokenizer: Any
+    maybe_convert_prompt: Any
+    maybe_free_model_hooks: Any
+    prepare_latents: Any
+    prepare_extra_step_kwargs: Any
+    prepare_ip_adapter_image_embeds: Any
 
     def _conditions(
         self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: tuple[int, int]

@@ -138,8 +138,6 @@ class VariantPipeline(SubjectPromptPipeline):
     they are taken once, and every variant goes on from where its subjects come in.
     """
 
-    scheduler: Any
-
     @torch.no_grad()
     def sample_variants(
         self,

@@ -268,3 +268,10 @@ def test_noise_in_a_shrunken_cut_out_is_what_shrinking_leaves_of_it(factor: int)
     assert values.std() == pytest.approx(means.std(), rel=0.02)
     quantiles = [0.01, 0.25, 0.75, 0.99]
     assert np.quantile(values, quantiles) == pytest.approx(np.quantile(means, quantiles), abs=2)
+
+
+def test_sizes_tell_the_way_of_a_picture() -> None:
+    target = TargetTransform(512)
+    assert target.sizes(1024, 1536) == (1024, 1536, 0, 128, 512, 512)
+    assert target.sizes(1500, 1000) == (1500, 1000, 0, 0, 512, 512)
+    assert target.sizes(300, 300) == (300, 300, 0, 0, 512, 512)

@@ -191,9 +191,9 @@ class TestText:
         ids = parse_prompt(PROMPT, tokenizer).input_ids
         assert ids[0] == 49406 and 49407 in ids and len(ids) == 77 == tokenizer.model_max_length
         assert ids[-1] == (0 if name == "sd21" else 49407)
-        assert ids.index(49407) == 8
+        assert ids.index(49407) == 9
         mini = load_tokenizer("data/mini")
-        assert ids[1:8] == mini(strip_markers(PROMPT)).input_ids[1:-1]
+        assert ids[1:9] == mini(strip_markers(PROMPT)).input_ids[1:-1]
 
 
 class TestSampling:
@@ -246,9 +246,11 @@ class TestSampling:
         given = sampler(alpha=1.0, references=references())
         loaded = open_pipeline(tmp_path)
         assert type(loaded) is type(pipe)
-        assert np.array_equal(
+        # Weights that are mapped from a file lie at other addresses, where sums are rounded otherwise.
+        assert np.allclose(
             pipe(PROMPT, generator=seeded(), **given).images,
             loaded(PROMPT, generator=seeded(), **given).images,
+            atol=1e-5,
         )
         again = FastComposer.from_pretrained(tmp_path)
         assert torch.equal(

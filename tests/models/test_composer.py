@@ -316,20 +316,20 @@ class TestLoading:
         ):
             FastComposer.from_pretrained(tiny_base, tmp_path / "clip")
 
-    def test_image_encoder_of_another_width_is_refused_in_words(
+    def test_image_encoder_of_another_width_goes_through_the_fusions_own_projection(
         self,
         write_base: Callable[..., Path],
         tiny_base: Path,
+        published_checkpoint: Path,
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         other = write_base(tmp_path / "other", vision={"projection_dim": 48}, tokenizer=False)
-        monkeypatch.setattr("fastcomposer.models.networks.load_networks", lambda *_: pytest.fail("loaded"))
         for encoder in (other, other / "image_encoder"):
-            with pytest.raises(
-                ValueError, match=r"projects to 48 numbers, but the text encoder .* is 32 wide"
-            ):
-                FastComposer.from_pretrained(tiny_base, encoder)
+            model = FastComposer.from_pretrained(tiny_base, encoder)
+            assert model.fusion.image_projection.weight.shape == (32, 48)
+        # The released fusion has none.
+        with pytest.raises(ValueError, match=r"missing: fusion\.image_projection\.weight"):
+            FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base, image_encoder=other)
 
     def test_image_encoder_from_elsewhere(
         self, write_base: Callable[..., Path], tiny_base: Path, tmp_path: Path

@@ -246,6 +246,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             subject_masks=slot_masks,
             extra_pixel_values=extra,
             extra_present=extra_present,
+            size_conditions=torch.tensor([self.target_transform.sizes(*segment_map.shape)]),
             record_ids=(record.record_id,),
         )
 

@@ -290,6 +290,21 @@ class TargetTransform:
         # The height becomes the resolution in any shape: the shorter side, or that of the padded square.
         return reduction_for(height, self.resolution)
 
+    def sizes(self, height: int, width: int) -> tuple[int, ...]:
+        """What a model may be told of a picture's way here (``size_conditions`` of a batch).
+
+        Args:
+            height: Of the picture as it was, in pixels.
+            width: As height.
+
+        Returns:
+            Height and width before, top and left of the crop, height and width of the target.
+        """
+        return (height, width, 0, self._left(height, width), self.resolution, self.resolution)
+
+    def _left(self, height: int, width: int) -> int:
+        return 0 if height > width else (self.resolution * width // height - self.resolution) // 2
+
     def __call__(
         self, image: Tensor, segment_map: np.ndarray, segment_ids: Sequence[int], *, flip: bool
     ) -> tuple[Tensor, Tensor]:
@@ -308,7 +323,7 @@ class TargetTransform:
         height, width = segment_map.shape
         side = self.resolution
         scaled = side if height > width else side * width // height
-        left = (scaled - side) // 2
+        left = self._left(height, width)
         picture = pad_to_square(image) if height > width else image
         picture = tvf.resize(picture, [side, scaled], antialias=True)[..., left : left + side]
         masks = self._masks(segment_map, segment_ids, scaled)[..., left : left + side]

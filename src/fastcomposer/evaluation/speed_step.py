@@ -22,8 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.evaluation.speed import Case, Stopwatch
 from fastcomposer.models.composer import FastComposer, TrainingLosses
-from fastcomposer.models.conditioning import encode_text
 from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.text import encode_text
 
 _NUM_BLOCKS = 5
 

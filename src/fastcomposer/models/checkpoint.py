@@ -72,14 +72,25 @@ def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]
         origin: Where the state comes from, for messages.
 
     Raises:
-        ValueError: If names are missing or unexpected, or shapes differ; all of them are listed.
+        ValueError: If names are missing or unexpected, or shapes differ; all of them are listed. Positions
+            other than 0, 1, 2 … are unexpected.
     """
-    current = {_current_name(name): tensor for name, tensor in state.items() if name not in _POSITION_IDS}
+    _refuse_second_encoder(modules)
+    current = {
+        _current_name(name): tensor
+        for name, tensor in state.items()
+        if name not in _POSITION_IDS or not torch.equal(tensor, _positions(tensor.shape[-1]))
+    }
     load_exact(modules, current, f"checkpoint {origin} does not fit the base model")
 
 
 def published_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The components' weights under their published names: the inverse of :func:`load_published`."""
+    """The components' weights under their published names: the inverse of :func:`load_published`.
+
+    Raises:
+        ValueError: If there are two text encoders, for which the layout has no names.
+    """
+    _refuse_second_encoder(modules)
     state: dict[str, Tensor] = {}
     for prefix, component in _COMPONENTS.items():
         for name, tensor in modules[component].state_dict().items():
@@ -87,7 +98,7 @@ def published_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
                 name = _renamed(_VAE_NEW, {new: old for old, new in _VAE_ATTENTION.items()}, name)
             state[f"{prefix}.{name}"] = tensor.detach().contiguous()
     for name, embedding in _POSITION_IDS.items():
-        state[name] = torch.arange(state[embedding].shape[0])[None]
+        state[name] = _positions(state[embedding].shape[0])
     return state
 
 
@@ -96,16 +107,18 @@ def write_published(modules: Mapping[str, nn.Module], path: str | Path) -> Path:
 
     Args:
         modules: See :func:`load_published`.
-        path: File to write; ``.safetensors``, or any other name for ``torch.save``.
+        path: File to write, replaced at once when complete; ``.safetensors``, or any other name for
+            ``torch.save``.
     """
     file = Path(path).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.cpu() for name, tensor in published_state(modules).items()}
+    temporary = file.with_name(f"{file.name}.tmp")
     if file.suffix == ".safetensors":
-        save_file(state, file)
+        save_file(state, temporary)
     else:
-        torch.save(state, file)
-    return file
+        torch.save(state, temporary)
+    return temporary.replace(file)
 
 
 def load_exact(
@@ -137,6 +150,18 @@ def load_exact(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
+
+
+def _positions(count: int) -> Tensor:
+    return torch.arange(count)[None]
+
+
+def _refuse_second_encoder(modules: Mapping[str, nn.Module]) -> None:
+    if "text_encoder_2" in modules:
+        raise ValueError(
+            "the released layout has one text encoder and this model has two: keep it with "
+            "save_trained_weights, or with to_pipeline().save_pretrained"
+        )
 
 
 def _current_name(name: str) -> str:

@@ -32,7 +32,7 @@ from fastcomposer.models.loading import (
     open_source,
 )
 from fastcomposer.models.source import ModelSource, existing_file
-from fastcomposer.models.text import TextConditioner, check_tokenizers, pipeline_class
+from fastcomposer.models.text import TextConditioner, pipeline_class
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline import FastComposerPipeline
@@ -58,7 +58,7 @@ class Networks(nn.Module):
         zero_empty: See :class:`~fastcomposer.models.text.TextConditioner`.
 
     Raises:
-        ValueError: If widths differ, or the tokenizers' vocabularies.
+        ValueError: If widths differ, or of two encoders the tokenizers' vocabularies, or one is missing.
     """
 
     # diffusers gives its models' configurations no types.
@@ -86,11 +86,9 @@ class Networks(nn.Module):
         super().__init__()
         encoders = [encoder for encoder in (text_encoder, text_encoder_2) if encoder is not None]
         check_widths([encoder.config for encoder in encoders], image_encoder.config, fusion)
-        check_tokenizers(tokenizer, tokenizer_2)
         self.vae, self.unet = vae, unet
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
-        pad = None if tokenizer_2 is None else tokenizer_2.pad_token_id
-        self.text = TextConditioner(text_encoder, text_encoder_2, pad, zero_empty)
+        self.text = TextConditioner(text_encoder, text_encoder_2, tokenizer, tokenizer_2, zero_empty)
         self.image_encoder, self.fusion = image_encoder, fusion
         self.noise_scheduler = noise_scheduler
         self.sampling_scheduler = sampling_scheduler or noise_scheduler
@@ -222,7 +220,8 @@ class Networks(nn.Module):
         old = self.fusion
         if old.kind == kind:
             return
-        new = type(old).from_config({**old.config, "mode": kind.mode, "pooling": kind.pooling})
+        config = {name: value for name, value in old.config.items() if not name.startswith("_")}
+        new = type(old)(**{**config, "mode": kind.mode, "pooling": kind.pooling})
         new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]
         self.fusion = new.train(old.training)

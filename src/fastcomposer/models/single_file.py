@@ -44,30 +44,33 @@ class SingleFileSource(ModelSource):
             if issubclass(cls, ModelMixin):
                 network = cls.from_single_file(checkpoint, torch_dtype=dtype, **place)
             else:
-                network = create_diffusers_clip_model_from_ldm(cls, checkpoint, torch_dtype=dtype, **place)
+                network = create_diffusers_clip_model_from_ldm(cls, checkpoint, **place)
+        except NotImplementedError as error:  # what is missing has a shape and no numbers
+            raise ValueError(
+                f"{subfolder} of the file {self.base} lacks weights of architecture {self.configs}"
+            ) from error
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{subfolder} of the file {self.base} does not fit architecture {self.configs}: {error}"
             ) from error
         missing = [name for name, value in network.state_dict().items() if value.is_meta]
         refuse_missing(cls, self.base, missing)
-        return network
+        return network.to(dtype)
 
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
         """The tokenizer beside the image encoder, padded as the text encoder's configuration says.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If there is none, or another.
         """
         config = self.text_config_of(subfolder)
         if config is None:
             return None
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(self.image_encoder, **self.options)
-        except OSError as error:
+        tokenizer = CLIPTokenizer.from_pretrained(self.image_encoder, **self.options)
+        # Where there are no files, the library makes an empty one.
+        if tokenizer.eos_token_id != config.eos_token_id:
             raise FileNotFoundError(
-                f"no tokenizer in {self.image_encoder}: a single file has none, so CLIP's own must be there "
-                f"({error})"
-            ) from error
+                f"no tokenizer of CLIP in {self.image_encoder}: a single file has none, so it must be there"
+            )
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)  # type: ignore[arg-type]
         return tokenizer

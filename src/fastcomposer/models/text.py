@@ -45,20 +45,28 @@ class TextConditioner:
     Args:
         text_encoder: The first encoder.
         text_encoder_2: The second one, or ``None``.
-        pad_token_id_2: What the second encoder reads after the end token; ``None`` for what the first does.
+        tokenizer: The first encoder's tokenizer; needed where there are two encoders, as is the next.
+        tokenizer_2: The second one's: the same vocabulary, with other padding.
         zero_empty: Whether an empty prompt gives zeros, as ``force_zeros_for_empty_prompt`` has it in
             sampling.
+
+    Raises:
+        ValueError: If a tokenizer is missing or the vocabularies differ.
     """
 
     def __init__(
         self,
         text_encoder: CLIPTextModel,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
-        pad_token_id_2: int | None = None,
+        tokenizer: Any = None,
+        tokenizer_2: Any = None,
         zero_empty: bool = False,
     ) -> None:
+        if text_encoder_2 is not None and (tokenizer is None or tokenizer_2 is None):
+            raise ValueError("a model with two text encoders needs tokenizer/ and tokenizer_2/ in its base")
+        check_tokenizers(tokenizer, tokenizer_2)
         self.encoder, self.second = text_encoder, text_encoder_2
-        self.pad_token_id_2, self.zero_empty = pad_token_id_2, zero_empty
+        self.tokenizer, self.tokenizer_2, self.zero_empty = tokenizer, tokenizer_2, zero_empty
 
     def encode(self, input_ids: Tensor) -> TextStates:
         """Encode token ids (B, T) of the first encoder's tokenizer."""
@@ -69,21 +77,16 @@ class TextConditioner:
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         pooled = second.text_embeds
         if self.zero_empty:
-            empty = input_ids[:, 1] == self._end_id
+            empty = input_ids[:, 1] == self.tokenizer.eos_token_id
             tokens = tokens.masked_fill(empty[:, None, None], 0)
             pooled = pooled.masked_fill(empty[:, None], 0)
         return TextStates(tokens, pooled)
 
-    @property
-    def _end_id(self) -> int:
-        return self.encoder.config.eos_token_id  # type: ignore[return-value]
-
     def _second_ids(self, input_ids: Tensor) -> Tensor:
-        """The same words with the second tokenizer's padding: both tokenizers have CLIP's vocabulary."""
-        if self.pad_token_id_2 is None:
-            return input_ids
-        ended = (input_ids == self._end_id).cumsum(dim=1) - (input_ids == self._end_id).int()
-        return input_ids.masked_fill(ended > 0, self.pad_token_id_2)
+        """The same words with the second tokenizer's padding, which begins after the first end token."""
+        # The tokenizer's end token: that in the configurations of released encoders is another.
+        end = (input_ids == self.tokenizer.eos_token_id).int()
+        return input_ids.masked_fill(end.cumsum(dim=1) > end, self.tokenizer_2.pad_token_id)
 
     def added_condition(self, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor] | None:
         """What the U-Net takes beside the tokens: nothing with one encoder.
@@ -130,8 +133,8 @@ def new_fusion(
     if len(widths) == 1:
         # Not named where it is the text's: such a fusion is the released model's.
         other = None if image_dim == widths[0] else image_dim
-        return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, other)
-    return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim)
+        return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, image_dim=other)
+    return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim)
 
 
 def check_tokenizers(first: Any, second: Any) -> None:
