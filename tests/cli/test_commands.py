@@ -290,7 +290,8 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_bench_projects_what_personalisation_takes(run: Run, small_base: Path, weights: str) -> None:
     call = [f"model.base={small_base}", "model.resolution=32", "sampler.num_inference_steps=40", "repeats=2"]
-    status, out, err = run(bench, *call, "suites=[personalization]", f"weights={weights}")
+    architecture = f"model.architecture={small_base}"
+    status, out, err = run(bench, *call, architecture, "suites=[personalization]", f"weights={weights}")
     assert status == 0, err
     assert "Projection" in out
     content = json.loads(Path("outputs/bench/projection.json").read_text())
