@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 _CHUNK = 1 << 20
 
 
@@ -90,6 +93,15 @@ def digest(content: Any) -> str:
 def file_digest(file: Path) -> str:
     """Digest of a file's content."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Digest of a network's weights, the same whatever file they came from and wherever they are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _path(target: Any) -> str:

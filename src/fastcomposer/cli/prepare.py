@@ -12,6 +12,14 @@ from fastcomposer.cli.common import command
 
 @command("prepare")
 def main(config: DictConfig) -> None:
+    """Make a data folder, or what the training takes from one."""
+    if config.cache is not None:
+        fill_cache(config)
+    else:
+        make_folder(config)
+
+
+def make_folder(config: DictConfig) -> None:
     """Call what the data configuration names under ``prepare``."""
     if config.data.prepare is None:
         raise ValueError(
@@ -29,6 +37,26 @@ def main(config: DictConfig) -> None:
         say = rank_zero_only(print)
     made = instantiate(config.data.prepare)
     say(f"{made} records made; the data folder is {config.data.root}")
+
+
+def fill_cache(config: DictConfig) -> None:
+    """Precompute VAE moments and text states of the data's records."""
+    if "cache" not in config.data.module:
+        raise ValueError(f"cache={config.cache}: this data choice has no records to precompute states of")
+
+    from hydra.utils import instantiate
+
+    from fastcomposer.models.composer import FastComposer
+
+    data = instantiate(config.data.module, cache=None)
+    model = FastComposer.from_pretrained(
+        config.model.base, config.model.image_encoder, max_subjects=config.model.max_subjects
+    )
+    stage = instantiate(config.precompute)(model, data)
+    trainer = instantiate(config.trainer)
+    trainer.predict(stage, return_predictions=False)
+    if trainer.is_global_zero:
+        print(f"data.module.cache={config.cache}")
 
 
 if __name__ == "__main__":

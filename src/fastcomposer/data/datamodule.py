@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset, check_settings
 from fastcomposer.data.index import ON_BAD_RECORD
+from fastcomposer.data.precomputed import StateCache, describe_target
 from fastcomposer.data.records import read_ids
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
 
@@ -118,11 +120,13 @@ class SubjectDataModule(LightningDataModule):
         scaled_decoding: Decode large pictures at a part of their size, see
             :class:`~fastcomposer.data.dataset.SubjectDataset`.
         on_bad_record: ``raise`` or ``skip``.
+        cache: Folder of precomputed VAE moments and text states; ``None`` computes them in every step.
         seed: Seed of order and augmentation.
 
     Raises:
         ValueError: If a setting is out of range.
-        FileNotFoundError: If the folder is missing.
+        FileNotFoundError: If the folder, or that of the cache, is missing.
+        StaleCacheError: If the cache is of targets made otherwise.
         RecordError: If an id list is missing or empty.
     """
 
@@ -148,6 +152,7 @@ class SubjectDataModule(LightningDataModule):
         augmentation: ReferenceAugmentation | None = PUBLISHED,
         scaled_decoding: bool = True,
         on_bad_record: str = "raise",
+        cache: str | Path | None = None,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -165,7 +170,7 @@ class SubjectDataModule(LightningDataModule):
             "background": background,
         }
         check_settings(max_subjects=max_subjects, flip=flip, seed=seed, **references)
-        TargetTransform(resolution)
+        self._target = (TargetTransform(resolution), scaled_decoding, reference, reference_size, labels)
         ReferenceTransform(reference_size, augmentation)
         self.root = Path(root)
         if not self.root.is_dir():
@@ -173,6 +178,9 @@ class SubjectDataModule(LightningDataModule):
         for split in (train_split, val_split):
             if split is not None:
                 read_ids(self.root, split)
+        self.cache = None if cache is None else StateCache(cache)
+        if self.cache is not None:
+            self.cache.check_target(self.target)
         self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
         self.train_split, self.val_split, self.seed = train_split, val_split, seed
         self._shared: dict[str, Any] = {
@@ -185,12 +193,18 @@ class SubjectDataModule(LightningDataModule):
             "min_subjects": min_subjects,
             "scaled_decoding": scaled_decoding,
             "on_bad_record": on_bad_record,
+            "cache": self.cache,
             "seed": seed,
         }
         self._random: dict[str, Any] = {"flip": flip, "augmentation": augmentation}
         self._resumed: tuple[Any, dict[str, int]] = (None, _BEGINNING)
         self.train_dataset: SubjectDataset | None = None
         self.val_dataset: SubjectDataset | None = None
+
+    @cached_property
+    def target(self) -> dict[str, Any]:
+        """How targets are made, as a cache keeps it."""
+        return describe_target(*self._target)
 
     def setup(self, stage: str | None = None) -> None:
         """Index the data; a second call does nothing."""

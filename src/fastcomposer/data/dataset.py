@@ -15,12 +15,15 @@ from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.index import RecordIndex
+from fastcomposer.data.precomputed import StateCache, Target, content_digest
 from fastcomposer.data.records import (
     LoadedRecord,
     Record,
     RecordError,
     Segment,
+    read_json,
     read_record,
+    record_path,
 )
 from fastcomposer.data.reference_source import ReferenceSource
 from fastcomposer.data.transforms import (
@@ -74,10 +77,12 @@ class SubjectDataset(Dataset[SubjectBatch]):
         scaled_decoding: Decode pictures that are twice as large as needed, or more, at a half, quarter or
             eighth of their size; the result differs from decoding them whole by about a level of 255.
         on_bad_record: ``raise``, or ``skip`` to put the next good record in its place.
+        cache: Where samples take their moments and text states from; ``None`` leaves them out.
         seed: Seed of all that is random.
 
     Raises:
         ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
+        StaleCacheError: If the cache lacks records.
         RecordError: If the id list is missing or empty, or, under ``raise``, a record's JSON is bad.
     """
 
@@ -99,6 +104,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         augmentation: ReferenceAugmentation | None = PUBLISHED,
         scaled_decoding: bool = True,
         on_bad_record: str = "raise",
+        cache: StateCache | None = None,
         seed: int = 42,
     ) -> None:
         check_settings(
@@ -125,6 +131,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
             raise RecordError(
                 f"{self.root}: no record of split {split!r} has {min_subjects} segments, {wanted}"
             )
+        self.cache = cache
+        if cache is not None:
+            cache.check_records(self.record_ids)
         others = self.index.by_identity(self.labels) if reference == "other_image" else None
         if others is not None and not others:
             raise ValueError(
@@ -217,16 +226,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
             return None
 
     def _sample(self, loaded: LoadedRecord, place: int, rng: np.random.Generator) -> SubjectBatch:
-        image, segment_map, record = loaded.image, loaded.segment_map, loaded.record
-        candidates = self._candidates(record)
-        target, target_masks = self.target_transform(
-            torch.from_numpy(image).permute(2, 0, 1),
-            segment_map,
-            [segment.id for segment in candidates],
-            flip=bool(rng.random() < self.flip),
-        )
-        subjects, prompt = self._choose(record, candidates, target_masks, place)
-
+        flip = bool(rng.random() < self.flip)
+        target, subjects, prompt = self._compose(loaded, place, flip=flip)
         slots = self.max_subjects
         slot_masks = torch.zeros(1, slots, *target.shape[-2:])
         token_idx = torch.zeros(1, slots, dtype=torch.long)
@@ -237,6 +238,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
             present[0, slot] = True
         segments = [subject.segment for subject in subjects]
         references, extra, extra_present = self.reference_source.draw(loaded, segments, slots, rng)
+        moments, states = (
+            (None, None) if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
+        )
         return SubjectBatch(
             pixel_values=target[None],
             input_ids=torch.tensor([prompt.input_ids]),
@@ -246,9 +250,50 @@ class SubjectDataset(Dataset[SubjectBatch]):
             subject_masks=slot_masks,
             extra_pixel_values=extra,
             extra_present=extra_present,
-            size_conditions=torch.tensor([self.target_transform.sizes(*segment_map.shape)]),
-            record_ids=(record.record_id,),
+            size_conditions=torch.tensor([self.target_transform.sizes(*loaded.segment_map.shape)]),
+            latent_moments=moments,
+            text_embeds=states,
+            record_ids=(loaded.record.record_id,),
         )
+
+    def target(self, place: int) -> Target | None:
+        """Make the target of a record alone; ``None`` if the record is bad and to be skipped.
+
+        Args:
+            place: Position in :attr:`record_ids`.
+
+        Raises:
+            RecordError: If the record is bad under ``raise``.
+        """
+        loaded = self._read(self.record_ids[place], self._reduction)
+        if loaded is None:
+            return None
+        pixels, _, prompt = self._compose(loaded, place, flip=False)
+        digest = content_digest(loaded.picture_file, loaded.record.caption)
+        return Target(loaded.record.record_id, digest, pixels, prompt.input_ids)
+
+    def digest(self, place: int) -> bytes | None:
+        """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
+        record_id = self.record_ids[place]
+        try:
+            caption = read_json(self.root, record_id).caption
+            return content_digest(record_path(self.root, record_id, ".jpg").read_bytes(), caption)
+        except (RecordError, OSError):
+            return None
+
+    def _compose(
+        self, loaded: LoadedRecord, place: int, *, flip: bool
+    ) -> tuple[Tensor, list[_Subject], ParsedPrompt]:
+        """Make the target (3, H, W), choose the subjects that it shows, and parse the prompt with them."""
+        record = loaded.record
+        candidates = self._candidates(record)
+        target, target_masks = self.target_transform(
+            torch.from_numpy(loaded.image).permute(2, 0, 1),
+            loaded.segment_map,
+            [segment.id for segment in candidates],
+            flip=flip,
+        )
+        return target, *self._choose(record, candidates, target_masks, place)
 
     def _choose(
         self, record: Record, candidates: list[Segment], masks: Tensor, place: int

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastcomposer.models.composer import FastComposer
@@ -15,6 +14,7 @@ from fastcomposer.models.loading import Weights
 from fastcomposer.models.text import open_pipeline
 from fastcomposer.models.trained import load_trained_weights
 from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.settings import weights_digest
 
 _FOR_SUBJECTS = ("image_encoder", "fusion")
 
@@ -105,15 +105,6 @@ def pipeline_facts(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[st
         "weights": {**weights, "tokenizer": _short(json.dumps(vocabulary, sort_keys=True).encode())},
         "scheduler": {"class": type(scheduler).__name__, **plain},
     }
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Digest of a network's weights, the same whatever file they came from and wherever they are."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _short(content: bytes) -> str:

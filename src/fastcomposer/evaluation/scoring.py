@@ -19,14 +19,13 @@ from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.methods import blocks
-from fastcomposer.evaluation.pipelines import weights_digest
 from fastcomposer.evaluation.store import COLUMNS, read_table, write_table
 from fastcomposer.metrics.consistency import prompt_consistency
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.metrics.similarity import copy_paste
-from fastcomposer.settings import digest, file_digest
+from fastcomposer.settings import digest, file_digest, weights_digest
 from fastcomposer.stages import ResumableStage
 
 _BACKING = 238 / 255  # behind transparent references

@@ -20,6 +20,7 @@ from fastcomposer.models.trained import (
     read_training_length,
     save_trained_weights,
 )
+from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
 
@@ -84,6 +85,16 @@ class FastComposerModule(RecipeModule):
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
         self._empty_states: TextStates | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse precomputed moments and states of other networks.
+
+        Raises:
+            StaleCacheError: With which network differs.
+        """
+        cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
+        if cache is not None:
+            cache.check_weights(frozen_digests(self.model))
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""

@@ -1,0 +1,210 @@
+"""Precomputation: VAE moments and text states of every record, as a prediction of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.dataset import SubjectDataset
+from fastcomposer.data.precomputed import (
+    CachePart,
+    Target,
+    check_manifest,
+    clear,
+    part_file,
+    read_part_records,
+    write_manifest,
+    write_part,
+)
+from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.conditioning import encode_text
+from fastcomposer.settings import weights_digest
+from fastcomposer.stages import ResumableStage
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+_READERS = 8
+
+
+def frozen_digests(model: FastComposer) -> dict[str, str]:
+    """Digests of the networks that moments and text states come from."""
+    return {"vae": weights_digest(model.vae), "text_encoder": weights_digest(model.text_encoder)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Records that share a file: number of the dataset and place in it."""
+
+    number: int
+    places: tuple[tuple[int, int], ...]
+
+
+class CacheStage(ResumableStage):
+    """Fills a cache for the training and validation records of a data module.
+
+    Parts that are there and whose records have not changed are kept, so an interrupted call goes on where it
+    stopped, and a later one renews what has changed.
+
+    Args:
+        model: Its VAE and text encoder are used.
+        data: Data module of the training, made without a cache.
+        folder: Folder of the cache, made when missing.
+        precision: Type that moments and states are kept in: ``float32`` or ``float16``.
+        records_per_file: Records in one file; what an interruption loses.
+        batch_size: Records encoded together.
+        restart: Whether to forget what is there.
+
+    Raises:
+        ValueError: If a setting is out of range, or the model does not take the resolution.
+        StaleCacheError: If the folder holds a cache made from something else, with what differs.
+    """
+
+    title = "records in the cache"
+
+    def __init__(
+        self,
+        model: FastComposer,
+        data: SubjectDataModule,
+        folder: str | Path,
+        precision: str = "float32",
+        records_per_file: int = 512,
+        batch_size: int = 16,
+        restart: bool = False,
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precompute.precision={precision}: one of {', '.join(PRECISIONS)}")
+        for name, value in (("records_per_file", records_per_file), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"precompute.{name} must be at least 1, not {value}")
+        data.setup("fit")
+        self.datasets = [dataset for dataset in (data.train_dataset, data.val_dataset) if dataset is not None]
+        resolution = data.target["resolution"]
+        model.check_image_size(resolution, resolution)
+        self.folder, self.dtype_kept = Path(folder), PRECISIONS[precision]
+        self.batch_size, self.num_workers, self.restart = batch_size, data.num_workers, restart
+        self.manifest = (data.target, frozen_digests(model), precision)
+        if not restart:
+            check_manifest(self.folder, *self.manifest)
+        self.parts = _parts(self.datasets, records_per_file)
+        # Lightning moves these; the rest of the model stays where it is.
+        self.networks = nn.ModuleDict({"vae": model.vae, "text_encoder": model.text_encoder})
+        self._encode_moments = model.encode_moments
+        self._encode_text = partial(encode_text, model.text_encoder)
+
+    def missing_tasks(self) -> list[_Part]:
+        """Claim the folder, and list the parts that are not there or whose records have changed."""
+        if self.restart:
+            clear(self.folder)
+        write_manifest(self.folder, *self.manifest)
+        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        with ThreadPoolExecutor(_READERS) as pool:
+            return [part for part in self.parts if not self._is_current(part, pool)]
+
+    def num_pictures(self) -> int:
+        """See :class:`ResumableStage`."""
+        return sum(len(part.places) for part in self.tasks)
+
+    def predict_step(self, batch: int, batch_idx: int) -> int:
+        """Encode and write a part; returns how many records it has."""
+        part: _Part = self.tasks[batch]
+        loader: Any = DataLoader(
+            _Targets(self.datasets, part.places), batch_size=None, num_workers=self.num_workers
+        )
+        targets = [target for target in loader if target is not None]
+        found = {target.record_id for target in targets}
+        reasons = {name: why for data in self.datasets for name, why in data.bad_records().items()}
+        names = [self.datasets[number].record_ids[place] for number, place in part.places]
+        captions = list(dict.fromkeys(tuple(target.input_ids) for target in targets))
+        rows = {input_ids: row for row, input_ids in enumerate(captions)}
+        input_ids = torch.tensor(captions, dtype=torch.long)
+        content = CachePart(
+            ids=[target.record_id for target in targets],
+            digests=torch.tensor([list(target.digest) for target in targets], dtype=torch.uint8),
+            moments=self._moments(targets),
+            captions=torch.tensor([rows[tuple(target.input_ids)] for target in targets]),
+            input_ids=input_ids,
+            states=self._states(input_ids),
+            bad={name: reasons.get(name, "unreadable") for name in names if name not in found},
+        )
+        write_part(self.folder, part.number, content)
+        return len(part.places)
+
+    def finish(self) -> None:
+        """Remove parts that no record belongs to any more."""
+        number = len(self.parts)
+        while part_file(self.folder, number).exists():
+            part_file(self.folder, number).unlink()
+            number += 1
+
+    def _moments(self, targets: Sequence[Target]) -> Tensor:
+        """(N, 2, 2C, h, w) of the targets and their mirror images."""
+        moments = []
+        for start in range(0, len(targets), self.batch_size):
+            pixels = torch.stack([t.pixel_values for t in targets[start : start + self.batch_size]])
+            pixels = pixels.to(self.device)
+            both = self._encode_moments(torch.cat([pixels, pixels.flip(-1)]))
+            moments.append(torch.stack(both.to(self.dtype_kept).cpu().chunk(2), dim=1))
+        return torch.cat(moments) if moments else torch.zeros(0, 2, 0)
+
+    def _states(self, input_ids: Tensor) -> Tensor:
+        """(M, 77, d) of token ids (M, 77)."""
+        states = [
+            self._encode_text(ids.to(self.device)).to(self.dtype_kept).cpu()
+            for ids in input_ids.split(self.batch_size)
+            if len(ids)
+        ]
+        return torch.cat(states) if states else torch.zeros(0, 0)
+
+    def _is_current(self, part: _Part, pool: ThreadPoolExecutor) -> bool:
+        """Whether a part's file is there and its records are as they were."""
+        try:
+            ids, bad, digests = read_part_records(part_file(self.folder, part.number))
+        except (FileNotFoundError, SafetensorError, ValueError, LookupError):
+            return False
+        names = [self.datasets[number].record_ids[place] for number, place in part.places]
+        if bad or ids != names:  # what was bad may have been mended
+            return False
+        return list(pool.map(self._digest, part.places)) == [row.tobytes() for row in digests]
+
+    def _digest(self, place: tuple[int, int]) -> bytes | None:
+        return self.datasets[place[0]].digest(place[1])
+
+
+class _Targets(Dataset[Target | None]):
+    """Targets at some places of some datasets."""
+
+    def __init__(self, datasets: Sequence[SubjectDataset], places: Sequence[tuple[int, int]]) -> None:
+        self.datasets, self.places = datasets, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Target | None:
+        number, place = self.places[index]
+        return self.datasets[number].target(place)
+
+
+def _parts(datasets: Sequence[SubjectDataset], size: int) -> list[_Part]:
+    """Divide records into parts, each record once; no part holds records of two datasets."""
+    parts: list[_Part] = []
+    seen: set[str] = set()
+    for number, dataset in enumerate(datasets):
+        places = []
+        for place, record_id in enumerate(dataset.record_ids):
+            if record_id not in seen:
+                seen.add(record_id)
+                places.append((number, place))
+        for start in range(0, len(places), size):
+            parts.append(_Part(len(parts), tuple(places[start : start + size])))
+    return parts
