@@ -75,9 +75,10 @@ def test_no_choice_is_forgotten() -> None:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
-    if choice in {"subjects", "samples"}:  # what others build on, with fields left open
+    if choice in {"subjects", "streaming", "samples"}:  # what others build on, with fields left open
         overrides += {
             "subjects": ["data.root=x"],
+            "streaming": ["data.root=x"],
             "samples": ["callbacks.samples.prompts=[]", "callbacks.samples.references=[]"],
         }[choice]
     evaluated = choice == "ablation_alpha" or choice.startswith("search_")

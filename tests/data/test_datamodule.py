@@ -13,6 +13,8 @@ from toy_records import LEFT, add_record
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.datamodule import EpochSampler, SubjectDataModule
 from fastcomposer.data.records import RecordError, write_ids
+from fastcomposer.data.shards import write_shards
+from fastcomposer.data.streaming import StreamingDataModule
 from fastcomposer.data.transforms import PUBLISHED
 
 Seen = list[tuple[tuple[str, ...], float]]
@@ -275,6 +277,22 @@ def test_resuming_with_another_batch_size(folder: Path, tokenizer: Any, tmp_path
     resumed = fit(module(folder, tokenizer, batch_size=4), checkpoint=checkpoint, max_steps=8)
     assert resumed[0][0] == straight[6][0] + straight[7][0]
     assert len(resumed) == 2
+
+
+def test_a_run_from_shards_goes_on_within_an_epoch(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    write_shards(folder, tmp_path / "shards", records_per_shard=2, num_workers=0)
+
+    def data(**changes: Any) -> StreamingDataModule:
+        settings: dict[str, Any] = {"resolution": 24, "reference_size": 24, "batch_size": 2, "window": 2}
+        return StreamingDataModule(tmp_path / "shards", tokenizer, **settings, **changes)
+
+    straight = fit(data(), keep=tmp_path, max_steps=10)
+    assert len({content for _, content in straight}) == 10
+    for step in (2, 4, 7):
+        resumed = fit(data(), checkpoint=tmp_path / f"batch-end-{step}.ckpt", max_steps=10)
+        assert resumed == straight[step:]
+    with_workers = fit(data(num_workers=2), checkpoint=tmp_path / "batch-end-7.ckpt", max_steps=10)
+    assert with_workers == straight[7:]
 
 
 def test_a_fresh_run_after_a_resumed_one_begins_at_the_beginning(

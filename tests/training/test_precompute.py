@@ -184,9 +184,7 @@ def test_stale_caches_are_refused_with_what_changed(
         fill(precision="float16")
     with pytest.raises(StaleCacheError, match="stale: resolution: 32, not 64"):
         make_data(cache=cache, resolution=64)
-    with pytest.raises(
-        StaleCacheError, match="decoding: 'scaled, reference=other_image', not 'whole'"
-    ):
+    with pytest.raises(StaleCacheError, match="decoding: 'scaled, reference=other_image', not 'whole'"):
         make_data(cache=cache, scaled_decoding=False)
     data = make_data(cache=cache)
     with pytest.raises(StaleCacheError, match="24 of 24 records are missing, 00000000 first"):

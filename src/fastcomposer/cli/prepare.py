@@ -15,6 +15,8 @@ def main(config: DictConfig) -> None:
     """Make a data folder, or what the training takes from one."""
     if config.cache is not None:
         fill_cache(config)
+    elif config.shards is not None:
+        split_up(config)
     else:
         make_folder(config)
 
@@ -37,6 +39,14 @@ def make_folder(config: DictConfig) -> None:
         say = rank_zero_only(print)
     made = instantiate(config.data.prepare)
     say(f"{made} records made; the data folder is {config.data.root}")
+
+
+def split_up(config: DictConfig) -> None:
+    """Write the data's records in shards."""
+    from hydra.utils import instantiate
+
+    written = instantiate(config.sharding)
+    print(f"{written} records written; data=streaming data.root={config.shards}")
 
 
 def fill_cache(config: DictConfig) -> None:

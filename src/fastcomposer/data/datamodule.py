@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset, check_settings
-from fastcomposer.data.index import ON_BAD_RECORD
+from fastcomposer.data.index import ON_BAD_RECORD, RecordTable
 from fastcomposer.data.precomputed import StateCache, describe_target
 from fastcomposer.data.records import read_ids
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
@@ -70,11 +70,17 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
     def _stream(self, start: int) -> Iterator[tuple[int, int]]:
         first_epoch, done = divmod(start, self.batches)
         for epoch in itertools.count(first_epoch):
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
-            order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
-            mine = order[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
+            mine = self.order(epoch)[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
             yield from ((epoch, int(index)) for index in mine[done * self.batch_size :])
             done = 0
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the permutation of an epoch."""
+        return self.epoch_rng(epoch).permutation(len(self.dataset))  # type: ignore[arg-type]
+
+    def epoch_rng(self, epoch: int) -> np.random.Generator:
+        """Return the random numbers that order an epoch."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
 
 
 _BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}
@@ -172,12 +178,10 @@ class SubjectDataModule(LightningDataModule):
         check_settings(max_subjects=max_subjects, flip=flip, seed=seed, **references)
         self._target = (TargetTransform(resolution), scaled_decoding, reference, reference_size, labels)
         ReferenceTransform(reference_size, augmentation)
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"root: no data folder at {self.root}")
-        for split in (train_split, val_split):
-            if split is not None:
-                read_ids(self.root, split)
+        self.root = root
+        self.check_data(
+            tuple(split for split in (train_split, val_split) if split is not None), {"reference": reference}
+        )
         self.cache = None if cache is None else StateCache(cache)
         if self.cache is not None:
             self.cache.check_target(self.target)
@@ -209,10 +213,36 @@ class SubjectDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Index the data; a second call does nothing."""
         if self.train_dataset is None and stage in (None, "fit"):
-            self.train_dataset = SubjectDataset(self.root, self.train_split, **self._shared, **self._random)
+            self.train_dataset = self._dataset(self.train_split, self._random)
         if self.val_dataset is None and self.val_split is not None and stage in (None, "fit", "validate"):
-            still: dict[str, Any] = {"flip": 0.0, "augmentation": None}
-            self.val_dataset = SubjectDataset(self.root, self.val_split, **self._shared, **still)
+            self.val_dataset = self._dataset(self.val_split, {"flip": 0.0, "augmentation": None})
+
+    def _dataset(self, split: str, settings: dict[str, Any]) -> SubjectDataset:
+        return SubjectDataset(self.root, split, **self._shared, **settings, records=self.records(split))
+
+    def check_data(self, splits: tuple[str, ...], settings: dict[str, Any]) -> None:
+        """Look for the data when the module is made.
+
+        Args:
+            splits: Those that will be read.
+            settings: What they are to serve: ``reference``.
+
+        Raises:
+            FileNotFoundError: If the folder is missing.
+            RecordError: If an id list is missing or empty.
+        """
+        if not Path(self.root).is_dir():
+            raise FileNotFoundError(f"root: no data folder at {self.root}")
+        for split in splits:
+            read_ids(self.root, split)
+
+    def records(self, split: str) -> RecordTable | None:
+        """Return where the records of a split are read from; ``None`` for the folder itself."""
+        return None
+
+    def sampler(self, dataset: SubjectDataset, **options: Any) -> EpochSampler:
+        """Make the sampler of the training data."""
+        return EpochSampler(dataset, self.batch_size, **options)
 
     def train_dataloader(self) -> DataLoader[SubjectBatch]:
         """Return the training loader, which begins where the trainer is.
@@ -224,9 +254,8 @@ class SubjectDataModule(LightningDataModule):
         assert self.train_dataset is not None
         rank, world = self._rank_and_world()
         self._sizes()
-        sampler = EpochSampler(
+        sampler = self.sampler(
             self.train_dataset,
-            self.batch_size,
             num_replicas=world,
             rank=rank,
             seed=self.seed,

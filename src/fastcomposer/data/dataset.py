@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.index import RecordIndex
+from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.precomputed import StateCache, Target, content_digest
 from fastcomposer.data.records import (
     LoadedRecord,
     Record,
     RecordError,
     Segment,
-    read_json,
-    read_record,
     record_path,
 )
 from fastcomposer.data.reference_source import ReferenceSource
@@ -77,6 +75,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         scaled_decoding: Decode pictures that are twice as large as needed, or more, at a half, quarter or
             eighth of their size; the result differs from decoding them whole by about a level of 255.
         on_bad_record: ``raise``, or ``skip`` to put the next good record in its place.
+        records: Where records are read from, if not from the folder itself.
         cache: Where samples take their moments and text states from; ``None`` leaves them out.
         seed: Seed of all that is random.
 
@@ -105,6 +104,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         scaled_decoding: bool = True,
         on_bad_record: str = "raise",
         cache: StateCache | None = None,
+        records: RecordTable | None = None,
         seed: int = 42,
     ) -> None:
         check_settings(
@@ -115,7 +115,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             flip=flip,
             seed=seed,
         )
-        self.root, self.split = Path(root), split
+        self.root, self.split = root, split
         self.tokenizer = tokenizer
         self.target_transform = TargetTransform(resolution)
         self.reference_transform = ReferenceTransform(reference_size, augmentation)
@@ -123,7 +123,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self.labels = None if labels is None else frozenset(labels)
         self.scaled_decoding, self.on_bad_record, self.seed = scaled_decoding, on_bad_record, seed
         self.epoch = 0
-        self.index = RecordIndex(root, split, on_bad_record)
+        self.index = records or RecordIndex(root, split, on_bad_record)
         found = (i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects)
         self.record_ids = tuple(found)
         if not self.record_ids:
@@ -173,7 +173,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         for place in self._unreadable.nonzero().flatten().tolist():
             record_id = self.index.record_ids[place]
             try:
-                read_record(self.root, record_id, self.labels)
+                self.index.read(record_id, self.labels)
             except RecordError as error:
                 reasons[record_id] = str(error)
             else:
@@ -215,7 +215,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
     ) -> LoadedRecord | None:
         """Read a record; ``None`` if it is bad and to be skipped."""
         try:
-            return read_record(self.root, record_id, self.labels, reduction if self.scaled_decoding else None)
+            return self.index.read(record_id, self.labels, reduction if self.scaled_decoding else None)
         except RecordError as error:
             if self.on_bad_record == "raise":
                 raise
@@ -276,8 +276,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
         record_id = self.record_ids[place]
         try:
-            caption = read_json(self.root, record_id).caption
-            return content_digest(record_path(self.root, record_id, ".jpg").read_bytes(), caption)
+            return content_digest(*self.index.picture_and_caption(record_id))
         except (RecordError, OSError):
             return None
 

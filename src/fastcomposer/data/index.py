@@ -6,26 +6,73 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from fastcomposer.data.records import ID_LISTS, RecordError, read_ids, read_json, write_atomically
+from fastcomposer.data.records import (
+    ID_LISTS,
+    LoadedRecord,
+    Record,
+    RecordError,
+    read_ids,
+    read_json,
+    read_record,
+    record_path,
+    write_atomically,
+)
 
 ON_BAD_RECORD = ("raise", "skip")
 _INDEX_VERSION = 1
+Segments = dict[str, tuple[tuple[int, str, str | None], ...]]
+"""(id, label, identity) of each segment, by record."""
 
 
-class RecordIndex:
+class RecordTable:
     """The good records of a split, with the labels and identities of their segments.
-
-    The JSON of every record is read once; the result is kept in ``<root>/.index_<split>.json``, which is
-    rebuilt when the id list or a record's folder changes and is left out where the folder is read-only.
-    Pixels are not looked at here.
 
     Attributes:
         record_ids: Good records in the order of the id list.
         bad_records: Reason for each bad record; empty unless they are skipped.
         segments: (id, label, identity) of each segment, by record.
+    """
+
+    record_ids: tuple[str, ...]
+    bad_records: dict[str, str]
+    segments: Segments
+
+    def read(
+        self,
+        record_id: str,
+        labels: Collection[str] | None = None,
+        reduction: Callable[[Record, int, int], int] | None = None,
+    ) -> LoadedRecord:
+        """Read and validate one record, as :func:`~fastcomposer.data.records.read_record` does."""
+        raise NotImplementedError
+
+    def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
+        """Read the content of a record's picture file, and its caption."""
+        raise NotImplementedError
+
+    def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
+        """Count the segments of a record that carry one of the labels (any label when ``None``)."""
+        return sum(labels is None or label in labels for _, label, _ in self.segments[record_id])
+
+    def by_identity(self, labels: Collection[str] | None = None) -> dict[str, list[tuple[str, int]]]:
+        """Return the (record, segment) ids that show each identity, in the order of the id list."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for record_id in dict.fromkeys(self.record_ids):
+            for segment_id, label, identity in self.segments[record_id]:
+                if identity is not None and (labels is None or label in labels):
+                    found.setdefault(identity, []).append((record_id, segment_id))
+        return found
+
+
+class RecordIndex(RecordTable):
+    """The good records of a data folder.
+
+    The JSON of every record is read once; the result is kept in ``<root>/.index_<split>.json``, which is
+    rebuilt when the id list or a record's folder changes and is left out where the folder is read-only.
+    Pixels are not looked at here.
     """
 
     def __init__(self, root: str | Path, split: str, on_bad_record: str = "raise") -> None:
@@ -51,7 +98,7 @@ class RecordIndex:
         self.segments = _load_index(path, key)
         # A record that was bad is not in the file: it is read again, for it may have been mended in place.
         missing = [record_id for record_id in dict.fromkeys(ids) if record_id not in self.segments]
-        self.bad_records: dict[str, str] = {}
+        self.bad_records = {}
         for record_id in missing:
             try:
                 found = read_json(root, record_id).segments
@@ -72,21 +119,19 @@ class RecordIndex:
                 raise RecordError(f"{self.root / ID_LISTS[split]}: no record is good: {shown}")
             warnings.warn(summary + shown, stacklevel=2)
 
-    def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
-        """Count the segments of a record that carry one of the labels (any label when ``None``)."""
-        return sum(labels is None or label in labels for _, label, _ in self.segments[record_id])
+    def read(
+        self,
+        record_id: str,
+        labels: Collection[str] | None = None,
+        reduction: Callable[[Record, int, int], int] | None = None,
+    ) -> LoadedRecord:
+        """See :class:`RecordTable`."""
+        return read_record(self.root, record_id, labels, reduction)
 
-    def by_identity(self, labels: Collection[str] | None = None) -> dict[str, list[tuple[str, int]]]:
-        """Return the (record, segment) ids that show each identity, in the order of the id list."""
-        found: dict[str, list[tuple[str, int]]] = {}
-        for record_id in dict.fromkeys(self.record_ids):
-            for segment_id, label, identity in self.segments[record_id]:
-                if identity is not None and (labels is None or label in labels):
-                    found.setdefault(identity, []).append((record_id, segment_id))
-        return found
-
-
-_Segments = dict[str, tuple[tuple[int, str, str | None], ...]]
+    def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
+        """See :class:`RecordTable`."""
+        caption = read_json(self.root, record_id).caption
+        return record_path(self.root, record_id, ".jpg").read_bytes(), caption
 
 
 def _fingerprint(id_list: Path, ids: Iterable[str]) -> str:
@@ -100,7 +145,7 @@ def _fingerprint(id_list: Path, ids: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _load_index(path: Path, key: str) -> _Segments:
+def _load_index(path: Path, key: str) -> Segments:
     try:
         content = json.loads(path.read_bytes())
         if content["key"] != key:
@@ -110,7 +155,7 @@ def _load_index(path: Path, key: str) -> _Segments:
         return {}  # missing, or not ours: built anew
 
 
-def _save_index(path: Path, key: str, segments: _Segments) -> None:
+def _save_index(path: Path, key: str, segments: Segments) -> None:
     content = json.dumps({"key": key, "records": segments}, ensure_ascii=False).encode()
     with contextlib.suppress(OSError):  # a read-only data folder: the index lives in memory
         write_atomically(path, lambda file: file.write(content))

@@ -33,7 +33,7 @@ class ReferenceSource:
 
     def __init__(
         self,
-        root: Path,
+        root: str | Path,
         read: Read,
         transform: ReferenceTransform,
         others: Mapping[str, Sequence[tuple[str, int]]] | None,

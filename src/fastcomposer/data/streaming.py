@@ -1,0 +1,101 @@
+"""Training data from shards: the same samples as from the data folder that they were made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcomposer.data.datamodule import EpochSampler, SubjectDataModule
+from fastcomposer.data.dataset import SubjectDataset
+from fastcomposer.data.index import RecordTable
+from fastcomposer.data.shards import ShardedRecords
+
+
+class ShardSampler(EpochSampler):
+    """Draws permutations in which a few shards are mixed at a time.
+
+    An epoch takes the shards in random order, so many at a time as a window has, and the records of each
+    window in random order. litdata's own order depends on the number of processes and of workers; this one
+    depends on (seed, epoch) alone, as :class:`EpochSampler`'s.
+
+    Args:
+        *arguments: See :class:`EpochSampler`.
+        shards: (N,) number of the shard of each sample.
+        window: Shards mixed at a time.
+        **options: See :class:`EpochSampler`.
+    """
+
+    def __init__(self, *arguments: Any, shards: np.ndarray, window: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shards, self.window = shards, window
+
+    def order(self, epoch: int) -> np.ndarray:
+        """See :class:`EpochSampler`."""
+        mixed = super().order(epoch)
+        turns = self.epoch_rng(epoch).permutation(int(self.shards.max()) + 1)
+        return mixed[np.argsort(turns[self.shards[mixed]] // self.window, kind="stable")]
+
+
+class StreamingDataModule(SubjectDataModule):
+    """Training and validation data out of shards (:mod:`fastcomposer.data.shards`).
+
+    A sample is the one that the data folder gives for the same record, bit for bit. With ``window=None``
+    the order is the folder's too; a window makes few shards do for a while, which an object store or a slow
+    disk needs. References out of other records (``other_image``) are read where those lie: over an object
+    store this fetches shards out of turn.
+
+    Args:
+        root: Folder of shards, or URL.
+        *arguments: See :class:`SubjectDataModule`.
+        local: Folder to keep downloaded shards in.
+        window: Shards mixed at a time; ``None`` mixes all.
+        **settings: See :class:`SubjectDataModule`.
+
+    Raises:
+        ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
+        RecordError: If there are no shards of a split.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *arguments: Any,
+        local: str | Path | None = None,
+        window: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1 shard, not {window}")
+        self.local, self.window = local, window
+        self._tables: dict[str, ShardedRecords] = {}
+        super().__init__(root, *arguments, **settings)
+
+    def check_data(self, splits: tuple[str, ...], settings: dict[str, Any]) -> None:
+        """Read the catalogues.
+
+        Raises:
+            RecordError: If there are no shards of a split.
+            ValueError: If ``other_image`` is asked of data without identities.
+        """
+        for split in splits:
+            self._tables[split] = ShardedRecords(str(self.root), split, self.local)
+            if settings["reference"] == "other_image" and not self._tables[split].by_identity():
+                raise ValueError(
+                    "data.module.reference=other_image needs segments with an identity, of which the shards "
+                    f"in {self.root} have none; use reference=same_image"
+                )
+
+    def records(self, split: str) -> RecordTable:
+        """See :class:`SubjectDataModule`."""
+        return self._tables[split]
+
+    def sampler(self, dataset: SubjectDataset, **options: Any) -> EpochSampler:
+        """See :class:`SubjectDataModule`."""
+        if self.window is None:
+            return super().sampler(dataset, **options)
+        table = self._tables[self.train_split]
+        shards = dict(zip(table.record_ids, table.shards(), strict=True))
+        numbers = np.array([shards[name] for name in dataset.record_ids])
+        return ShardSampler(dataset, self.batch_size, shards=numbers, window=self.window, **options)
