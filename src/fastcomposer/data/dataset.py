@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.choice import DROPPED, Choice, choose_subjects
 from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.precomputed import StateCache, Target, content_digest
 from fastcomposer.data.records import (
@@ -21,7 +21,6 @@ from fastcomposer.data.records import (
     Record,
     RecordError,
     Segment,
-    record_path,
 )
 from fastcomposer.data.reference_source import ReferenceSource
 from fastcomposer.data.transforms import (
@@ -32,19 +31,10 @@ from fastcomposer.data.transforms import (
     TargetTransform,
     sample_rng,
 )
-from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt, place_markers
 
 logger = logging.getLogger(__name__)
 
 REFERENCES = ("same_image", "other_image")
-_DROPPED = ("empty_mask", "same_word", "beyond_tokens", "over_max_subjects")
-
-
-@dataclass(frozen=True)
-class _Subject:
-    segment: Segment
-    end: int
-    mask: Tensor
 
 
 class SubjectDataset(Dataset[SubjectBatch]):
@@ -145,7 +135,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         )
         # In shared memory, because workers find what there is to count. Each place belongs to one record,
         # so that a record met twice, or by two workers at once, counts once.
-        self._dropped = torch.zeros(len(self.record_ids), len(_DROPPED), dtype=torch.int16).share_memory_()
+        self._dropped = torch.zeros(len(self.record_ids), len(DROPPED), dtype=torch.int16).share_memory_()
         self._place = {record_id: place for place, record_id in enumerate(self.index.record_ids)}
         self._unreadable = torch.zeros(len(self.index.record_ids), dtype=torch.bool).share_memory_()
 
@@ -165,7 +155,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         """
         dropped = self._dropped.sum(dim=0).tolist()
         bad = len(self.index.bad_records) + int(self._unreadable.sum())
-        return {"bad_records": bad, **dict(zip(_DROPPED, dropped, strict=True))}
+        return {"bad_records": bad, **dict(zip(DROPPED, dropped, strict=True))}
 
     def bad_records(self) -> dict[str, str]:
         """Return the reason for each bad record found so far, by all workers."""
@@ -227,7 +217,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
 
     def _sample(self, loaded: LoadedRecord, place: int, rng: np.random.Generator) -> SubjectBatch:
         flip = bool(rng.random() < self.flip)
-        target, subjects, prompt = self._compose(loaded, place, flip=flip)
+        target, chosen = self._compose(loaded, place, flip=flip)
+        subjects, prompt = chosen.subjects, chosen.prompt
         slots = self.max_subjects
         slot_masks = torch.zeros(1, slots, *target.shape[-2:])
         token_idx = torch.zeros(1, slots, dtype=torch.long)
@@ -268,9 +259,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
         loaded = self._read(self.record_ids[place], self._reduction)
         if loaded is None:
             return None
-        pixels, _, prompt = self._compose(loaded, place, flip=False)
+        pixels, chosen = self._compose(loaded, place, flip=False)
         digest = content_digest(loaded.picture_file, loaded.record.caption)
-        return Target(loaded.record.record_id, digest, pixels, prompt.input_ids)
+        return Target(loaded.record.record_id, digest, pixels, chosen.prompt.input_ids)
 
     def digest(self, place: int) -> bytes | None:
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
@@ -280,9 +271,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         except (RecordError, OSError):
             return None
 
-    def _compose(
-        self, loaded: LoadedRecord, place: int, *, flip: bool
-    ) -> tuple[Tensor, list[_Subject], ParsedPrompt]:
+    def _compose(self, loaded: LoadedRecord, place: int, *, flip: bool) -> tuple[Tensor, Choice]:
         """Make the target (3, H, W), choose the subjects that it shows, and parse the prompt with them."""
         record = loaded.record
         candidates = self._candidates(record)
@@ -292,41 +281,10 @@ class SubjectDataset(Dataset[SubjectBatch]):
             [segment.id for segment in candidates],
             flip=flip,
         )
-        return target, *self._choose(record, candidates, target_masks, place)
-
-    def _choose(
-        self, record: Record, candidates: list[Segment], masks: Tensor, place: int
-    ) -> tuple[list[_Subject], ParsedPrompt]:
-        """Choose the subjects of a sample, in the order of the caption, and parse the prompt with them."""
-        areas = masks.sum(dim=(1, 2)).tolist()
-        order = sorted(range(len(candidates)), key=lambda i: (-areas[i], candidates[i].id))
-        dropped = dict.fromkeys(_DROPPED, 0)
-        by_end: dict[int, _Subject] = {}  # the largest first
-        for number in order:
-            segment = candidates[number]
-            end = len(record.caption[: segment.end].rstrip())  # two offsets around a space are one word
-            if not areas[number]:
-                dropped["empty_mask"] += 1
-            elif end in by_end:
-                dropped["same_word"] += 1
-            else:
-                by_end[end] = _Subject(segment, end, masks[number])
-        while True:
-            subjects = sorted(list(by_end.values())[: self.max_subjects], key=lambda s: s.end)
-            caption = place_markers(record.caption, [subject.end for subject in subjects])
-            try:
-                prompt = parse_prompt(caption, self.tokenizer, num_references=len(subjects))
-                break
-            except PromptError:
-                if not subjects:
-                    raise
-                # Beyond the tokenizer's limit: the last one at least. The next in size may take its slot.
-                del by_end[subjects[-1].end]
-                dropped["beyond_tokens"] += 1
-        dropped["over_max_subjects"] = len(by_end) - len(subjects)
-        if any(dropped.values()):
-            self._dropped[place] = torch.tensor(list(dropped.values()), dtype=torch.int16)
-        return subjects, prompt
+        chosen = choose_subjects(record, candidates, target_masks, self.tokenizer, self.max_subjects)
+        if any(chosen.dropped):
+            self._dropped[place] = torch.tensor(chosen.dropped, dtype=torch.int16)
+        return target, chosen
 
 
 def check_settings(
