@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from toy_records import LEFT, add_record
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.datamodule import EpochSampler, SubjectDataModule
+from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.order import EpochSampler
 from fastcomposer.data.records import RecordError, write_ids
 from fastcomposer.data.shards import write_shards
 from fastcomposer.data.streaming import StreamingDataModule

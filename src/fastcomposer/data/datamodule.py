@@ -2,86 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset, check_settings
 from fastcomposer.data.index import ON_BAD_RECORD, RecordTable
+from fastcomposer.data.order import EpochSampler
 from fastcomposer.data.precomputed import StateCache, describe_target
 from fastcomposer.data.records import read_ids
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
-
-
-class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
-    """Draws permutation after permutation of a dataset as (epoch, index) pairs, from any batch on.
-
-    Batches are counted through from the first epoch; each epoch has as many as it fills. One pass gives as
-    many batches as an epoch has, and goes on into the next epoch where it began within one. The epoch travels
-    with the index, because workers that outlive an epoch keep their copy of the dataset. The samples of all
-    processes together are the same whatever their number. Being a ``DistributedSampler`` keeps Lightning from
-    putting its own in place of it.
-
-    Args:
-        dataset: Anything with a length.
-        batch_size: Samples per process and batch.
-        num_replicas: Number of processes.
-        rank: Number of this process.
-        seed: Seed of the permutations.
-        position: Called when a pass begins: how many batches came before it. ``None`` begins with the epoch
-            that was set.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        batch_size: int,
-        *,
-        num_replicas: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-        position: Callable[[], int] | None = None,
-    ) -> None:
-        super().__init__(
-            dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
-        )
-        self.batch_size = batch_size
-        self.batches = len(dataset) // num_replicas // batch_size  # type: ignore[arg-type]
-        self.position = position
-
-    def __len__(self) -> int:
-        """Samples of a pass for this process."""
-        return self.batches * self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        start = self.epoch * self.batches if self.position is None else self.position()
-        return itertools.islice(self._stream(start), len(self))
-
-    def _stream(self, start: int) -> Iterator[tuple[int, int]]:
-        first_epoch, done = divmod(start, self.batches)
-        for epoch in itertools.count(first_epoch):
-            mine = self.order(epoch)[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
-            yield from ((epoch, int(index)) for index in mine[done * self.batch_size :])
-            done = 0
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Return the permutation of an epoch."""
-        return self.epoch_rng(epoch).permutation(len(self.dataset))  # type: ignore[arg-type]
-
-    def epoch_rng(self, epoch: int) -> np.random.Generator:
-        """Return the random numbers that order an epoch."""
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
-
 
 _BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}
 

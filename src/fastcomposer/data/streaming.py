@@ -7,35 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fastcomposer.data.datamodule import EpochSampler, SubjectDataModule
+from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.index import RecordTable
+from fastcomposer.data.order import EpochSampler, ShardSampler
 from fastcomposer.data.shards import ShardedRecords
-
-
-class ShardSampler(EpochSampler):
-    """Draws permutations in which a few shards are mixed at a time.
-
-    An epoch takes the shards in random order, so many at a time as a window has, and the records of each
-    window in random order. litdata's own order depends on the number of processes and of workers; this one
-    depends on (seed, epoch) alone, as :class:`EpochSampler`'s.
-
-    Args:
-        *arguments: See :class:`EpochSampler`.
-        shards: (N,) number of the shard of each sample.
-        window: Shards mixed at a time.
-        **options: See :class:`EpochSampler`.
-    """
-
-    def __init__(self, *arguments: Any, shards: np.ndarray, window: int, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.shards, self.window = shards, window
-
-    def order(self, epoch: int) -> np.ndarray:
-        """See :class:`EpochSampler`."""
-        mixed = super().order(epoch)
-        turns = self.epoch_rng(epoch).permutation(int(self.shards.max()) + 1)
-        return mixed[np.argsort(turns[self.shards[mixed]] // self.window, kind="stable")]
 
 
 class StreamingDataModule(SubjectDataModule):
