@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.precomputed import StaleCacheError, read_part_records
 from fastcomposer.data.records import Record, read_record, record_path, write_record
-from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.text import encode_text
 from fastcomposer.training.module import FastComposerModule
 from fastcomposer.training.precompute import CacheStage, frozen_digests
 

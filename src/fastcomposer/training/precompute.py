@@ -27,7 +27,7 @@ from fastcomposer.data.precomputed import (
     write_part,
 )
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.models.conditioning import encode_text
+from fastcomposer.models.text import encode_text
 from fastcomposer.settings import weights_digest
 from fastcomposer.stages import ResumableStage
 
@@ -64,7 +64,8 @@ class CacheStage(ResumableStage):
         restart: Whether to forget what is there.
 
     Raises:
-        ValueError: If a setting is out of range, or the model does not take the resolution.
+        ValueError: If a setting is out of range, the model does not take the resolution, or it has two text
+            encoders, whose states a cache does not hold.
         StaleCacheError: If the folder holds a cache made from something else, with what differs.
     """
 
@@ -86,6 +87,8 @@ class CacheStage(ResumableStage):
         for name, value in (("records_per_file", records_per_file), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"precompute.{name} must be at least 1, not {value}")
+        if model.text.second is not None:
+            raise ValueError("a cache holds the states of one text encoder; this model has two")
         data.setup("fit")
         self.datasets = [dataset for dataset in (data.train_dataset, data.val_dataset) if dataset is not None]
         resolution = data.target["resolution"]
