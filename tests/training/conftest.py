@@ -48,9 +48,11 @@ def make_data(world: Path, small_base: Path) -> Callable[..., SubjectDataModule]
 
     def build(**settings: Any) -> SubjectDataModule:
         settings = {"batch_size": 2, "reference": "other_image", "max_subjects": 3, **settings}
-        tokenizer = load_tokenizer(str(small_base))
-        settings = {"root": world, "resolution": 32, **settings}
-        return SubjectDataModule(tokenizer=tokenizer, reference_size=56, augmentation=None, **settings)
+        sizes = {"resolution": 32, "reference_size": 56}
+        settings = {"root": world, "augmentation": None, **sizes, **settings}
+        if "tokenizer" not in settings:
+            settings["tokenizer"] = load_tokenizer(str(small_base))
+        return SubjectDataModule(**settings)
 
     return build
 

@@ -13,11 +13,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from tiny_architectures import narrow
 from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.precomputed import StaleCacheError, read_part_records
 from fastcomposer.data.records import Record, read_record, record_path, write_record
+from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.models.text import encode_text
 from fastcomposer.training.module import FastComposerModule
 from fastcomposer.training.precompute import CacheStage, frozen_digests
@@ -102,6 +105,31 @@ def test_training_from_the_cache_equals_training_without(
         assert one.keys() == other_step.keys()
         for name, gradient in one.items():
             torch.testing.assert_close(other_step[name], gradient, atol=1e-5, rtol=0)
+
+
+def test_a_second_text_encoder_s_states_are_kept_too(
+    make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    base = narrow("sdxl", tmp_path / "sdxl")
+    torch.manual_seed(0)
+    model = FastComposer.from_pretrained("no/base", architecture=base, weights="random")
+    tokenizer = load_tokenizer("no/base", architecture=base, weights="random")
+    settings = {"resolution": 64, "reference_size": 28, "tokenizer": tokenizer}
+    stage = CacheStage(model, make_data(**settings), tmp_path / "cache")
+    make_trainer().predict(stage, return_predictions=False)
+    data = make_data(cache=tmp_path / "cache", **settings)
+    data.setup("fit")
+    batch = SubjectBatch.collate([data.train_dataset[3], data.train_dataset[8]])
+    plain = batch.replace(latent_moments=None, text_embeds=None, pooled_text_embeds=None)
+    assert batch.pooled_text_embeds is not None
+    states = model.encode_captions(plain)
+    torch.testing.assert_close(batch.text_embeds, states.tokens, atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch.pooled_text_embeds, states.pooled, atol=1e-5, rtol=0)
+    one, other = (
+        model.training_losses(given, generator=torch.Generator().manual_seed(0)) for given in (plain, batch)
+    )
+    torch.testing.assert_close(one.loss, other.loss, atol=1e-5, rtol=0)
+    assert set(frozen_digests(model)) == {"vae", "text_encoder", "text_encoder_2"}
 
 
 def pairs(batch: SubjectBatch) -> list[tuple[Tensor, str]]:

@@ -229,9 +229,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             present[0, slot] = True
         segments = [subject.segment for subject in subjects]
         references, extra, extra_present = self.reference_source.draw(loaded, segments, slots, rng)
-        moments, states = (
-            (None, None) if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
-        )
+        cached = {} if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
         return SubjectBatch(
             pixel_values=target[None],
             input_ids=torch.tensor([prompt.input_ids]),
@@ -242,9 +240,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
             extra_pixel_values=extra,
             extra_present=extra_present,
             size_conditions=torch.tensor([self.target_transform.sizes(*loaded.segment_map.shape)]),
-            latent_moments=moments,
-            text_embeds=states,
             record_ids=(loaded.record.record_id,),
+            **cached,
         )
 
     def target(self, place: int) -> Target | None:

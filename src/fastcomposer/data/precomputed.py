@@ -31,7 +31,7 @@ from fastcomposer.data.transforms import TargetTransform
 from fastcomposer.settings import differences
 
 _MANIFEST = "cache.json"
-_VERSION = 1
+_VERSION = 2
 _PROBE_POINTS = 8
 _PROBE_TOLERANCE = 2  # levels of 255, by which processors differ
 
@@ -67,7 +67,8 @@ class CachePart:
         moments: (N, 2, 2C, h, w), of the target and of its mirror image.
         captions: (N,) row of each record's caption.
         input_ids: (M, 77) token ids.
-        states: (M, 77, d) hidden states of the text encoder.
+        states: (M, 77, d) that the U-Net attends to.
+        pooled: (M, p) of the second text encoder; p is 0 where there is one alone.
         bad: Why further records of this part could not be read.
     """
 
@@ -77,6 +78,7 @@ class CachePart:
     captions: Tensor
     input_ids: Tensor
     states: Tensor
+    pooled: Tensor
     bad: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -87,7 +89,7 @@ def part_file(folder: str | Path, number: int) -> Path:
 
 def write_part(folder: str | Path, number: int, part: CachePart) -> None:
     """Write a part, whole or not at all."""
-    names = ("digests", "moments", "captions", "input_ids", "states")
+    names = ("digests", "moments", "captions", "input_ids", "states", "pooled")
     tensors = {name: getattr(part, name).cpu().contiguous() for name in names}
     metadata = {"records": json.dumps({"ids": list(part.ids), "bad": dict(part.bad)})}
     write_atomically(part_file(folder, number), lambda file: file.write(save(tensors, metadata)))
@@ -119,13 +121,8 @@ def describe_target(
     The crop is a few pixels of what becomes of two noise pictures: these tell other ways to crop and to
     resize apart, also such as have no setting.
 
-    Args:
-        transform: Makes the targets.
-        scaled_decoding: See :class:`~fastcomposer.data.dataset.SubjectDataset`, as the others; which size is
-            enough depends on them.
-        reference: See there.
-        reference_size: See there.
-        labels: See there.
+    The arguments are those of :class:`~fastcomposer.data.dataset.SubjectDataset`; at which size a picture is
+    decoded depends on them.
     """
     side, rng = transform.resolution, np.random.default_rng(0)
     probe = []
@@ -287,13 +284,17 @@ class StateCache:
         if missing:
             self._refuse([f"{len(missing)} of {len(record_ids)} records are missing, {missing[0]} first"])
 
-    def read(self, loaded: LoadedRecord, input_ids: Sequence[int], *, flip: bool) -> tuple[Tensor, Tensor]:
-        """Read a record's moments (1, 2C, h, w) and text states (1, 77, d).
+    def read(self, loaded: LoadedRecord, input_ids: Sequence[int], *, flip: bool) -> dict[str, Tensor]:
+        """Read what a batch may carry of a record.
 
         Args:
             loaded: The record.
             input_ids: Token ids of the sample.
             flip: Whether the sample is mirrored.
+
+        Returns:
+            ``latent_moments`` (1, 2C, h, w), ``text_embeds`` (1, 77, d) and, of a second text encoder,
+            ``pooled_text_embeds`` (1, p).
 
         Raises:
             StaleCacheError: If the record has changed since, or is not there.
@@ -311,7 +312,13 @@ class StateCache:
         caption = int(part.captions[row])
         if part.input_ids[caption].tolist() != list(input_ids):
             self._refuse([f"the tokens of record {record_id} have changed"], _anew(self.folder))
-        return part.moments[row : row + 1, int(flip)], part.states[caption : caption + 1]
+        found = {
+            "latent_moments": part.moments[row : row + 1, int(flip)],
+            "text_embeds": part.states[caption : caption + 1],
+        }
+        if part.pooled.shape[1]:
+            found["pooled_text_embeds"] = part.pooled[caption : caption + 1]
+        return found
 
     def _refuse(self, changes: Sequence[str], remedy: str | None = None) -> None:
         if changes:
@@ -330,6 +337,7 @@ class _OpenPart:
         self.digests, self.captions, self.input_ids = (
             self._file.get_tensor(name).numpy() for name in ("digests", "captions", "input_ids")
         )
+        self.pooled = self._file.get_tensor("pooled")
         self.moments, self.states = self._file.get_slice("moments"), self._file.get_slice("states")
 
 

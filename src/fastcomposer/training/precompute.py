@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from fastcomposer.data.precomputed import (
     write_part,
 )
 from fastcomposer.models.composer import FastComposer
-from fastcomposer.models.text import encode_text
 from fastcomposer.settings import weights_digest
 from fastcomposer.stages import ResumableStage
 
@@ -37,7 +35,12 @@ _READERS = 8
 
 def frozen_digests(model: FastComposer) -> dict[str, str]:
     """Digests of the networks that moments and text states come from."""
-    return {"vae": weights_digest(model.vae), "text_encoder": weights_digest(model.text_encoder)}
+    return {name: weights_digest(network) for name, network in _frozen(model).items()}
+
+
+def _frozen(model: FastComposer) -> dict[str, nn.Module]:
+    networks = {name: getattr(model, name) for name in ("vae", "text_encoder", "text_encoder_2")}
+    return {name: network for name, network in networks.items() if network is not None}
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,7 @@ class CacheStage(ResumableStage):
         restart: Whether to forget what is there.
 
     Raises:
-        ValueError: If a setting is out of range, the model does not take the resolution, or it has two text
-            encoders, whose states a cache does not hold.
+        ValueError: If a setting is out of range, or the model does not take the resolution.
         StaleCacheError: If the folder holds a cache made from something else, with what differs.
     """
 
@@ -87,8 +89,6 @@ class CacheStage(ResumableStage):
         for name, value in (("records_per_file", records_per_file), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"precompute.{name} must be at least 1, not {value}")
-        if model.text.second is not None:
-            raise ValueError("a cache holds the states of one text encoder; this model has two")
         data.setup("fit")
         self.datasets = [dataset for dataset in (data.train_dataset, data.val_dataset) if dataset is not None]
         resolution = data.target["resolution"]
@@ -100,9 +100,9 @@ class CacheStage(ResumableStage):
             check_manifest(self.folder, *self.manifest)
         self.parts = _parts(self.datasets, records_per_file)
         # Lightning moves these; the rest of the model stays where it is.
-        self.networks = nn.ModuleDict({"vae": model.vae, "text_encoder": model.text_encoder})
+        self.networks = nn.ModuleDict(_frozen(model))
         self._encode_moments = model.encode_moments
-        self._encode_text = partial(encode_text, model.text_encoder)
+        self._text = model.text
 
     def missing_tasks(self) -> list[_Part]:
         """Claim the folder, and list the parts that are not there or whose records have changed."""
@@ -131,13 +131,15 @@ class CacheStage(ResumableStage):
         captions = list(dict.fromkeys(tuple(target.input_ids) for target in targets))
         rows = {input_ids: row for row, input_ids in enumerate(captions)}
         input_ids = torch.tensor(captions, dtype=torch.long)
+        states, pooled = self._states(input_ids)
         content = CachePart(
             ids=[target.record_id for target in targets],
             digests=torch.tensor([list(target.digest) for target in targets], dtype=torch.uint8),
             moments=self._moments(targets),
             captions=torch.tensor([rows[tuple(target.input_ids)] for target in targets]),
             input_ids=input_ids,
-            states=self._states(input_ids),
+            states=states,
+            pooled=pooled,
             bad={name: reasons.get(name, "unreadable") for name in names if name not in found},
         )
         write_part(self.folder, part.number, content)
@@ -160,14 +162,14 @@ class CacheStage(ResumableStage):
             moments.append(torch.stack(both.to(self.dtype_kept).cpu().chunk(2), dim=1))
         return torch.cat(moments) if moments else torch.zeros(0, 2, 0)
 
-    def _states(self, input_ids: Tensor) -> Tensor:
-        """(M, 77, d) of token ids (M, 77)."""
-        states = [
-            self._encode_text(ids.to(self.device)).to(self.dtype_kept).cpu()
-            for ids in input_ids.split(self.batch_size)
-            if len(ids)
-        ]
-        return torch.cat(states) if states else torch.zeros(0, 0)
+    def _states(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, 77, d) and (M, p) of token ids (M, 77)."""
+        if not len(input_ids):
+            return torch.zeros(0, 0), torch.zeros(0, 0)
+        encoded = [self._text.encode(ids.to(self.device)) for ids in input_ids.split(self.batch_size)]
+        tokens = torch.cat([states.tokens.to(self.dtype_kept).cpu() for states in encoded])
+        pooled = [states.pooled.to(self.dtype_kept).cpu() for states in encoded if states.pooled is not None]
+        return tokens, torch.cat(pooled) if pooled else tokens.new_zeros(len(tokens), 0)
 
     def _is_current(self, part: _Part, pool: ThreadPoolExecutor) -> bool:
         """Whether a part's file is there and its records are as they were."""
