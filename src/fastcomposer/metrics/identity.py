@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchmetrics import Metric
 
 from fastcomposer.metrics.faces import Faces
+from fastcomposer.pairing import greedy_pairs, optimal_pairs
 
 IdentityProtocol = Literal["corrected", "published"]
 
@@ -84,7 +84,7 @@ def identity_score(
             raise ValueError("protocol=published scores a missing face with a blank crop: give its embedding")
         missing = count - len(looked_at) if len(looked_at) else 0  # no face at all scores 0 instead
         embeddings = torch.cat([embeddings, blank.to(embeddings).expand(missing, width)])
-    similarity = embeddings.double() @ references.cpu().double().T  # (faces, K)
+    similarity = (embeddings.double() @ references.cpu().double().T).numpy()  # (faces, K)
     matched = [0.0] * count
     taken: list[int | None] = [None] * count
     for row, subject in greedy_pairs(similarity) if published else optimal_pairs(similarity):
@@ -92,36 +92,6 @@ def identity_score(
         taken[subject] = int(looked_at[row]) if row < len(looked_at) else None
     value = max(min(matched), 0.0) if published else min(matched)
     return IdentityScore(value, len(faces), tuple(matched), tuple(taken))
-
-
-def greedy_pairs(similarity: Tensor) -> list[tuple[int, int]]:
-    """Pair rows with columns one to one, the most similar pair first.
-
-    Args:
-        similarity: (n, K).
-
-    Returns:
-        min(n, K) pairs of row and column.
-    """
-    left, pairs = similarity.clone(), []
-    for _ in range(min(similarity.shape)):
-        row, column = divmod(int(left.argmax()), similarity.shape[1])
-        pairs.append((row, column))
-        left[row, :] = left[:, column] = -torch.inf
-    return pairs
-
-
-def optimal_pairs(similarity: Tensor) -> list[tuple[int, int]]:
-    """Pair rows with columns one to one so that the sum of similarities is greatest.
-
-    Args:
-        similarity: (n, K).
-
-    Returns:
-        min(n, K) pairs of row and column.
-    """
-    rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def check_protocol(protocol: str) -> None:

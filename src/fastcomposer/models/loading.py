@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVi
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.single_file import SingleFileSource, is_single_file
-from fastcomposer.models.source import ModelSource, declares, existing_file
+from fastcomposer.models.source import ModelSource, declares, existing_file, with_dtype
 from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
 from fastcomposer.models.untrained import RandomSource
 
@@ -150,7 +150,7 @@ def load_networks(
     }
     if source.has("fusion"):
         return networks | {"fusion": source.load(fusion_class(len(source.text_configs)), "fusion", dtype)}
-    return networks | {"fusion": _new_fusion(source, max_subjects, kind).to(dtype)}
+    return networks | {"fusion": with_dtype(_new_fusion(source, max_subjects, kind), dtype)}
 
 
 def configured_networks(source: ModelSource, max_subjects: int | None) -> dict[str, nn.Module]:

@@ -31,7 +31,7 @@ from fastcomposer.models.loading import (
     load_networks,
     open_source,
 )
-from fastcomposer.models.source import ModelSource, existing_file
+from fastcomposer.models.source import ModelSource, existing_file, with_dtype
 from fastcomposer.models.text import TextConditioner, pipeline_class
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Networks(nn.Module):
         networks = configured_networks(source, max_subjects)
         load_published(networks, read_checkpoint(checkpoint), str(checkpoint))
         if dtype is not None:
-            networks = {name: network.to(dtype) for name, network in networks.items()}
+            networks = {name: with_dtype(network, dtype) for name, network in networks.items()}
         return cls._assembled(source, networks, options)
 
     @classmethod

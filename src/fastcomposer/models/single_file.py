@@ -13,7 +13,7 @@ from diffusers.loaders.single_file_utils import (
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
-from fastcomposer.models.source import ModelSource, refuse_missing
+from fastcomposer.models.source import ModelSource, refuse_missing, with_dtype
 
 _SUFFIXES = (".safetensors", ".ckpt")
 
@@ -55,7 +55,7 @@ class SingleFileSource(ModelSource):
             ) from error
         missing = [name for name, value in network.state_dict().items() if value.is_meta]
         refuse_missing(cls, self.base, missing)
-        return network.to(dtype)
+        return with_dtype(network, dtype)
 
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
         """The tokenizer beside the image encoder, padded as the text encoder's configuration says.

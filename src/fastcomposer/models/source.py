@@ -118,6 +118,15 @@ class ModelSource:
         return checker, extractor
 
 
+def with_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a network whose weights are of a type, untouched where they are already.
+
+    diffusers speaks of layers to keep in float32 whenever a model of its own is cast, also to what it is.
+    """
+    held = {parameter.dtype for parameter in network.parameters()}
+    return network if held <= {dtype} else network.to(dtype)
+
+
 def refuse_missing(cls: Any, place: str, missing: Iterable[Any]) -> None:
     """Refuse weights that are not all there.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from fastcomposer.models.source import ModelSource
+from fastcomposer.models.source import ModelSource, with_dtype
 
 # Merges of the embedded base: CLIP's own 48 894 are not in this repository.
 _WORDS = Path(__file__).resolve().parents[3] / "data" / "mini" / "tokenizer" / "tokenizer.json"
@@ -23,7 +23,7 @@ class RandomSource(ModelSource):
         """Build a network and draw its weights; those of a part depend on its name alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(subfolder.encode()))
-            return self.configured(cls, subfolder).to(dtype).eval()
+            return with_dtype(self.configured(cls, subfolder), dtype).eval()
 
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
         """The architecture's tokenizer, or one that stands in for CLIP's where it has none."""

@@ -15,27 +15,16 @@ from torch import Tensor
 
 from fastcomposer.data.avatars import Appearance, Identity
 from fastcomposer.data.photos.interfaces import NounPhrase, Photo, Region, Scene, Segmentation
-from fastcomposer.data.photos.matching import SimilarityMatcher, greedy_pairs, without_means
+from fastcomposer.data.photos.matching import SimilarityMatcher, without_means
 from fastcomposer.data.photos.phrases import WordPhrases
 from fastcomposer.data.scenery import CONTEXTS, STYLES
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities
 from fastcomposer.data.scenes import Scene as Rendered
 from fastcomposer.metrics.image_text import ClipExtractor
+from fastcomposer.pairing import greedy_pairs
 
 MINI = Path(__file__).parents[3] / "data" / "mini"
 WORDS = {"person": ["man", "woman"]}
-
-
-def test_the_most_similar_pair_comes_first_and_nobody_twice() -> None:
-    similarity = np.array([[0.9, 0.8, 0.1], [0.85, 0.2, 0.3]])
-    everything = np.ones_like(similarity, dtype=bool)
-    assert greedy_pairs(similarity, everything) == [(0, 0), (1, 2)]
-    assert greedy_pairs(similarity.T, everything.T) == [(0, 0), (2, 1)]
-    some = everything.copy()
-    some[0, 0] = some[1, 2] = False
-    assert greedy_pairs(similarity, some) == [(0, 1), (1, 0)]
-    assert greedy_pairs(similarity, ~everything) == []
-    assert greedy_pairs(np.zeros((0, 3)), np.zeros((0, 3), bool)) == []
 
 
 def test_means_are_taken_off_only_where_everyone_finds_a_partner() -> None:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.photos.interfaces import Match, Scene
 from fastcomposer.data.transforms import cut_out, pad_to_square
+from fastcomposer.pairing import greedy_pairs
 from fastcomposer.settings import base_fingerprint, described
 
 BACKGROUNDS = ("noise", "grey", "keep")
@@ -168,22 +169,3 @@ def without_means(similarity: np.ndarray) -> np.ndarray:
     if 0 < phrases <= regions:
         relative = relative - relative.mean(1, keepdims=True)
     return relative
-
-
-def greedy_pairs(similarity: np.ndarray, allowed: np.ndarray) -> list[tuple[int, int]]:
-    """Take the most similar allowed pair, leave out all others of its two members, and go on.
-
-    Args:
-        similarity: (P, R).
-        allowed: (P, R) bool.
-
-    Returns:
-        Pairs (p, r) in the order of p; of equal ones the first.
-    """
-    open_pairs = np.where(allowed, similarity, -np.inf)
-    pairs = []
-    while open_pairs.size and np.isfinite(open_pairs.max()):
-        phrase, region = (int(place) for place in np.unravel_index(open_pairs.argmax(), open_pairs.shape))
-        pairs.append((phrase, region))
-        open_pairs[phrase], open_pairs[:, region] = -np.inf, -np.inf
-    return sorted(pairs)
