@@ -98,10 +98,42 @@ def decode_image(
             possible = 1 < factor <= min(height, width)
             if not possible or image.draft("RGB", (width // factor, height // factor)) is None:
                 factor = 1
-            picture = image if image.mode == "RGB" else image.convert("RGB")
+            picture = image if image.mode == "RGB" else eight_bit(image).convert("RGB")
             return np.array(picture), (height, width), factor
     except Exception as error:  # damaged bytes may raise anything in a decoder
         raise record_error(path, "image", f"unreadable: {error}") from None
+
+
+def eight_bit(picture: Image.Image) -> Image.Image:
+    """Bring a picture of 16 bits a channel to 8; Pillow would make white of all that is brighter than 255.
+
+    Raises:
+        ValueError: If its pixels are floating-point numbers, of which nobody says what is white.
+    """
+    if picture.mode == "F":
+        raise ValueError("pixels are floating-point numbers")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.int64)
+    if picture.mode.startswith("I;16") or values.max(initial=0) > 255:
+        values = (values + 128) // 257
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read a whole picture file; of an animation, the first picture.
+
+    Of more than 179 million pixels (twice ``PIL.Image.MAX_IMAGE_PIXELS``) none is read.
+
+    Raises:
+        ValueError: If it cannot be read, naming the file.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+        return eight_bit(opened)
+    except Exception as error:  # damaged bytes may raise anything in a decoder
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
 def decode_map(content: bytes, path: Path) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.avatars import render_avatar
+from fastcomposer.data.pixels import open_picture
 from fastcomposer.data.prepare import other_looks
 from fastcomposer.data.records import write_atomically
 from fastcomposer.data.scenes import AvatarScenes, reference_picture
@@ -208,11 +209,7 @@ def read_square(file: Path, size: int) -> Tensor:
     Raises:
         ValueError: If the file is no picture, or transparent everywhere.
     """
-    try:
-        with Image.open(file) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGBA")
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
+    upright = ImageOps.exif_transpose(open_picture(file)).convert("RGBA")
     pixels = torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 255
     opacity = pixels[3:]
     if not opacity.any():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,16 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcomposer.data.avatars import Appearance, Identity, render_avatar
-from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
+from fastcomposer.data.records import (
+    Record,
+    Segment,
+    record_path,
+    write_ids,
+    write_record,
+)
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
+from fastcomposer.files import remove_leftovers
+from fastcomposer.workers import in_processes
 
 TEST_OFFSET = 90_000_000
 """Number of the first held-out record; training records count from 0."""
@@ -51,17 +57,19 @@ def prepare_avatars(
 
     Raises:
         ValueError: If the folder holds another world, with what differs.
+        FaultError: If one of the processes dies.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     _claim(root, scenes, quality)
+    remove_leftovers(root)
     jobs = [("train", i) for i in range(num_train)] + [("test", i) for i in range(num_test)]
     todo = [job for job in jobs if not record_path(root, record_name(*job), ".json").exists()]
     chunks = [(root, scenes, quality, todo[i : i + _CHUNK]) for i in range(0, len(todo), _CHUNK)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task(f"scenes in {root}", total=len(jobs), completed=len(jobs) - len(todo))
-        for done in _run(chunks, num_workers):
+        for done in in_processes(_render_chunk, chunks, num_workers):
             progress.advance(bar, done)
     for split, count in (("train", num_train), ("test", num_test)):
         if count:
@@ -143,16 +151,6 @@ def _claim(root: Path, scenes: AvatarScenes, quality: int) -> None:
             "give data.root another folder or remove that one"
         )
     path.write_text(settings)
-
-
-def _run(
-    chunks: list[tuple[Path, AvatarScenes, int, list[tuple[str, int]]]], num_workers: int
-) -> Iterable[int]:
-    if num_workers == 0:
-        yield from map(_render_chunk, chunks)
-        return
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield from pool.imap_unordered(_render_chunk, chunks)
 
 
 def _render_chunk(chunk: tuple[Path, AvatarScenes, int, list[tuple[str, int]]]) -> int:

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fastcomposer.data.pixels import RecordError as RecordError
 from fastcomposer.data.pixels import check_pixels, decode_image, decode_map, record_error
+from fastcomposer.files import write_atomically as write_atomically
 from fastcomposer.prompt import MARKER
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
@@ -212,19 +212,6 @@ def _to_json(record: Record) -> bytes:
         segments.append(entry)
     content = {"caption": record.caption, "segments": segments, **record.extra}
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place, then rename it: readers see the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own per writer: several processes may write the same file at once.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- reading -----------------------------------------------------------------------------------------------

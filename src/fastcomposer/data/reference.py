@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
+from fastcomposer.data.pixels import eight_bit, open_picture
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.prompt import PromptError
 
@@ -38,15 +39,14 @@ def prepare_reference(image: Any, size: int) -> Tensor:
     Raises:
         FileNotFoundError: If a path does not exist.
         TypeError: If it is none of these.
-        ValueError: If an array or tensor has another shape or values out of range, or nothing is opaque.
+        ValueError: If a file cannot be read as a picture, an array or tensor has another shape or values out
+            of range, or nothing is opaque.
     """
     if isinstance(image, str | PathLike):
         path = Path(image).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"reference image {path} does not exist")
-        with Image.open(path) as opened:
-            opened.load()
-        image = opened
+        image = open_picture(path)
     if isinstance(image, Image.Image):
         pixels = _from_pil(image)
     elif isinstance(image, np.ndarray):
@@ -130,7 +130,7 @@ def _is_image(value: Any) -> bool:
 
 def _from_pil(image: Image.Image) -> Tensor:
     """(3 or 4, h, w) uint8."""
-    upright = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(eight_bit(image))
     transparent = "A" in upright.getbands() or "transparency" in upright.info
     return torch.from_numpy(np.array(upright.convert("RGBA" if transparent else "RGB"))).movedim(-1, 0)
 

@@ -17,9 +17,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,6 +37,7 @@ from fastcomposer.data.records import (
     write_atomically,
 )
 from fastcomposer.settings import differences
+from fastcomposer.workers import in_processes
 
 _MANIFEST = "shards.json"
 _INDEX = "index.json"  # litdata's name
@@ -90,6 +89,7 @@ def write_shards(
     Raises:
         ValueError: If a setting is out of range, or the folder holds shards of something else.
         RecordError: If an id list is missing, or a record is bad under ``raise`` or lacks a file.
+        FaultError: If one of the processes dies.
     """
     if records_per_shard < 1:
         raise ValueError(f"records_per_shard must be at least 1, not {records_per_shard}")
@@ -98,8 +98,7 @@ def write_shards(
         raise ValueError(f"splits must be some of {', '.join(ID_LISTS)}, not {list(splits)}")
     root, folder = Path(root), Path(folder)
     tables = {split: RecordIndex(root, split, on_bad_record) for split in splits}
-    if restart:
-        shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder, restart)
     _claim(folder, tables, records_per_shard)
     written = 0
     for split, table in tables.items():
@@ -111,6 +110,14 @@ def write_shards(
         written += _write_split(shards, split, num_workers)
         _write_catalogue(folder, split, table, stored, records_per_shard)
     return written
+
+
+def _clear(folder: Path, everything: bool) -> None:
+    """Remove what a killed writer left half made, or all that there is but hidden files."""
+    for leftover in [entry for entry in folder.glob("**/.*") if entry.is_dir()]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    for entry in folder.glob("[!.]*") if everything else ():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _claim(folder: Path, tables: dict[str, RecordIndex], records_per_shard: int) -> None:
@@ -137,11 +144,7 @@ def _write_split(shards: Sequence[_Shard], split: str, num_workers: int) -> int:
         return 0
     todo = [shard for shard in shards if not _part_index(shard).exists()]
     title = f"shards of {split}"
-    if num_workers == 0:
-        written = sum(_write_shard(shard) for shard in track(todo, title))
-    else:
-        with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
-            written = sum(track(pool.map(_write_shard, todo), title, total=len(todo)))
+    written = sum(track(in_processes(_write_shard, todo, num_workers), title, total=len(todo)))
     from litdata.streaming import Cache
 
     with TemporaryDirectory(dir=folder, prefix=".") as merged:  # merging takes the parts' indexes away

@@ -29,6 +29,7 @@ from torch import Tensor
 from fastcomposer.data.records import write_atomically
 from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances
+from fastcomposer.files import remove_leftovers
 from fastcomposer.pictures import attention_overlay
 from fastcomposer.settings import differences, digest
 
@@ -102,8 +103,7 @@ class RunStore:
         stored = read_run(self.folder)
         if stored is not None:
             self._check(stored["decides"], dict(self.decides), str(self.folder))
-        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
         if stored is None:
             content = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
             _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "decides": dict(self.decides)})

@@ -25,6 +25,7 @@ from fastcomposer.data.precomputed import (
     write_manifest,
     write_part,
 )
+from fastcomposer.files import remove_leftovers
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.settings import weights_digest
 from fastcomposer.stages import ResumableStage
@@ -109,8 +110,7 @@ class CacheStage(ResumableStage):
         if self.restart:
             clear(self.folder)
         write_manifest(self.folder, *self.manifest)
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
         with ThreadPoolExecutor(_READERS) as pool:
             return [part for part in self.parts if not self._is_current(part, pool)]
 

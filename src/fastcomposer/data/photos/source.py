@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from fastcomposer.data.pixels import eight_bit
 from fastcomposer.settings import digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
@@ -144,7 +145,7 @@ def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.I
     try:
         with Image.open(photo.path) as opened:
             opened.load()
-        image = ImageOps.exif_transpose(opened)
+        image = ImageOps.exif_transpose(eight_bit(opened))
         if "A" in image.getbands() or "transparency" in image.info:
             shown = image.convert("RGBA")
             image = Image.new("RGB", shown.size, "white")

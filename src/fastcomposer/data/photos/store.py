@@ -29,6 +29,7 @@ from fastcomposer.data.records import (
     write_ids,
     write_record,
 )
+from fastcomposer.files import remove_leftovers
 from fastcomposer.settings import differences, digest
 
 FOLDER = "preparation"
@@ -121,8 +122,7 @@ class PreparedFolder:
             raise ValueError(
                 f"{self.root} was prepared under other settings ({'; '.join(changed)}): {_GO_ON}"
             )
-        for leftover in self.root.rglob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.root)
         self._write(file, self.decides)
 
     def outcome(self, photo: PhotoFile) -> Outcome | None:

@@ -1,0 +1,55 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file beside its place, then rename it: readers see the old one or the whole new one.
+
+    Raises:
+        OSError: If the disk does not take it, with the file and the room that there is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own per writer: several processes may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes killed in :func:`write_atomically` have left in a folder and its folders."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: str | Path) -> OSError:
+    """Say of an error while writing which file it was and how much room its folder's disk has.
+
+    Args:
+        error: What the system said.
+        path: The file.
+
+    Returns:
+        The same error, with more to read.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{reason} ({free / 1e6:.0f} MB free in {folder})", os.fspath(path))

@@ -1,0 +1,67 @@
+"""Processes that die, and processes whose starter dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastcomposer.faults import FaultError
+from fastcomposer.workers import in_processes
+
+_SLEEPER = """
+import os, time
+from fastcomposer.workers import in_processes
+if __name__ == "__main__":
+    list(in_processes(time.sleep, [600], 1))
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_job_is_done_once(num_workers: int) -> None:
+    assert sorted(in_processes(abs, range(-5, 0), num_workers)) == [1, 2, 3, 4, 5]
+
+
+def test_a_dead_worker_is_named_and_not_waited_for() -> None:
+    with pytest.raises(FaultError, match=r"one of the worker processes has died.*the same call goes on"):
+        list(in_processes(os._exit, [1, 1, 1], 1))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text(_SLEEPER)
+    process = subprocess.Popen([sys.executable, str(script)])
+    deadline = time.monotonic() + 120
+    workers: list[int] = []
+    while time.monotonic() < deadline and not any("spawn_main" in command(pid) for pid in workers):
+        time.sleep(0.1)
+        workers = children(process.pid)
+    time.sleep(1)  # until it is at work
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while time.monotonic() < deadline and any(alive(pid) for pid in workers):
+        time.sleep(0.1)
+    assert workers and not any(alive(pid) for pid in workers)
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
