@@ -198,10 +198,29 @@ def test_single_bad_steps_pass_and_leave_finite_weights(
     )
 
 
-def test_lasting_bad_steps_end_the_training(make_module: Make, make_data: Make, make_trainer: Make) -> None:
-    module = make_module(max_bad_steps=3)
-    with pytest.raises(NonFiniteLossError, match=r"4 steps in a row.*method\.optimizer\.lr"):
-        make_trainer(max_steps=20, callbacks=[_Poison(set(range(2, 20)))]).fit(module, make_data())
+class _Seen(Callback):
+    """Notes the records of each batch."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, ...]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.records.append(batch.record_ids)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_lasting_bad_steps_end_the_training_and_name_records(
+    parts: int, make_module: Make, make_data: Make, make_trainer: Make
+) -> None:
+    module, seen = make_module(max_bad_steps=3), _Seen()
+    callbacks = [_Poison(set(range(2, 20))), seen]
+    trainer = make_trainer(max_steps=20, callbacks=callbacks, accumulate_grad_batches=parts)
+    with pytest.raises(NonFiniteLossError, match=r"4 steps in a row.*method\.optimizer\.lr") as end:
+        trainer.fit(module, make_data())
+    assert len(seen.records) == 6 * parts
+    last = [name for batch in seen.records[-parts:] for name in batch]
+    assert len(last) == 2 * parts
+    assert str(end.value).endswith(f"the records of the last batch: {', '.join(last)}")
 
 
 def test_learning_rate_warms_up_and_cools_down(
@@ -276,16 +295,21 @@ def test_every_fusion_trains_and_is_told_by_its_checkpoint(
 def test_batches_of_one_step_draw_different_numbers(
     make_module: Make, make_data: Make, make_trainer: Make
 ) -> None:
-    def seeds(**settings: Any) -> list[int]:
-        module, found = make_module(ema_decay=None), []
-        draw = module.step_generator
-        module.step_generator = lambda: found.append(draw().initial_seed()) or draw()
+    def seeds(**settings: Any) -> list[list[int]]:
+        module = make_module(ema_decay=None)
+        draw, found = module.sample_generators, []
+
+        def note(count: int) -> list[torch.Generator]:
+            found.append([generator.initial_seed() for generator in draw(count)])
+            return draw(count)
+
+        module.sample_generators = note
         make_trainer(**settings).fit(module, make_data())
         return found
 
     alone = seeds(max_steps=2)
     several = seeds(max_steps=2, accumulate_grad_batches=3)
-    assert len(set(several)) == 6
+    assert len({seed for batch in several for seed in batch}) == 12
     assert several[::3] == alone
 
 

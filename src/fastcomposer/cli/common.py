@@ -14,14 +14,16 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fastcomposer.faults import FaultError
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "conf"
-# What a wrong setting, file or caption raises; anything else is a defect of ours and keeps its trace.
-_EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OmegaConfBaseException)
+# What wrong settings, files and captions raise, and disks and processes that fail; anything else is a defect
+# of ours and keeps its trace.
+_EXPECTED = (ValueError, OSError, FaultError, OmegaConfBaseException)
 
 _USELESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning
     r".*in eval mode at the start of training",  # frozen parts are in eval mode on purpose
-    r"Experiment logs directory .* exists and is not empty",
     r".*does not have many workers",
 )
 

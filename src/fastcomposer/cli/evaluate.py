@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command
+from fastcomposer.cli.lock import sole_run
 
 
 @command("evaluate")
@@ -19,7 +20,8 @@ def main(config: DictConfig) -> None:
     """Measure what the configuration asks for, print it, and write it."""
     if config.what not in MEASUREMENTS:
         raise ValueError(f"what={config.what}: unknown; there is {', '.join(MEASUREMENTS)}")
-    MEASUREMENTS[config.what](config)
+    with sole_run(config.output):
+        MEASUREMENTS[config.what](config)
 
 
 def measure_scores(config: DictConfig) -> None:

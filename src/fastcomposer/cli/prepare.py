@@ -8,15 +8,18 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command
+from fastcomposer.cli.lock import sole_run
 
 
 @command("prepare")
 def main(config: DictConfig) -> None:
     """Make a data folder, or what the training takes from one."""
     if config.cache is not None:
-        fill_cache(config)
+        with sole_run(config.cache):
+            fill_cache(config)
     elif config.shards is not None:
-        split_up(config)
+        with sole_run(config.shards):
+            split_up(config)
     else:
         make_folder(config)
 
@@ -37,7 +40,8 @@ def make_folder(config: DictConfig) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
             logging.getLogger(name).setLevel(logging.WARNING)
         say = rank_zero_only(print)
-    made = instantiate(config.data.prepare)
+    with sole_run(config.data.root):
+        made = instantiate(config.data.prepare)
     say(f"{made} records made; the data folder is {config.data.root}")
 
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
+from fastcomposer.cli.lock import sole_run
+from fastcomposer.faults import FaultError
 
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 @command("train")
 def main(config: DictConfig) -> None:
+    """Train in a folder that no other run uses."""
+    with sole_run(config.run_dir):
+        train(config)
+
+
+def train(config: DictConfig) -> None:
     """Build everything that the configuration names, fit, and export the weights."""
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
@@ -25,6 +36,8 @@ def main(config: DictConfig) -> None:
     import lightning as L
     import torch
     from hydra.utils import instantiate
+
+    from fastcomposer.training.callbacks import GracefulStop
 
     # Only now: importing Lightning sets these levels.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -39,9 +52,27 @@ def main(config: DictConfig) -> None:
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
 
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    with worker_faults():
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     module.export(Path(config.export))
     print(f"\n{trainer.global_step} steps are done. Weights: {config.export}  Logs and samples: {run_dir}")
+    for callback in callbacks:
+        if isinstance(callback, GracefulStop) and callback.received is not None:
+            sys.exit(128 + callback.received)  # not finished: nothing that follows should take it for that
+
+
+@contextmanager
+def worker_faults() -> Iterator[None]:
+    """Say in words that a process that reads data has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise FaultError(
+            f"{error}: a process that reads data has died, of too little memory for instance (fewer "
+            "data.module.num_workers take less); resume=auto goes on from the last checkpoint"
+        ) from error
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
@@ -54,18 +85,23 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     Raises:
         ValueError: If a new run would overwrite an earlier one.
         FileNotFoundError: If the named file does not exist.
+        FaultError: If it is damaged, or all are.
     """
-    earlier = folder / "last.ckpt"
     if resume == "auto":
-        return earlier if earlier.exists() else None
+        from fastcomposer.training.checkpoints import newest_whole
+
+        return newest_whole(folder)
     if resume == "restart":
         shutil.rmtree(folder, ignore_errors=True)
         return None
     if resume is not None:
         if not Path(resume).is_file():
             raise FileNotFoundError(f"resume={resume}: no such checkpoint file (or auto, restart, null)")
+        from fastcomposer.training.checkpoints import check_whole
+
+        check_whole(Path(resume))
         return Path(resume)
-    if earlier.exists():
+    if any(folder.glob("*.ckpt")):
         raise ValueError(
             f"{folder.parent} holds an earlier run; resume=auto goes on with it, "
             "name=<other> starts beside it, resume=restart forgets it"

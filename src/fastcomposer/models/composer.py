@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.draws import Source, uniform, whole_numbers
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
 from fastcomposer.models.attention import AttentionCapture, Implementation, select_blocks
 from fastcomposer.models.conditioning import encode_references
@@ -128,13 +129,13 @@ class FastComposer(Networks):
         """Mean and log-variance (B, 2C, h, w) of the VAE posterior of images (B, 3, H, W) in [-1, 1]."""
         return self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.parameters
 
-    def sample_latents(self, moments: Tensor, generator: Generator | None = None) -> Tensor:
+    def sample_latents(self, moments: Tensor, generator: Source = None) -> Tensor:
         """Draw scaled latents (B, C, h, w) in float32 from posterior moments (B, 2C, h, w)."""
         posterior = DiagonalGaussianDistribution(moments.float())
-        return posterior.sample(generator) * self.vae.config.scaling_factor
+        return posterior.sample(generator) * self.vae.config.scaling_factor  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def encode_latents(self, batch: SubjectBatch, generator: Generator | None = None) -> Tensor:
+    def encode_latents(self, batch: SubjectBatch, generator: Source = None) -> Tensor:
         """Draw the scaled latents (B, C, h, w) of a batch.
 
         Args:
@@ -182,7 +183,7 @@ class FastComposer(Networks):
         noise: Tensor | None = None,
         timesteps: Tensor | None = None,
         latents: Tensor | None = None,
-        generator: Generator | None = None,
+        generator: Source = None,
         skip_empty: bool = False,
     ) -> TrainingLosses:
         """Denoising and localization losses of a batch (PAPER.md, Method 1–3).
@@ -193,7 +194,7 @@ class FastComposer(Networks):
             noise: (B, C, h, w); drawn where not given.
             timesteps: (B,) long, in [0, number of training steps); drawn uniformly where not given.
             latents: (B, C, h, w) scaled latents; encoded from the images where not given.
-            generator: Source of everything drawn here.
+            generator: Source of everything drawn here; a list has one for each sample.
             skip_empty: On the CPU, do not encode what lies in empty slots; no loss depends on it, and their
                 ``subject_embeds`` are zeros then.
 
@@ -207,7 +208,7 @@ class FastComposer(Networks):
             noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
         if timesteps is None:
             steps = self.noise_scheduler.config.num_train_timesteps
-            timesteps = _drawn(torch.randint, (0, steps, (len(latents),)), device, generator)
+            timesteps = whole_numbers(steps, (len(latents),), device, generator)
         text = self.encode_captions(batch)
         prompt_embeds, subject_embeds = self.encode_batch(batch, text=text, skip_empty=skip_empty)
         added = self.text.added_condition(text.pooled, self._sizes(batch))
@@ -258,23 +259,15 @@ class FastComposer(Networks):
         ) as maps:
             return self.unet(*inputs, added_cond_kwargs=added).sample, maps
 
-    def _loss_mask(
-        self, batch: SubjectBatch, size: tuple[int, int], generator: Generator | None
-    ) -> Tensor | None:
+    def _loss_mask(self, batch: SubjectBatch, size: tuple[int, int], generator: Source) -> Tensor | None:
         """(B, 1, h, w) factor of the denoising error, all 1 where the draw is against masking."""
         config = self.loss_config
         if config.mask_loss_probability == 0:
             return None
         device = batch.subject_masks.device
         count = len(batch) if config.mask_loss_per_sample else 1
-        masked = _drawn(torch.rand, ((count,),), device, generator) < config.mask_loss_probability
+        masked = uniform((count,), device, generator) < config.mask_loss_probability
         if config.mask_loss_skip_unconditional:
             masked = masked & batch.subject_present.any(dim=1)
         union = subject_union(batch.subject_masks, batch.subject_present, size)
         return torch.where(masked[:, None, None, None], union, 1.0)
-
-
-def _drawn(draw: Any, args: tuple[Any, ...], device: torch.device, generator: Generator | None) -> Tensor:
-    """Draw where the generator lives, as diffusers does: a CPU generator then gives the same everywhere."""
-    place = device if generator is None else generator.device
-    return draw(*args, generator=generator, device=place).to(device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,16 @@ from PIL import Image
 from fastcomposer.pictures import attention_overlay, grid
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SLURM_JOB = "SLURM_JOB_ID"
 
 
 class GracefulStop(Callback):
     """On Ctrl-C or SIGTERM finish the step, save, and end; a second signal ends at once.
+
+    Of several processes, the one that gets the signal tells the others, and all end after the same step; they
+    ask each other every ``log_every_n_steps`` steps, because asking waits for the device. In a SLURM job,
+    SIGUSR1 (``#SBATCH --signal=SIGUSR1@120``) does the same and requeues the job, whose command should say
+    ``resume=auto``.
 
     Args:
         dirpath: Folder of ``last.ckpt``, from which ``resume=auto`` goes on.
@@ -28,38 +36,53 @@ class GracefulStop(Callback):
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self._previous: dict[int, Any] = {}
-        self._received: int | None = None
+        self.received: int | None = None
+        """The signal that ended the training."""
 
     @property
     def stopped(self) -> bool:
         """Whether a signal ended the training."""
-        return self._received is not None
+        return self.received is not None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals, in place of the trainer's own handler, which ends without saving."""
-        self._received = None
+        """Listen for signals, in place of the trainer's own handlers, which end or save within a step."""
+        self.received = None
 
         def stop(number: int, frame: Any) -> None:
-            if self._received is not None:
+            if self.received is not None:
                 raise KeyboardInterrupt
-            self._received = number
-            # Gradients that are not yet complete would be lost.
-            trainer.should_stop = trainer.accumulate_grad_batches == 1
+            self.received = number
+            # Gradients that are not yet complete would be lost, and others may be in an earlier step.
+            trainer.should_stop = trainer.accumulate_grad_batches == 1 and trainer.world_size == 1
 
-        for number in _SIGNALS:
+        for number in (*_SIGNALS, signal.SIGUSR1) if _SLURM_JOB in os.environ else _SIGNALS:
             self._previous[number] = signal.signal(number, stop)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop once the step is complete, and repeat the request: an epoch's end resets it."""
-        if self.stopped and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            numbers = torch.tensor(self.received or 0, device=pl_module.device)
+            self.received = int(trainer.strategy.reduce(numbers, reduce_op="max")) or None
+            trainer.should_stop = self.stopped
+        elif trainer.world_size == 1 and self.stopped:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, whatever ended the training."""
         trainer.save_checkpoint(self.path)
         self._release()
+        if self.received is None or not trainer.is_global_zero:
+            return
+        name = signal.Signals(self.received).name
+        print(
+            f"\n{name}: stopped after step {trainer.global_step}; {self.path} is saved, resume=auto goes on"
+        )
+        if self.received == signal.SIGUSR1:
+            subprocess.run(["scontrol", "requeue", os.environ[_SLURM_JOB]], check=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

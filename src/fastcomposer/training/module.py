@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.draws import Source, uniform
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import (
@@ -98,19 +99,19 @@ class FastComposerModule(RecipeModule):
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
-        generator = self.step_generator()
+        generators = self.sample_generators(len(batch))
         batch = drop_conditions(
             batch,
             self.empty_prompt,
             self.caption_dropout,
             self.subject_dropout,
-            generator,
+            generators,
             None if batch.text_embeds is None else self._states_of_empty_prompt(),
         )
-        losses = self.model.training_losses(batch, generator=generator, skip_empty=True)
-        self.log("train/loss", losses.loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/denoise_loss", losses.denoise_loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/localization_loss", losses.localization_loss, prog_bar=True, batch_size=len(batch))
+        losses = self.model.training_losses(batch, generator=generators, skip_empty=True)
+        values = {"train/loss": losses.loss, "train/denoise_loss": losses.denoise_loss}
+        values["train/localization_loss"] = losses.localization_loss
+        self.log_dict(self.over_processes(values), prog_bar=True, batch_size=len(batch))
         return losses.loss
 
     def validation_step(self, batch: SubjectBatch, batch_idx: int) -> None:
@@ -149,7 +150,7 @@ def drop_conditions(
     empty_prompt: Tensor,
     caption_dropout: float,
     subject_dropout: float,
-    generator: Generator,
+    generator: Source,
     empty_states: TextStates | None = None,
 ) -> SubjectBatch:
     """Take caption and subjects from some samples, and single subjects from others (PAPER.md, recipe).
@@ -159,15 +160,15 @@ def drop_conditions(
         empty_prompt: (77,) token ids of the empty prompt.
         caption_dropout: Probability that a sample loses both.
         subject_dropout: Probability that a subject is left out.
-        generator: Source of the draws.
+        generator: Source of the draws; a list has one for each sample.
         empty_states: Text states of the empty prompt, for a batch that carries text states.
 
     Returns:
         The batch with ``input_ids``, ``subject_present`` and precomputed text states replaced.
     """
     device = batch.input_ids.device
-    lost = torch.rand(len(batch), 1, generator=generator, device=device) < caption_dropout
-    kept = torch.rand(batch.subject_present.shape, generator=generator, device=device) >= subject_dropout
+    lost = uniform((len(batch), 1), device, generator) < caption_dropout
+    kept = uniform(batch.subject_present.shape, device, generator) >= subject_dropout
     states, pooled = batch.text_embeds, batch.pooled_text_embeds
     if states is not None:
         assert empty_states is not None

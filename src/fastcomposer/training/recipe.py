@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Timer
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
+from fastcomposer.faults import FaultError
 from fastcomposer.models.trained import TrainingLength
+from fastcomposer.training.loggers import ContinuedCSVLogger
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FaultError):
     """The loss was NaN or infinite too often; the message names the records of the batch."""
 
 
@@ -63,6 +65,7 @@ class RecipeModule(L.LightningModule):
         self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
         self._part = 0
+        self._records: tuple[str, ...] = ()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Names and tensors of what is trained."""
@@ -110,9 +113,16 @@ class RecipeModule(L.LightningModule):
         if self.ema is not None:
             self.ema.to(self.device)
 
+    def on_train_start(self) -> None:
+        """Let the log go on where the training does."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, ContinuedCSVLogger):
+                logger.keep_before(self.global_step)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Count the batches whose gradients are accumulated to one step."""
+        """Count the batches whose gradients are accumulated to one step, and keep what they hold."""
         self._part = batch_idx % self.trainer.accumulate_grad_batches
+        self._records = (self._records if self._part else ()) + tuple(getattr(batch, "record_ids", ()))
 
     def step_generator(self) -> Generator:
         """Random numbers of this batch: the same after resuming, different on every process.
@@ -120,6 +130,40 @@ class RecipeModule(L.LightningModule):
         The batches that are accumulated to one step draw different ones.
         """
         numbers = (self.seed, self.global_rank, self.global_step) + ((self._part,) if self._part else ())
+        return self._generator(numbers)
+
+    def sample_generators(self, count: int) -> list[Generator]:
+        """Random numbers of each sample of this batch, by its place among the samples of the step.
+
+        Places are counted as :class:`~fastcomposer.data.order.EpochSampler` deals samples out: over all
+        processes, then over the batches that are accumulated. So a step of as many samples draws the same
+        numbers for each of them on any number of processes, in any number of batches.
+
+        Args:
+            count: Samples of the batch, the same on every process.
+        """
+        places = range(self._part * count, (self._part + 1) * count)
+        world = self.trainer.world_size
+        return [
+            self._generator((self.seed, self.global_step, place * world + self.global_rank))
+            for place in places
+        ]
+
+    def over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over all processes in the steps that the trainer logs, its own values in the others.
+
+        (``sync_dist`` of Lightning's ``log`` would wait for all processes and the device in every step.)
+
+        Args:
+            values: Scalars by name, the same names on every process.
+        """
+        if self.trainer.world_size == 1 or (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return values
+        means = torch.stack([value.detach() for value in values.values()]) / self.trainer.world_size
+        torch.distributed.all_reduce(means)
+        return dict(zip(values, means, strict=True))
+
+    def _generator(self, numbers: tuple[int, ...]) -> Generator:
         seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
         return Generator(self.device).manual_seed(seed)
 
@@ -164,8 +208,17 @@ class RecipeModule(L.LightningModule):
         if count > self.max_bad_steps:
             raise NonFiniteLossError(
                 f"loss or gradient was not finite for {count} steps in a row, up to step {self.global_step}; "
-                "lower method.optimizer.lr or look at the records of the batch"
+                "lower method.optimizer.lr or look at the records of the last batch: "
+                f"{', '.join(self._records_of_step()) or 'it does not name them'}"
             )
+
+    def _records_of_step(self) -> list[str]:
+        """Records of this step's batches on all processes, which have to ask together."""
+        parts: list[Any] = [self._records]
+        if self.trainer.world_size > 1:
+            parts = [()] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self._records)
+        return [name for part in parts for name in part]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update the moving average."""
@@ -189,6 +242,8 @@ class RecipeModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights and the moving average; frozen weights come from the base."""
+        for logger in self.trainer.loggers:
+            logger.save()  # the checkpoint leaves these steps behind
         trained = self.trained_parameters()
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in trained}
         checkpoint["length"] = asdict(self.length)

@@ -1,0 +1,115 @@
+"""Logs that outlast interruptions and a server that cannot be reached."""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSV log, which a resumed training continues; Lightning's own begins anew.
+
+    Args are those of :class:`lightning.pytorch.loggers.CSVLogger`.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of this log."""
+        if self._experiment is None:
+            self._experiment = _ContinuedWriter(self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def keep_before(self, step: int) -> None:
+        """Forget the rows of an earlier process from a step on, which are about to come again.
+
+        Args:
+            step: Where the training goes on; 0 forgets all.
+        """
+        self.experiment.earlier = [row for row in self.experiment.earlier if int(row["step"]) < step]
+
+
+class _ContinuedWriter(ExperimentWriter):
+    """Puts the rows of an earlier process before its own."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.earlier = _whole_rows(Path(self.metrics_file_path))
+        self._begun = False
+
+    def _check_log_dir_exists(self) -> None:
+        """Delete nothing."""
+
+    def save(self) -> None:
+        """Write what was logged; the first time all of it at once, so that nothing is lost."""
+        if self._begun or not self.metrics:
+            super().save()
+            return
+        path = self.metrics_file_path
+        self.metrics_file_path = f"{path}.tmp"
+        Path(self.metrics_file_path).unlink(missing_ok=True)
+        self.metrics = [*self.earlier, *self.metrics]
+        super().save()
+        Path(self.metrics_file_path).replace(path)
+        self.metrics_file_path, self._begun, self.earlier = path, True, []
+
+
+def _whole_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a log; the last is left out where its writer was killed within it."""
+    if not file.exists():
+        return []
+    text = file.read_text()
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return list(csv.DictReader(lines))
+
+
+class PatientWandbLogger(WandbLogger):
+    """Lightning's log to Weights & Biases, which goes on in files where the server cannot be reached.
+
+    Says how to send these files.
+
+    Args:
+        timeout: Seconds to wait for the server when the run begins.
+        **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`.
+    """
+
+    def __init__(self, timeout: float = 60, **options: Any) -> None:
+        import wandb
+
+        super().__init__(**options, settings=wandb.Settings(init_timeout=timeout))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run; offline from the beginning where the server does not answer."""
+        if self._experiment is not None:
+            return self._experiment
+        from wandb.errors import Error
+
+        try:
+            run = super().experiment
+        except Error as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"wandb: {reason} The training goes on and keeps its log in files.", stacklevel=2)
+            self._offline = True
+            self._wandb_init["mode"] = "offline"
+            run = super().experiment
+        return run
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Say where the files are, whatever ended the training."""
+        super().finalize(status)
+        if self._offline and self._experiment is not None:
+            print(f"wandb: not sent yet. To send it: wandb sync {os.path.dirname(self._experiment.dir)}")  # noqa: PTH120
