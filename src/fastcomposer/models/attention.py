@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.losses import map_size
+from fastcomposer.models.subject_attention import explicit_attention, fused_attention
 
 Implementation = Literal["fused", "explicit"]
 _BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.")
@@ -86,8 +87,8 @@ class AttentionCapture:
     Args:
         unet: The U-Net to watch.
         blocks: Names of blocks (see :func:`select_blocks`).
-        implementation: ``fused`` takes the layer's output from fused attention and the subjects' columns from
-            the log-sum-exp of the logits; ``explicit`` forms the whole softmax map. Both give the same.
+        implementation: ``fused`` takes the layer's output from fused attention and keeps, of the softmax map,
+            the subjects' columns; ``explicit`` keeps all of it. Both give the same.
 
     Raises:
         ValueError: If a block or the implementation does not exist.
@@ -161,7 +162,7 @@ class SubjectAttnProcessor:
     def __init__(self, name: str, recording: _Recording, implementation: Implementation) -> None:
         self.name = name
         self.recording = recording
-        self.attend = _fused if implementation == "fused" else _explicit
+        self.attend = fused_attention if implementation == "fused" else explicit_attention
 
     def __call__(
         self,
@@ -192,9 +193,9 @@ class SubjectAttnProcessor:
             batch, tokens = encoder_hidden_states.shape[:2]
             attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        output, maps = self.attend(query, key, value, attention_mask, self.recording)
+        output, maps = self.attend(query, key, value, attention_mask, self.recording.subject_token_idx)
         if self.recording.maps is not None:
-            self.recording.maps[self.name] = maps
+            self.recording.maps[self.name] = maps.detach() if self.recording.detach else maps
         output = output.transpose(1, 2).flatten(2).to(query.dtype)
         output = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
@@ -256,38 +257,3 @@ class AttentionAverage:
         """(N, G, K, h, w) float32 on the CPU; zero in empty slots and in groups without a call."""
         counts = torch.tensor(self._counts).clamp(min=1)
         return (self._sums.cpu() / counts[:, None, None, None, None]).transpose(0, 1)
-
-
-def _logits(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    # Logits in float32: columns far below the maximum vanish in half precision, and with them their gradient.
-    with torch.autocast(query.device.type, enabled=False):
-        logits = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
-    return logits if mask is None else logits + mask.float()
-
-
-def _columns(scores: Tensor, subject_token_idx: Tensor) -> Tensor:
-    batch, heads, positions, _ = scores.shape
-    index = subject_token_idx[:, None, None, :].expand(batch, heads, positions, -1)
-    return scores.gather(-1, index)
-
-
-def _fused(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, recording: _Recording
-) -> tuple[Tensor, Tensor]:
-    """Output by fused attention; columns as ``exp(logit − logsumexp)``, so no softmax map is formed."""
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not recording.detach):
-        logits = _logits(query, key, mask)
-        columns = _columns(logits, recording.subject_token_idx)
-        maps = (columns - logits.logsumexp(dim=-1, keepdim=True)).exp()
-    return output, maps
-
-
-def _explicit(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, recording: _Recording
-) -> tuple[Tensor, Tensor]:
-    """Output and columns from one softmax map, as the paper writes it: the plain twin of :func:`_fused`."""
-    probabilities = _logits(query, key, mask).softmax(dim=-1)
-    output = probabilities.to(value.dtype) @ value
-    maps = _columns(probabilities, recording.subject_token_idx)
-    return output, maps.detach() if recording.detach else maps
