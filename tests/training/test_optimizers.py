@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,31 @@ def test_fused_and_foreach_are_the_same_numbers() -> None:
     assert {name: ours[name] for name in ("betas", "eps", "weight_decay")} == {
         name: plain[name] for name in ("betas", "eps", "weight_decay")
     }
+
+
+@pytest.mark.parametrize("before", [None, {"foreach": True}, {"fused": True}])
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+def test_checkpoints_of_any_implementation_go_on_with_the_configured_one(
+    before: dict[str, bool] | None, implementation: Any
+) -> None:
+    def steps(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, number: int) -> None:
+        for _ in range(number):
+            weight.grad = weight.detach() * 0.5 + 1
+            optimizer.step()
+
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    first = torch.optim.AdamW([weight], lr=0.1, **(before or {}))  # type: ignore[arg-type]
+    steps(first, weight, 2)
+    resumed = torch.nn.Parameter(weight.detach().clone())
+    second = AdamW(lr=0.1, implementation=implementation)([resumed])
+    second.load_state_dict(deepcopy(first.state_dict()))  # loading shares tensors
+    assert [second.param_groups[0][name] for name in ("fused", "foreach")] == [
+        True if name == implementation else second.defaults[name] for name in ("fused", "foreach")
+    ]
+    assert not (second.param_groups[0]["fused"] and second.param_groups[0]["foreach"])
+    steps(first, weight, 3)
+    steps(second, resumed, 3)
+    torch.testing.assert_close(resumed, weight)
 
 
 def test_eight_bits_come_from_their_library_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

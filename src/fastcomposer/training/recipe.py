@@ -72,10 +72,24 @@ class RecipeModule(L.LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def configure_optimizers(self) -> Any:
-        """Build optimizer and schedule over the trained parameters."""
+        """Build optimizer and schedule over the trained parameters.
+
+        Raises:
+            ValueError: If gradients that float16 scales are to be clipped before a fused optimizer.
+        """
         optimizer = self.optimizer_factory(list(self.trained_parameters().values()))
+        if self._scales_gradients and _unscales_itself(optimizer) and self.trainer.gradient_clip_val:
+            raise ValueError(
+                "trainer.precision=16-mixed with trainer.gradient_clip_val: set "
+                "method.optimizer.implementation=foreach; fused takes the scaling back only after clipping"
+            )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _scales_gradients(self) -> bool:
+        """Whether losses are scaled so that gradients fit into float16."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def progress(self) -> float:
         """Share of the budget that is used, 0 to 1; 0 without a budget."""
@@ -104,12 +118,7 @@ class RecipeModule(L.LightningModule):
         """Start the clock, and the moving average from the weights of the first step."""
         self._since = time.monotonic()
         if self.ema_decay is not None and self.ema is None:
-            self.ema = EMAModel(
-                list(self.trained_parameters().values()),
-                decay=self.ema_decay,
-                use_ema_warmup=True,
-                power=0.75,
-            )
+            self.ema = self._average(list(self.trained_parameters().values()))
         if self.ema is not None:
             self.ema.to(self.device)
 
@@ -118,6 +127,10 @@ class RecipeModule(L.LightningModule):
         for logger in self.trainer.loggers:
             if isinstance(logger, ContinuedCSVLogger):
                 logger.keep_before(self.global_step)
+
+    def _average(self, parameters: list[nn.Parameter]) -> EMAModel:
+        assert self.ema_decay is not None
+        return EMAModel(parameters, decay=self.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Count the batches whose gradients are accumulated to one step, and keep what they hold."""
@@ -178,9 +191,8 @@ class RecipeModule(L.LightningModule):
         The trainer refuses these in mixed precision, because they would undo the scaling of float16 after it
         has clipped; bfloat16 is not scaled.
         """
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if scaled or not fused or not gradient_clip_val or gradient_clip_algorithm == "value":
+        fused = _unscales_itself(optimizer)
+        if self._scales_gradients or not fused or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             nn.utils.clip_grad_norm_(list(self.trained_parameters().values()), gradient_clip_val)
@@ -268,6 +280,11 @@ class RecipeModule(L.LightningModule):
         if "length" in checkpoint:
             self._minutes = checkpoint["length"]["minutes"] - self.trained_before.minutes
         if "ema" in checkpoint and self.ema_decay is not None:
-            self.ema = EMAModel(list(trained.values()), decay=self.ema_decay, use_ema_warmup=True, power=0.75)
+            self.ema = self._average(list(trained.values()))
             self.ema.optimization_step = checkpoint["ema"]["step"]
             self.ema.shadow_params = [checkpoint["ema"]["weights"][name] for name in trained]
+
+
+def _unscales_itself(optimizer: Any) -> bool:
+    """Whether an optimizer takes the scaling of gradients back within its step, as fused ones do."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
