@@ -20,24 +20,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Call a command in this process, in an empty folder; returns status, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(module: object, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastcomposer", *arguments])
-        status = 0
-        try:
-            module.main()  # type: ignore[attr-defined]
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def settings(world: Path, small_base: Path) -> list[str]:
     """A training of seconds."""
     return [

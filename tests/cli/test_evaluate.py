@@ -36,21 +36,9 @@ def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, toy: Toy) -> Run:
+def run(run: Callable[..., tuple[int, str, str]], toy: Toy) -> Run:
     """Call the command in this process, in an empty folder; returns status, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastcomposer", *toy.arguments(*arguments)])
-        status = 0
-        try:
-            evaluate.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return lambda *arguments: run(evaluate, *toy.arguments(*arguments))
 
 
 def pictures(folder: Path) -> dict[str, int]:

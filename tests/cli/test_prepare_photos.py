@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage
 import torch
+from command_line import called
 from matplotlib import cbook
 from PIL import Image
+from tiny_architectures import narrow
 from tiny_networks import write_blip, write_clip, write_mask2former
 
-from fastcomposer.cli import prepare, train
+from fastcomposer.cli import evaluate, prepare, report, train
 from fastcomposer.data.records import read_ids, read_record
+from fastcomposer.evaluation.definition import read_definition
+from fastcomposer.evaluation.results import read_results
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Call a command in this process, in an empty folder; returns status, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(module: object, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastcomposer", *arguments])
-        status = 0
-        try:
-            module.main()  # type: ignore[attr-defined]
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+PROTOCOL = Path(__file__).parents[2] / "data" / "benchmarks" / "paper"
 
 
 def write_ffhq(folder: Path, side: int = 1024) -> int:
@@ -60,72 +47,140 @@ def write_ffhq(folder: Path, side: int = 1024) -> int:
     return number
 
 
-def test_photos_in_the_layout_of_ffhq_are_prepared_and_trained_on(
-    run: Run, small_base: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    """The real classes of captioner, segmenter and CLIP, tiny and random."""
-    photos = write_ffhq(tmp_path / "ffhq")
-    (tmp_path / "ffhq" / "00000" / "00099.png").write_bytes(b"no photo")
-    write_blip(tmp_path / "blip")
-    write_mask2former(tmp_path / "mask2former")
-    write_clip(tmp_path / "clip", tiny_base / "tokenizer")
+@dataclass(frozen=True)
+class Prepared:
+    """A data folder made of photos.
+
+    Attributes:
+        root: The folder.
+        call: Arguments that made it.
+        photos: How many photos became records; one more did not.
+        out: What the command said.
+    """
+
+    root: Path
+    call: list[str]
+    photos: int
+    out: str
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Photos prepared by the real classes of captioner, segmenter and CLIP, tiny and random."""
+    folder = tmp_path_factory.mktemp("photos")
+    photos = write_ffhq(folder / "ffhq")
+    (folder / "ffhq" / "00000" / "00099.png").write_bytes(b"no photo")
+    write_blip(folder / "blip")
+    write_mask2former(folder / "mask2former")
+    write_clip(folder / "clip", tiny_base / "tokenizer")
     call = [
         "data=folder",
-        "source=ffhq",
-        "data.root=data",
-        "data.captioner.model=blip",
+        f"source={folder / 'ffhq'}",
+        f"data.root={folder / 'data'}",
+        f"data.captioner.model={folder / 'blip'}",
         "data.captioner.max_new_tokens=6",
         "data.captioner.num_beams=2",
-        "data.segmenter.model=mask2former",
+        f"data.segmenter.model={folder / 'mask2former'}",
         "data.segmenter.threshold=0.0",
         "data.segmenter.overlap=0.0",
         "data/phrases=words",
-        "data.matcher.image_text.model=clip",
+        f"data.matcher.image_text.model={folder / 'clip'}",
         "data.prepare.limits.max_side=512",
         "data.prepare.limits.test_share=0.25",
         "data.prepare.batch_size=4",
     ]
-    status, out, err = run(prepare, *call)
+    status, out, err = called(prepare, *call)
     assert status == 0, err
-    assert f"{photos} records made; the data folder is data" in out
-    assert f"{photos + 1} photos: {photos} are records, 1 are not" in out
-    names = read_ids("data", "all")
+    return Prepared(folder / "data", call, photos, out)
+
+
+def test_photos_in_the_layout_of_ffhq_are_prepared(run: Run, prepared: Prepared) -> None:
+    root, photos = prepared.root, prepared.photos
+    assert f"{photos} records made; the data folder is {root}" in prepared.out
+    assert f"{photos + 1} photos: {photos} are records, 1 are not" in prepared.out
+    names = read_ids(root, "all")
     assert names[0] == "00000-00000"  # five characters name the folder, as the layout of FFHQ does
-    assert [len(read_ids("data", split)) for split in ("train", "test")] == [6, 2]
+    assert [len(read_ids(root, split)) for split in ("train", "test")] == [6, 2]
     for name in names:
-        loaded = read_record("data", name)
+        loaded = read_record(root, name)
         assert min(loaded.image.shape[:2]) == 512
         assert loaded.record.segments
         for segment in loaded.record.segments:
             assert loaded.record.caption[: segment.end].endswith("man")
-    assert "00099.png,unreadable" in Path("data/preparation/left_out.csv").read_text()
-    settings = json.loads(Path("data/preparation/settings.json").read_text())
-    assert settings["matcher"]["image_text"]["model"] != "clip"  # a digest of the weights
+    assert "00099.png,unreadable" in (root / "preparation" / "left_out.csv").read_text()
+    settings = json.loads((root / "preparation" / "settings.json").read_text())
+    assert len(settings["matcher"]["image_text"]["model"]) == 16  # a digest of the weights, not their place
 
-    status, out, err = run(prepare, *call)
+    status, out, err = run(prepare, *prepared.call)
     assert status == 0, err
     assert "0 records made" in out
-    status, _, err = run(prepare, *call, "data.captioner.num_beams=1")
+    status, _, err = run(prepare, *prepared.call, "data.captioner.num_beams=1")
     assert status == 1
     assert "captioner.num_beams: 2, not 1" in err
 
-    status, _, err = run(
-        train,
-        "data=folder",
-        "data.root=data",
-        f"model.base={small_base}",
-        "model.resolution=64",
-        "model.reference_size=56",
-        "data.module.batch_size=2",
-        "data.module.num_workers=0",
-        "method.vision_layers=1",
-        "trainer.max_steps=2",
-        "trainer.val_check_interval=1",
-        "trainer.limit_val_batches=1",
-        "name=photos",
-    )
+
+@pytest.fixture
+def model(tmp_path: Path) -> list[str]:
+    """Stable Diffusion 1.5 a few channels wide, with weights drawn."""
+    size = ["model.resolution=64", "model.reference_size=28"]
+    folder = narrow("sd15", tmp_path / "sd15")
+    return ["model=sd15", "model.weights=random", f"model.architecture={folder}", *size]
+
+
+def test_prepared_photos_go_through_shards_and_training_to_tables(
+    run: Run,
+    prepared: Prepared,
+    model: list[str],
+    paper_metrics: list[str],
+    admiral: Image.Image,
+    astronaut: Image.Image,
+) -> None:
+    """The commands of the paper's scale, one after the other."""
+    photos = [*model, "data=folder", f"data.root={prepared.root}", "data.module.num_workers=0"]
+    status, _, err = run(prepare, *photos, "cache=cache", "precompute.records_per_file=4")
     assert status == 0, err
-    assert torch.load("outputs/photos/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    written = ["shards=shards", "sharding.num_workers=0", "sharding.records_per_shard=2"]
+    status, out, err = run(prepare, *photos, *written)
+    assert status == 0, err
+    assert f"{prepared.photos} records written" in out
+
+    streamed = ["data=streaming", "data.root=shards", "data.module.window=2", "data.module.cache=cache"]
+    streamed += ["data.module.batch_size=2", "data.module.num_workers=0", "data.module.pin_memory=false"]
+    one_device = ["trainer=cpu", "trainer.devices=1", "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    validated = ["trainer.val_check_interval=1", "trainer.limit_val_batches=1"]
+    status, _, err = run(train, "experiment=paper", *model, *streamed, *one_device, *validated)
+    assert status == 0, err
+    trained = torch.load("outputs/paper/checkpoints/last.ckpt", weights_only=True)
+    assert trained["global_step"] == 2
+    logged = Path("outputs/paper/logs/metrics.csv").read_text()
+    assert "train/localization_loss" in logged and "nan" not in logged
+
+    Path("people").mkdir()
+    for name, word in (read_definition(PROTOCOL / "single_subject.json").subjects or {}).items():
+        (admiral if word == "man" else astronaut).save(f"people/{name}.jpg")
+    benchmark = [
+        "benchmark=paper",
+        f"benchmark.folder={PROTOCOL}",
+        "benchmark.pictures=people",
+        "sampler=paper",
+    ]
+    few = ["num_subjects=2", "prompts_per_category=1", "images_per_prompt=1"]
+    parts = [f"benchmark.{part}.{few_of}" for part in ("single", "multi") for few_of in few]
+    drawn = ["+sampler.height=64", "+sampler.width=64", "sampler.num_inference_steps=2", *paper_metrics]
+    drawn += ["scoring.reference_size=256", "checkpoint=outputs/paper", "alphas=[0.5]"]
+    status, _, err = run(evaluate, *model, *benchmark, *parts, *drawn)
+    assert status == 0, err
+    rows = read_results("outputs/evaluate/results.json").rows
+    assert [(row.benchmark, row.method, row.images) for row in rows] == [
+        ("single_subject", "fastcomposer", 8),
+        ("single_subject", "text_only", 8),
+        ("multi_subject", "fastcomposer", 3),
+        ("multi_subject", "text_only", 3),
+    ]
+    status, _, err = run(report, "what=results", "results=outputs/evaluate", *benchmark)
+    assert status == 0, err
+    tables = Path("outputs/evaluate/tables.md").read_text()
+    assert "FastComposer" in tables and "0.514" in tables  # the published figure beside the measured one
 
 
 def test_the_mini_world_is_prepared_anew(run: Run, world: Path, tmp_path: Path) -> None:

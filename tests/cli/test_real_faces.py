@@ -6,14 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import skimage
 import torch
-from facenet_pytorch import InceptionResnetV1
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from matplotlib import cbook
 from PIL import Image
-from tiny_networks import write_clip
 from torchvision.transforms.functional import to_tensor
 from toy_evaluation import make_toy
 
@@ -21,28 +17,6 @@ from fastcomposer.cli import evaluate
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.metrics.identity import IdentityPreservation
-
-
-@pytest.fixture(scope="module")
-def paper_metrics(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings that give the networks by path: random ones, but for MTCNN, which comes with its weights."""
-    folder = tmp_path_factory.mktemp("metrics")
-    torch.manual_seed(0)
-    torch.save(InceptionResnetV1().state_dict(), folder / "inception.pt")
-    write_clip(folder / "clip", tiny_base / "tokenizer")
-    files = f"metrics.faces.weights={folder / 'inception.pt'}", f"metrics.image_text.model={folder / 'clip'}"
-    return ["metrics=paper", *files]
-
-
-@pytest.fixture(scope="module")
-def astronaut() -> Image.Image:
-    return Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png").convert("RGB")
-
-
-@pytest.fixture(scope="module")
-def admiral() -> Image.Image:
-    with cbook.get_sample_data("grace_hopper.jpg") as file:
-        return Image.open(file).convert("RGB").resize((512, 606)).crop((0, 0, 512, 512))
 
 
 def test_the_face_of_the_astronaut_is_found_and_recognized(

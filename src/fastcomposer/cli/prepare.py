@@ -64,7 +64,11 @@ def fill_cache(config: DictConfig) -> None:
 
     data = instantiate(config.data.module, cache=None)
     model = FastComposer.from_pretrained(
-        config.model.base, config.model.image_encoder, max_subjects=config.model.max_subjects
+        config.model.base,
+        config.model.image_encoder,
+        architecture=config.model.architecture,
+        weights=config.model.weights,
+        max_subjects=config.model.max_subjects,
     )
     stage = instantiate(config.precompute)(model, data)
     trainer = instantiate(config.trainer)
