@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, IterableDataset
+
+from fastcomposer.progress import LongWork
 
 
 class ResumableStage(L.LightningModule):
@@ -25,7 +26,7 @@ class ResumableStage(L.LightningModule):
         self.tasks: list[Any] = []
 
     def configure_callbacks(self) -> list[Callback]:
-        """Show a progress bar of our own."""
+        """Show progress in our own way."""
         return [StageProgress()]
 
     def missing_tasks(self) -> list[Any]:
@@ -36,7 +37,7 @@ class ResumableStage(L.LightningModule):
         """Whatever remains when every task is done; called on the first process."""
 
     def num_pictures(self) -> int:
-        """How many pictures this process's tasks have, for the progress bar."""
+        """How many pictures this process's tasks have, for showing progress."""
         raise NotImplementedError
 
     def predict_dataloader(self) -> DataLoader[int]:
@@ -65,30 +66,27 @@ class _Numbers(IterableDataset[int]):
 
 
 class StageProgress(Callback):
-    """A progress bar over a stage's pictures, on the first process."""
+    """How far a stage's pictures are, on the first process."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
+        self._work: LongWork | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the bar, unless there is nothing to do."""
+        """Begin, unless there is nothing to do."""
         assert isinstance(pl_module, ResumableStage)
         if trainer.is_global_zero and pl_module.num_pictures():
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-            self._bar = Progress(*columns, TimeRemainingColumn())
             share = f", of {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            self._bar.add_task(f"{pl_module.title}{share}", total=pl_module.num_pictures())
-            self._bar.start()
+            self._work = LongWork(f"{pl_module.title}{share}", pl_module.num_pictures()).start()
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Move on by a task's pictures."""
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], outputs)
+        if self._work is not None:
+            self._work.advance(outputs)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the full bar standing."""
+        """Say that all is done."""
         self._stop()
 
     def on_exception(
@@ -98,6 +96,6 @@ class StageProgress(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._work is not None:
+            self._work.stop()
+            self._work = None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcomposer.data.avatars import Appearance, Identity, render_avatar
 from fastcomposer.data.records import (
@@ -18,6 +17,7 @@ from fastcomposer.data.records import (
 )
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
 from fastcomposer.files import remove_leftovers
+from fastcomposer.progress import LongWork
 from fastcomposer.workers import in_processes
 
 TEST_OFFSET = 90_000_000
@@ -66,11 +66,9 @@ def prepare_avatars(
     jobs = [("train", i) for i in range(num_train)] + [("test", i) for i in range(num_test)]
     todo = [job for job in jobs if not record_path(root, record_name(*job), ".json").exists()]
     chunks = [(root, scenes, quality, todo[i : i + _CHUNK]) for i in range(0, len(todo), _CHUNK)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task(f"scenes in {root}", total=len(jobs), completed=len(jobs) - len(todo))
+    with LongWork(f"scenes in {root}", len(jobs), done=len(jobs) - len(todo)) as work:
         for done in in_processes(_render_chunk, chunks, num_workers):
-            progress.advance(bar, done)
+            work.advance(done)
     for split, count in (("train", num_train), ("test", num_test)):
         if count:
             write_ids(root, split, [record_name(split, i) for i in range(count)])

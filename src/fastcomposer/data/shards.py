@@ -23,7 +23,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.records import (
@@ -36,6 +35,7 @@ from fastcomposer.data.records import (
     read_files,
     write_atomically,
 )
+from fastcomposer.progress import tracked
 from fastcomposer.settings import differences
 from fastcomposer.workers import in_processes
 
@@ -144,7 +144,7 @@ def _write_split(shards: Sequence[_Shard], split: str, num_workers: int) -> int:
         return 0
     todo = [shard for shard in shards if not _part_index(shard).exists()]
     title = f"shards of {split}"
-    written = sum(track(in_processes(_write_shard, todo, num_workers), title, total=len(todo)))
+    written = sum(tracked(in_processes(_write_shard, todo, num_workers), title, total=len(todo)))
     from litdata.streaming import Cache
 
     with TemporaryDirectory(dir=folder, prefix=".") as merged:  # merging takes the parts' indexes away

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Generator, Tensor
 
 from fastcomposer.evaluation.mini_base import (
@@ -19,6 +18,7 @@ from fastcomposer.evaluation.mini_base import (
 )
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.detector import HeadDetector
+from fastcomposer.progress import tracked
 
 _BATCH = 32
 
@@ -39,7 +39,7 @@ def draw_captions(base: str | Path, captions: list[str], sampler: Mapping[str, A
     pipeline: Any = FastComposer.from_pretrained(base).to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     images: list[Tensor] = []
-    for start in track(range(0, len(captions), _BATCH), "pictures from captions", transient=True):
+    for start in tracked(range(0, len(captions), _BATCH), "pictures from captions", transient=True):
         part = captions[start : start + _BATCH]
         generators = [Generator().manual_seed(seed + start + i) for i in range(len(part))]
         options = {**sampler, "alpha": 0.0, "output_type": "pt"}

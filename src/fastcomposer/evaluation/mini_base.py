@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from rich.progress import track
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
@@ -20,6 +19,7 @@ from fastcomposer.models.conditioning import ReferenceNormalizer
 from fastcomposer.models.detector import HeadDetector, count_matches
 from fastcomposer.models.embedder import IdentityEmbedder, pair_up
 from fastcomposer.models.loading import load_tokenizer
+from fastcomposer.progress import tracked
 from fastcomposer.training.base.degradation import occlude
 
 _BATCH = 64
@@ -81,7 +81,7 @@ class HeldOutScenes:
 
 def render_held_out(scenes: AvatarScenes, number: int) -> HeldOutScenes:
     """Render the first scenes of the held-out split, as ``prepare`` does but without JPEG in between."""
-    rendered = [scenes.scene("test", i) for i in track(range(number), "held-out scenes", transient=True)]
+    rendered = [scenes.scene("test", i) for i in tracked(range(number), "held-out scenes", transient=True)]
     images = torch.stack([torch.tensor(scene.image).permute(2, 0, 1) for scene in rendered])
     return HeldOutScenes(
         images.float() / 255,

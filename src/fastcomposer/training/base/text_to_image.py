@@ -14,7 +14,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.models.text import encode_text
+from fastcomposer.progress import tracked
 from fastcomposer.training.base.vae import encoder_of, save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
@@ -83,7 +83,7 @@ class TextToImageModule(RecipeModule):
         captions = [*bank.captions, *bank.rich_captions, ""]
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.inference_mode():
-            chunks = track(ids.split(256), "text states")
+            chunks = tracked(ids.split(256), "text states")
             self.text_states = torch.cat([encode_text(self.text_encoder, part).half() for part in chunks])
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
@@ -151,7 +151,7 @@ def cached_latents(vae: AutoencoderKL, bank: SceneBank, root: Path) -> Tensor:
         if len(found) == len(bank):
             return found
     encoded = []
-    for index in track(torch.arange(len(bank)).split(64), "latents"):
+    for index in tracked(torch.arange(len(bank)).split(64), "latents"):
         pixels = bank.batch(index).pixel_values
         both = torch.cat([pixels, pixels.flip(-1)])
         latents = vae.encode(both).latent_dist.mode() * vae.config["scaling_factor"]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Generator, Tensor
 
 from fastcomposer.data.records import write_atomically
+from fastcomposer.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClassPictures:
 
         Args:
             word: The class word.
-            base: What tells the base from others (:func:`~.settings.base_fingerprint`).
+            base: What tells the base from others (:func:`~fastcomposer.models.loading.source_fingerprint`).
             resolution: Height and width in pixels.
         """
         parts = (
@@ -90,7 +90,7 @@ class ClassPictures:
         folder.mkdir(parents=True, exist_ok=True)
         missing = self.missing(folder)
         starts = range(0, len(missing), self.batch_size)
-        for start in track(starts, f"pictures of a {word}", transient=True):
+        for start in tracked(starts, f"pictures of a {word}", transient=True):
             numbers = missing[start : start + self.batch_size]
             pictures = pipeline(
                 [self.prompt.format(word)] * len(numbers),
