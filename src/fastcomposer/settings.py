@@ -62,26 +62,30 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 def base_fingerprint(
     base: str | Path, parts: Sequence[str] = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 ) -> str:
-    """What tells a model from others: its hub id, or for a folder a digest of its weights.
+    """What tells a model from others: its hub id, or a digest of its weights, wherever they are.
 
     Of every file the size and both ends are read, which training changes as it does the rest.
 
     Args:
-        base: Folder, or hub id.
-        parts: Folders inside it that matter; of a base in the diffusers layout by default.
+        base: Folder, single file, or hub id.
+        parts: Folders inside a folder that matter; of a base in the diffusers layout by default.
     """
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
+    place = Path(base).expanduser()
+    if place.is_file():
+        found = {place: ""}
+    elif place.is_dir():
+        files = ((part, file) for part in parts for file in sorted((place / part).glob("*")))
+        found = {file: f"{part}/{file.name}" for part, file in files if file.is_file()}
+    else:
         return str(base)
     digest = hashlib.sha256()
-    for part in parts:
-        for file in sorted(path for path in (folder / part).glob("*") if path.is_file()):
-            size = file.stat().st_size
-            digest.update(f"{part}/{file.name} {size}\n".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(_CHUNK))
-                stream.seek(max(0, size - _CHUNK))
-                digest.update(stream.read(_CHUNK))
+    for file, name in found.items():
+        size = file.stat().st_size
+        digest.update(f"{name} {size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_CHUNK))
+            stream.seek(max(0, size - _CHUNK))
+            digest.update(stream.read(_CHUNK))
     return digest.hexdigest()[:16]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_architectures import narrow
 
 from fastcomposer.cli import train
 from fastcomposer.training.personalization.concept import Concept, read_concepts
@@ -16,24 +16,16 @@ Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def command(
-    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Call ``train`` in an empty folder; returns status and errors."""
-    monkeypatch.chdir(tmp_path)
+def command(small_base: Path, run: Callable[..., tuple[int, str, str]]) -> Command:
+    """Call ``train`` where there are pictures of two people; returns status and errors."""
     for name, color in (("adam", "red"), ("eve", "blue")):
         Path(name).mkdir()
         Image.new("RGB", (20, 16), color).save(f"{name}/1.png")
 
     def call(*arguments: str) -> tuple[int, str]:
         common = [f"model.base={small_base}", "model.resolution=16", "data=person"]
-        monkeypatch.setattr(sys, "argv", ["train", *common, *arguments])
-        status = 0
-        try:
-            train.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, capsys.readouterr().err
+        status, _, errors = run(train, *common, *arguments)
+        return status, errors
 
     return call
 
@@ -53,6 +45,17 @@ def test_a_person_goes_to_the_run_s_folder(command: Command, method: str) -> Non
     status, errors = command(*arguments, f"data.people={{{ADAM}}}")
     assert status == 1
     assert "resume=auto" in errors
+
+
+def test_a_person_is_learned_on_an_architecture_with_weights_drawn(command: Command, tmp_path: Path) -> None:
+    folder = narrow("sd15", tmp_path / "sd15")
+    base = ["model=sd15", "model.weights=random", f"model.architecture={folder}", "model.resolution=64"]
+    few = ["method.steps=1", "method.class_pictures.count=1", "method.class_pictures.num_inference_steps=1"]
+    status, errors = command(
+        "experiment=person", "method=dreambooth", *base, *few, f"data.people={{{ADAM}}}", "name=random"
+    )
+    assert status == 0, errors
+    assert Concept.read("outputs/random").steps == 1
 
 
 def test_two_people_are_learned_together(command: Command) -> None:

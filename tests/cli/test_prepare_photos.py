@@ -168,14 +168,18 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
     parts = [f"benchmark.{part}.{few_of}" for part in ("single", "multi") for few_of in few]
     drawn = ["+sampler.height=64", "+sampler.width=64", "sampler.num_inference_steps=2", *paper_metrics]
     drawn += ["scoring.reference_size=256", "checkpoint=outputs/paper", "alphas=[0.5]"]
+    drawn += ["methods=[text_only,textual_inversion,fastcomposer]"]
+    drawn += ["methods.textual_inversion.personalize.method.steps=1"]
     status, _, err = run(evaluate, *model, *benchmark, *parts, *drawn)
     assert status == 0, err
     rows = read_results("outputs/evaluate/results.json").rows
     assert [(row.benchmark, row.method, row.images) for row in rows] == [
         ("single_subject", "fastcomposer", 8),
         ("single_subject", "text_only", 8),
+        ("single_subject", "textual_inversion", 8),
         ("multi_subject", "fastcomposer", 3),
         ("multi_subject", "text_only", 3),
+        ("multi_subject", "textual_inversion", 3),
     ]
     status, _, err = run(report, "what=results", "results=outputs/evaluate", *benchmark)
     assert status == 0, err

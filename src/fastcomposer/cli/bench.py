@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +89,11 @@ def project_personalization(config: DictConfig) -> None:
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     found = [project_sampling(pipeline, config.sampler, config.model.resolution, config.repeats)]
     ours = found[0]
-    with tempfile.TemporaryDirectory() as folder:
-        base: dict[str, Any] = {}
-        if config.weights == "random":  # they are nowhere else
-            pipeline.save_pretrained(folder)
-            base = {"base": folder, "image_encoder": None}
-        del pipeline
-        for method in config.fine_tuning.values():  # one at a time in memory
-            module = instantiate(method, _convert_="object", **base)
-            found.append(project_training(module, ours, config.repeats))
-            del module
+    del pipeline
+    for method in config.fine_tuning.values():  # one at a time in memory
+        module = instantiate(method, _convert_="object")
+        found.append(project_training(module, ours, config.repeats))
+        del module
     columns = ("method", "s / step", "steps", "s to personalise", "s / image", "s in all", "× FastComposer")
     table = Table(*columns, title="Projection: measured times of single steps, times numbers of steps")
     for one in found:

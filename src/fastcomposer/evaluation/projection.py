@@ -21,7 +21,6 @@ from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
 from fastcomposer.data.prepare import NUM_TUNING_PICTURES
 from fastcomposer.evaluation.collected import OURS
 from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.settings import base_fingerprint
 from fastcomposer.training.personalization.module import PersonalizationModule
 from fastcomposer.training.personalization.personalize import QUIET, quietly
 
@@ -119,7 +118,7 @@ def project_training(module: PersonalizationModule, drawing: Projection, repeats
                 module.class_pictures, folder=folder, count=module.pictures.batch_size
             )
             side = module.pictures.resolution
-            place = module.class_pictures.place(_WORD, base_fingerprint(module.source.base), side)
+            place = module.class_pictures.place(_WORD, module.fingerprint, side)
             module.class_pictures.draw(_draw_noise, _WORD, place, side)
         # One step more: the first is not counted.
         trainer = L.Trainer(accelerator="auto", devices=1, max_steps=repeats + 1, callbacks=[timer], **QUIET)

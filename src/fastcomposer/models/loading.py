@@ -21,6 +21,7 @@ from fastcomposer.models.single_file import SingleFileSource, is_single_file
 from fastcomposer.models.source import ModelSource, declares, existing_file, with_dtype
 from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
 from fastcomposer.models.untrained import RandomSource
+from fastcomposer.settings import base_fingerprint
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 Weights = Literal["pretrained", "random"]
@@ -97,6 +98,24 @@ def _read_configs(
         partial(CLIPVisionConfig.from_pretrained, encoder, subfolder=subfolder, **options),
     )
     return tuple(text), vision
+
+
+def source_fingerprint(
+    base: str | Path, architecture: str | Path | None = None, weights: Weights = "pretrained"
+) -> str:
+    """What tells the base of :func:`open_source` from others; nothing of it is loaded.
+
+    Args:
+        base: See there, as all that follow.
+        architecture: See there.
+        weights: See there.
+    """
+    if weights == "random":
+        return f"random {base_fingerprint(_needed(architecture, 'model.weights=random'))}"
+    if is_single_file(base):
+        configs = base_fingerprint(_needed(architecture, f"the single file {base}"))
+        return f"{base_fingerprint(base)} {configs}"
+    return base_fingerprint(base)
 
 
 def load_tokenizer(

@@ -129,7 +129,7 @@ def test_changed_people_seeds_and_bases_are_named(
     with pytest.raises(ValueError, match=r"people\.adam\.pictures"):
         learn(factory("textual_inversion"), pictures=[moved, people[0].pictures[1]])
     monkeypatch.setattr(
-        "fastcomposer.training.personalization.personalize.base_fingerprint", lambda base: "new"
+        "fastcomposer.training.personalization.personalize.source_fingerprint", lambda base: "new"
     )
     with pytest.raises(ValueError, match=r"base: '[0-9a-f]{16}', not 'new'"):
         learn(factory("textual_inversion"))

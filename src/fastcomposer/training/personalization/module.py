@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +22,9 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
 from fastcomposer.losses import denoising_loss
-from fastcomposer.models.loading import open_source
+from fastcomposer.models.loading import Weights, open_source, source_fingerprint
 from fastcomposer.models.source import ModelSource
 from fastcomposer.models.text import encode_text
-from fastcomposer.settings import base_fingerprint
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
 from fastcomposer.training.personalization.prior import ClassPictures
 from fastcomposer.training.personalization.tokens import NewTokens, with_tokens, word_embedding
@@ -45,7 +45,7 @@ class PersonalizationModule(RecipeModule):
     data; subclasses say what of the base is trained and what a person is called.
 
     Args:
-        base: Folder in the diffusers layout, or hub id; never written to.
+        base: Folder in the diffusers layout, hub id, or single file; never written to.
         pictures: How the people's pictures are drawn in a step.
         templates: Prompts, drawn uniformly; ``{}`` is what the person is called.
         steps: Steps for one person; the trainer's ``max_steps`` is this times the number of people.
@@ -53,6 +53,8 @@ class PersonalizationModule(RecipeModule):
         class_pictures: Class pictures; ``None`` for none.
         prior_weight: Weight of their loss.
         image_encoder: Image encoder that goes with the base; only its configuration is read.
+        architecture: Folder of configurations for a single file or random weights.
+        weights: ``pretrained``, or ``random`` for the architecture with weights drawn.
         gradient_checkpointing: Trade time for memory.
         **recipe: Further arguments of :class:`RecipeModule`.
 
@@ -73,6 +75,8 @@ class PersonalizationModule(RecipeModule):
         class_pictures: ClassPictures | None = None,
         prior_weight: float = 1.0,
         image_encoder: str | None = None,
+        architecture: str | None = None,
+        weights: Weights = "pretrained",
         gradient_checkpointing: bool = False,
         **recipe: Any,
     ) -> None:
@@ -86,7 +90,8 @@ class PersonalizationModule(RecipeModule):
             raise ValueError(f"method.templates={wrong}: each needs one {{}}, where the person's name goes")
         self.pictures, self.templates, self.steps = pictures, tuple(templates), steps
         self.class_pictures, self.prior_weight = class_pictures, prior_weight
-        self.source = open_source(base, image_encoder)
+        self.source = open_source(base, image_encoder, architecture=architecture, weights=weights)
+        self._origin: tuple[str, str | None, Weights] = (base, architecture, weights)
         self.noise_scheduler: Any = self.source.noise_scheduler()
         self.tokenizer: Any = self.source.tokenizer()
         self._check_base(self.source)
@@ -119,6 +124,11 @@ class PersonalizationModule(RecipeModule):
                 f"method.pictures.resolution={self.pictures.resolution}: "
                 f"this base takes multiples of {factor}"
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells the base from others."""
+        return source_fingerprint(*self._origin)
 
     # --- what a method decides -----------------------------------------------------------------------------
 
@@ -153,7 +163,7 @@ class PersonalizationModule(RecipeModule):
         if settings is None:
             return
         for word in dict.fromkeys(person.word for person in people):
-            folder = settings.place(word, base_fingerprint(self.source.base), side)
+            folder = settings.place(word, self.fingerprint, side)
             if settings.missing(folder):
                 settings.draw(self.sampling_pipeline().to(device), word, folder, side)
 
@@ -191,7 +201,7 @@ class PersonalizationModule(RecipeModule):
         settings, side = self.class_pictures, self.pictures.resolution
         for word in dict.fromkeys(person.word for person in self.people) if settings else ():
             assert settings is not None
-            folder = settings.place(word, base_fingerprint(self.source.base), side)
+            folder = settings.place(word, self.fingerprint, side)
             parts = settings.read(folder).split(settings.batch_size)
             with torch.no_grad():
                 moments = [self._moments(part.to(self.device).float() / 127.5 - 1) for part in parts]

@@ -13,12 +13,8 @@ from typing import Any
 import lightning as L
 
 from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
-from fastcomposer.settings import (
-    base_fingerprint,
-    described,
-    differences,
-    file_digest,
-)
+from fastcomposer.models.loading import source_fingerprint
+from fastcomposer.settings import described, differences, file_digest
 from fastcomposer.training.personalization.concept import CONCEPT_NAME, Concept, read_concepts, read_settings
 from fastcomposer.training.personalization.module import PersonalizationModule
 
@@ -126,7 +122,8 @@ def _settings(
         if not isinstance(factory, partial):
             raise ValueError(f"{name}: a functools.partial (_partial_: true) is wanted, not {factory!r}")
     stored = described(method)
-    base = stored.pop("base")  # what is in it counts, not where it is
+    # What is in the base counts, not where it is.
+    where = {name: stored.pop(name) for name in ("base", "architecture", "weights") if name in stored}
     for name in ("seed", "image_encoder"):
         stored.pop(name, None)
     chosen = {key: value for key, value in trainer.keywords.items() if key in _TRAINER_SETTINGS}  # type: ignore[attr-defined]
@@ -137,7 +134,7 @@ def _settings(
             person.name: {"word": person.word, "pictures": [file_digest(file) for file in person.pictures]}
             for person in people
         },
-        "base": base_fingerprint(base),
+        "base": source_fingerprint(**where),
         "seed": seed,
     }
 

@@ -1,0 +1,93 @@
+"""The fine-tuning methods on bases of every kind: random weights, and a single file with an architecture."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from single_file_layout import single_file_state
+from tiny_architectures import narrow
+
+from fastcomposer.data.portraits import PortraitSettings, ReferenceSet
+from fastcomposer.evaluation.pipelines import load_base
+from fastcomposer.models.composer import FastComposer
+from fastcomposer.models.loading import source_fingerprint
+from fastcomposer.training.personalization.concept import apply_concepts, rewrite_prompt
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An architecture, a single file of it, and an image encoder with a tokenizer."""
+    folder = narrow(request.param, tmp_path_factory.mktemp("bases") / request.param)
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    state = {name: value.contiguous() for name, value in single_file_state(model).items()}
+    save_file(state, folder / "model.safetensors")
+    model.image_encoder.save_pretrained(folder / "clip")
+    model.tokenizer.save_pretrained(folder / "clip")
+    return folder
+
+
+def kinds(folder: Path) -> dict[str, dict[str, Any]]:
+    """Two ways to the same weights."""
+    file = {"base": str(folder / "model.safetensors"), "image_encoder": str(folder / "clip")}
+    return {
+        "random": {"base": "no/base", "architecture": str(folder), "weights": "random"},
+        "file": {**file, "architecture": str(folder)},
+    }
+
+
+@pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "custom_diffusion"])
+def test_a_person_is_learned_and_drawn(
+    make: Make, fit: Make, people: tuple[ReferenceSet, ...], folder: Path, tmp_path: Path, method: str
+) -> None:
+    kind = kinds(folder)["random" if method == "custom_diffusion" else "file"]
+    module = make(method, **kind, pictures=PortraitSettings(64, batch_size=1), steps=1)
+    expected = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    for part in ("vae", "unet", "text_encoder"):
+        wanted = getattr(expected, part).state_dict()
+        found = getattr(module, part).state_dict()
+        assert wanted.keys() == found.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items()), part
+    fit(module, people[:1])
+    (learned,) = module.export(tmp_path / "adam")
+    pipeline = load_base(**kind)
+    pipeline.set_progress_bar_config(disable=True)
+    size = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
+    prompt = rewrite_prompt("a man <|image|> on the beach", [learned])
+    with_him, without = (
+        known(prompt, generator=torch.Generator().manual_seed(0), **size).images
+        for known in (apply_concepts(pipeline, [learned]), pipeline)
+    )
+    assert np.abs(with_him - without).max() > 1e-5
+
+
+def test_bases_are_told_apart_by_their_weights(folder: Path, tmp_path: Path) -> None:
+    random, file = kinds(folder)["random"], kinds(folder)["file"]
+    file.pop("image_encoder")
+    assert source_fingerprint(**random) == source_fingerprint(**random | {"base": "other/base"})
+    assert source_fingerprint(**random) != source_fingerprint(folder)
+    moved = Path(shutil.copy(folder / "model.safetensors", tmp_path / "moved.safetensors"))
+    found = source_fingerprint(**file | {"base": str(moved)})
+    assert found == source_fingerprint(**file)
+    content = bytearray(moved.read_bytes())
+    content[-1] ^= 1
+    moved.write_bytes(content)
+    assert source_fingerprint(**file | {"base": str(moved)}) != found
+
+
+def test_what_does_not_fit_is_said(make: Make, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.weights=random needs an architecture"):
+        make("dreambooth", weights="random")
+    with pytest.raises(ValueError, match=r"the single file .* needs an architecture"):
+        make("dreambooth", base=str(folder / "model.safetensors"))
+    two = narrow("sdxl", tmp_path / "sdxl")
+    with pytest.raises(ValueError, match="this method takes bases with one text encoder"):
+        make("dreambooth", architecture=str(two), weights="random", pictures=PortraitSettings(64))
