@@ -25,6 +25,11 @@ def main(config: DictConfig) -> None:
     import torch
     from PIL import Image
 
+    from fastcomposer.schedulers import split_scheduler, use_scheduler
+
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    scheduler, options = split_scheduler(settings["sampler"])
+
     from fastcomposer.evaluation.pipelines import load_trained
     from fastcomposer.evaluation.store import picture_text
     from fastcomposer.pictures import grid
@@ -40,16 +45,15 @@ def main(config: DictConfig) -> None:
         weights=model.weights,
     )
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    use_scheduler(pipeline, scheduler)
     seeds = range(config.seed, config.seed + config.num_images)
-    sampler: Any = {**config.sampler, "alpha": config.alpha}
     images = pipeline(  # one prompt, so that it and its references are encoded once
         config.prompt,
         references=references or None,
         num_images_per_prompt=len(seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **sampler,
+        **{**options, "alpha": config.alpha},
     ).images
-    settings: Any = OmegaConf.to_container(config, resolve=True)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "_", strip_markers(config.prompt)).strip("_")[:60]

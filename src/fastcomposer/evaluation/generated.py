@@ -19,6 +19,7 @@ from fastcomposer.evaluation.mini_base import (
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.progress import tracked
+from fastcomposer.schedulers import split_scheduler, use_scheduler
 
 _BATCH = 32
 
@@ -30,7 +31,7 @@ def draw_captions(base: str | Path, captions: list[str], sampler: Mapping[str, A
     Args:
         base: Folder of the base.
         captions: N captions.
-        sampler: Arguments of the pipeline call; its ``alpha`` is not used.
+        sampler: Arguments of the pipeline call and the scheduler; its ``alpha`` is not used.
         seed: Picture i starts from the noise of seed + i.
 
     Returns:
@@ -38,11 +39,12 @@ def draw_captions(base: str | Path, captions: list[str], sampler: Mapping[str, A
     """
     pipeline: Any = FastComposer.from_pretrained(base).to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
+    scheduler, options = split_scheduler({**sampler, "alpha": 0.0, "output_type": "pt"})
+    use_scheduler(pipeline, scheduler)
     images: list[Tensor] = []
     for start in tracked(range(0, len(captions), _BATCH), "pictures from captions", transient=True):
         part = captions[start : start + _BATCH]
         generators = [Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        options = {**sampler, "alpha": 0.0, "output_type": "pt"}
         images.append(pipeline(part, generator=generators, **options).images)
     return torch.cat(images)
 

@@ -16,6 +16,7 @@ from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES, Case, Subject
 from fastcomposer.evaluation.pipelines import networks_of, pipeline_facts
 from fastcomposer.evaluation.results import Costs
 from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.schedulers import split_scheduler, use_scheduler
 from fastcomposer.variants import Variant
 
 _Item = TypeVar("_Item")
@@ -97,7 +98,7 @@ class Sampling:
 
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
-        sampler: Arguments of the pipeline call; an ``alpha`` among them is not looked at.
+        sampler: As :func:`~fastcomposer.schedulers.split_scheduler` takes it; its ``alpha`` is not used.
         batch_size: Most pictures in one U-Net call. It does not decide pixels but for rounding.
         group_size: Most pictures of a group: what an interruption loses.
 
@@ -120,7 +121,8 @@ class Sampling:
             if value < 1:
                 raise ValueError(f"{name}={value}: at least 1")
         self._factory = pipeline
-        self.sampler = {key: value for key, value in sampler.items() if key != "alpha"}
+        self._scheduler, self.sampler = split_scheduler(sampler)
+        self.sampler.pop("alpha", None)
         self.batch_size, self.group_size = batch_size, group_size
 
     @cached_property
@@ -128,6 +130,7 @@ class Sampling:
         """The pipeline."""
         pipeline = self._factory()
         pipeline.set_progress_bar_config(disable=True)
+        use_scheduler(pipeline, self._scheduler)
         return pipeline
 
     @property
@@ -233,13 +236,11 @@ class FastComposerMethod(Sampling):
         """See :class:`Method`."""
         variants = list(dict.fromkeys(map(_variant, jobs)))
         seeds = list(dict.fromkeys(job.case.seed for job in jobs))
+        ways = [Variant([self._references[name] for name in names], self.alphas[s]) for names, s in variants]
         started = time.perf_counter()
         output = self.pipeline.sample_variants(
             jobs[0].case.prompt,
-            [
-                Variant([self._references[name] for name in subjects], self.alphas[setting])
-                for subjects, setting in variants
-            ],
+            ways,
             generator=[Generator().manual_seed(seed) for seed in seeds],
             batch_size=self.batch_size,
             output_type="pt",

@@ -21,6 +21,7 @@ from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
 from fastcomposer.data.prepare import NUM_TUNING_PICTURES
 from fastcomposer.evaluation.collected import OURS
 from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.schedulers import split_scheduler, use_scheduler
 from fastcomposer.training.personalization.module import PersonalizationModule
 from fastcomposer.training.personalization.personalize import QUIET, quietly
 
@@ -75,13 +76,16 @@ def project_sampling(
 
     Args:
         pipeline: Any FastComposer; what its weights are makes no difference.
-        sampler: Arguments of the pipeline call, with ``num_inference_steps``, which are projected to.
+        sampler: Arguments of the pipeline call, with ``num_inference_steps``, which are projected to, and the
+            scheduler.
         resolution: Height and width of the picture in pixels.
         repeats: Sampling steps to measure, at least 1.
     """
     _check(repeats)
     reference = Image.fromarray(_noise(resolution))
-    options = {**sampler, "alpha": 1.0, "height": resolution, "width": resolution}
+    scheduler, options = split_scheduler(sampler)
+    use_scheduler(pipeline, scheduler)
+    options |= {"alpha": 1.0, "height": resolution, "width": resolution}
 
     def seconds(steps: int) -> float:
         started = _now()

@@ -26,6 +26,7 @@ from fastcomposer.evaluation.plain_loading import plain_augmentation, plain_samp
 from fastcomposer.evaluation.speed import Case, Stopwatch
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.schedulers import split_scheduler, use_scheduler
 from fastcomposer.variants import Variant
 
 _PROMPT = "a man <|image|> on the beach"
@@ -116,17 +117,20 @@ def time_loader(
         torch.set_num_threads(threads)
 
 
-def _quiet(model: FastComposer) -> FastComposerPipeline:
+def _quiet(model: FastComposer, sampler: Mapping[str, Any]) -> tuple[FastComposerPipeline, dict[str, Any]]:
+    """A pipeline with a sampler's scheduler, and the arguments of its call."""
     pipeline = model.to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    scheduler, options = split_scheduler(sampler)
+    use_scheduler(pipeline, scheduler)
+    return pipeline, options
 
 
 def time_sampler(
-    watch: Stopwatch, model: FastComposer, options: Mapping[str, Any], batches: Sequence[int] = (1, 4, 16)
+    watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any], batches: Sequence[int] = (1, 4, 16)
 ) -> None:
     """Time sampling with a reference, by batch."""
-    pipeline = _quiet(model)
+    pipeline, options = _quiet(model, sampler)
     portrait = Image.new("RGB", (64, 64), "brown")
 
     steps = options["num_inference_steps"]
@@ -144,9 +148,9 @@ def time_sampler(
         watch.interleave("sampler", unit, cases)
 
 
-def time_evaluation(watch: Stopwatch, model: FastComposer, options: Mapping[str, Any]) -> None:
+def time_evaluation(watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any]) -> None:
     """Time one subject at three alphas: each by itself, and sharing the steps that see the text alone."""
-    pipeline = _quiet(model)
+    pipeline, options = _quiet(model, sampler)
     portrait = Image.new("RGB", (64, 64), "brown")
     alphas = (0.6, 0.8, 1.0)
     settings = {key: value for key, value in options.items() if key != "alpha"}

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from fastcomposer.pictures import attention_overlay, grid
+from fastcomposer.schedulers import split_scheduler, use_scheduler
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLURM_JOB = "SLURM_JOB_ID"
@@ -106,7 +107,8 @@ class SampleImages(Callback):
         prompts: Prompts with markers.
         references: For each prompt, the files of its references.
         seed: Seed of the noise.
-        sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them.
+        sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
+            scheduler; see :func:`~fastcomposer.schedulers.split_scheduler`.
     """
 
     def __init__(
@@ -124,7 +126,8 @@ class SampleImages(Callback):
         missing = [name for row in references for name in row if not Path(name).exists()]
         if missing:
             raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
-        self.folder, self.seed, self.sampler = Path(folder), seed, dict(sampler)
+        self.folder, self.seed = Path(folder), seed
+        self.scheduler, self.sampler = split_scheduler(sampler)
         self.prompts, self.references = list(prompts), [list(row) for row in references]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,6 +140,7 @@ class SampleImages(Callback):
         with module.averaged_weights():
             pipeline = module.model.to_pipeline(safety_checker=False)
             pipeline.set_progress_bar_config(disable=True)
+            use_scheduler(pipeline, self.scheduler)
             output = pipeline(
                 self.prompts,
                 references=self.references,

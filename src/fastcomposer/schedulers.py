@@ -1,0 +1,49 @@
+"""The scheduler that a sampler's settings name, in place of the base's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+def split_scheduler(sampler: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """Part a sampler's settings into its scheduler and the arguments of the pipeline call.
+
+    Args:
+        sampler: Arguments of the pipeline call; ``scheduler`` among them is ``None`` for the base's own, or
+            the ``name`` of a diffusers scheduler with settings that differ from the base's.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler, or it does not have one of the settings.
+    """
+    options = dict(sampler)
+    scheduler = options.pop("scheduler", None)
+    if scheduler is not None:
+        known = inspect.signature(_scheduler_class(scheduler).__init__).parameters
+        unknown = sorted(scheduler.keys() - {"name", *known})
+        if unknown:
+            raise ValueError(f"sampler.scheduler: {scheduler['name']} does not take {', '.join(unknown)}")
+    return scheduler, options
+
+
+def use_scheduler(pipeline: Any, scheduler: Mapping[str, Any] | None) -> None:
+    """Give a pipeline the scheduler of :func:`split_scheduler`.
+
+    Args:
+        pipeline: Its scheduler's settings, such as noise levels, hold where the new one names no others.
+        scheduler: Its name and settings; ``None`` changes nothing.
+    """
+    if scheduler is not None:
+        settings = {key: value for key, value in scheduler.items() if key != "name"}
+        pipeline.scheduler = _scheduler_class(scheduler).from_config(pipeline.scheduler.config, **settings)
+
+
+def _scheduler_class(scheduler: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    name = str(scheduler.get("name"))
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if found is None:
+        raise ValueError(f"sampler.scheduler.name={name}: no scheduler of diffusers")
+    return found
