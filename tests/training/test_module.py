@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from PIL import Image
+from safetensors.torch import load_file
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig
@@ -330,6 +331,24 @@ def test_fused_steps_in_mixed_precision_are_clipped(
     assert not torch.equal(before["unet.conv_in.weight"], module.model.unet.conv_in.weight)
 
 
+def test_compiled_training_is_training(
+    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
+) -> None:
+    portrait = str(min((world / "references").glob("*.png")))
+    sampler = {"alpha": 1.0, "num_inference_steps": 1, "height": 32, "width": 32}
+    found = []
+    for backend in (None, "eager"):
+        module = make_module(compile=backend)
+        samples = SampleImages(tmp_path / str(backend), ["a man <|image|>"], [[portrait]], 1, sampler)
+        settings = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        make_trainer(max_steps=2, callbacks=[samples], **settings).fit(module, make_data())
+        module.export(tmp_path / str(backend))
+        found.append(load_file(tmp_path / str(backend) / "fastcomposer.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_fused_steps_cannot_be_clipped_where_float16_is_scaled(
     make_module: Make, make_data: Make, make_trainer: Make
 ) -> None:
@@ -446,6 +465,8 @@ def test_missing_references_of_samples_are_named(tmp_path: Path) -> None:
         ({"caption_dropout": 1.5}, r"method\.caption_dropout=1\.5"),
         ({"cooldown": 2}, "cooldown=2"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"compile": "quick"}, "compile=quick: torch has the backends"),
+        ({"compile": "eager", "gradient_checkpointing": True}, r"method\.compile with .*set one of them"),
         ({"train_unet": False, "train_fusion": False, "vision_layers": 0}, "nothing to train"),
     ],
 )

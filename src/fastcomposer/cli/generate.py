@@ -25,10 +25,13 @@ def main(config: DictConfig) -> None:
     import torch
     from PIL import Image
 
+    from fastcomposer.models.compilation import check_backend, compile_blocks
     from fastcomposer.schedulers import split_scheduler, use_scheduler
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     scheduler, options = split_scheduler(settings["sampler"])
+    if config.compile is not None:
+        check_backend(config.compile)
 
     from fastcomposer.evaluation.pipelines import load_trained
     from fastcomposer.evaluation.store import picture_text
@@ -46,6 +49,8 @@ def main(config: DictConfig) -> None:
     )
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     use_scheduler(pipeline, scheduler)
+    if config.compile is not None:
+        compile_blocks(pipeline.unet, config.compile)
     seeds = range(config.seed, config.seed + config.num_images)
     images = pipeline(  # one prompt, so that it and its references are encoded once
         config.prompt,

@@ -137,7 +137,8 @@ class SampleImages(Callback):
         trainer.strategy.barrier("samples")
 
     def _draw(self, trainer: L.Trainer, module: Any) -> None:
-        with module.averaged_weights():
+        # Pictures are of other shapes than batches, too few to compile anything for them.
+        with module.averaged_weights(), torch.compiler.set_stance("force_eager"):
             pipeline = module.model.to_pipeline(safety_checker=False)
             pipeline.set_progress_bar_config(disable=True)
             use_scheduler(pipeline, self.scheduler)

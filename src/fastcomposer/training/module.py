@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.draws import Source, uniform
+from fastcomposer.models.compilation import check_backend, compile_blocks
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import (
@@ -37,6 +38,8 @@ class FastComposerModule(RecipeModule):
         caption_dropout: Share of samples that lose caption and subjects.
         subject_dropout: Share of subjects that are left out, their word staying in the caption.
         gradient_checkpointing: Trade time for memory.
+        compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; ``None`` for
+            no compilation. See :func:`~fastcomposer.models.compilation.compile_blocks`.
         weights: Trained weights to start from, as
             :func:`~fastcomposer.models.trained.load_trained_weights` takes them; ``None`` for the base's own.
         export_precision: Of the finished weights, see
@@ -54,6 +57,7 @@ class FastComposerModule(RecipeModule):
         caption_dropout: float = 0.1,
         subject_dropout: float = 0.1,
         gradient_checkpointing: bool = False,
+        compile: str | None = None,
         weights: str | Path | None = None,
         export_precision: Precision = "float32",
         **recipe: Any,
@@ -71,6 +75,13 @@ class FastComposerModule(RecipeModule):
             raise ValueError(
                 "nothing to train: method.train_unet, train_fusion and vision_layers are all off"
             )
+        if compile is not None:
+            check_backend(compile)
+            if gradient_checkpointing:
+                raise ValueError(
+                    "method.compile with method.gradient_checkpointing: a compiled block that is computed "
+                    "again would not keep what it kept before; set one of them"
+                )
         self.caption_dropout, self.subject_dropout = caption_dropout, subject_dropout
         if weights is not None:
             self.trained_before = read_training_length(weights)
@@ -80,6 +91,8 @@ class FastComposerModule(RecipeModule):
         self.model.set_trainable(unet=train_unet, fusion=train_fusion, vision_layers=vision_layers)
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
+        if compile is not None:
+            compile_blocks(self.model.unet, compile)
         if self.model.tokenizer is None:
             raise ValueError("the base has no tokenizer/, which training needs for the empty prompt")
         empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids
