@@ -67,6 +67,7 @@ format: setup ## Format the code and mend what the linter can mend by itself
 	$(PY) -m ruff format .
 
 bench: setup ## Measure speed and memory; writes the table of the README
+	$(PY) -m fastcomposer.cli.prepare data=avatars
 	$(PY) -m fastcomposer.cli.bench readme=README.md
 
 lock: ## Resolve the dependencies anew and write requirements.lock (Linux)

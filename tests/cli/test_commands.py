@@ -285,6 +285,7 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
         "model.reference_size=56",
         f"data.root={world}",
         "batch_size=2",
+        "workers=[0,1]",
         "min_seconds=0",
         "min_rounds=2",
         "sampler.num_inference_steps=4",
@@ -297,11 +298,17 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
     Path("README.md").write_text(
         "before\n<!-- bench: written by make bench -->\nold\n<!-- bench: end -->\nafter\n"
     )
-    status, _, err = run(bench, *common, "suites=[loader,step,sampler,evaluation]")
+    status, _, err = run(bench, *common, "suites=[loader,step,training,sampler,evaluation]")
     assert status == 0, err
     content = json.loads(Path("outputs/bench/bench.json").read_text())
     rows = content["rows"]
-    assert list(dict.fromkeys(row["suite"] for row in rows)) == ["loader", "step", "sampler", "evaluation"]
+    assert list(dict.fromkeys(row["suite"] for row in rows)) == [
+        "loader",
+        "step",
+        "training",
+        "sampler",
+        "evaluation",
+    ]
     assert all(row["value"] > 0 for row in rows)
     (step,) = (row for row in rows if row["suite"] == "step")
     assert step["peak_memory_bytes"] > 2**27

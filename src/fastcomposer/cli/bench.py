@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 
-SUITES = ("scenes", "loader", "step", "sampler", "evaluation", "startup", "personalization")
+SUITES = ("scenes", "loader", "step", "training", "sampler", "evaluation", "startup", "personalization")
 
 
 @command("bench")
@@ -19,6 +19,11 @@ def main(config: DictConfig) -> None:
     unknown = [name for name in config.suites if name not in SUITES]
     if unknown:
         raise ValueError(f"suites: unknown {', '.join(unknown)}; there are {', '.join(SUITES)}")
+    if {"training", "startup"} & set(config.suites) and not Path(config.data.root).is_dir():
+        raise FileNotFoundError(
+            f"data.root={config.data.root}: no such folder, which suites training and startup read; "
+            "make it with python -m fastcomposer.cli.prepare, or name other suites"
+        )
     if config.readme is not None and not Path(config.readme).is_file():
         raise FileNotFoundError(f"readme: no such file: {config.readme}")
     if "personalization" in config.suites:
@@ -32,7 +37,7 @@ def measure_speed(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from fastcomposer.data.records import write_atomically
-    from fastcomposer.evaluation import speed, speed_step, speed_suites
+    from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites, speed_training
 
     known = speed_step.VARIANTS
     variants = list(known) if config.variants is None else list(config.variants)
@@ -44,12 +49,16 @@ def measure_speed(config: DictConfig) -> None:
         settings = config.data.prepare
         speed_suites.time_scenes(watch, instantiate(settings.scenes), settings.num_workers)
     if "loader" in config.suites:
-        there = Path(config.data.root).is_dir()
-        data = instantiate(config.data.module, batch_size=config.batch_size) if there else None
         tokenizer = instantiate(config.data.module.tokenizer)
-        speed_suites.time_loader(watch, tokenizer, data, **config.loader)
+        speed_suites.time_loader(watch, tokenizer, **config.loader)
     if "step" in config.suites:
         speed_step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
+    if "training" in config.suites:
+        data = {
+            workers: instantiate(config.data.module, batch_size=config.batch_size, num_workers=workers)
+            for workers in config.workers
+        }
+        speed_training.time_training(watch, instantiate(config.method, _convert_="object"), data)
     if {"sampler", "evaluation"} & set(config.suites):
         model = instantiate(config.method.model)()
         options: Any = OmegaConf.to_container(config.sampler)
@@ -61,7 +70,7 @@ def measure_speed(config: DictConfig) -> None:
         calls: Any = OmegaConf.to_container(config.startup, resolve=True)
         speed_suites.time_startup(watch, calls)
     text = "\n".join(
-        [speed.table(watch.rows, facts), "", *(f"- {line}" for line in speed_step.limits(watch))]
+        [speed.table(watch.rows, facts), "", *(f"- {line}" for line in speed_limits.limits(watch.rows))]
     )
     print(text)
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}

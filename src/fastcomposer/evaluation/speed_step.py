@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.evaluation.speed import Case, Stopwatch
+from fastcomposer.models.compilation import compile_blocks
 from fastcomposer.models.composer import FastComposer, TrainingLosses
 from fastcomposer.models.fusion import SubjectFusion
 from fastcomposer.models.text import encode_text
@@ -91,6 +92,7 @@ class StepVariant:
         fused_optimizer: One kernel for AdamW.
         channels_last: Memory layout of the U-Net.
         precision: Of autocast; float32 is without.
+        compiled: Whether the U-Net's blocks are, by inductor.
     """
 
     cached: bool = True
@@ -99,6 +101,7 @@ class StepVariant:
     fused_optimizer: bool = True
     channels_last: bool = False
     precision: torch.dtype = torch.float32
+    compiled: bool = False
 
 
 PLAIN, TUNED = "plain: uncached, explicit attention", "tuned: cached, fused attention"
@@ -112,6 +115,7 @@ VARIANTS = {
     WITHOUT_LOCALIZATION: StepVariant(localization=False),
     "tuned, channels last": StepVariant(channels_last=True),
     "tuned, bfloat16": StepVariant(precision=torch.bfloat16),
+    "tuned, compiled": StepVariant(compiled=True),
 }
 """The steps that are compared, by name."""
 
@@ -133,10 +137,14 @@ class StepBench:
             text = encode_text(self.model.text_encoder, self.batches[False].input_ids)
         self.batches[True] = self.batches[False].replace(latent_moments=moments, text_embeds=text)
         self.optimizer = torch.optim.AdamW(list(self.model.trainable_parameters()), lr=1e-5)
+        self._compiled = False
 
     def use(self, variant: StepVariant) -> None:
-        """Set the model and the optimizer to a variant."""
+        """Set the model and the optimizer to a variant; the first one that is compiled takes minutes."""
         model = self.model
+        if variant.compiled and not self._compiled:
+            compile_blocks(model.unet, "inductor")
+            self._compiled = True
         model.unet.set_attn_processor(AttnProcessor() if variant.explicit == "all" else AttnProcessor2_0())
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         model.unet.to(memory_format=layout)
@@ -149,7 +157,8 @@ class StepBench:
     def losses(self, variant: StepVariant) -> TrainingLosses:
         """Forward, with the same noise each time."""
         half = variant.precision != torch.float32
-        with torch.autocast("cpu", variant.precision) if half else nullcontext():
+        compilation = torch.compiler.set_stance("default" if variant.compiled else "force_eager")
+        with compilation, torch.autocast("cpu", variant.precision) if half else nullcontext():
             return self.model.training_losses(
                 self.batches[variant.cached], generator=Generator().manual_seed(0), skip_empty=True
             )
@@ -213,24 +222,3 @@ def highest_memory() -> int:
     file = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s*(\d+) kB", file.read_text()) if file.exists() else None
     return (int(found.group(1)) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
-
-
-def limits(watch: Stopwatch) -> list[str]:
-    """What must hold of the figures taken, each with what was measured; those not taken are left out."""
-    rows = {row.what: row for row in watch.rows}
-    plain, tuned, without = map(rows.get, (PLAIN, TUNED, WITHOUT_LOCALIZATION))
-    lines = []
-    if plain and tuned:
-        lines.append(f"tuned over plain step: {tuned.value / plain.value:.2f} times as fast (at least 1.6)")
-        if plain.peak_memory_bytes and tuned.peak_memory_bytes:
-            share = tuned.peak_memory_bytes / plain.peak_memory_bytes
-            lines.append(f"tuned over plain memory: {share:.2f} (at most 0.75)")
-    if tuned and without:
-        lines.append(f"cost of localization: {without.value / tuned.value - 1:.1%} of a step (at most 5 %)")
-    loader, twin = (
-        next((row for what, row in rows.items() if what.startswith(start)), None)
-        for start in ("loader, ", "plain order, ")
-    )
-    if loader and twin:
-        lines.append(f"loader over plain order: {loader.value / twin.value:.2f} times (at least 4)")
-    return lines

@@ -1,4 +1,4 @@
-"""Speed of everything but the training step: scenes, loader, sampler, evaluation and start-up."""
+"""Speed of everything but training: scenes, loader, sampler, evaluation and start-up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.prepare import prepare_avatars
 from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
@@ -70,20 +69,12 @@ def write_large_records(root: Path, number: int, side: int) -> None:
     write_ids(root, "train", names)
 
 
-def time_loader(
-    watch: Stopwatch,
-    tokenizer: Any,
-    data: SubjectDataModule | None = None,
-    *,
-    records: int = 8,
-    side: int = 1024,
-) -> None:
-    """Time samples of square pictures on one core, against the plain order; and batches of a data module.
+def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int = 1024) -> None:
+    """Time samples of square pictures on one core, against the plain order.
 
     Args:
         watch: Keeps the figures.
         tokenizer: CLIP tokenizer.
-        data: A data module whose batches are timed too.
         records: Number of pictures.
         side: Their height and width in pixels.
     """
@@ -108,11 +99,6 @@ def time_loader(
                 f"loader, {side} px": every(lambda index: scaled[next(epochs), index]),
             }
             watch.interleave("loader", "samples/s per core", cases)
-        if data is not None:
-            loader = data.train_dataloader()
-            batches = chain.from_iterable(loader for _ in count())  # epoch after epoch
-            what = f"batches of the data folder, {data.num_workers or 'no'} workers"
-            watch.interleave("loader", "samples/s", {what: Case(lambda: next(batches), data.batch_size)})
     finally:
         torch.set_num_threads(threads)
 
