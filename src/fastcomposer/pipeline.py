@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import SubjectFusion
 from fastcomposer.sampling import DelayedConditioning
-from fastcomposer.subjects import Request
+from fastcomposer.subjects import Request, tensor_inputs
 from fastcomposer.variants import VariantPipeline
 
 if TYPE_CHECKING:
@@ -193,60 +193,36 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             PromptError: If markers and references do not match; only with α = 0 may references be left out.
             ValueError: If another argument is out of range or contradicts another.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        height, width = self._image_size(height, width)
-        self.check_inputs(
-            prompt,
-            height,
-            width,
-            None,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            ip_adapter_image,
-            ip_adapter_image_embeds,
-            callback_on_step_end_tensor_inputs,
-        )
-        parsed, rows = self._check_subjects(
-            prompt, references, alpha, subject_prompt_embeds, return_attention
-        )
-        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
-        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
-        self._interrupt = False
+        inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        size = self._image_size(height, width)
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        images = (ip_adapter_image, ip_adapter_image_embeds)
+        self.check_inputs(prompt, *size, None, negative_prompt, *embeds, *images, inputs)
+        subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
+        self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
         device = self._execution_device
         schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
         text, negative = self.encode_prompt(
-            prompt,
-            device,
-            1,
-            self.do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
+            *(prompt, device, 1, self.do_classifier_free_guidance, negative_prompt, *embeds),
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
         request = Request(
-            (height, width),
-            parsed,
-            rows,
-            alpha,
-            subject_prompt_embeds,
+            size,
+            subjects,
             num_images_per_prompt or 1,
-            return_attention,
             eta,
             generator,
             latents,
-            (ip_adapter_image, ip_adapter_image_embeds),
+            images,
             output_type,
             callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            inputs,
         )
-        images, unsafe, maps = self._sample(DelayedConditioning(text, None, negative, 0), schedule, request)
+        drawn, unsafe, maps = self._sample(DelayedConditioning(text, None, negative, 0), schedule, request)
         if not return_dict:
-            return (images, unsafe) if maps is None else (images, unsafe, maps)
-        return FastComposerPipelineOutput(images=images, nsfw_content_detected=unsafe, attention_maps=maps)
+            return (drawn, unsafe) if maps is None else (drawn, unsafe, maps)
+        return FastComposerPipelineOutput(images=drawn, nsfw_content_detected=unsafe, attention_maps=maps)
 
     def encode_prompt(
         self,

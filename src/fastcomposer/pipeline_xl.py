@@ -26,7 +26,7 @@ from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.text import check_tokenizers
 from fastcomposer.sampling import AddedConditioning, DelayedConditioning
-from fastcomposer.subjects import Request
+from fastcomposer.subjects import Request, tensor_inputs
 from fastcomposer.variants import VariantPipeline
 
 if TYPE_CHECKING:
@@ -183,21 +183,17 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
             ValueError: If another argument is out of range or contradicts another, or ``prompt_2`` comes with
                 references: a subject's word must be at one place for both encoders.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        height, width = self._image_size(height, width)
-        texts = (prompt, prompt_2, height, width, None, negative_prompt, negative_prompt_2)
+        inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        size = self._image_size(height, width)
+        texts = (prompt, prompt_2, *size, None, negative_prompt, negative_prompt_2)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         images = (ip_adapter_image, ip_adapter_image_embeds)
-        self.check_inputs(*texts, *embeds, *images, callback_on_step_end_tensor_inputs)
-        parsed, rows = self._check_subjects(
-            prompt, references, alpha, subject_prompt_embeds, return_attention
-        )
-        if prompt_2 is not None and any(rows):
+        self.check_inputs(*texts, *embeds, *images, inputs)
+        subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
+        if prompt_2 is not None and any(subjects.rows):
             raise ValueError("prompt_2: with references, both encoders must read the words of prompt")
-        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
-        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
-        self._denoising_end, self._interrupt = denoising_end, False
+        self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
+        self._denoising_end = denoising_end
         device = self._execution_device
         schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
         encode: Any = self.encode_prompt
@@ -207,26 +203,21 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
-        size = (height, width)
         sizes = (original_size or size, crops_coords_top_left, target_size or size)
         negative_sizes = sizes
         if negative_original_size is not None and negative_target_size is not None:
             negative_sizes = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
         request = Request(
             size,
-            parsed,
-            rows,
-            alpha,
-            subject_prompt_embeds,
+            subjects,
             num_images_per_prompt or 1,
-            return_attention,
             eta,
             generator,
             latents,
             images,
             output_type,
             callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            inputs,
             self._calls_until_end(schedule.timesteps),
         )
         conditioning = self._conditioning(encoded, sizes, negative_sizes)

@@ -222,6 +222,18 @@ class DelayedConditioningPipeline:
     _cross_attention_kwargs: Any
     _interrupt: bool
 
+    def _begin(
+        self,
+        guidance_scale: float,
+        guidance_rescale: float,
+        clip_skip: int | None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep where diffusers looks for them the arguments that its pipelines show as properties."""
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        self._interrupt = False
+
     def _schedule(
         self,
         num_inference_steps: int,

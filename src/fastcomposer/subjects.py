@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Generator, Tensor
 
 from fastcomposer.data.reference import prepare_reference, reference_rows
@@ -17,17 +18,32 @@ from fastcomposer.sampling import DelayedConditioning, DelayedConditioningPipeli
 
 
 @dataclass(frozen=True)
+class Subjects:
+    """Who is to be drawn, which :meth:`SubjectPromptPipeline._check_subjects` has checked.
+
+    Attributes:
+        parsed: B prompts; none where embeddings stand in for them.
+        rows: References of each, several of each subject.
+        alpha: Ratio of steps that see the subjects.
+        prompt_embeds: (B, T, d) in place of references.
+        num_groups: Number of groups of steps to average attention over; 0 for none.
+    """
+
+    parsed: list[ParsedPrompt]
+    rows: list[list[list[Any]]]
+    alpha: float
+    prompt_embeds: Tensor | None
+    num_groups: int
+
+
+@dataclass(frozen=True)
 class Request:
     """What a pipeline is called for, beside the text: arguments that every pipeline has.
 
     Attributes:
         size: Height and width in pixels.
-        parsed: B prompts; none where embeddings stand in for them.
-        rows: References of each, several of each subject.
-        alpha: Ratio of steps that see the subjects.
-        subject_prompt_embeds: (B, T, d) in place of references.
+        subjects: Who.
         repeats: Images of each prompt.
-        num_groups: Number of groups of steps to average attention over; 0 for none.
         eta: η of DDIM.
         generator: One, or one for each image.
         latents: (B·n, C, h, w) initial noise.
@@ -39,12 +55,8 @@ class Request:
     """
 
     size: tuple[int, int]
-    parsed: list[ParsedPrompt]
-    rows: list[list[list[Any]]]
-    alpha: float
-    subject_prompt_embeds: Tensor | None
+    subjects: Subjects
     repeats: int
-    num_groups: int
     eta: float
     generator: Generator | list[Generator] | None
     latents: Tensor | None
@@ -53,6 +65,12 @@ class Request:
     callback: Callable[..., Any] | None
     callback_inputs: Sequence[str] | None
     num_calls: int | None = None
+
+
+def tensor_inputs(callback: Any, names: list[str] | None) -> list[str] | None:
+    """Names of the tensors that a callback is given: those it says itself, or the caller's."""
+    known = isinstance(callback, PipelineCallback | MultiPipelineCallbacks)
+    return callback.tensor_inputs if known else names
 
 
 class SubjectPromptPipeline(DelayedConditioningPipeline):
@@ -86,12 +104,9 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         Returns:
             Images, verdicts of the safety checker, and attention maps where they are asked for.
         """
-        device, repeats, subject = texts.text.device, request.repeats, None
-        first = schedule.first_subject_call(request.alpha)
-        if first < schedule.num_calls:
-            subject = self._subject_embeds(
-                texts.text, request.subject_prompt_embeds, request.parsed, request.rows
-            )
+        device, repeats, subjects = texts.text.device, request.repeats, request.subjects
+        first = schedule.first_subject_call(subjects.alpha)
+        subject = self._subject_embeds(texts.text, subjects) if first < schedule.num_calls else None
         conditioning = replace(texts, subject=subject, first_subject_call=first).repeated(repeats)
         count, added = len(conditioning.text), None
         if any(given is not None for given in request.image_prompts):
@@ -111,12 +126,12 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             request.latents,
         )
         attention = None
-        if request.num_groups:
-            slots = subject_slots(request.parsed, device)
+        if subjects.num_groups:
+            slots = subject_slots(subjects.parsed, device)
             idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
             size = (latents.shape[-2], latents.shape[-1])
             attention = AttentionAverage(
-                self.unet, idx, present, size, schedule.num_calls, request.num_groups
+                self.unet, idx, present, size, schedule.num_calls, subjects.num_groups
             )
         options = StepOptions(
             self.prepare_extra_step_kwargs(request.generator, request.eta),
@@ -178,7 +193,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
 
     def _check_subjects(
         self, prompt: Any, references: Any, alpha: float, subject_prompt_embeds: Tensor | None, attention: int
-    ) -> tuple[list[ParsedPrompt], list[list[list[Any]]]]:
+    ) -> Subjects:
         """Parse the prompts and sort the references, which must match before anything is computed."""
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
@@ -190,19 +205,19 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             if references is not None or attention:
                 what = "return_attention needs" if references is None else "references need"
                 raise ValueError(f"{what} a prompt with markers, not prompt_embeds")
-            return [], []
+            return Subjects([], [], alpha, subject_prompt_embeds, attention)
         count = 1 if isinstance(prompt, str) else len(prompt)
         rows = [[] for _ in range(count)] if references is None else reference_rows(prompt, references)
         # Whoever gives markers without references meant to give some, unless nothing would come of them.
         optional = references is None and (alpha == 0 or subject_prompt_embeds is not None)
-        return self._parsed(prompt, None if optional else [len(row) for row in rows]), rows
+        parsed = self._parsed(prompt, None if optional else [len(row) for row in rows])
+        return Subjects(parsed, rows, alpha, subject_prompt_embeds, attention)
 
-    def _subject_embeds(
-        self, text: Tensor, given: Tensor | None, parsed: list[ParsedPrompt], rows: list[list[list[Any]]]
-    ) -> Tensor | None:
+    def _subject_embeds(self, text: Tensor, subjects: Subjects) -> Tensor | None:
         """(B, T, d) with the subjects fused in; ``None`` where there are none."""
+        given = subjects.prompt_embeds
         if given is None:
-            return self._fused(text, parsed, rows) if any(rows) else None
+            return self._fused(text, subjects.parsed, subjects.rows) if any(subjects.rows) else None
         if given.shape != text.shape:
             raise ValueError(
                 f"subject_prompt_embeds are {tuple(given.shape)}, the prompt's embeddings {tuple(text.shape)}"

@@ -13,9 +13,8 @@ from torch import Generator, Tensor
 
 from fastcomposer.models.attention import AttentionAverage
 from fastcomposer.models.conditioning import subject_slots
-from fastcomposer.prompt import ParsedPrompt
 from fastcomposer.sampling import DelayedConditioning, Schedule, StepOptions
-from fastcomposer.subjects import SubjectPromptPipeline
+from fastcomposer.subjects import SubjectPromptPipeline, Subjects
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ class VariantPipeline(SubjectPromptPipeline):
             self._check_subjects(prompt, variant.references, variant.alpha, None, return_attention)
             for variant in variants
         ]
-        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
-        self._clip_skip, self._cross_attention_kwargs, self._interrupt = clip_skip, None, False
+        self._begin(guidance_scale, guidance_rescale, clip_skip)
         device = self._execution_device
         schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
         conditions = self._conditions(prompt, negative_prompt, clip_skip, (height, width))
@@ -220,7 +218,7 @@ class VariantPipeline(SubjectPromptPipeline):
             [schedule.num_calls if s is None else start for s, start in zip(subjects, starts, strict=True)],
             (batch_size or count) // count,
             eta,
-            subject_slots(checked[0][0], device) if return_attention else None,
+            subject_slots(checked[0].parsed, device) if return_attention else None,
             return_attention,
         )
         channels = self.unet.config.in_channels
@@ -246,20 +244,18 @@ class VariantPipeline(SubjectPromptPipeline):
         return output
 
     def _embeds_of_variants(
-        self,
-        text: Tensor,
-        checked: Sequence[tuple[list[ParsedPrompt], list[list[list[Any]]]]],
-        needed: list[bool],
+        self, text: Tensor, checked: Sequence[Subjects], needed: list[bool]
     ) -> list[Tensor | None]:
         """(1, T, d) with the subjects of each variant that needs them; the same references once."""
         known: dict[tuple[Any, ...], Tensor | None] = {}
         embeds = []
-        for (parsed, rows), need in zip(checked, needed, strict=True):
+        for subjects, need in zip(checked, needed, strict=True):
             key = tuple(
-                tuple(r if isinstance(r, str | PathLike) else id(r) for r in images) for images in rows[0]
+                tuple(r if isinstance(r, str | PathLike) else id(r) for r in images)
+                for images in subjects.rows[0]
             )
             if need and key not in known:
-                known[key] = self._subject_embeds(text, None, parsed, rows)
+                known[key] = self._subject_embeds(text, subjects)
             embeds.append(known[key] if need else None)
         return embeds
 
