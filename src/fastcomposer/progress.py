@@ -77,14 +77,14 @@ class LongWork:
             self._bar.stop()
             self._bar = None
         elif self._lines or not self.transient:
-            self._say()
+            self._say(at_end=True)
 
-    def _say(self) -> None:
+    def _say(self, at_end: bool = False) -> None:
         self._said = self._clock()
         self._lines += 1
         passed, made = self._said - self._started, self.done - self.before
         line = f"{self.title}: {self.done}/{self.total} after {_duration(passed)}"
-        if made and self.done < self.total:
+        if made and not at_end:
             line += f", about {_duration(passed / made * (self.total - self.done))} left"
         print(line, file=sys.stderr, flush=True)
 
