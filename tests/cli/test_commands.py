@@ -329,6 +329,21 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
         assert message in err
 
 
+def test_bench_measures_reading_beside_the_step_it_is_for(run: Run, small_base: Path) -> None:
+    call = [f"model.base={small_base}", "model.resolution=64", "model.reference_size=56", "min_seconds=0"]
+    few = ["reading.records=9", "reading.batch_size=4", "min_rounds=2"]
+    status, out, err = run(bench, *call, *few, "suites=[reading]")
+    assert status == 0, err
+    rows = {row["what"]: row for row in json.loads(Path("outputs/bench/bench.json").read_text())["rows"]}
+    sources = ["data folder", "data folder and cache", "shards", "shards and cache"]
+    steps = ["training step", "training step from a cache"]
+    assert [*rows] == ["fill a cache", *(f"batches from {source}" for source in sources), *steps]
+    assert all(row["value"] > 0 for row in rows.values())
+    reading, step = rows["batches from shards and cache"]["value"], rows[steps[1]]["value"]
+    share = step / (step + reading)
+    assert f"- reading from shards and cache: {share:.1%} of the time" in out
+
+
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_bench_projects_what_personalisation_takes(run: Run, small_base: Path, weights: str) -> None:
     call = [f"model.base={small_base}", "model.resolution=32", "sampler.num_inference_steps=40", "repeats=2"]

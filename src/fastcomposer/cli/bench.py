@@ -10,7 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 
-SUITES = ("scenes", "loader", "step", "training", "sampler", "evaluation", "startup", "personalization")
+SUITES = (
+    "scenes",
+    "loader",
+    "reading",
+    "step",
+    "training",
+    "sampler",
+    "evaluation",
+    "startup",
+    "personalization",
+)
 
 
 @command("bench")
@@ -38,6 +48,7 @@ def measure_speed(config: DictConfig) -> None:
 
     from fastcomposer.data.records import write_atomically
     from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites, speed_training
+    from fastcomposer.evaluation.speed_reading import shares, time_reading
 
     known = speed_step.VARIANTS
     variants = list(known) if config.variants is None else list(config.variants)
@@ -53,6 +64,10 @@ def measure_speed(config: DictConfig) -> None:
         speed_suites.time_loader(watch, tokenizer, **config.loader)
     if "step" in config.suites:
         speed_step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
+    if "reading" in config.suites:
+        arguments = instantiate(config.data.module, _partial_=True).keywords
+        parts = instantiate(config.method.model)(), instantiate(config.data.prepare.scenes)
+        time_reading(watch, arguments, *parts, **config.reading)
     if "training" in config.suites:
         data = {
             workers: instantiate(config.data.module, batch_size=config.batch_size, num_workers=workers)
@@ -69,9 +84,8 @@ def measure_speed(config: DictConfig) -> None:
     if "startup" in config.suites:
         calls: Any = OmegaConf.to_container(config.startup, resolve=True)
         speed_suites.time_startup(watch, calls)
-    text = "\n".join(
-        [speed.table(watch.rows, facts), "", *(f"- {line}" for line in speed_limits.limits(watch.rows))]
-    )
+    lines = [f"- {line}" for line in (*speed_limits.limits(watch.rows), *shares(watch.rows))]
+    text = "\n".join([speed.table(watch.rows, facts), "", *lines])
     print(text)
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
     file = Path(config.output) / "bench.json"
