@@ -63,6 +63,7 @@ def test_prepare_train_resume_generate_evaluate(
         "checkpoint=outputs/mini",
         "prompt=a man <|image|> and a woman <|image|> on the beach",
         f"references=[[{portraits[0]},{portraits[0]}],{portraits[1]}]",
+        "sampler=dpm",
         "sampler.num_inference_steps=2",
         "num_images=2",
         "alpha=0.7",
@@ -76,6 +77,7 @@ def test_prepare_train_resume_generate_evaluate(
     stored = json.loads(Image.open(files[1]).text["fastcomposer"])  # type: ignore[attr-defined]
     assert stored["seed"] == 43
     assert stored["alpha"] == 0.7
+    assert stored["sampler"]["scheduler"]["name"] == "DPMSolverMultistepScheduler"
     assert stored["references"] == [[portraits[0]] * 2, portraits[1]]
 
     measured = [
@@ -171,6 +173,8 @@ def test_two_processes_fill_the_cache_of_one(tmp_path: Path, world: Path, small_
     [
         (["checkpoint=null"], "checkpoint: name trained weights"),
         (["checkpoint=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
+        (["checkpoint=x", "compile=quick"], "compile=quick: torch has the backends "),
+        (["sampler.scheduler={name:Nobody}"], "sampler.scheduler.name=Nobody: no scheduler of diffusers"),
         (["checkpoint=x", "references=[nobody.png]"], "references: no such file: nobody.png"),
         (["checkpoint=x", "references=[[nobody.png,b.png]]"], "references: no such file: nobody.png, b.png"),
         (["checkpoint=x", "references=."], "references: folder . has no picture (.png, .jpg, .jpeg, .webp)"),

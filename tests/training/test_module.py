@@ -331,6 +331,7 @@ def test_fused_steps_in_mixed_precision_are_clipped(
     assert not torch.equal(before["unet.conv_in.weight"], module.model.unet.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_compiled_training_is_training(
     make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
 ) -> None:
