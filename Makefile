@@ -1,10 +1,12 @@
 # Every target sets up what it needs first; once that is done it costs a tenth of a second.
 PY := .venv/bin/python
 WORKERS ?= 2
+FAULTS ?= 200
+MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce pictures card test lint types format bench lock clean
+.PHONY: help setup reproduce pictures card test lint types soak format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +56,10 @@ card: setup ## Measure the embedded base and its checkpoints anew, and write the
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)
 	$(PY) -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
+
+soak: export OMP_NUM_THREADS = 1
+soak: setup ## Kill, fill disks, damage files: FAULTS=200 at random moments of the four long jobs, at most MINUTES=30
+	$(PY) tests/data/soak.py --faults $(FAULTS) --minutes $(MINUTES)
 
 lint: setup ## Check style and formatting
 	$(PY) -m ruff check .

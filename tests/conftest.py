@@ -169,21 +169,30 @@ def golden_model(tiny_base: Path, published_checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four scenes to train on and eight held out."""
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def write_world(root: Path) -> Path:
+    """Render a small world."""
     from fastcomposer.data.prepare import prepare_avatars
     from fastcomposer.data.scenes import AvatarScenes
 
-    root = tmp_path_factory.mktemp("world")
     prepare_avatars(root, AvatarScenes(size=64, num_identities=8), 24, 8, num_workers=0, reference_size=56)
     return root
 
 
 @pytest.fixture(scope="session")
-def small_base(tmp_path_factory: pytest.TempPathFactory, write_base: Callable[..., Path]) -> Path:
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base small enough for hundreds of steps."""
+    return write_small_base(tmp_path_factory.mktemp("base"))
+
+
+def write_small_base(folder: Path) -> Path:
+    """Write that base."""
     unet = {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8]}
     unet |= {
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
         "norm_num_groups": 4,
         "attention_head_dim": 2,
     }
-    return write_base(tmp_path_factory.mktemp("base"), unet=unet)
+    return _write_base(folder, unet=unet)

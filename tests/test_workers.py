@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from fastcomposer.faults import FaultError
-from fastcomposer.workers import in_processes
+from fastcomposer.workers import data_worker_faults, in_processes
 
 _SLEEPER = """
 import os, time
@@ -65,3 +66,23 @@ def command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+class _Deadly(Dataset[int]):
+    """Ends the process that asks for its third sample."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            os._exit(1)
+        return index
+
+
+def test_a_dead_worker_of_a_training_is_named() -> None:
+    said = r"DataLoader worker .*exited unexpectedly.*num_workers take less\); resume=auto goes on"
+    with pytest.raises(FaultError, match=said), data_worker_faults():
+        list(DataLoader(_Deadly(), num_workers=1))
+    with pytest.raises(RuntimeError, match=r"^something else$"), data_worker_faults():
+        raise RuntimeError("something else")

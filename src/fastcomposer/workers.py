@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fastcomposer.faults import FaultError
@@ -59,3 +62,37 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def data_worker_faults() -> Iterator[None]:
+    """Say in words that a process that reads data for torch has died.
+
+    torch tells of it by a signal, whose handler raises a ``RuntimeError`` wherever this process is, again and
+    again, and maybe after a connection to the worker has failed.
+
+    Raises:
+        FaultError: If one has died inside the block.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        told = _told_of_death(error)
+        if told is None:
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise FaultError(
+            f"{told.partition('. ')[0]}: a process that reads data has died, of too little memory for "
+            "instance (fewer data.module.num_workers take less); resume=auto goes on from the last checkpoint"
+        ) from error
+
+
+def _told_of_death(error: Exception) -> str | None:
+    """What torch says of a dead worker; ``None`` if the error is of something else."""
+    if isinstance(error, RuntimeError):
+        return str(error) if str(error).startswith("DataLoader worker") else None
+    try:
+        time.sleep(1)  # the signal is on its way
+    except RuntimeError as told:
+        return _told_of_death(told)
+    return None

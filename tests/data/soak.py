@@ -253,7 +253,7 @@ def soak(
         chosen: The jobs.
         place: Folder for everything.
         faults: How many.
-        minutes: When to stop in any case; what is under way is finished first.
+        minutes: When to stop in any case, after the undisturbed runs; what is under way is finished first.
         seed: Of what happens when.
 
     Returns:
@@ -263,8 +263,8 @@ def soak(
         SoakError: At the first thing that is lost, repeated, different, or ends without a word.
     """
     _CONTEXT.set_forkserver_preload(_PRELOAD)
-    rng, deadline = random.Random(seed), time.monotonic() + 60 * minutes
     courses = [_undisturbed(job, place) for job in chosen]
+    rng, deadline = random.Random(seed), time.monotonic() + 60 * minutes
     by_job: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     turns = [(course, fault) for course in courses for fault in course.job.faults]
@@ -281,7 +281,9 @@ def soak(
 
 def _undisturbed(job: Job, place: Path) -> Course:
     """Run a job to its end, for what comes out and how long it takes."""
-    _CONTEXT.Process(target=time.sleep, args=(0,)).start()  # the first one waits for imports
+    warm = _CONTEXT.Process(target=time.sleep, args=(0,))  # the first one waits for imports
+    warm.start()
+    warm.join()
     folder = place / f"{job.name}_whole"
     folder.mkdir(parents=True)
     begun = time.monotonic()

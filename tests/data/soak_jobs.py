@@ -82,7 +82,7 @@ def jobs(world: Path, base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]
         "experiment=mini",
         f"data.root={world}",
         "data.module.batch_size=2",
-        "data.module.num_workers=1",
+        "data.module.num_workers=2",
         "method.vision_layers=1",
         "method.ema_decay=0.9",
         "~callbacks.samples",

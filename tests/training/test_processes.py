@@ -11,13 +11,20 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from configurations import composed
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.checkpoints import read_step
 
 Make = Callable[..., Any]
-TWO = {"strategy": "ddp_fork", "devices": 2}
+
+
+def two() -> dict[str, Any]:
+    """Settings of a trainer with two processes, in the way of ``trainer=ddp``."""
+    strategy = composed("train", "trainer=ddp").trainer.strategy
+    return {"strategy": instantiate(strategy, start_method="fork"), "devices": 2}
 
 
 class _Notes(Callback):
@@ -71,7 +78,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 def test_two_processes_train_as_one(fit: Make) -> None:
     (alone,) = fit("alone", 8, 20)
-    first, second = fit("two", 4, 20, **TWO)
+    first, second = fit("two", 4, 20, **two())
     # Samples are dealt out in turns.
     assert first["records"][:4] + second["records"][:4] == alone["records"][:8:2] + alone["records"][1:8:2]
     assert sorted(first["records"] + second["records"]) == sorted(alone["records"])
@@ -106,7 +113,7 @@ def test_a_signal_to_one_process_ends_both_after_one_step(
 ) -> None:
     (whole,) = fit("whole", 4, 8)
     callbacks = [GracefulStop(tmp_path), _Notice()]
-    trainer = make_trainer(max_steps=8, callbacks=callbacks, log_every_n_steps=3, **TWO)
+    trainer = make_trainer(max_steps=8, callbacks=callbacks, log_every_n_steps=3, **two())
     trainer.fit(make_module(), make_data(batch_size=2))
     assert read_step(tmp_path / "last.ckpt") == 6  # the next step after which processes ask each other
     # It goes on with one process.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 from fastcomposer.cli.lock import sole_run
-from fastcomposer.faults import FaultError
+from fastcomposer.workers import data_worker_faults
 
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -52,27 +50,16 @@ def train(config: DictConfig) -> None:
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
 
-    with worker_faults():
+    with data_worker_faults():
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    module.export(Path(config.export))
-    print(f"\n{trainer.global_step} steps are done. Weights: {config.export}  Logs and samples: {run_dir}")
+    if trainer.is_global_zero or module.device_mesh is not None:
+        module.export(Path(config.export))
+    if trainer.is_global_zero:
+        done = f"{trainer.global_step} steps are done."
+        print(f"\n{done} Weights: {config.export}  Logs and samples: {run_dir}")
     for callback in callbacks:
         if isinstance(callback, GracefulStop) and callback.received is not None:
             sys.exit(128 + callback.received)  # not finished: nothing that follows should take it for that
-
-
-@contextmanager
-def worker_faults() -> Iterator[None]:
-    """Say in words that a process that reads data has died."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise FaultError(
-            f"{error}: a process that reads data has died, of too little memory for instance (fewer "
-            "data.module.num_workers take less); resume=auto goes on from the last checkpoint"
-        ) from error
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:

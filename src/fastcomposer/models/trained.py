@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,6 +53,7 @@ def save_trained_weights(
     path: str | Path,
     precision: Precision = "float32",
     length: TrainingLength | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the trained tensors of a model.
 
@@ -61,6 +63,7 @@ def save_trained_weights(
         precision: ``float16`` halves the file; ``int8`` quarters it: differences from the base, see
             :mod:`fastcomposer.models.difference`.
         length: How long they were trained, where it is known; :func:`read_training_length` gives it back.
+        weights: The trained weights, where the model has but a part of each.
 
     Raises:
         ValueError: If the precision is unknown, or differences are wanted of a model that was not loaded from
@@ -74,7 +77,8 @@ def save_trained_weights(
     metadata["fusion"] = json.dumps(asdict(model.fusion.kind))
     if length is not None:
         metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
-    state = {name: value.cpu().contiguous() for name, value in model.trainable_state_dict().items()}
+    weights = model.trainable_state_dict() if weights is None else weights
+    state = {name: value.cpu().contiguous() for name, value in weights.items()}
     if precision != "int8":
         state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
     elif model.source is None:

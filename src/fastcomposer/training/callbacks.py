@@ -130,6 +130,17 @@ class SampleImages(Callback):
         self.scheduler, self.sampler = split_scheduler(sampler)
         self.prompts, self.references = list(prompts), [list(row) for row in references]
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to draw with weights that are divided among processes.
+
+        Raises:
+            ValueError: If they are.
+        """
+        if pl_module.device_mesh is not None:
+            raise ValueError(
+                "callbacks.samples draws on one device: with trainer=fsdp leave it out (~callbacks.samples)"
+            )
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, save and log; on the first process only."""
         if trainer.is_global_zero and not trainer.sanity_checking:

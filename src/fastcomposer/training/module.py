@@ -24,6 +24,7 @@ from fastcomposer.models.trained import (
 )
 from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
+from fastcomposer.training.sharding import shard, whole
 
 
 class FastComposerModule(RecipeModule):
@@ -99,6 +100,7 @@ class FastComposerModule(RecipeModule):
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
         self._empty_states: TextStates | None = None
+        self._divided = False
 
     def setup(self, stage: str) -> None:
         """Refuse precomputed moments and states of other networks.
@@ -109,6 +111,14 @@ class FastComposerModule(RecipeModule):
         cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
         if cache is not None:
             cache.check_weights(frozen_digests(self.model))
+
+    def configure_model(self) -> None:
+        """Divide the trained weights among the devices, where the trainer's strategy asks for it."""
+        if self.device_mesh is None or self._divided:
+            return
+        shard(self.model, self.device_mesh["data_parallel"])
+        # The names of a checkpoint's weights are compared by hand: frozen ones come from the base.
+        self._divided, self.strict_loading = True, False
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
@@ -150,12 +160,17 @@ class FastComposerModule(RecipeModule):
     def export(self, folder: str | Path) -> Path:
         """Write the trained weights (averaged, where there is an EMA) beside the base they belong to.
 
+        Where weights are divided among processes, all of them have to call it, and the first one writes.
+
         Args:
             folder: Where :data:`WEIGHTS_NAME` goes.
         """
+        file = Path(folder) / WEIGHTS_NAME
         with self.averaged_weights():
-            file = Path(folder) / WEIGHTS_NAME
-            return save_trained_weights(self.model, file, self.export_precision, self.length)
+            state = {name: whole(value) for name, value in self.model.trainable_state_dict().items()}
+            if not self._divided or self.trainer.is_global_zero:
+                save_trained_weights(self.model, file, self.export_precision, self.length, state)
+        return file
 
 
 def drop_conditions(

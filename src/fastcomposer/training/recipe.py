@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from fastcomposer.faults import FaultError
 from fastcomposer.models.trained import TrainingLength
 from fastcomposer.training.loggers import ContinuedCSVLogger
+from fastcomposer.training.sharding import divided_as, share, whole
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -114,6 +115,11 @@ class RecipeModule(L.LightningModule):
         cool = min(1.0, (1 - self.progress()) / self.cooldown) if self.cooldown else 1.0
         return warm * cool
 
+    def configure_model(self) -> None:
+        """Refuse to be divided; trainings that can be say how."""
+        if self.device_mesh is not None:
+            raise ValueError("trainer=fsdp is for method=fastcomposer; take trainer=ddp")
+
     def on_fit_start(self) -> None:
         """Start the clock, and the moving average from the weights of the first step."""
         self._since = time.monotonic()
@@ -206,12 +212,12 @@ class RecipeModule(L.LightningModule):
             NonFiniteLossError: After ``max_bad_steps`` such steps in a row.
         """
         gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         self.log("train/grad_norm", norm)
         bad = ~norm.isfinite()
         self._bad_steps = (self._bad_steps.to(norm.device) + 1) * bad
         for gradient in gradients:
-            gradient.masked_fill_(bad, 0)
+            share(gradient).masked_fill_(bad, 0)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._give_up()
 
@@ -257,21 +263,20 @@ class RecipeModule(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.save()  # the checkpoint leaves these steps behind
         trained = self.trained_parameters()
-        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in trained}
+        state = checkpoint["state_dict"]  # empty on all processes but the first where weights are divided
+        checkpoint["state_dict"] = {name: state[name] for name in trained} if state else {}
         checkpoint["length"] = asdict(self.length)
         if self.ema is not None:
-            averages = dict(zip(trained, self.ema.shadow_params, strict=True))
+            averages = {n: whole(v) for n, v in zip(trained, self.ema.shadow_params, strict=True)}
             checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the moving average; trained weights must match by name exactly."""
         trained = self.trained_parameters()
-        missing, unexpected = (
-            trained.keys() - checkpoint["state_dict"],
-            checkpoint["state_dict"].keys() - trained,
-        )
+        stored = checkpoint.get("state_dict", trained)  # where weights are divided, they are loaded already
+        missing, unexpected = trained.keys() - stored, stored.keys() - trained
         if missing or unexpected:
-            raise RuntimeError(
+            raise FaultError(
                 f"checkpoint does not fit this model: missing {sorted(missing)}, "
                 f"unexpected {sorted(unexpected)}; "
                 "were other parameters trained (method.vision_layers, method.train_unet)?"
@@ -282,7 +287,8 @@ class RecipeModule(L.LightningModule):
         if "ema" in checkpoint and self.ema_decay is not None:
             self.ema = self._average(list(trained.values()))
             self.ema.optimization_step = checkpoint["ema"]["step"]
-            self.ema.shadow_params = [checkpoint["ema"]["weights"][name] for name in trained]
+            averages = checkpoint["ema"]["weights"]
+            self.ema.shadow_params = [divided_as(averages[name], p) for name, p in trained.items()]
 
 
 def _unscales_itself(optimizer: Any) -> bool:

@@ -1,0 +1,71 @@
+"""Trainings that a scheduler ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastcomposer.cli import train
+from fastcomposer.training.checkpoints import read_step
+
+_JOB = {"JOB_ID": "42", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+
+
+def test_a_preempted_job_saves_and_is_requeued(
+    world: Path,
+    small_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "$@" >> asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in _JOB.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    settings = [
+        "experiment=mini",
+        "~callbacks.samples",
+        f"model.base={small_base}",
+        "model.resolution=32",
+        "model.reference_size=56",
+        f"data.root={world}",
+        "data.module.batch_size=2",
+        "data.module.num_workers=0",
+        "method.vision_layers=1",
+        "trainer.max_time=null",
+        "trainer.max_steps=5",
+        "trainer.limit_val_batches=0",
+        "resume=auto",
+    ]
+    notice = ["+callbacks.notice._target_=notices.SignalAt", "+callbacks.notice.step=2"]
+
+    def call(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", *settings, *more])
+        try:
+            train.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    assert call("name=whole") == 0
+    assert call("name=run", *notice, "+callbacks.notice.name=SIGUSR1") == 138
+    said = capsys.readouterr().out
+    assert f"SIGUSR1: stopped after step 3; {tmp_path}/outputs/run/checkpoints/last.ckpt is saved" in said
+    assert (tmp_path / "asked").read_text() == "requeue 42\n"
+    assert read_step(Path("outputs/run/checkpoints/last.ckpt")) == 3
+    assert call("name=run", *notice, "+callbacks.notice.name=SIGTERM", "callbacks.notice.step=3") == 143
+    assert read_step(Path("outputs/run/checkpoints/last.ckpt")) == 4
+    assert (tmp_path / "asked").read_text() == "requeue 42\n"  # SIGTERM asks for nothing
+    assert call("name=run") == 0
+    whole, run = (load_file(f"outputs/{name}/fastcomposer.safetensors") for name in ("whole", "run"))
+    assert whole.keys() == run.keys()
+    assert all(torch.equal(whole[name], run[name]) for name in whole)
