@@ -114,7 +114,8 @@ class Course:
         struck = status is None and _FAULTS[fault](process)
         status = process.wait()
         if fault == "damage" and struck:
-            struck = _cut_newest(self.folder, rng)
+            _cut_newest(self.folder, rng)
+            self.done = {}
         elif struck:
             _check_end(process, fault, status)
         self.check_done()
@@ -186,6 +187,8 @@ def _kill_a_worker(process: Process) -> bool:
 
 
 def _fill_the_disk(process: Process) -> bool:
+    if not (process.folder / OUTPUT / ".lock").exists():
+        return False  # it has not begun: what Hydra writes before is no work
     for pid in (process.pid, *process.children()):
         try:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (_ROOM, resource.RLIM_INFINITY))
@@ -217,14 +220,12 @@ _FAULTS = {
 }
 
 
-def _cut_newest(folder: Path, rng: random.Random) -> bool:
+def _cut_newest(folder: Path, rng: random.Random) -> None:
     """Cut the newest checkpoint in two, if another is left to go on from."""
     files = {file.resolve() for file in (folder / OUTPUT / "checkpoints").glob("*.ckpt")}
     newest = sorted(files, key=lambda file: file.stat().st_mtime_ns)
-    if len(newest) < 2:
-        return True  # it was killed all the same
-    os.truncate(newest[-1], int(newest[-1].stat().st_size * rng.random()))
-    return True
+    if len(newest) > 1:
+        os.truncate(newest[-1], int(newest[-1].stat().st_size * rng.random()))
 
 
 def _check_end(process: Process, fault: str, status: int) -> None:

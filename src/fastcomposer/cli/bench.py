@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ SUITES = (
     "evaluation",
     "startup",
     "personalization",
+    "plan",
 )
 
 
@@ -38,7 +40,9 @@ def main(config: DictConfig) -> None:
         raise FileNotFoundError(f"readme: no such file: {config.readme}")
     if "personalization" in config.suites:
         project_personalization(config)
-    if set(config.suites) - {"personalization"}:
+    if "plan" in config.suites:
+        project_growth(config)
+    if set(config.suites) - {"personalization", "plan"}:
         measure_speed(config)
 
 
@@ -134,6 +138,68 @@ def project_personalization(config: DictConfig) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"projection": True, "model": config.model.base, "rows": [one.as_dict() for one in found]}
     file.write_text(json.dumps(content, indent=2) + "\n")
+    print(file)
+
+
+def project_growth(config: DictConfig) -> None:
+    """Measure one device and some records, and project a training on many devices, of many records."""
+    import torch
+    from hydra.utils import instantiate
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastcomposer.data.records import write_atomically
+    from fastcomposer.evaluation import growth
+
+    machines = instantiate(config.plan.machines)
+    shard_bytes, index_bytes = growth.weigh_records(config.data.root)
+    method, device = config.method, "cuda" if torch.cuda.is_available() else "cpu"
+    model = instantiate(method.model)().to(device).train()
+    model.set_trainable(
+        unet=method.train_unet, fusion=method.train_fusion, vision_layers=method.vision_layers
+    )
+    batch = growth.noise_batch(model, config.model.resolution, config.model.reference_size, config.batch_size)
+    batch = batch.to(device)
+    seconds, activations = growth.measure_step(model, batch, config.repeats)
+    trained = sum(parameter.numel() for parameter in model.trainable_parameters())
+    measured = growth.Measured(
+        seconds,
+        config.batch_size,
+        trained,
+        sum(parameter.numel() for parameter in model.parameters()) - trained,
+        method.ema_decay is not None,
+        activations,
+        growth.weigh_cache(model, batch),
+        shard_bytes,
+        index_bytes,
+    )
+    plans = [
+        growth.project(measured, machines, devices, records, strategy)
+        for strategy in config.plan.strategies
+        for devices in config.plan.devices
+        for records in config.plan.records
+    ]
+    first = config.plan.records[0]
+    by_devices = Table("strategy", "devices", "GB of a device", "GB sent in a step", "s / step", "h / epoch")
+    for plan in (plan for plan in plans if plan.records == first):
+        figures = (
+            plan.memory_bytes / 1e9,
+            plan.network_bytes / 1e9,
+            plan.seconds_per_step,
+            plan.hours_per_epoch,
+        )
+        by_devices.add_row(plan.strategy, str(plan.devices), *(f"{figure:,.3g}" for figure in figures))
+    by_records = Table("records", "TB of shards", "TB of a cache", "GB of index in every process")
+    for plan in plans[: len(config.plan.records)]:
+        sizes = plan.shard_bytes / 1e12, plan.cache_bytes / 1e12, plan.index_bytes / 1e9
+        by_records.add_row(f"{plan.records:,}", *(f"{size:,.3g}" for size in sizes))
+    for title, table in ((f"Projection: {first:,} records", by_devices), ("Projection: disk", by_records)):
+        table.title = title
+        Console().print(table)
+    file = Path(config.output) / "plan.json"
+    content = {"projection": True, "model": config.model.base, "measured": asdict(measured)}
+    content |= {"machines": asdict(machines), "rows": [plan.as_dict() for plan in plans]}
+    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
     print(file)
 
 

@@ -54,9 +54,10 @@ def train(config: DictConfig) -> None:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero or module.device_mesh is not None:
         module.export(Path(config.export))
-    if trainer.is_global_zero:
-        done = f"{trainer.global_step} steps are done."
-        print(f"\n{done} Weights: {config.export}  Logs and samples: {run_dir}")
+    if not trainer.is_global_zero:
+        return
+    done = f"{trainer.global_step} steps are done."
+    print(f"\n{done} Weights: {config.export}  Logs and samples: {run_dir}")
     for callback in callbacks:
         if isinstance(callback, GracefulStop) and callback.received is not None:
             sys.exit(128 + callback.received)  # not finished: nothing that follows should take it for that

@@ -35,6 +35,7 @@ from fastcomposer.data.records import (
     read_files,
     write_atomically,
 )
+from fastcomposer.files import remove_leftovers
 from fastcomposer.progress import tracked
 from fastcomposer.settings import differences
 from fastcomposer.workers import in_processes
@@ -114,6 +115,7 @@ def write_shards(
 
 def _clear(folder: Path, everything: bool) -> None:
     """Remove what a killed writer left half made, or all that there is but hidden files."""
+    remove_leftovers(folder)
     for leftover in [entry for entry in folder.glob("**/.*") if entry.is_dir()]:
         shutil.rmtree(leftover, ignore_errors=True)
     for entry in folder.glob("[!.]*") if everything else ():

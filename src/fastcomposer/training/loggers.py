@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import warnings
 from pathlib import Path
@@ -12,6 +13,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+
+from fastcomposer.files import write_atomically
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -50,17 +53,26 @@ class _ContinuedWriter(ExperimentWriter):
         """Delete nothing."""
 
     def save(self) -> None:
-        """Write what was logged; the first time all of it at once, so that nothing is lost."""
-        if self._begun or not self.metrics:
-            super().save()
-            return
-        path = self.metrics_file_path
-        self.metrics_file_path = f"{path}.tmp"
-        Path(self.metrics_file_path).unlink(missing_ok=True)
-        self.metrics = [*self.earlier, *self.metrics]
+        """Write what was logged, the first time behind what an earlier process logged."""
+        if self.metrics and not self._begun:
+            self._begun = True
+            if self.earlier:
+                self.metrics_keys = sorted(self.earlier[0])
+                self._write(self.metrics_keys, self.earlier)
+            else:
+                Path(self.metrics_file_path).unlink(missing_ok=True)
         super().save()
-        Path(self.metrics_file_path).replace(path)
-        self.metrics_file_path, self._begun, self.earlier = path, True, []
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(fieldnames, _whole_rows(Path(self.metrics_file_path)))
+
+    def _write(self, fieldnames: list[str], rows: list[dict[str, Any]]) -> None:
+        """Write the whole file beside its place; Lightning would write over it."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(Path(self.metrics_file_path), lambda file: file.write(text.getvalue().encode()))
 
 
 def _whole_rows(file: Path) -> list[dict[str, Any]]:
