@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
@@ -34,6 +38,7 @@ def command(
     """Make an entry point of a function that takes the composed configuration.
 
     Expected errors end the command with their message and status 1; ``HYDRA_FULL_ERROR=1`` shows the trace.
+    SIGTERM ends it with status 143.
 
     Args:
         config_name: Name of the file in ``conf/``.
@@ -47,12 +52,13 @@ def command(
             try:
                 _quieten()
                 _use_threads(config.get("threads"))
-                function(config)
+                with _ending_on_sigterm():
+                    function(config)
             except Exception as error:
-                cause = _cause(error)
-                if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, _EXPECTED):
+                words = told(error)
+                if os.environ.get("HYDRA_FULL_ERROR") == "1" or words is None:
                     raise
-                print(f"error: {cause}", file=sys.stderr)
+                print(f"error: {words}", file=sys.stderr)
                 sys.exit(1)
 
         @wraps(function)
@@ -73,6 +79,36 @@ def quoted(argument: str, key: str) -> str:
         return argument
     escaped = value.replace('"', '\\"')
     return f'{name}="{escaped}"'
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, tidily, with status 143; trainings listen for it themselves.
+
+    Lightning calls this handler after its own, which for predictions only notes that there was a signal.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # a launcher's: nobody can listen there
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def told(error: Exception) -> str | None:
+    """What the user is told of an error; ``None`` where it is a defect of ours, whose trace is wanted."""
+    cause = _cause(error)
+    if isinstance(cause, _EXPECTED):
+        return str(cause)
+    if isinstance(error, InstantiationException):  # a value of a kind that a constructor did not look for
+        return f"{' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
+    return None
 
 
 def _cause(error: BaseException) -> BaseException:
