@@ -127,13 +127,14 @@ def jobs(world: Path, base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """The weights, and every row of the log, which says no step twice."""
+    """The weights, and the log's row of every step, of which there is one."""
     found: dict[str, Any] = {}
     for name, value in load_file(folder / OUTPUT / "fastcomposer.safetensors").items():
         found[name] = hashlib.sha256(value.numpy().tobytes()).hexdigest()
     with (folder / OUTPUT / "logs" / "metrics.csv").open() as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            found[f"row {number}"] = tuple(sorted(pair for pair in row.items() if pair[0] != "epoch"))
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    for number, row in enumerate(rows):
+        found[f"row {number}"] = tuple(sorted(pair for pair in row.items() if pair[0] != "epoch"))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import socket
 import time
@@ -9,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 from configurations import composed
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from notices import SignalAt
 
+from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.loggers import ContinuedCSVLogger
 
 Make = Callable[..., Any]
@@ -24,53 +29,64 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key != "epoch"} for row in csv.DictReader(file)]
 
 
-@pytest.fixture
-def trained(make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> Make:
-    """Train with a log and a checkpoint at the end; returns the log's rows."""
+def of(part: str, found: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of the training, or of validations."""
+    return [row for row in found if row[f"{part}/denoise_loss"]]
 
-    def fit(folder: Path, steps: int, resume: Path | None = None, **logger: Any) -> list[dict[str, str]]:
-        log = ContinuedCSVLogger(folder, name=None, version="logs", **logger)
-        trainer = make_trainer(max_steps=steps, logger=log, limit_val_batches=1, val_check_interval=2)
-        trainer.fit(make_module(), make_data(), ckpt_path=resume, weights_only=True)
-        trainer.save_checkpoint(folder / f"{steps}.ckpt")
+
+class _Crash(Callback):
+    """Breaks off right after a checkpoint, before the trainer logs the step."""
+
+    def __init__(self, file: Path, step: int) -> None:
+        self.file, self.step = file, step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file)
+            raise ConnectionAbortedError
+
+
+@pytest.fixture
+def trained(make_module: Make, make_data: Make, make_trainer: Make) -> Make:
+    """Train with a log and validation every second step; returns the log's rows."""
+
+    def fit(folder: Path, steps: int, resume: Path | None = None, **options: Any) -> list[dict[str, str]]:
+        log = ContinuedCSVLogger(folder, name=None, version="logs")
+        validation = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        trainer = make_trainer(max_steps=steps, logger=log, **validation, **options)
+        with contextlib.suppress(ConnectionAbortedError):
+            trainer.fit(make_module(), make_data(), ckpt_path=resume, weights_only=True)
         return rows(folder)
 
     return fit
 
 
-def test_a_resumed_training_continues_its_log(trained: Make, tmp_path: Path) -> None:
+def test_a_killed_training_continues_its_log(trained: Make, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", 8)
     folder = tmp_path / "run"
-    trained(folder, 3)
-    trained(folder, 6)  # a new run, of which the log knows nothing of the one before
-    assert len(rows(folder)) == len([row for row in whole if int(row["step"]) < 6])
-    # Killed while it wrote, after step 6: the rows from the checkpoint on come again, the half row is gone.
-    with (folder / "logs" / "metrics.csv").open("a") as file:
-        file.write("1,2")
-    resumed = trained(folder, 8, folder / "3.ckpt")
-    assert resumed == whole
-    assert [int(row["step"]) for row in resumed if row["train/loss"]] == list(range(8))
+    trained(folder, 6)  # an earlier run, which the next ones know nothing of
+    for step in (3, 4):  # validation is due after the fourth
+        trained(folder, 8, callbacks=[_Crash(folder / f"{step}.ckpt", step)])
+        with (folder / "logs" / "metrics.csv").open("a") as file:
+            file.write("1,2")  # it was killed while it wrote
+        resumed = trained(folder, 8, folder / f"{step}.ckpt")
+        assert of("train", resumed) == of("train", whole)
+        # Lightning does not make up for a validation that was due when the training was killed.
+        due = 3 if step == 4 else None
+        assert of("val", resumed) == [row for row in of("val", whole) if row["step"] != str(due)]
+    assert [int(row["step"]) for row in whole if row["train/loss"]] == list(range(8))
+    assert len([row for row in whole if row["val/denoise_loss"]]) == 4
 
 
-def test_rows_are_written_once(tmp_path: Path) -> None:
-    log = ContinuedCSVLogger(tmp_path, name=None, version="logs", flush_logs_every_n_steps=1000)
-    log.keep_before(0)
-    log.log_metrics({"a": 1.0}, step=0)
-    assert not (tmp_path / "logs" / "metrics.csv").exists()
-    log.save()
-    assert rows(tmp_path) == [{"a": "1.0", "step": "0"}]
-    again = ContinuedCSVLogger(tmp_path, name=None, version="logs")
-    again.keep_before(5)
-    assert rows(tmp_path) == [{"a": "1.0", "step": "0"}]  # nothing is removed before there is more
-    again.log_metrics({"b": 2.0}, step=5)
-    again.save()
-    again.log_metrics({"b": 3.0}, step=6)
-    again.save()
-    assert [(row["a"], row["b"], row["step"]) for row in rows(tmp_path)] == [
-        ("1.0", "", "0"),
-        ("", "2.0", "5"),
-        ("", "3.0", "6"),
-    ]
+def test_a_stopped_training_continues_its_log(trained: Make, tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", 8)
+    for step in (3, 4):
+        folder = tmp_path / str(step)
+        stop = [GracefulStop(folder), SignalAt(step - 1, "SIGTERM")]
+        stopped = trained(folder, 8, callbacks=stop)
+        assert len([row for row in stopped if row["train/loss"]]) == step
+        assert len([row for row in stopped if row["val/denoise_loss"]]) == step // 2  # none that was not due
+        assert trained(folder, 8, folder / "last.ckpt") == whole
 
 
 def test_training_goes_on_without_the_server(

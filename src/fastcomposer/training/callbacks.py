@@ -71,6 +71,14 @@ class GracefulStop(Callback):
             trainer.should_stop = self.stopped
         elif trainer.world_size == 1 and self.stopped:
             trainer.should_stop = True
+        if trainer.should_stop and self.stopped:
+            self._leave_out_validation(trainer)
+
+    def _leave_out_validation(self, trainer: L.Trainer) -> None:
+        """Validate before the end only where that is due: who stops a training has little time."""
+        every, batches = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1  # type: ignore[attr-defined]
+        if trainer.check_val_every_n_epoch is not None or batches % every:  # type: ignore[attr-defined]
+            trainer.limit_val_batches = 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, whatever ended the training."""

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,33 @@ class ContinuedCSVLogger(CSVLogger):
             self._experiment = _ContinuedWriter(self.log_dir)
         return self._experiment
 
-    @rank_zero_only
-    def keep_before(self, step: int) -> None:
-        """Forget the rows of an earlier process from a step on, which are about to come again.
+    def place(self, step: int, coming: Mapping[str, Any]) -> dict[str, Any]:
+        """Write what was logged, and say where the log is when a checkpoint is saved.
 
         Args:
-            step: Where the training goes on; 0 forgets all.
+            step: The step that is done.
+            coming: Its row, where it is one that is logged: the trainer saves before it logs.
+
+        Returns:
+            How many ``rows`` there are, and the row that comes ``next``, if it was not logged yet.
         """
-        self.experiment.earlier = [row for row in self.experiment.earlier if int(row["step"]) < step]
+        self.save()
+        writer = self.experiment
+        logged = writer.last_trained == step - 1
+        return {"rows": writer.count, "next": None if logged or not coming else {**coming, "step": step - 1}}
+
+    @rank_zero_only
+    def go_on(self, place: Mapping[str, Any] | None) -> None:
+        """Forget the rows of an earlier process that are about to come again.
+
+        Args:
+            place: Where the log was when the checkpoint was saved; ``None`` forgets all.
+        """
+        writer, rows, following = self.experiment, 0, None
+        if place is not None:
+            rows, following = place["rows"], place["next"]
+        writer.earlier = writer.earlier[:rows] + ([following] if following else [])
+        writer.count = len(writer.earlier)
 
 
 class _ContinuedWriter(ExperimentWriter):
@@ -47,17 +67,25 @@ class _ContinuedWriter(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.earlier = _whole_rows(Path(self.metrics_file_path))
+        self.count, self.last_trained = 0, -1
         self._begun = False
 
     def _check_log_dir_exists(self) -> None:
         """Delete nothing."""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Count rows, and note the last step of the training that has one."""
+        super().log_metrics(metrics_dict, step)
+        self.count += 1
+        if step is not None and any(name.startswith("train/") for name in metrics_dict):
+            self.last_trained = step
 
     def save(self) -> None:
         """Write what was logged, the first time behind what an earlier process logged."""
         if self.metrics and not self._begun:
             self._begun = True
             if self.earlier:
-                self.metrics_keys = sorted(self.earlier[0])
+                self.metrics_keys = sorted({key for row in self.earlier for key in row})
                 self._write(self.metrics_keys, self.earlier)
             else:
                 Path(self.metrics_file_path).unlink(missing_ok=True)

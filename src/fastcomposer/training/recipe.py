@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from fastcomposer.faults import FaultError
 from fastcomposer.models.trained import TrainingLength
 from fastcomposer.training.loggers import ContinuedCSVLogger
-from fastcomposer.training.sharding import divided_as, share, whole
+from fastcomposer.training.sharding import gathered, share, share_of, whole
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -66,6 +66,7 @@ class RecipeModule(L.LightningModule):
         self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
         self._part = 0
+        self._log_place: dict[str, Any] | None = None
         self._records: tuple[str, ...] = ()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -124,15 +125,23 @@ class RecipeModule(L.LightningModule):
         """Start the clock, and the moving average from the weights of the first step."""
         self._since = time.monotonic()
         if self.ema_decay is not None and self.ema is None:
-            self.ema = self._average(list(self.trained_parameters().values()))
+            self.ema = self._average(self._shares())
         if self.ema is not None:
             self.ema.to(self.device)
 
     def on_train_start(self) -> None:
         """Let the log go on where the training does."""
-        for logger in self.trainer.loggers:
-            if isinstance(logger, ContinuedCSVLogger):
-                logger.keep_before(self.global_step)
+        for logger in self._continued_logs():
+            logger.go_on(self._log_place)
+
+    def _continued_logs(self) -> list[ContinuedCSVLogger]:
+        """Logs of the first process that outlast it."""
+        found = [logger for logger in self.trainer.loggers if isinstance(logger, ContinuedCSVLogger)]
+        return found if self.trainer.is_global_zero else []
+
+    def _shares(self) -> list[Any]:
+        """What this process has of the trained parameters: all of each, unless they are divided."""
+        return [share(parameter) for parameter in self.trained_parameters().values()]
 
     def _average(self, parameters: list[nn.Parameter]) -> EMAModel:
         assert self.ema_decay is not None
@@ -142,6 +151,8 @@ class RecipeModule(L.LightningModule):
         """Count the batches whose gradients are accumulated to one step, and keep what they hold."""
         self._part = batch_idx % self.trainer.accumulate_grad_batches
         self._records = (self._records if self._part else ()) + tuple(getattr(batch, "record_ids", ()))
+        # Resumed from where it was saved after a validation, the trainer would label its log a step too late.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step  # type: ignore[attr-defined]
 
     def step_generator(self) -> Generator:
         """Random numbers of this batch: the same after resuming, different on every process.
@@ -242,7 +253,7 @@ class RecipeModule(L.LightningModule):
         """Step, then update the moving average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.step(list(self.trained_parameters().values()))
+            self.ema.step(self._shares())
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -250,24 +261,30 @@ class RecipeModule(L.LightningModule):
         if self.ema is None:
             yield
             return
-        parameters = list(self.trained_parameters().values())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
+        self.ema.store(self._shares())
+        self.ema.copy_to(self._shares())
         try:
             yield
         finally:
-            self.ema.restore(parameters)
+            self.ema.restore(self._shares())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights and the moving average; frozen weights come from the base."""
-        for logger in self.trainer.loggers:
-            logger.save()  # the checkpoint leaves these steps behind
+        trainer = self.trainer
+        for logger in self._continued_logs():  # the checkpoint leaves these steps behind
+            values = {
+                name: float(v) for name, v in trainer.logged_metrics.items() if name.startswith("train/")
+            }
+            logs = self.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            row = {**values, "epoch": self.current_epoch} if logs else {}
+            checkpoint["log"] = logger.place(self.global_step, row)
         trained = self.trained_parameters()
         state = checkpoint["state_dict"]  # empty on all processes but the first where weights are divided
         checkpoint["state_dict"] = {name: state[name] for name in trained} if state else {}
         checkpoint["length"] = asdict(self.length)
         if self.ema is not None:
-            averages = {n: whole(v) for n, v in zip(trained, self.ema.shadow_params, strict=True)}
+            pairs = zip(trained.items(), self.ema.shadow_params, strict=True)
+            averages = {name: gathered(value, parameter) for (name, parameter), value in pairs}
             checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -282,13 +299,14 @@ class RecipeModule(L.LightningModule):
                 "were other parameters trained (method.vision_layers, method.train_unet)?"
             )
         self.strict_loading = False
+        self._log_place = checkpoint.get("log")
         if "length" in checkpoint:
             self._minutes = checkpoint["length"]["minutes"] - self.trained_before.minutes
         if "ema" in checkpoint and self.ema_decay is not None:
-            self.ema = self._average(list(trained.values()))
+            self.ema = self._average(self._shares())
             self.ema.optimization_step = checkpoint["ema"]["step"]
             averages = checkpoint["ema"]["weights"]
-            self.ema.shadow_params = [divided_as(averages[name], p) for name, p in trained.items()]
+            self.ema.shadow_params = [share_of(averages[name], p) for name, p in trained.items()]
 
 
 def _unscales_itself(optimizer: Any) -> bool:

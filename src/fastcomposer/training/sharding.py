@@ -43,7 +43,8 @@ def shard(model: FastComposer, mesh: DeviceMesh) -> None:
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     for part in (*blocks, model):
         if any(parameter.requires_grad for parameter in part.parameters()):
-            fully_shard(part, mesh=mesh, ignored_params=frozen)
+            # Divided again after a validation, too, for the moving average takes the shares' place there.
+            fully_shard(part, mesh=mesh, ignored_params=frozen, reshard_after_forward=True)
     register_fsdp_forward_method(model, "training_losses")
 
 
@@ -53,13 +54,23 @@ def whole(value: Tensor) -> Tensor:
 
 
 def share(value: Tensor) -> Tensor:
-    """The part of a tensor that this process has, to be changed in place."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    """What this process has of a tensor, to be read or changed in place."""
+    if not isinstance(value, DTensor):
+        return value
+    return value.detach().to_local().requires_grad_(value.requires_grad)
 
 
-def divided_as(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Divide a whole tensor as a parameter is."""
+def share_of(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This process's share of a whole tensor, divided as a parameter is."""
     if not isinstance(parameter, DTensor):
         return value
     placed = value.to(parameter.device)
-    return distribute_tensor(placed, parameter.device_mesh, parameter.placements)
+    return share(distribute_tensor(placed, parameter.device_mesh, parameter.placements))
+
+
+def gathered(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Gather a tensor of which each process has the share that it has of a parameter; see :func:`whole`."""
+    if not isinstance(parameter, DTensor):
+        return value
+    place = {"device_mesh": parameter.device_mesh, "placements": parameter.placements}
+    return whole(DTensor.from_local(value, **place, shape=parameter.shape, stride=parameter.stride()))
