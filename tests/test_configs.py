@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from configurations import composed
 from hydra.utils import get_method
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
 from fastcomposer.cli.common import CONFIG_FOLDER
 
@@ -52,6 +54,8 @@ def accepted(target: str) -> set[str] | None:
     """Names of the arguments a target takes, through ``**recipe`` of the trainings; ``None`` for any."""
     function = get_method(target) if not inspect.isclass(_located(target)) else _located(target)
     names: set[str] = set()
+    if function is DDPStrategy:  # what it does not know it hands on
+        names |= set(inspect.signature(DistributedDataParallel).parameters)
     for cls in inspect.getmro(function) if inspect.isclass(function) else (function,):
         call = cls.__init__ if inspect.isclass(cls) else cls
         parameters = inspect.signature(inspect.unwrap(call)).parameters.values()

@@ -76,8 +76,9 @@ class GracefulStop(Callback):
 
     def _leave_out_validation(self, trainer: L.Trainer) -> None:
         """Validate before the end only where that is due: who stops a training has little time."""
-        every, batches = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1  # type: ignore[attr-defined]
-        if trainer.check_val_every_n_epoch is not None or batches % every:  # type: ignore[attr-defined]
+        loop: Any = trainer.fit_loop.epoch_loop
+        every: Any = trainer.val_check_batch
+        if trainer.check_val_every_n_epoch is not None or (loop.total_batch_idx + 1) % every:  # type: ignore[attr-defined]
             trainer.limit_val_batches = 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -57,7 +57,8 @@ def share(value: Tensor) -> Tensor:
     """What this process has of a tensor, to be read or changed in place."""
     if not isinstance(value, DTensor):
         return value
-    return value.detach().to_local().requires_grad_(value.requires_grad)
+    local: Tensor = value.detach().to_local()  # type: ignore[attr-defined]
+    return local.requires_grad_(value.requires_grad)
 
 
 def share_of(value: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -72,5 +73,11 @@ def gathered(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """Gather a tensor of which each process has the share that it has of a parameter; see :func:`whole`."""
     if not isinstance(parameter, DTensor):
         return value
-    place = {"device_mesh": parameter.device_mesh, "placements": parameter.placements}
-    return whole(DTensor.from_local(value, **place, shape=parameter.shape, stride=parameter.stride()))
+    divided = DTensor.from_local(
+        value,
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return whole(divided)
