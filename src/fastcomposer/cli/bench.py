@@ -16,7 +16,6 @@ SUITES = (
     "loader",
     "reading",
     "step",
-    "training",
     "sampler",
     "evaluation",
     "startup",
@@ -31,10 +30,10 @@ def main(config: DictConfig) -> None:
     unknown = [name for name in config.suites if name not in SUITES]
     if unknown:
         raise ValueError(f"suites: unknown {', '.join(unknown)}; there are {', '.join(SUITES)}")
-    if {"training", "startup"} & set(config.suites) and not Path(config.data.root).is_dir():
+    if "startup" in config.suites and not Path(config.data.root).is_dir():
         raise FileNotFoundError(
-            f"data.root={config.data.root}: no such folder, which suites training and startup read; "
-            "make it with python -m fastcomposer.cli.prepare, or name other suites"
+            f"data.root={config.data.root}: no such folder, which suite startup reads; make it with "
+            "python -m fastcomposer.cli.prepare, or name other suites"
         )
     if config.readme is not None and not Path(config.readme).is_file():
         raise FileNotFoundError(f"readme: no such file: {config.readme}")
@@ -51,7 +50,7 @@ def measure_speed(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from fastcomposer.data.records import write_atomically
-    from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites, speed_training
+    from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites
     from fastcomposer.evaluation.speed_reading import shares, time_reading
 
     known = speed_step.VARIANTS
@@ -72,12 +71,6 @@ def measure_speed(config: DictConfig) -> None:
         arguments = instantiate(config.data.module, _partial_=True).keywords
         parts = instantiate(config.method.model)(), instantiate(config.data.prepare.scenes)
         time_reading(watch, arguments, *parts, **config.reading)
-    if "training" in config.suites:
-        data = {
-            workers: instantiate(config.data.module, batch_size=config.batch_size, num_workers=workers)
-            for workers in config.workers
-        }
-        speed_training.time_training(watch, instantiate(config.method, _convert_="object"), data)
     if {"sampler", "evaluation"} & set(config.suites):
         model = instantiate(config.method.model)()
         options: Any = OmegaConf.to_container(config.sampler)

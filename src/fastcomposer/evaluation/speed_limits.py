@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fastcomposer.evaluation.speed import Speed
+from fastcomposer.evaluation.speed_reading import CACHED_STEP, workers_name
 from fastcomposer.evaluation.speed_step import PLAIN, TUNED, WITHOUT_LOCALIZATION
-from fastcomposer.evaluation.speed_training import CACHED_STEP, loader_name
 
 _NUM_WORKERS = 4
 _STARTUP_SECONDS = {"help": 2, "cfg": 2, "first training step": 12, "first sampling step": 12}
@@ -45,8 +45,8 @@ def limits(rows: Sequence[Speed]) -> list[str]:
         ),
         (ratio(loader, twin, speed), "loader over plain order: {:.2f} times as fast", "at least 4"),
         (
-            ratio(loader_name(_NUM_WORKERS), CACHED_STEP, speed),
-            f"loader with {_NUM_WORKERS} workers over mini training: {{:.2f}} times as fast",
+            ratio(workers_name(_NUM_WORKERS), CACHED_STEP, speed),
+            f"reading with {_NUM_WORKERS} workers over training from a cache: {{:.2f}} times as fast",
             "at least 1",
         ),
     ]

@@ -32,6 +32,7 @@ SOURCES = {  # what is read, and the step that it is for
     "shards": STEP,
     "shards and cache": CACHED_STEP,
 }
+_BATCHES = 16  # more than workers keep ready
 _PEOPLE = 16  # few enough for most to be in another scene too, where references come from
 
 
@@ -43,8 +44,11 @@ def time_reading(
     *,
     records: int = 256,
     batch_size: int = 16,
+    workers: Sequence[int] = (1, 2, 4),
 ) -> None:
     """Time filling a cache; then batches from everywhere, read in this process, and training steps, in turns.
+
+    After these, batches of the folder that other processes read.
 
     Args:
         watch: Keeps the figures.
@@ -53,6 +57,7 @@ def time_reading(
         scenes: Of which world records are rendered, with fewer people.
         records: How many.
         batch_size: Samples in a batch.
+        workers: Numbers of processes.
 
     Raises:
         ValueError: If the records do not fill a batch.
@@ -73,6 +78,10 @@ def time_reading(
         cases = {what: _reading(module) for what, module in zip(map(_name, SOURCES), modules, strict=True)}
         steps = _steps(model, {STEP: modules[0], CACHED_STEP: modules[1]})
         watch.interleave(SUITE, "samples/s", cases | steps)
+        for number in workers:
+            # Each by itself: they would go on reading in the turn of another.
+            read = _reading(data(num_workers=number), _BATCHES)
+            watch.interleave(SUITE, "samples/s", {workers_name(number): read})
 
 
 def shares(taken: Sequence[Speed]) -> list[str]:
@@ -87,6 +96,11 @@ def shares(taken: Sequence[Speed]) -> list[str]:
                 "in its own process; workers read meanwhile"
             )
     return lines
+
+
+def workers_name(number: int) -> str:
+    """Name of the row of batches that so many processes read."""
+    return f"{_name('data folder')}, {number} workers"
 
 
 def _name(source: str) -> str:
@@ -104,9 +118,9 @@ def _batches(data: SubjectDataModule) -> Iterator[SubjectBatch]:
     return chain.from_iterable(loader for _ in count())  # epoch after epoch
 
 
-def _reading(data: SubjectDataModule) -> Case:
+def _reading(data: SubjectDataModule, number: int = 1) -> Case:
     batches = _batches(data)
-    return Case(lambda: next(batches), data.batch_size)
+    return Case(lambda: [next(batches) for _ in range(number)], number * data.batch_size)
 
 
 def _steps(model: FastComposer, sources: dict[str, SubjectDataModule]) -> dict[str, Case]:
