@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def call(folder: str, command: str, arguments: tuple[str, ...], output: Any) -> 
     os.dup2(output.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    multiprocessing.set_start_method("fork", force=True)  # as where no fork server started the process
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv = [command, *arguments]
