@@ -189,7 +189,9 @@ def _kill_a_worker(process: Process) -> bool:
 def _fill_the_disk(process: Process) -> bool:
     if not (process.folder / OUTPUT / ".lock").exists():
         return False  # it has not begun: what Hydra writes before is no work
-    for pid in (process.pid, *process.children()):
+    # A training's workers only read; the limit would hold for the memory that they share, too.
+    writers = [] if process.job.name == "train" else process.children()
+    for pid in (process.pid, *writers):
         try:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (_ROOM, resource.RLIM_INFINITY))
         except (ProcessLookupError, PermissionError):

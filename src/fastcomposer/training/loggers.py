@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcomposer.files import write_atomically
+from fastcomposer.files import disk_error, write_atomically
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -89,7 +89,10 @@ class _ContinuedWriter(ExperimentWriter):
                 self._write(self.metrics_keys, self.earlier)
             else:
                 Path(self.metrics_file_path).unlink(missing_ok=True)
-        super().save()
+        try:
+            super().save()
+        except OSError as error:
+            raise disk_error(error, self.metrics_file_path) from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(fieldnames, _whole_rows(Path(self.metrics_file_path)))
