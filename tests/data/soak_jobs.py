@@ -6,6 +6,7 @@ import csv
 import hashlib
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fastcomposer.training.checkpoints import read_step
 OUTPUT = "run"
 """Folder of a job's results, inside the one that it is called in."""
 _MEASURED = {"seconds", "peak_memory_bytes"}
+_TIME = re.compile(rb'"updated_at": *"?[0-9.]+"?')
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,10 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 
 def _bytes(folder: Path) -> dict[str, Any]:
-    """Every file, bit for bit; what is hidden is nobody's result."""
+    """Every file but for when litdata says it was written; what is hidden is nobody's result."""
     files = [file for file in (folder / OUTPUT).rglob("*") if file.is_file()]
     return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        str(file.relative_to(folder)): hashlib.sha256(_TIME.sub(b"", file.read_bytes())).hexdigest()
         for file in files
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
