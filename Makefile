@@ -24,7 +24,9 @@ WOMAN := $(PEOPLE)/01_woman.png
 SEED ?= 42
 BENCHMARK := $(if $(FULL),mini_full,mini)
 GENERATE = $(PY) -m fastcomposer.cli.generate seed=$(SEED) num_images=4
-EVALUATE = $(PY) -m fastcomposer.cli.evaluate
+# Two processes draw faster than one with two threads: the networks of the mini world are small.
+PROCESSES ?= 2
+EVALUATE = $(PY) -m fastcomposer.cli.evaluate trainer.devices=$(PROCESSES)
 BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
 
 reproduce: setup ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
