@@ -15,7 +15,7 @@ from toy_evaluation import make_toy
 SECONDS = 25
 
 
-@pytest.mark.timeout(900)  # on a busy machine
+@pytest.mark.slow
 def test_a_short_soak(world: Path, small_base: Path, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)  # other moments each time, said where it fails
     print(f"seed {seed}")
