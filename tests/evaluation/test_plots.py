@@ -62,6 +62,15 @@ def test_categories_and_methods_are_named() -> None:
     assert {"style", "context", "FastComposer", "Other"} <= set(found)
 
 
+def test_a_method_keeps_its_colour_where_others_are_missing() -> None:
+    alone = {"Other": {"style": estimate(0.2)}}
+    first, second = (f"var(--series-{number}," for number in (1, 2))
+    assert first in category_dots(alone, "category")
+    svg = category_dots(alone, "category", methods=["FastComposer", "Other"])
+    assert second in svg
+    assert first not in svg
+
+
 def test_bars_say_seconds_and_ratio() -> None:
     found = texts(speed_bars({"Slow": 700.0, "FastComposer": 2.0}, "speed", first="FastComposer"))
     assert "700 s  (350×)" in found

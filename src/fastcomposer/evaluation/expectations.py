@@ -57,7 +57,7 @@ def identity_above_baselines(collected: Collected, benchmark: str) -> Expectatio
     value = ours.row.identity_preservation.mean
     evidence = []
     for run in baselines:
-        against = f"{value:.3f} against {run.row.identity_preservation.mean:.3f}"
+        against = f"{_figure(value)} against {_figure(run.row.identity_preservation.mean)}"
         evidence.append(f"{run.name}: {against}{compare(ours, run, 'identity').words}.")
     held = all(run.row.identity_preservation.mean < value for run in baselines)
     return Expectation(claim, _verdict(held), tuple(evidence))
@@ -105,7 +105,7 @@ def localization_helps(collected: Collected) -> Expectation:
     if raised is None:
         return Expectation(claim, "not measured", ("The two runs have no scored case in common.",))
     means = [run.row.identity_preservation.mean for run in pair]
-    evidence = f"{means[0]:.3f} with, {means[1]:.3f} without; difference {_estimate(raised)}."
+    evidence = f"{_figure(means[0])} with, {_figure(means[1])} without; difference {_estimate(raised)}."
     return Expectation(claim, _verdict(raised.ci95[0] > 0), (evidence,))
 
 
@@ -133,7 +133,7 @@ def alpha_trades(collected: Collected) -> list[Expectation]:
         back = [(a, b) for a, b in steps if sign * (_score(b, score).mean - _score(a, score).mean) < 0]
         clear = [pair for pair in back if compare(*pair, score).clear]
         held = sign * (means[-1] - means[0]) > 0 and not clear
-        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(f"{mean:.3f}" for mean in means)
+        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(map(_figure, means))
         evidence += f" at α = {alphas}; {len(back)} of {len(steps)} steps go the other way"
         evidence += f", {len(clear)} of them clearly." if back else "."
         found.append(Expectation(claim, _verdict(held), (evidence,)))
@@ -165,8 +165,8 @@ def deviations(collected: Collected) -> list[str]:
                 found.append(
                     f"{BENCHMARKS[benchmark]}, {name}: the paper has {best[0].name} "
                     f"({best[2].value:.3f} [{best[2].tag}]) above {best[1].name} ({best[3].value:.3f} "
-                    f"[{best[3].tag}]); here it is below, {_score(best[0], score).mean:.3f} against "
-                    f"{_score(best[1], score).mean:.3f}{compare(best[0], best[1], score).words}."
+                    f"[{best[3].tag}]); here it is below, {_figure(_score(best[0], score).mean)} against "
+                    f"{_figure(_score(best[1], score).mean)}{compare(best[0], best[1], score).words}."
                 )
     return found
 
@@ -203,6 +203,10 @@ def compare(one: Run, other: Run, score: Score) -> Comparison:
 
 def _score(run: Run, score: Score) -> Estimate:
     return run.row.identity_preservation if score == "identity" else run.row.prompt_consistency
+
+
+def _figure(value: float) -> str:
+    return written(value, "score")
 
 
 def _against_fine_tuned(

@@ -14,6 +14,7 @@ from fastcomposer.evaluation.collected import BENCHMARKS, Collected, Run, by_cat
 from fastcomposer.evaluation.expectations import Expectation, tally
 from fastcomposer.evaluation.gallery import attention_grid, image_grid
 from fastcomposer.evaluation.plots import alpha_curve, category_dots, speed_bars
+from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.table import MISSING, Table, quoted_text, written
 from fastcomposer.evaluation.tables import alpha_points, first_picture
 
@@ -91,7 +92,7 @@ def render_html(
         localization=named.get("localization"),
         speed=named.get("speed"),
         speed_plot=_speed_plot(collected),
-        category_plots=[plot for name in benchmarks if (plot := _category_plot(collected, name))],
+        category_plots=_category_plots(collected),
         galleries=[gallery for gallery in galleries if gallery],
         attention=[gallery for gallery in attention if gallery],
         expectations=expectations,
@@ -144,21 +145,28 @@ def _alpha_plot(collected: Collected, benchmark: str) -> Plot:
     )
 
 
-def _category_plot(collected: Collected, benchmark: str) -> Plot | None:
+def _category_plots(collected: Collected) -> list[Plot]:
+    """A plot for each benchmark, a method in the same colour in all of them."""
+    found = {benchmark: _by_method(collected, benchmark) for benchmark in collected.benchmarks()}
+    methods = list(dict.fromkeys(method for series in found.values() for method in series))
+    return [_category_plot(series, benchmark, methods) for benchmark, series in found.items() if series]
+
+
+def _by_method(collected: Collected, benchmark: str) -> dict[str, dict[str, Estimate]]:
     runs = collected.main(benchmark)[::-1]  # FastComposer first
-    series = {
-        name: scores
-        for run, name in zip(runs, distinguishing(runs), strict=True)
-        if (scores := by_category(run))
-    }
-    if not series:
-        return None
+    named = zip(runs, distinguishing(runs), strict=True)
+    return {name: scores for run, name in named if (scores := by_category(run))}
+
+
+def _category_plot(
+    series: Mapping[str, Mapping[str, Estimate]], benchmark: str, methods: Sequence[str]
+) -> Plot:
     said = "; ".join(
         f"{method}: " + ", ".join(f"{category} {score.mean:.3f}" for category, score in scores.items())
         for method, scores in series.items()
     )
     return Plot(
-        Markup(category_dots(series, f"category-{benchmark.replace('_', '-')}")),
+        Markup(category_dots(series, f"category-{benchmark.replace('_', '-')}", methods)),
         f"Identity preservation by prompt category. {said}.",
         f"{BENCHMARKS[benchmark]}. Bars are 95 % intervals.",
     )

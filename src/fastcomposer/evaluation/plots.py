@@ -129,23 +129,29 @@ def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
     return _figure(name, 3.4, draw)
 
 
-def category_dots(series: Mapping[str, Mapping[str, Estimate]], name: str) -> str:
+def category_dots(
+    series: Mapping[str, Mapping[str, Estimate]], name: str, methods: Sequence[str] | None = None
+) -> str:
     """Draw a score by prompt category, one marker with its interval per method.
 
     Args:
-        series: Method to category to score; the first method is filled and in the first colour.
+        series: Method to category to score.
         name: What tells the figure from others on the page.
+        methods: All methods of the page in the order of their colours, the first filled; those of ``series``
+            by default.
 
     Returns:
         An ``<svg>`` element.
     """
     categories = list(dict.fromkeys(category for scores in series.values() for category in scores))
     step = 0.8 / max(len(series), 1)
+    order = list(methods or series)
 
     def draw(axes: Axes) -> None:
-        for number, (method, scores) in enumerate(series.items()):
+        for row, (method, scores) in enumerate(series.items()):
+            number = order.index(method)
             colour = _COLOURS[f"series-{number % 6 + 1}"]
-            places = [categories.index(category) - 0.4 + (number + 0.5) * step for category in scores]
+            places = [categories.index(category) - 0.4 + (row + 0.5) * step for category in scores]
             axes.errorbar(
                 [score.mean for score in scores.values()],
                 places,
