@@ -6,7 +6,7 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce pictures card test lint types soak format bench lock clean
+.PHONY: help setup reproduce pictures card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,8 @@ from fastcomposer.faults import FaultError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_DATA_LOADER = "torch.utils.data.dataloader"
 
 
 def in_processes(
@@ -95,4 +98,7 @@ def _told_of_death(error: Exception) -> str | None:
         time.sleep(1)  # the signal is on its way
     except RuntimeError as told:
         return _told_of_death(told)
-    return None
+    # Or it came where an error is not passed on.
+    frames = traceback.walk_tb(error.__traceback__)
+    through_torch = any(frame.f_globals.get("__name__") == _DATA_LOADER for frame, _ in frames)
+    return "DataLoader worker exited unexpectedly" if through_torch else None

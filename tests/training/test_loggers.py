@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import wandb
 from configurations import composed
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
@@ -109,8 +110,7 @@ def test_training_goes_on_without_the_server(
     with pytest.warns(UserWarning, match=r"wandb: .*The training goes on and keeps its log in files"):
         trainer.fit(make_module(), make_data())
     assert trainer.global_step == 3
-    assert logger.experiment.summary["train/denoise_loss"] > 0
-    logger.experiment.finish()
+    assert wandb.run is None  # another training of this process begins another
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert f"To send it: wandb sync {folder}" in capsys.readouterr().out
     (log,) = folder.glob("*.wandb")

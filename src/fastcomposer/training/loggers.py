@@ -131,6 +131,8 @@ class PatientWandbLogger(WandbLogger):
         import wandb
 
         super().__init__(**options, settings=wandb.Settings(init_timeout=timeout))
+        if self._offline:  # Lightning says it by an environment variable, which is read once in a process
+            self._wandb_init["mode"] = "offline"
 
     @property
     @rank_zero_experiment
@@ -152,7 +154,11 @@ class PatientWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Say where the files are, whatever ended the training."""
+        """End the run, whatever ended the training, and say where its files are."""
         super().finalize(status)
-        if self._offline and self._experiment is not None:
-            print(f"wandb: not sent yet. To send it: wandb sync {os.path.dirname(self._experiment.dir)}")  # noqa: PTH120
+        run, self._experiment = self._experiment, None
+        if run is None:
+            return
+        run.finish()  # or the next training of this process would go on in it
+        if self._offline:
+            print(f"wandb: not sent yet. To send it: wandb sync {os.path.dirname(run.dir)}")  # noqa: PTH120
