@@ -101,6 +101,8 @@ def test_training_goes_on_without_the_server(
     with socket.socket() as closed:  # a port of which nobody listens
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
+    wandb.teardown()  # it reads the environment once in a process
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -124,14 +124,18 @@ class PatientWandbLogger(WandbLogger):
 
     Args:
         timeout: Seconds to wait for the server when the run begins.
+        offline: Whether to write files only.
         **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`.
     """
 
-    def __init__(self, timeout: float = 60, **options: Any) -> None:
+    def __init__(self, timeout: float = 60, offline: bool = False, **options: Any) -> None:
         import wandb
 
         super().__init__(**options, settings=wandb.Settings(init_timeout=timeout))
-        if self._offline:  # Lightning says it by an environment variable, which is read once in a process
+        if (
+            offline
+        ):  # Lightning would say it by an environment variable, to all later runs of the process, too
+            self._offline = True
             self._wandb_init["mode"] = "offline"
 
     @property
