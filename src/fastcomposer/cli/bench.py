@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
+from fastcomposer.files import write_atomically
 
 SUITES = (
     "scenes",
@@ -49,7 +51,6 @@ def measure_speed(config: DictConfig) -> None:
     """Time the parts, and write the figures and their table."""
     from hydra.utils import instantiate
 
-    from fastcomposer.data.records import write_atomically
     from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites
     from fastcomposer.evaluation.speed_reading import shares, time_reading
 
@@ -86,12 +87,16 @@ def measure_speed(config: DictConfig) -> None:
     print(text)
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
     file = Path(config.output) / "bench.json"
-    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
+    _write_json(file, content)
     if config.readme is not None:
         readme = Path(config.readme)
         document = speed.replace_table(readme.read_text(encoding="utf-8"), text)
         write_atomically(readme, lambda out: out.write(document.encode()))
     print(file)
+
+
+def _write_json(file: Path, content: Any) -> None:
+    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def project_personalization(config: DictConfig) -> None:
@@ -110,10 +115,15 @@ def project_personalization(config: DictConfig) -> None:
     found = [project_sampling(pipeline, config.sampler, config.model.resolution, config.repeats)]
     ours = found[0]
     del pipeline
-    for method in config.fine_tuning.values():  # one at a time in memory
+    file = Path(config.output) / "projection.json"
+    for name, method in config.fine_tuning.items():  # one at a time in memory
+        gc.collect()  # a trainer and its module hold each other
+        print(f"Measuring {name} ...", flush=True)
         module = instantiate(method, _convert_="object")
         found.append(project_training(module, ours, config.repeats))
         del module
+        content = {"projection": True, "model": config.model.base, "rows": [one.as_dict() for one in found]}
+        _write_json(file, content)
     columns = ("method", "s / step", "steps", "s to personalise", "s / image", "s in all", "× FastComposer")
     table = Table(*columns, title="Projection: measured times of single steps, times numbers of steps")
     for one in found:
@@ -125,12 +135,9 @@ def project_personalization(config: DictConfig) -> None:
         )
         step = f"{one.seconds_per_training_step:.3g}" if one.training_steps else ""
         shown = [f"{figure:,.3g}" if figure < 1000 else f"{figure:,.0f}" for figure in figures]
-        table.add_row(method_name(one.method), step, f"{one.training_steps:,}", *shown)
+        name = method_name(one.method) + (" (gradient checkpointing)" if one.gradient_checkpointing else "")
+        table.add_row(name, step, f"{one.training_steps:,}", *shown)
     Console().print(table)
-    file = Path(config.output) / "projection.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"projection": True, "model": config.model.base, "rows": [one.as_dict() for one in found]}
-    file.write_text(json.dumps(content, indent=2) + "\n")
     print(file)
 
 
@@ -141,7 +148,6 @@ def project_growth(config: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fastcomposer.data.records import write_atomically
     from fastcomposer.evaluation import growth
 
     machines = instantiate(config.plan.machines)
@@ -192,7 +198,7 @@ def project_growth(config: DictConfig) -> None:
     file = Path(config.output) / "plan.json"
     content = {"projection": True, "model": config.model.base, "measured": asdict(measured)}
     content |= {"machines": asdict(machines), "rows": [plan.as_dict() for plan in plans]}
-    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
+    _write_json(file, content)
     print(file)
 
 

@@ -26,8 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fastcomposer.data.records import LoadedRecord, write_atomically
+from fastcomposer.data.records import LoadedRecord
 from fastcomposer.data.transforms import TargetTransform
+from fastcomposer.files import write_atomically
 from fastcomposer.settings import differences
 
 _MANIFEST = "cache.json"

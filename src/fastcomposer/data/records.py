@@ -25,7 +25,7 @@ from PIL import Image
 
 from fastcomposer.data.pixels import RecordError as RecordError
 from fastcomposer.data.pixels import check_pixels, decode_image, decode_map, record_error
-from fastcomposer.files import write_atomically as write_atomically
+from fastcomposer.files import write_atomically
 from fastcomposer.prompt import MARKER
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}

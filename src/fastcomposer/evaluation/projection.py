@@ -39,6 +39,7 @@ class Projection:
         seconds_per_sampling_step: Measured.
         sampling_steps: Of the sampler.
         seconds_around_sampling: Measured: encoding of texts and references, decoding of the picture.
+        gradient_checkpointing: Whether the training traded time for memory, which makes its steps longer.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Projection:
     seconds_per_sampling_step: float
     sampling_steps: int
     seconds_around_sampling: float
+    gradient_checkpointing: bool = False
 
     @property
     def personalization_seconds(self) -> float:
@@ -132,6 +134,7 @@ def project_training(module: PersonalizationModule, drawing: Projection, repeats
         method=module.method,
         seconds_per_training_step=median(timer.seconds[1:]),
         training_steps=module.steps,
+        gradient_checkpointing=module.unet.is_gradient_checkpointing,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastcomposer.data.records import write_atomically
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.collected import collect
 from fastcomposer.evaluation.expectations import deviations, expectations
 from fastcomposer.evaluation.html import render_html
 from fastcomposer.evaluation.table_files import to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.tables import make_tables
+from fastcomposer.files import write_atomically
 
 FORMATS = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
 """File of each format."""

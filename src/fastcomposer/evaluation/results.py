@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from fastcomposer.data.records import write_atomically
 from fastcomposer.evaluation.definition import PLACEHOLDERS
 
 # What makes and surrounds the rows is reached through this module too.
@@ -26,6 +25,7 @@ from fastcomposer.evaluation.rows import Distances as Distances
 from fastcomposer.evaluation.rows import ResultRow as ResultRow
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.statistics import paired_difference as paired_difference
+from fastcomposer.files import write_atomically
 
 SCHEMA_VERSION = 1
 SCORES = pa.schema(

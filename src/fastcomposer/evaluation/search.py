@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.data.portraits import ReferenceSet
-from fastcomposer.data.records import write_atomically
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.collected import TEXT_ONLY, method_name
 from fastcomposer.evaluation.likeness import LEAST_CONSISTENCY, most_alike
@@ -19,6 +18,7 @@ from fastcomposer.evaluation.store import RUN_NAME, read_run
 from fastcomposer.evaluation.table import Cell, Column, Line, Table
 from fastcomposer.evaluation.table_files import markdown_table, to_csv
 from fastcomposer.evaluation.tables import estimated
+from fastcomposer.files import write_atomically
 
 RULE = (
     f"Best is the highest identity among the settings that keep {LEAST_CONSISTENCY:.0%} of the prompt "

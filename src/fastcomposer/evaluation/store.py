@@ -26,10 +26,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from fastcomposer.data.records import write_atomically
 from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances
-from fastcomposer.files import remove_leftovers
+from fastcomposer.files import remove_leftovers, write_atomically
 from fastcomposer.pictures import attention_overlay
 from fastcomposer.settings import differences, digest
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fastcomposer.data.photos.samples import Sample, draw_sample
 from fastcomposer.data.photos.source import PhotoFile
 from fastcomposer.data.photos.store import Outcome, PreparedFolder
-from fastcomposer.data.records import write_atomically
+from fastcomposer.files import write_atomically
 from fastcomposer.settings import digest
 
 REPORT = "report.html"

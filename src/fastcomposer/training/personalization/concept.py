@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastcomposer.data.records import write_atomically
+from fastcomposer.files import write_atomically
 from fastcomposer.models.checkpoint import load_exact
 from fastcomposer.prompt import MARKER, PromptError
 from fastcomposer.training.personalization.merge import merged_weights

@@ -101,7 +101,7 @@ class PersonalizationModule(RecipeModule):
         self.eval().requires_grad_(False)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-            self.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.text_encoder.activation_checkpointing_enable({"use_reentrant": False})
         self.people: tuple[ReferenceSet, ...] = ()
         self.class_moments: dict[str, Tensor] = {}
         self._started = self.seconds = 0.0

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from fastcomposer.data.records import write_atomically
+from fastcomposer.files import write_atomically
 from fastcomposer.progress import tracked
 
 
