@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, show_table
 from fastcomposer.files import write_atomically
 
 SUITES = (
@@ -103,7 +103,6 @@ def project_personalization(config: DictConfig) -> None:
     """Measure single steps of FastComposer and the fine-tuning methods, and project them."""
     import torch
     from hydra.utils import instantiate
-    from rich.console import Console
     from rich.table import Table
 
     from fastcomposer.evaluation.collected import method_name
@@ -137,7 +136,7 @@ def project_personalization(config: DictConfig) -> None:
         shown = [f"{figure:,.3g}" if figure < 1000 else f"{figure:,.0f}" for figure in figures]
         name = method_name(one.method) + (" (gradient checkpointing)" if one.gradient_checkpointing else "")
         table.add_row(name, step, f"{one.training_steps:,}", *shown)
-    Console().print(table)
+    show_table(table)
     print(file)
 
 
@@ -145,7 +144,6 @@ def project_growth(config: DictConfig) -> None:
     """Measure one device and some records, and project a training on many devices, of many records."""
     import torch
     from hydra.utils import instantiate
-    from rich.console import Console
     from rich.table import Table
 
     from fastcomposer.evaluation import growth
@@ -194,7 +192,7 @@ def project_growth(config: DictConfig) -> None:
         by_records.add_row(f"{plan.records:,}", *(f"{size:,.3g}" for size in sizes))
     for title, table in ((f"Projection: {first:,} records", by_devices), ("Projection: disk", by_records)):
         table.title = title
-        Console().print(table)
+        show_table(table)
     file = Path(config.output) / "plan.json"
     content = {"projection": True, "model": config.model.base, "measured": asdict(measured)}
     content |= {"machines": asdict(machines), "rows": [plan.as_dict() for plan in plans]}

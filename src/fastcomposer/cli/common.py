@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.errors import InstantiationException
@@ -20,7 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.faults import FaultError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "conf"
+_WIDEST = 1000  # columns of a table in a log
 # What wrong settings, files and captions raise, and disks and processes that fail; anything else is a defect
 # of ours and keeps its trace.
 _EXPECTED = (ValueError, OSError, FaultError, OmegaConfBaseException)
@@ -131,3 +135,14 @@ def _use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def show_table(table: Table) -> None:
+    """Print a table; where the output is no terminal, as wide as its contents ask for."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        wanted = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+        console = Console(width=max(console.width, wanted))
+    console.print(table)

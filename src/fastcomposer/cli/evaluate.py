@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, show_table
 from fastcomposer.cli.lock import sole_run
 
 
@@ -68,7 +68,6 @@ def measure_scores(config: DictConfig) -> None:
 
 def show_scores(rows: list[Any]) -> None:
     """Print a line for every row of results."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("benchmark", "method", "settings", "images", "identity", "prompt", "faces", "s/image")
@@ -80,7 +79,7 @@ def show_scores(rows: list[Any]) -> None:
         )
         counts = f"{row.detection_rate.mean:.2f}", f"{row.seconds_per_image:.3g}"
         table.add_row(row.benchmark, row.method, settings, str(row.images), identity, prompt, *counts)
-    Console().print(table)
+    show_table(table)
 
 
 def measure_attention(config: DictConfig) -> None:
@@ -89,7 +88,6 @@ def measure_attention(config: DictConfig) -> None:
         raise ValueError("checkpoints: name at least one checkpoint or run folder")
 
     from hydra.utils import instantiate
-    from rich.console import Console
     from rich.table import Table
 
     from fastcomposer.evaluation.attention import attention_share
@@ -111,7 +109,7 @@ def measure_attention(config: DictConfig) -> None:
         share = attention_share(model, islice(data.val_dataloader(), config.num_batches), config.seed)
         results[checkpoint] = share.as_dict()
         table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
-    Console().print(table)
+    show_table(table)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "attention.json"

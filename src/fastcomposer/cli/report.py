@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, show_table
 
 
 @command("report")
@@ -53,7 +53,6 @@ def report_base(config: DictConfig) -> None:
         raise FileNotFoundError(f"model.base={base}: no such folder")
 
     from hydra.utils import instantiate
-    from rich.console import Console
     from rich.table import Table
 
     from fastcomposer.evaluation.base_card import base_card, quality_cells, read_lengths, write_lengths
@@ -69,7 +68,7 @@ def report_base(config: DictConfig) -> None:
         table.add_row(*quality_cells(row))
     for part in report.missing:
         table.add_row(part, "missing")
-    Console().print(table)
+    show_table(table)
     file = Path(config.output) / f"{config.what}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report.as_dict() | {"scenes": config.num_scenes}, indent=2) + "\n")
