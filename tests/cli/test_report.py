@@ -74,6 +74,31 @@ def test_an_evaluation_is_reported_without_its_pictures(
     call = ["report", "what=results", "results=results", "formats=[md,html]", "~benchmark"]
     monkeypatch.setattr(sys, "argv", call)
     report.main()
-    assert capsys.readouterr().out.split() == ["results/tables.md", "results/report.html"]
+    said = capsys.readouterr()
+    assert said.out.split() == ["results/tables.md", "results/report.html"]
+    assert "-m webbrowser -t file:///" in said.err
     assert "0.400 [0.300, 0.500]" in Path("results/tables.md").read_text()
     assert "two cores" in Path("results/report.html").read_text()
+
+
+def test_results_go_into_a_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    score = Estimate(0.4, (0.3, 0.5))
+    row = ResultRow("single_subject", "text_only", {}, 0, 48, score, score, 2.0, 0.0, 0, 0, 900)
+    write_results("results/results.json", [row], {"device": "abacus", "cpus": 2})
+    monkeypatch.setattr(
+        sys, "argv", ["report", "what=results", "results=results", "~benchmark", "readme=README.md"]
+    )
+    Path("README.md").write_text("nothing\n")
+    with pytest.raises(SystemExit):
+        report.main()
+    assert "readme: what make results writes goes between" in capsys.readouterr().err
+    assert not Path("results/tables.md").exists()
+    Path("README.md").write_text("a\n<!-- results: written by make results -->\n<!-- results: end -->\nb\n")
+    report.main()
+    written = Path("README.md").read_text()
+    assert written.startswith("a\n") and written.endswith("b\n")
+    assert "| Text only | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] | 2.0 | 0 | 0.039 [R] |" in written
+    assert "Measured on abacus, 2 cores" in written

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, show_table
+from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, training
 from fastcomposer.files import write_atomically
 
 SUITES = (
@@ -37,8 +38,10 @@ def main(config: DictConfig) -> None:
             f"data.root={config.data.root}: no such folder, which suite startup reads; make it with "
             "python -m fastcomposer.cli.prepare, or name other suites"
         )
-    if config.readme is not None and not Path(config.readme).is_file():
-        raise FileNotFoundError(f"readme: no such file: {config.readme}")
+    if config.readme is not None:
+        from fastcomposer.evaluation.readme import check_section
+
+        check_section(config.readme, "bench")
     if "personalization" in config.suites:
         project_personalization(config)
     if "plan" in config.suites:
@@ -52,6 +55,7 @@ def measure_speed(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites
+    from fastcomposer.evaluation.readme import write_section
     from fastcomposer.evaluation.speed_reading import shares, time_reading
 
     known = speed_step.VARIANTS
@@ -89,10 +93,10 @@ def measure_speed(config: DictConfig) -> None:
     file = Path(config.output) / "bench.json"
     _write_json(file, content)
     if config.readme is not None:
-        readme = Path(config.readme)
-        document = speed.replace_table(readme.read_text(encoding="utf-8"), text)
-        write_atomically(readme, lambda out: out.write(document.encode()))
+        write_section(config.readme, "bench", text)
     print(file)
+    table = Step("put the table where README.md has room for it", again("bench", readme="README.md"))
+    conclude({"figures": file}, [table] if config.readme is None else [])
 
 
 def _write_json(file: Path, content: Any) -> None:
@@ -138,6 +142,10 @@ def project_personalization(config: DictConfig) -> None:
         table.add_row(name, step, f"{one.training_steps:,}", *shown)
     show_table(table)
     print(file)
+    learned = "methods=[mini_textual_inversion,mini_dreambooth,mini_custom_diffusion]"
+    line = call("evaluate", learned, *carried("model", "data.root"))
+    real = Step("learn and draw the people of the benchmark, in place of a projection", line)
+    conclude({"projection": file}, [real] if choice("model") == "mini" else [])
 
 
 def project_growth(config: DictConfig) -> None:
@@ -198,6 +206,7 @@ def project_growth(config: DictConfig) -> None:
     content |= {"machines": asdict(machines), "rows": [plan.as_dict() for plan in plans]}
     _write_json(file, content)
     print(file)
+    conclude({"projection": file}, [training(carried("data.root"))])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, show_table
 from fastcomposer.cli.lock import sole_run
+from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
 
 
 @command("evaluate")
@@ -64,6 +65,9 @@ def measure_scores(config: DictConfig) -> None:
     write_results(file, rows, describe_environment())
     show_scores(rows)
     print(file)
+    scored = [f"results={value(output)}", *carried("benchmark", given={}), *carried("sampler", "data.root")]
+    report = Step("tables, plots and a page of them", call("report", "what=results", *scored))
+    conclude({"scores": file, "pictures and their scores": output}, [report])
 
 
 def show_scores(rows: list[Any]) -> None:
@@ -115,6 +119,7 @@ def measure_attention(config: DictConfig) -> None:
     file = output / "attention.json"
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(file)
+    conclude({"figures": file}, measure(config.checkpoints[0]))
 
 
 MEASUREMENTS: dict[str, Callable[[DictConfig], None]] = {

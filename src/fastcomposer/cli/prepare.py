@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command
 from fastcomposer.cli.lock import sole_run
+from fastcomposer.cli.summary import Step, carried, choice, conclude, opened, training, value
 
 
 @command("prepare")
@@ -34,15 +36,31 @@ def make_folder(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     say: Callable[[str], None] = print
+    end: Callable[..., None] = conclude
     if "trainer" in config.data.prepare:  # several processes may be at work
         from lightning.pytorch.utilities import rank_zero_only
 
         for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
             logging.getLogger(name).setLevel(logging.WARNING)
-        say = rank_zero_only(print)
+        say, end = rank_zero_only(print), rank_zero_only(conclude)
     with sole_run(config.data.root):
         made = instantiate(config.data.prepare)
     say(f"{made} records made; the data folder is {config.data.root}")
+    root = Path(config.data.root)
+    page = root / "preparation" / "report.html"
+    places = {
+        "records": root,
+        "references": root / "references",
+        "photos left out": page.with_name("left_out.csv"),
+    }
+    look = [Step("look at 50 records with their masks", opened(page))] if page.is_file() else []
+    end(places, [*look, training(records())])
+
+
+def records() -> list[str]:
+    """What a training is told to read the data folder; each experiment names some of it itself."""
+    usual = "avatars" if choice("model") == "mini" else "ffhq"
+    return [told for told in carried("data", given={"data": usual}) if not told.startswith("data.prepare.")]
 
 
 def split_up(config: DictConfig) -> None:
@@ -51,6 +69,9 @@ def split_up(config: DictConfig) -> None:
 
     written = instantiate(config.sharding)
     print(f"{written} records written; data=streaming data.root={config.shards}")
+    data = ["data=streaming", f"data.root={value(Path(config.shards))}", *carried("data.module")]
+    portraits = ["~callbacks.samples"] if choice("model") == "mini" else []  # they stay in the data folder
+    conclude({"shards": config.shards}, [training(data, *portraits)])
 
 
 def fill_cache(config: DictConfig) -> None:
@@ -75,6 +96,8 @@ def fill_cache(config: DictConfig) -> None:
     trainer.predict(stage, return_predictions=False)
     if trainer.is_global_zero:
         print(f"data.module.cache={config.cache}")
+        cache = f"data.module.cache={value(Path(config.cache))}"
+        conclude({"cache": config.cache}, [training(records(), cache)])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, show_table
+from fastcomposer.cli.summary import Step, again, conclude, opened
 
 
 @command("report")
@@ -22,6 +23,10 @@ def main(config: DictConfig) -> None:
 def report_results(config: DictConfig) -> None:
     """Write tables and page of an evaluation."""
     results = Path(config.results)
+    if config.readme is not None:
+        from fastcomposer.evaluation.readme import check_section
+
+        check_section(config.readme, "results")
     if not (results / "results.json").is_file():
         raise FileNotFoundError(f"results={results}: no results.json there; evaluate writes it")
 
@@ -31,8 +36,16 @@ def report_results(config: DictConfig) -> None:
 
     # ~benchmark takes the group away.
     benchmarks = instantiate(config.benchmark) if config.get("benchmark") else ()
-    for file in write_report(results, list(config.formats), config.alpha, benchmarks):
-        print(file)
+    files = write_report(results, list(config.formats), config.alpha, benchmarks)
+    print(*files, sep="\n")
+    if config.readme is not None:
+        from fastcomposer.evaluation.collected import collect
+        from fastcomposer.evaluation.readme import results_section, write_section
+
+        write_section(config.readme, "results", results_section(collect(results, config.alpha)))
+        print(config.readme)
+    pages = [file for file in files if file.suffix == ".html"]
+    conclude({"tables and page": results}, [Step("look at the page", opened(page)) for page in pages])
 
 
 def report_sweep(config: DictConfig) -> None:
@@ -80,6 +93,9 @@ def report_base(config: DictConfig) -> None:
         card = base_card(report, lengths, config.num_scenes, samples)
         Path(config.card).write_text(card, encoding="utf-8")
         print(config.card)
+    card_of = Step("write the card of the base", again("report", card=f"{config.model.base}/README.md"))
+    places = {"figures": file, "card": config.card}
+    conclude(places, [card_of] if config.card is None else [])
 
 
 def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:

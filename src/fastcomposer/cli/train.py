@@ -6,13 +6,17 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 from fastcomposer.cli.lock import sole_run
+from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, draw, measure
 from fastcomposer.workers import data_worker_faults
 
+BASE_PARTS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder")
+"""Trainings of the embedded base's parts, in their order."""
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
@@ -56,11 +60,43 @@ def train(config: DictConfig) -> None:
         module.export(Path(config.export))
     if not trainer.is_global_zero:
         return
-    done = f"{trainer.global_step} steps are done."
-    print(f"\n{done} Weights: {config.export}  Logs and samples: {run_dir}")
-    for callback in callbacks:
-        if isinstance(callback, GracefulStop) and callback.received is not None:
-            sys.exit(128 + callback.received)  # not finished: nothing that follows should take it for that
+    received = [callback.received for callback in callbacks if isinstance(callback, GracefulStop)]
+    stopped = next((number for number in received if number is not None), None)
+    print(f"{trainer.global_step} steps are done.")
+    conclude(
+        {
+            "weights": config.export,
+            "checkpoints": run_dir / "checkpoints",
+            "losses": run_dir / "logs" / "metrics.csv",
+            "pictures drawn on the way": run_dir / "samples",
+            "TensorBoard's log": run_dir / "tensorboard",
+            "configuration": run_dir / ".hydra" / "config.yaml",
+        },
+        [Step("go on where it stopped", again("train", resume="auto"))] * (stopped is not None)
+        + what_follows(config, module),
+    )
+    if stopped is not None:
+        sys.exit(128 + stopped)  # not finished: nothing that follows should take it for that
+
+
+def what_follows(config: DictConfig, module: Any) -> list[Step]:
+    """What to do with what was trained."""
+    from fastcomposer.training.module import FastComposerModule
+
+    if isinstance(module, FastComposerModule):
+        return [*draw(config, config.export), *measure(config.export)]
+    method, model = str(choice("method")), carried("model", "data.root")
+    if method in BASE_PARTS:
+        following = [*BASE_PARTS[BASE_PARTS.index(method) + 1 :], None][0]
+        if following is None:
+            return [Step("measure the parts", call("report", "what=mini_base", *carried("model")))]
+        return [
+            Step("train the next part", call("train", "experiment=mini_base", f"method={following}", *model))
+        ]
+    if method.startswith("mini_"):
+        line = call("evaluate", *model, f"methods=[{method}]")
+        return [Step("measure it on people of the benchmark, whom it learns first", line)]
+    return []
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:

@@ -1,0 +1,52 @@
+"""Calls of our commands in documents, helps and summaries, and how to compose them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from configurations import composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from fastcomposer.cli.common import quoted
+
+_CALL = re.compile(r"^\s*(?:python -m fastcomposer\.cli\.(\w+))(?: (.*))?$")
+_LOOP = re.compile(r"^for (\w+) in ([^;]+); do$")
+_COMMENTS = re.compile(r"\s#\s.*$")
+
+
+def calls(text: str) -> list[tuple[str, str]]:
+    """Command and arguments of every call, in the words of the text; of a loop one for each value."""
+    found = []
+    variable, values = "", [""]
+    for line in text.replace("\\\n", " ").splitlines():
+        if loop := _LOOP.match(line):
+            variable, values = f"${loop[1]}", loop[2].split()
+        elif call := _CALL.match(_COMMENTS.sub("", line)):
+            arguments = call[2] or ""
+            repeated = values if variable and variable in line else [""]
+            found += [(call[1], arguments.replace(variable, value)) for value in repeated]
+    return found
+
+
+def overrides(command: str, arguments: str) -> list[str]:
+    """What the command hands to Hydra; of a sweep its first job."""
+    given = [word for word in shlex.split(arguments) if word not in ("-m", "--help", "--cfg", "job")]
+    if command == "generate":
+        given = [quoted(word, "prompt") for word in given]
+    parsed = OverridesParser.create().parse_overrides(given)
+    return [
+        f"{one.get_key_element()}={next(one.sweep_string_iterator())}"
+        if one.is_sweep_override()
+        else str(one.input_line)
+        for one in parsed
+    ]
+
+
+def compose_call(command: str, arguments: str) -> None:
+    """Compose what a call says and resolve all of it; fails where a key does not exist."""
+    config = composed(command, *overrides(command, arguments))
+    plain = {key: config[key] for key in config if key != "hydra" and OmegaConf.is_config(config[key])}
+    for value in plain.values():
+        OmegaConf.to_container(value, resolve=True)
