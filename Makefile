@@ -6,7 +6,7 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce pictures card test soak lint types format bench lock clean
+.PHONY: help setup reproduce pictures results card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ pictures: setup ## Draw held-out people with the committed checkpoint into outpu
 		'prompt=a woman <|image|> wearing a red hoodie in the jungle' 'references=[$(WOMAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
+
+results: setup ## Write the results of outputs/reproduce into the README (OUT=...)
+	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK) readme=README.md
 
 card: setup ## Measure the embedded base and its checkpoints anew, and write their card
 	$(EVALUATE) output=outputs/card what=attention 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'

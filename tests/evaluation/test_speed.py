@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcomposer.evaluation.speed import Case, Speed, Stopwatch, replace_table, table
+from fastcomposer.evaluation.speed import Case, Speed, Stopwatch, table
 from fastcomposer.evaluation.speed_limits import limits
 from fastcomposer.evaluation.speed_step import VARIANTS, StepBench, StepSettings
 
@@ -45,16 +45,10 @@ def test_flops_are_counted_and_compared_with_a_matrix_product() -> None:
     assert nothing.share_of_peak == 0
 
 
-def test_the_table_goes_between_its_markers() -> None:
+def test_the_table_names_machine_and_figures() -> None:
     text = table([row("tuned: cached, fused attention", 1.234, 3 * 2**29)], FACTS)
     assert "abacus, 2 cores, 1 threads, torch 2; load 0.5 at the start." in text
     assert "| step | tuned: cached, fused attention | 1.23 | 0.1 | images/s | 40% | 1.50 GiB |  |" in text
-    before = "# A\n<!-- bench: written by make bench -->\n<!-- bench: end -->\nB\n"
-    once = replace_table(before, text)
-    assert once == replace_table(once, text)
-    assert once.startswith("# A\n") and once.endswith("<!-- bench: end -->\nB\n")
-    with pytest.raises(ValueError, match="readme: a table of figures goes between"):
-        replace_table("nothing", text)
 
 
 def test_limits_name_what_was_measured() -> None:

@@ -15,8 +15,6 @@ import torch
 from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 
-_MARKERS = ("<!-- bench: written by make bench -->", "<!-- bench: end -->")
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -182,15 +180,3 @@ def table(rows: Sequence[Speed], facts: Mapping[str, Any]) -> str:
         f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}"
     )
     return "\n".join([f"{machine}; load {facts['load_average']} at the start.", "", *lines])
-
-
-def replace_table(document: str, text: str) -> str:
-    """Put a table between the markers of a document.
-
-    Raises:
-        ValueError: If the markers are missing.
-    """
-    start, end = (document.find(marker) for marker in _MARKERS)
-    if not 0 <= start < end:
-        raise ValueError(f"readme: a table of figures goes between {_MARKERS[0]} and {_MARKERS[1]}")
-    return f"{document[: start + len(_MARKERS[0])]}\n{text}\n{document[end:]}"

@@ -1,0 +1,48 @@
+"""Sections of a document that commands write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcomposer.evaluation.collected import collect
+from fastcomposer.evaluation.readme import check_section, replace_section, results_section, write_section
+
+EMPTY = "# A\n<!-- bench: written by make bench -->\n<!-- bench: end -->\nB\n"
+
+
+def test_a_section_goes_between_its_markers(tmp_path: Path) -> None:
+    once = replace_section(EMPTY, "bench", "figures")
+    assert once == EMPTY.replace("bench -->\n<!--", "bench -->\nfigures\n<!--")
+    assert replace_section(once, "bench", "others") == once.replace("figures", "others")
+    with pytest.raises(
+        ValueError, match="readme: what make results writes goes between <!-- results: written"
+    ):
+        replace_section(EMPTY, "results", "figures")
+    file = tmp_path / "README.md"
+    with pytest.raises(FileNotFoundError, match="readme: no such file"):
+        check_section(file, "bench")
+    file.write_text(EMPTY)
+    check_section(file, "bench")
+    write_section(file, "bench", "figures")
+    assert file.read_text() == once
+
+
+def test_results_are_narrow_enough_to_read(whole_evaluation: tuple[Path, list[Any]]) -> None:
+    text = results_section(collect(whole_evaluation[0], alpha=0.6))
+    lines = text.splitlines()
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings == [
+        "### Single subject, 32 pictures a method",
+        "### Multi subject, 24 pictures a method",
+        "### Cross-attention localization",
+    ]
+    head = "| method | references | identity | prompt | s / image | s to personalise | "
+    assert lines.count(head + "published: identity | published: prompt |") == 2
+    ours = next(line for line in lines if line.startswith("| **FastComposer** "))
+    assert ours.startswith("| **FastComposer** | 1 | 0.450 [")
+    assert ours.endswith("| 2.0 | 0 | 0.514 [R] | 0.243 [R] |")
+    assert "IP-Adapter" not in text  # only what was measured
+    assert "FastComposer is shown at α = 0.6." in text
