@@ -62,8 +62,8 @@ def test_stable_diffusion_15_trains_and_draws_inside_24_gigabytes() -> None:
     found = Path("/proc/meminfo")
     if found.exists():
         free = {line.split(":")[0]: int(line.split()[1]) for line in found.read_text().splitlines()}
-        if free["MemAvailable"] * 1024 < 20 * GIGABYTE:
-            pytest.skip(f"needs 20 GB of free memory, {free['MemAvailable'] / 2**20:.1f} are")
+        if free["MemAvailable"] * 1024 < 18 * GIGABYTE:  # its peak is 16.5
+            pytest.skip(f"needs 18 GB of free memory, {free['MemAvailable'] / 2**20:.1f} are")
     # A process of its own, so that the peak is its own.
     result = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
