@@ -196,6 +196,11 @@ def test_settings_choose_the_loss_of_a_layer() -> None:
     for name, value in chosen.items():
         config = LossConfig(localization=name, pixel_weight=0.3)  # type: ignore[arg-type]
         assert torch.equal(config.layer_loss(MAPS, MASKS, BOTH), value)
+
+    def own(maps: torch.Tensor, masks: torch.Tensor, subject_present: torch.Tensor) -> torch.Tensor:
+        return maps.sum()
+
+    assert LossConfig(localization=own).layer_loss is own
     normalized = LossConfig(normalize_localization=True).layer_loss(MAPS, MASKS, BOTH)
     assert torch.equal(normalized, balanced_l1(MAPS, MASKS, BOTH, normalize=True))
 

@@ -30,7 +30,8 @@ class LossConfig:
             localized; 0 leaves the localization loss out altogether.
         localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``; takes
             the place of ``num_localized_blocks``.
-        localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, or ``token_compose``.
+        localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, ``token_compose``, or a
+            :data:`LayerLoss` of one's own.
         normalize_localization: Divide each map by its maximum over positions first; ``balanced_l1`` only.
         pixel_weight: Share of the pixels' cross-entropy beside the ratio, at least 0; ``token_compose`` only.
             TokenCompose weighs them 5e-5 and 1e-3.
@@ -45,7 +46,7 @@ class LossConfig:
     localization_weight: float = 0.001
     num_localized_blocks: int = 5
     localization_blocks: tuple[str, ...] | None = None
-    localization: Localization = "balanced_l1"
+    localization: Localization | LayerLoss = "balanced_l1"
     normalize_localization: bool = False
     pixel_weight: float = 0.05
     mask_loss_probability: float = 0.5
@@ -57,9 +58,10 @@ class LossConfig:
             raise ValueError(f"localization_weight must be at least 0, not {self.localization_weight}")
         if self.num_localized_blocks < 0:
             raise ValueError(f"num_localized_blocks must be at least 0, not {self.num_localized_blocks}")
-        if self.localization not in get_args(Localization):
+        if not callable(self.localization) and self.localization not in get_args(Localization):
             known = ", ".join(get_args(Localization))
-            raise ValueError(f"localization {self.localization!r} is not one of {known} (localization.loss)")
+            what = f"not one of {known} nor a function (localization.loss)"
+            raise ValueError(f"localization {self.localization!r} is {what}")
         if self.normalize_localization and self.localization != "balanced_l1":
             raise ValueError(
                 f"normalize_localization is for balanced_l1, not for {self.localization}: its maps are "
@@ -79,6 +81,8 @@ class LossConfig:
     @property
     def layer_loss(self) -> LayerLoss:
         """The localization loss of one layer, with its settings."""
+        if callable(self.localization):
+            return self.localization
         if self.localization == "cross_entropy":
             return subject_cross_entropy
         if self.localization == "token_compose":
