@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from toy_evaluation import SAMPLER, Toy, make_toy
 
 from fastcomposer.evaluation.benchmark import Subject, Subset
 from fastcomposer.evaluation.generation import GenerationStage, Run, open_runs, plan_runs
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.pipelines import load_trained
-from fastcomposer.evaluation.results import SCORES
+from fastcomposer.evaluation.results import SCORES, Costs, row_from_scores
 from fastcomposer.evaluation.scoring import (
     KnownSubject,
     ScoringStage,
@@ -235,6 +235,51 @@ def test_other_metric_models_score_anew(drawn: tuple[Path, list[Run]], toy: Toy,
     with torch.no_grad():
         next(clip.parameters()).flatten()[0] += 1
     assert score(runs[:1], image_text=clip) == 8
+
+
+class Brightness(nn.Module):
+    """Mean of all pixels, with a weight."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        assert len(texts) == len(images)
+        return self.gain * images.mean((1, 2, 3))
+
+
+def test_measures_of_one_s_own_stand_beside_the_others(drawn: tuple[Path, list[Run]]) -> None:
+    _, runs = drawn
+    assert score(runs[:1]) == 8
+    before = read_table(runs[0].store.scores_file)
+    assert before is not None and "measure.light" not in before.column_names
+    assert score(runs[:1], measures={"light": Brightness()}) == 8
+    assert score(runs[:1], measures={"light": Brightness()}) == 0
+    table = read_table(runs[0].store.scores_file)
+    assert table is not None
+    assert table.drop_columns(["measure.light"]).to_pylist() == before.to_pylist()
+    for line in table.to_pylist():
+        image = np.asarray(Image.open(runs[0].store.folder / line["image"]), dtype=float) / 255
+        assert line["measure.light"] == pytest.approx(image.mean(), abs=1e-5)
+    row = row_from_scores(table, Costs(1))
+    assert row.measures["light"].mean == pytest.approx(np.mean(table["measure.light"].to_pylist()))
+    assert score(runs[:1], measures={"light": Brightness(2.0)}) == 8  # other weights
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.zeros(3), r"metrics\.measures\.bad: gives a tensor of shape \(3,\), not 4 numbers"),
+        (torch.full((4,), torch.nan), r"metrics\.measures\.bad: gives a tensor with NaN or infinity"),
+    ],
+)
+def test_a_measure_gives_a_number_for_each_picture(
+    drawn: tuple[Path, list[Run]], scores: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(drawn[1][:1], measures={"bad": lambda images, texts: scores})
 
 
 def test_a_missing_picture_is_an_error(drawn: tuple[Path, list[Run]]) -> None:

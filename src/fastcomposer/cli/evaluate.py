@@ -74,15 +74,18 @@ def show_scores(rows: list[Any]) -> None:
     """Print a line for every row of results."""
     from rich.table import Table
 
-    table = Table("benchmark", "method", "settings", "images", "identity", "prompt", "faces", "s/image")
+    further = [*dict.fromkeys(name for row in rows for name in row.measures)]
+    columns = "benchmark", "method", "settings", "images", "identity", "prompt", *further, "faces", "s/image"
+    table = Table(*columns)
     for row in rows:
         settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
-        identity, prompt = (
-            f"{score.mean:.3f} ± {(score.ci95[1] - score.ci95[0]) / 2:.3f}"
-            for score in (row.identity_preservation, row.prompt_consistency)
-        )
+        measured = (row.measures.get(name) for name in further)
+        scores = [
+            "" if score is None else f"{score.mean:.3f} ± {(score.ci95[1] - score.ci95[0]) / 2:.3f}"
+            for score in (row.identity_preservation, row.prompt_consistency, *measured)
+        ]
         counts = f"{row.detection_rate.mean:.2f}", f"{row.seconds_per_image:.3g}"
-        table.add_row(row.benchmark, row.method, settings, str(row.images), identity, prompt, *counts)
+        table.add_row(row.benchmark, row.method, settings, str(row.images), *scores, *counts)
     show_table(table)
 
 

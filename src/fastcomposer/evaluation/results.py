@@ -26,6 +26,7 @@ from fastcomposer.evaluation.rows import ResultRow as ResultRow
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.statistics import paired_difference as paired_difference
 from fastcomposer.files import write_atomically
+from fastcomposer.metrics.measure import COLUMN
 
 SCHEMA_VERSION = 1
 SCORES = pa.schema(
@@ -84,6 +85,7 @@ def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2
         ResultsError: If columns are missing or of another type, a value is missing, there are no rows, or the
             rows are of several methods, settings or benchmarks.
     """
+    further = {name: table[name].to_pylist() for name in table.column_names if name.startswith(COLUMN)}
     table = _checked_scores(table)
     columns: dict[str, list[Any]] = table.to_pydict()
     groups = [tuple(subjects) for subjects in columns["subjects"]]
@@ -119,6 +121,7 @@ def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2
             }
             for category, rows in by_category.items()
         },
+        measures={name.removeprefix(COLUMN): estimate(values) for name, values in further.items()},
     )
 
 
@@ -207,7 +210,7 @@ def _results(path: str | Path, content: Any) -> Results:
 
 def _row(path: str | Path, place: str, content: Any) -> ResultRow:
     _require(isinstance(content, dict), path, place, "an object")
-    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, "by_category", "distances"})
+    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, "by_category", "distances", "measures"})
     row = dict(content)
     for name, known in (("benchmark", tuple(PLACEHOLDERS)), ("method", METHODS)):
         _require(row[name] in known, path, f"{place}.{name}", f"one of {', '.join(known)}, not {row[name]!r}")
@@ -221,6 +224,9 @@ def _row(path: str | Path, place: str, content: Any) -> ResultRow:
     for name in (*_MEASURES, *_OPTIONAL):
         if name in row:
             row[name] = _estimate(path, f"{place}.{name}", row[name])
+    measures = row.get("measures", {})
+    _require(isinstance(measures, dict), path, f"{place}.measures", "an object")
+    row["measures"] = {n: _estimate(path, f"{place}.measures.{n}", found) for n, found in measures.items()}
     categories = row.get("by_category", {})
     _require(isinstance(categories, dict), path, f"{place}.by_category", "an object")
     row["by_category"] = {}

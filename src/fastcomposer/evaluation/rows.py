@@ -69,6 +69,7 @@ class ResultRow:
         identity_published: Identity preservation under the published protocol.
         by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
         distances: From real pictures, where they were asked for.
+        measures: Further measures of the pictures, by name.
     """
 
     benchmark: str
@@ -88,16 +89,18 @@ class ResultRow:
     identity_published: Estimate | None = None
     by_category: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     distances: Distances | None = None
+    measures: Mapping[str, Estimate] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ``results.json``; what is not known is left out."""
-        row = {
-            name: value for name, value in vars(self).items() if value is not None and name != "by_category"
-        }
+        nested = ("by_category", "measures")
+        row = {name: value for name, value in vars(self).items() if value is not None and name not in nested}
         row |= {name: value.as_dict() for name, value in row.items() if isinstance(value, Estimate)}
         row["settings"] = dict(self.settings)
         if self.distances is not None:
             row["distances"] = asdict(self.distances)
+        if self.measures:
+            row["measures"] = {name: estimate.as_dict() for name, estimate in self.measures.items()}
         if self.by_category:
             row["by_category"] = {
                 category: {name: estimate.as_dict() for name, estimate in scores.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fastcomposer.metrics.consistency import prompt_consistency
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
 from fastcomposer.metrics.image_text import ImageTextExtractor
+from fastcomposer.metrics.measure import COLUMN, PictureMeasure
 from fastcomposer.metrics.similarity import copy_paste
 from fastcomposer.settings import digest, file_digest, weights_digest
 from fastcomposer.stages import ResumableStage
@@ -66,6 +67,7 @@ class ScoringStage(ResumableStage):
         reference_size: Side in pixels of the square that reference pictures are brought to before faces are
             looked for; ``None`` leaves photos as they are.
         batch_size: Pictures scored together.
+        measures: Further scores of each picture, by name.
 
     Raises:
         ValueError: If the batch size is less than 1.
@@ -80,14 +82,22 @@ class ScoringStage(ResumableStage):
         runs: Sequence[Run],
         reference_size: int | None = None,
         batch_size: int = 64,
+        measures: Mapping[str, PictureMeasure] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"scoring.batch_size={batch_size}: at least 1")
         self.faces, self.image_text, self.runs = faces, image_text, list(runs)
         self.reference_size, self.batch_size = reference_size, batch_size
+        self.measures = dict(measures or {})
+        for measure in self.measures.values():
+            if isinstance(measure, nn.Module):  # moves to the device with this stage
+                self.add_module(f"measure_{len(self._modules)}", measure)
         self._known: dict[str, KnownSubject] = {}
-        self._extractors = digest([extractor_facts(faces), extractor_facts(image_text), reference_size])
+        extractors: list[Any] = [extractor_facts(faces), extractor_facts(image_text), reference_size]
+        if self.measures:
+            extractors.append({name: extractor_facts(one) for name, one in self.measures.items()})
+        self._extractors = digest(extractors)
 
     def missing_tasks(self) -> list[_Part]:
         """Parts without scores, of runs without scores."""
@@ -112,6 +122,10 @@ class ScoringStage(ResumableStage):
         found = self.faces(images)
         texts = self.image_text.embed_texts([case.text for case in part.cases])
         consistency = prompt_consistency(self.image_text.embed_images(images).cpu(), texts.cpu())
+        measured = {
+            COLUMN + name: _checked(name, measure(images, [case.text for case in part.cases]), len(images))
+            for name, measure in self.measures.items()
+        }
         rows = []
         for i, (case, (_, facts)) in enumerate(zip(part.cases, pictures, strict=True)):
             subjects = [self._subject(run, name) for name in case.subjects]
@@ -130,11 +144,12 @@ class ScoringStage(ResumableStage):
                     "unet_calls": facts.unet_calls,
                     "image": str(run.store.picture_file(case).relative_to(run.store.folder)),
                     "peak_memory_bytes": facts.peak_memory_bytes,
+                    **{column: scores[i] for column, scores in measured.items()},
                 }
             )
-        write_table(
-            run.store.part_file(part.number), pa.Table.from_pylist(rows, COLUMNS), self._part_key(part)
-        )
+        columns = pa.schema([*COLUMNS, *(pa.field(column, pa.float64()) for column in measured)])
+        table = pa.Table.from_pylist(rows, columns)
+        write_table(run.store.part_file(part.number), table, self._part_key(part))
         return len(part.cases)
 
     def finish(self) -> None:
@@ -164,6 +179,21 @@ class ScoringStage(ResumableStage):
             subject = next(subject for subject in run.benchmark.subjects if subject.id == name)
             self._known[name] = know_subject(subject, self.faces, self.reference_size, self.device)
         return self._known[name]
+
+
+def _checked(name: str, scores: Any, count: int) -> list[float]:
+    """Scores of a measure as numbers.
+
+    Raises:
+        ValueError: If it gives something other than a finite number for each picture.
+    """
+    values = torch.as_tensor(scores).double().cpu()
+    if values.shape != (count,) or not values.isfinite().all():
+        found = f"of shape {tuple(values.shape)}" if values.shape != (count,) else "with NaN or infinity"
+        raise ValueError(
+            f"metrics.measures.{name}: gives a tensor {found}, not {count} numbers, one a picture"
+        )
+    return values.tolist()
 
 
 def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -> dict[str, Any]:

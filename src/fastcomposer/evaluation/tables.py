@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fastcomposer.evaluation.collected import (
     BENCHMARKS,
@@ -45,6 +46,10 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         (Column("prompt", "score"), lambda run: estimated(run.row.prompt_consistency)),
         (Column("detected", "share", bare=True), lambda run: estimated(run.row.detection_rate)),
         (Column("copy-paste", "score", bare=True), lambda run: estimated(run.row.copy_paste)),
+        *(
+            (Column(name, "score"), partial(_measure, name))
+            for name in dict.fromkeys(name for run in collected.main(benchmark) for name in run.row.measures)
+        ),
         (Column("s / image", "seconds"), lambda run: Cell(run.row.seconds_per_image)),
         (
             Column("s to personalise", "seconds"),
@@ -74,6 +79,10 @@ def main_table(collected: Collected, benchmark: str) -> Table:
     columns = tuple(column for column, _ in here) + tuple(column for column, _ in there)
     notes = _main_notes(collected, benchmark)
     return Table(benchmark, BENCHMARKS[benchmark], "method", columns, tuple(lines), notes, number)
+
+
+def _measure(name: str, run: Run) -> Cell:
+    return estimated(run.row.measures.get(name))
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
