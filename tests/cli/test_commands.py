@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from fastcomposer import __version__
 from fastcomposer.cli import bench, evaluate, generate, prepare, train
 from fastcomposer.cli.common import quoted
+from fastcomposer.provenance import read_facts
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -79,6 +82,25 @@ def test_prepare_train_resume_generate_evaluate(
     assert stored["alpha"] == 0.7
     assert stored["sampler"]["scheduler"]["name"] == "DPMSolverMultistepScheduler"
     assert stored["references"] == [[portraits[0]] * 2, portraits[1]]
+    assert stored["version"] == __version__
+
+    recalled = [f"settings={files[1]}", f"model.base={small_base}"]
+    status, out, err = run(generate, *recalled, "output=again")
+    assert status == 0, err
+    assert "other reference pictures" not in err
+    again = Path("again") / files[1].name
+    assert out.split()[0] == str(again)
+    difference = np.asarray(Image.open(again), dtype=int) - np.asarray(Image.open(files[1]), dtype=int)
+    assert np.abs(difference).max() <= 2  # it was one of two in a batch, whose products round otherwise
+    assert {**read_facts(again), "output": "pictures"} == stored
+    status, _, err = run(
+        generate, *recalled, "output=other", f"references=[{portraits[0]},{portraits[1]}]", "sampler=mini"
+    )
+    assert status == 0, err
+    assert f"{files[1]} was drawn from other reference pictures" in err
+    changed = read_facts(Path("other") / files[1].name)
+    assert changed["sampler"]["scheduler"] is None  # the command line's sampler, and the picture's α
+    assert (changed["alpha"], changed["sampler"]["num_inference_steps"]) == (0.7, 30)
 
     measured = [
         f"model.base={small_base}",
@@ -177,6 +199,7 @@ def test_two_processes_fill_the_cache_of_one(tmp_path: Path, world: Path, small_
         (["sampler.scheduler={name:Nobody}"], "sampler.scheduler.name=Nobody: no scheduler of diffusers"),
         (["checkpoint=x", "references=[nobody.png]"], "references: no such file: nobody.png"),
         (["checkpoint=x", "references=[[nobody.png,b.png]]"], "references: no such file: nobody.png, b.png"),
+        (["settings=nothing.png"], "settings=nothing.png: no whole PNG with settings of this program"),
         (["checkpoint=x", "references=."], "references: folder . has no picture (.png, .jpg, .jpeg, .webp)"),
     ],
 )

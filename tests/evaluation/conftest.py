@@ -116,7 +116,7 @@ def _scores(
     import pyarrow.parquet as pq
 
     from fastcomposer.evaluation.results import SCORES
-    from fastcomposer.evaluation.store import picture_text
+    from fastcomposer.provenance import picture_text
 
     order = [subject.id for subject in benchmark.subjects]
     lines = []

@@ -19,12 +19,12 @@ from fastcomposer.evaluation.store import (
     COLUMNS,
     PictureFacts,
     RunStore,
-    read_facts,
     read_table,
     write_all,
     write_table,
 )
 from fastcomposer.evaluation.summary import result_rows
+from fastcomposer.provenance import read_facts
 
 CASE = Case("single_subject/ann/context_0/0", "single_subject", "context", "p <|image|>", "p", ("ann",), 42)
 FACTS = PictureFacts(seconds=0.5, unet_calls=2.25, peak_memory_bytes=1000)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command
 from fastcomposer.cli.summary import Step, again, conclude, measure
 from fastcomposer.prompt import check_references, strip_markers
 
+_GROUPS = ("model", "sampler")
+_RECALLED = ("checkpoint", "prompt", "references", "alpha", "num_images", "seed")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @command("generate", free_text="prompt")
 def main(config: DictConfig) -> None:
     """Load, draw, and write PNG files that carry their settings."""
+    drawn_from = None
+    if config.settings is not None:
+        drawn_from = recall(config, HydraConfig.get().overrides.task)
     references = reference_files(config.references)
     if references:
         check_references(config.prompt, len(references))
@@ -30,13 +37,15 @@ def main(config: DictConfig) -> None:
     from fastcomposer.schedulers import split_scheduler, use_scheduler
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    del settings["settings"]
     scheduler, options = split_scheduler(settings["sampler"])
     if config.compile is not None:
         check_backend(config.compile)
 
     from fastcomposer.evaluation.pipelines import load_trained
-    from fastcomposer.evaluation.store import picture_text
     from fastcomposer.pictures import grid
+    from fastcomposer.provenance import picture_text
+    from fastcomposer.settings import file_digest
 
     model = config.model
     pipeline: Any = load_trained(
@@ -60,12 +69,16 @@ def main(config: DictConfig) -> None:
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         **{**options, "alpha": config.alpha},
     ).images
+    digests = [[file_digest(Path(file)) for file in files] for files in references]
+    if drawn_from not in (None, digests):
+        print(f"{config.settings} was drawn from other reference pictures", file=sys.stderr)
+    settings = {**settings, "reference_digests": digests}
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "_", strip_markers(config.prompt)).strip("_")[:60]
     for seed, image in zip(seeds, images, strict=True):
         file = output / f"{name}_{seed}.png"
-        image.save(file, pnginfo=picture_text({**settings, "seed": seed}))
+        image.save(file, pnginfo=picture_text({**settings, "num_images": 1, "seed": seed}))
         print(file)
     sheet = output / f"{name}_sheet.png"
     shown = [Image.open(file) for files in references for file in files]
@@ -81,6 +94,40 @@ def what_follows(config: DictConfig) -> list[Step]:
         line = again("generate", alpha=round(max(config.alpha - 0.2, 0.0), 2))
         steps.append(Step("closer to the prompt, less alike", line))
     return steps + measure(config.checkpoint)
+
+
+def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | None:
+    """Take the settings of a picture that was drawn earlier, where the command line names no others.
+
+    Args:
+        config: With ``settings``, the PNG; changed.
+        overrides: What the command line names, as Hydra has it.
+
+    Returns:
+        Digests of the references it was drawn from; ``None`` where the file does not say.
+
+    Raises:
+        ValueError: If the file holds no settings, or its references are not known.
+    """
+    from fastcomposer.provenance import read_facts
+
+    facts = read_facts(Path(config.settings))
+    if facts is None:
+        raise ValueError(f"settings={config.settings}: no whole PNG with settings of this program")
+    named = {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides}
+    for key, value in facts.items():
+        entries = {key: value} if key in _RECALLED else {}
+        if key in _GROUPS:
+            entries = {f"{key}.{name}": entry for name, entry in value.items()}
+        for path, entry in entries.items():
+            if not any(f"{path}.".startswith(f"{n}.") or n.startswith(f"{path}.") for n in named):
+                OmegaConf.update(config, path, entry, merge=False, force_add=True)
+    digests = facts.get("reference_digests")
+    if digests and not config.references:
+        raise ValueError(
+            f"{config.settings} holds no reference pictures: references=[…], {len(digests)} of them"
+        )
+    return digests
 
 
 def reference_files(references: str | Sequence[Any]) -> list[list[str]]:

@@ -12,8 +12,8 @@ from typing import TypeVar
 from PIL import Image
 
 from fastcomposer.evaluation.collected import Collected, Picture, Run, distinguishing
-from fastcomposer.evaluation.store import read_facts
 from fastcomposer.prompt import strip_markers
+from fastcomposer.provenance import read_facts
 
 T = TypeVar("T")
 SHOWN = 256
