@@ -6,7 +6,7 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce pictures results card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo pictures results card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ reproduce: setup ## Render the mini world, train three minutes, measure all meth
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
 	$(MAKE) --no-print-directory pictures
 	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK)
+
+demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
+	$(PY) -m fastcomposer.cli.demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
 
 pictures: setup ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcomposer.cli.common import CONFIG_FOLDER
 
-COMMANDS = ("train", "generate", "prepare", "evaluate", "bench", "report")
+COMMANDS = ("train", "generate", "demo", "prepare", "evaluate", "bench", "report")
 GROUPS = {
     "model": "train",
     "data": "train",
@@ -122,9 +122,15 @@ def test_help_and_cfg_answer_at_once(command: str) -> None:
 
 
 def test_heavy_libraries_wait_for_the_configuration() -> None:
-    code = "import sys, fastcomposer.cli.train, fastcomposer.cli.generate; print([m for m in sys.modules])"
+    commands = ", ".join(f"fastcomposer.cli.{name}" for name in ("train", "generate", "demo"))
+    code = f"import sys, {commands}; print([m for m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not [name for name in ("torch", "diffusers", "transformers", "lightning") if f"'{name}'" in loaded]
+    heavy = ("torch", "diffusers", "transformers", "lightning", "gradio")
+    assert not [name for name in heavy if f"'{name}'" in loaded]
+
+
+def test_the_page_fits_its_constructors() -> None:
+    assert_fits(composed("demo"))
 
 
 def test_unknown_keys_are_errors() -> None:

@@ -42,7 +42,26 @@ def strip_markers(caption: str) -> str:
 
     Two words that only a marker stood between stay two words.
     """
-    return _without_markers(caption)[0]
+    return split_markers(caption)[0]
+
+
+def split_markers(caption: str) -> tuple[str, list[int]]:
+    """Take the markers out of a caption; :func:`place_markers` puts them back.
+
+    Args:
+        caption: Text with markers.
+
+    Returns:
+        The caption without markers, and in it the character offset where each marker stood.
+    """
+    first, *others = caption.split(MARKER)
+    text, ends = first, []
+    for piece in others:
+        text = text.rstrip()
+        ends.append(len(text))
+        apart = text[-1:].isalnum() and piece[:1].isalnum()
+        text += f" {piece}" if apart else piece
+    return text, ends
 
 
 def place_markers(caption: str, ends: Sequence[int]) -> str:
@@ -110,7 +129,7 @@ def parse_prompt(
             f"{num_markers} subjects in prompt {caption!r}; the model takes {max_subjects} at most"
         )
     _check_places(caption)
-    text, ends = _without_markers(caption)
+    text, ends = split_markers(caption)
     # No truncation here, so that a subject cut off is seen below instead of being lost in silence.
     encoded = tokenizer(
         text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
@@ -130,18 +149,6 @@ def parse_prompt(
     padded = [tokenizer.bos_token_id, *kept, tokenizer.eos_token_id]
     padded += [tokenizer.pad_token_id] * (limit - len(padded))
     return ParsedPrompt(text, padded, positions, truncated=len(ids) > len(kept))
-
-
-def _without_markers(caption: str) -> tuple[str, list[int]]:
-    """The caption without markers, and in it the character offset where each marker stood."""
-    first, *others = caption.split(MARKER)
-    text, ends = first, []
-    for piece in others:
-        text = text.rstrip()
-        ends.append(len(text))
-        apart = text[-1:].isalnum() and piece[:1].isalnum()
-        text += f" {piece}" if apart else piece
-    return text, ends
 
 
 def _check_places(caption: str) -> None:

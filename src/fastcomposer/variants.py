@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -67,6 +67,7 @@ class _Branching:
         eta: η of DDIM.
         slots: Positions and presence (1, K) of the subjects' words, whose attention is wanted, or ``None``.
         num_groups: Number of groups of calls to average it over.
+        callback: Called after every call.
     """
 
     schedule: Schedule
@@ -77,6 +78,7 @@ class _Branching:
     eta: float
     slots: tuple[Tensor, Tensor] | None
     num_groups: int
+    callback: Callable[..., Any] | None
 
     def conditioning(self, rows: int, members: Sequence[int]) -> DelayedConditioning:
         """What N images of some variants see; without variants, what all see before they part."""
@@ -159,6 +161,7 @@ class VariantPipeline(SubjectPromptPipeline):
         clip_skip: int | None = None,
         return_attention: int = 0,
         guidance_interval: Sequence[float] | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
     ) -> VariantsOutput:
         """Draw n images of every variant, each variant from the same n noises.
 
@@ -186,6 +189,8 @@ class VariantPipeline(SubjectPromptPipeline):
             return_attention: Number of groups of consecutive calls to average the subjects' attention over;
                 unlike in the pipeline's call, not over those that see the text alone. 0 for none.
             guidance_interval: Noise levels between which guidance is applied.
+            callback_on_step_end: As in the pipeline's call, with the latents alone; once for what variants
+                share, and after they part once for every batch.
 
         Raises:
             PromptError: If markers and references of a variant do not match.
@@ -220,6 +225,7 @@ class VariantPipeline(SubjectPromptPipeline):
             eta,
             subject_slots(checked[0].parsed, device) if return_attention else None,
             return_attention,
+            callback_on_step_end,
         )
         channels = self.unet.config.in_channels
         latents = self.prepare_latents(
@@ -291,7 +297,11 @@ class VariantPipeline(SubjectPromptPipeline):
             return point
         self.scheduler = point.scheduler
         conditioning = plan.conditioning(len(point.latents), members)
-        options = StepOptions(self.prepare_extra_step_kwargs(point.generators, plan.eta), attention=attention)
+        options = StepOptions(
+            self.prepare_extra_step_kwargs(point.generators, plan.eta),
+            attention=attention,
+            callback=plan.callback,
+        )
         return replace(
             point, latents=self._denoise(point.latents, plan.schedule, conditioning, options, calls)
         )

@@ -1,0 +1,53 @@
+"""Things to try on the page, with people whom nobody needs to ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from fastcomposer.data.prepare import reference_name
+from fastcomposer.data.scenes import held_out_identities, reference_picture
+from fastcomposer.files import write_atomically
+
+_SIDE = 128
+_TRIES = (
+    ("Two on the beach", "a man <|image|> and a woman <|image|> on the beach", (0, 1)),
+    ("One in the jungle", "a woman <|image|> wearing a red hoodie in the jungle", (1,)),
+    ("Two in the snow", "a man <|image|> and a man <|image|> in the snow", (2, 8)),
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and who is in it.
+
+    Attributes:
+        name: What it is called on the page.
+        prompt: Text with markers.
+        references: A picture for each marker.
+    """
+
+    name: str
+    prompt: str
+    references: tuple[Path, ...]
+
+
+def held_out_examples(folder: str | Path) -> list[Example]:
+    """Render people of the mini world whom no model has seen.
+
+    Args:
+        folder: Where their pictures go; those that are there stay.
+    """
+    identities = held_out_identities()
+    made = []
+    for name, prompt, people in _TRIES:
+        files = tuple(Path(folder) / f"{reference_name(i, identities[i])}.png" for i in people)
+        for number, file in zip(people, files, strict=True):
+            if not file.exists():
+                portrait = Image.fromarray(reference_picture(identities[number], _SIDE, seed=number))
+                write_atomically(file, partial(portrait.save, format="PNG"))
+        made.append(Example(name, prompt, files))
+    return made

@@ -1,0 +1,256 @@
+"""How the page is laid out, and which of its parts call what."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from fastcomposer.demo import parts
+from fastcomposer.demo.examples import Example
+from fastcomposer.demo.page import MOST_SEED, STRIP, Page, told, told_on_the_way
+from fastcomposer.demo.studio import Studio
+from fastcomposer.demo.uploads import Limits
+
+CSS = Path(__file__).with_name("page.css")
+
+
+def theme() -> gr.themes.Base:
+    """Colours and fonts; the fonts are those of the system, so that none is fetched."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.stone,
+        radius_size=gr.themes.sizes.radius_md,
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_secondary_background_fill="*neutral_100",
+        button_secondary_background_fill_hover="*neutral_200",
+        button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover_dark="*neutral_700",
+        slider_color="*primary_700",
+        slider_color_dark="*primary_400",
+    )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What people set."""
+
+    tray: gr.File
+    camera: gr.Image
+    cards: gr.HTML
+    prompt: gr.Textbox
+    chips: gr.HTML
+    notice: gr.HTML
+    people: gr.State
+    alpha: gr.Slider
+    seed: gr.Number
+    dice: gr.Button
+    steps: gr.Slider
+    guidance: gr.Slider
+    count: gr.Slider
+    negative: gr.Textbox
+    draw: gr.Button
+    compare: gr.Button
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What people get."""
+
+    placeholder: gr.HTML
+    progress: gr.HTML
+    verdict: gr.HTML
+    pictures: gr.Column
+    gallery: gr.Gallery
+    download: gr.DownloadButton
+    looking: gr.Column
+    looks: gr.Gallery
+    comparison: gr.Column
+    strip: gr.Gallery
+
+
+def build(studio: Studio, limits: Limits, examples: Sequence[Example], subtitle: str) -> gr.Blocks:
+    """Lay the page out.
+
+    Args:
+        studio: Draws.
+        limits: What is taken.
+        examples: Things to try.
+        subtitle: What is loaded.
+    """
+    page = Page(studio, limits)
+    kept = max(1, int(limits.minutes * 60))
+    with gr.Blocks(
+        title="FastComposer", analytics_enabled=False, delete_cache=(min(60, kept), kept)
+    ) as blocks:
+        gr.HTML(parts.header(subtitle))
+        with gr.Row(elem_id="fc-tries", visible=bool(examples)):
+            gr.HTML('<span class="fc-label">Try</span>')
+            tries = [gr.Button(example.name, size="sm") for example in examples]
+        with gr.Row(elem_id="fc-columns"):
+            with gr.Column(scale=5, min_width=320):
+                inputs = _inputs(studio, limits)
+            with gr.Column(scale=6, min_width=320, elem_id="fc-results"):
+                results = _results()
+        _wire(page, inputs, results)
+        _wire_examples(page, inputs, tries, examples)
+    return blocks
+
+
+def _inputs(studio: Studio, limits: Limits) -> _Inputs:
+    defaults = studio.settings["sampler"]
+    gr.HTML(parts.section("People", "A picture of each, in the order of the words below."))
+    cards = gr.HTML("", js_on_load=parts.ON_CLICK, apply_default_css=False, elem_id="fc-people")
+    tray = gr.File(
+        file_count="multiple",
+        type="filepath",
+        label="Add pictures",
+        show_label=False,
+        height=72,
+        elem_id="fc-tray",
+    )
+    with gr.Accordion("Use the camera", open=False):
+        camera = gr.Image(
+            sources=["webcam"],
+            type="filepath",
+            label="Camera",
+            show_label=False,
+            buttons=[],
+            elem_id="fc-camera",
+        )
+    gr.HTML(parts.consent(limits))
+    gr.HTML(parts.section("Prompt", "Write what happens, then click the words that name the people."))
+    prompt = gr.Textbox(
+        label="Prompt",
+        show_label=False,
+        container=False,
+        placeholder="a man and a woman on the beach",
+        lines=2,
+        elem_id="fc-prompt",
+    )
+    chips = gr.HTML("", js_on_load=parts.ON_CLICK, apply_default_css=False, elem_id="fc-words")
+    notice = gr.HTML(parts.notice(None), elem_id="fc-notice")
+    gr.HTML(parts.section("Picture", "α is the share of the drawing that sees the pictures of people."))
+    alpha = gr.Slider(
+        0, 1, defaults["alpha"], step=0.05, label="α", info="Lower follows the prompt, higher the faces."
+    )
+    with gr.Row(elem_id="fc-seed"):
+        seed = gr.Number(42, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
+        dice = gr.Button("Another seed", min_width=120)
+    with gr.Accordion("More", open=False):
+        count = gr.Slider(1, limits.images, min(2, limits.images), step=1, label="Number of pictures")
+        steps = gr.Slider(
+            1, limits.steps, min(limits.steps, defaults["num_inference_steps"]), step=1, label="Steps"
+        )
+        guidance = gr.Slider(1, 12, defaults["guidance_scale"], step=0.5, label="Guidance")
+        negative = gr.Textbox(
+            defaults["negative_prompt"] or "", label="Negative prompt", placeholder="What to keep out"
+        )
+    with gr.Row(elem_id="fc-go"):
+        draw = gr.Button("Draw", variant="primary", min_width=120)
+        compare = gr.Button("Compare α", min_width=120)
+    return _Inputs(
+        tray=tray,
+        camera=camera,
+        cards=cards,
+        prompt=prompt,
+        chips=chips,
+        notice=notice,
+        people=gr.State([]),
+        alpha=alpha,
+        seed=seed,
+        dice=dice,
+        steps=steps,
+        guidance=guidance,
+        count=count,
+        negative=negative,
+        draw=draw,
+        compare=compare,
+    )
+
+
+def _results() -> _Results:
+    placeholder = gr.HTML(parts.PLACEHOLDER)
+    progress = gr.HTML("", apply_default_css=False, elem_id="fc-progress")
+    verdict = gr.HTML(parts.notice(None), elem_id="fc-verdict")
+    plain: dict[str, Any] = {"interactive": False, "show_label": False, "buttons": [], "object_fit": "cover"}
+    with gr.Column(visible=False) as pictures:
+        gr.HTML(parts.section("Pictures", "Choose one to see where its words look, and to save it."))
+        gallery = gr.Gallery(label="Pictures", allow_preview=False, elem_id="fc-gallery", **plain)
+        download = gr.DownloadButton("Save the chosen picture, settings inside", size="md", elem_id="fc-save")
+    with gr.Column(visible=False) as looking:
+        gr.HTML(parts.section("Attention", "Bright is what a person's word looked at while drawing."))
+        looks = gr.Gallery(label="Attention", allow_preview=False, elem_id="fc-looks", **plain)
+    with gr.Column(visible=False) as comparison:
+        gr.HTML(parts.section("One seed, several α", "Choose a picture to take its α."))
+        strip = gr.Gallery(
+            label="Comparison", columns=len(STRIP), allow_preview=False, elem_id="fc-strip", **plain
+        )
+    return _Results(
+        *(placeholder, progress, verdict, pictures, gallery, download, looking, looks, comparison, strip)
+    )
+
+
+_QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
+    """Connect the parts with the answers."""
+    drawn, compared = gr.State([]), gr.State([])
+    state = [inputs.chips, inputs.notice, inputs.cards]
+    given = [inputs.prompt, inputs.people]
+    inputs.prompt.change(told(page.state), given, state, trigger_mode="always_last", **_QUICK)
+    for source, take in ((inputs.tray.upload, page.add), (inputs.camera.input, page.take_photo)):
+        tray = inputs.tray if take == page.add else inputs.camera
+        source(told(take), [tray, *given], [tray, inputs.people, *state], **_QUICK)
+    inputs.cards.click(told(page.arrange), given, [inputs.people, *state], **_QUICK)
+    inputs.chips.click(told(page.mark), given, [inputs.prompt, *state], **_QUICK)
+    inputs.dice.click(partial(random.randint, 0, MOST_SEED), None, inputs.seed, **_QUICK)
+
+    order = [*given, inputs.seed, inputs.steps, inputs.guidance, inputs.negative]
+    details = [results.looking, results.looks, results.download]
+    shown = [results.placeholder, results.verdict, results.pictures, drawn, results.gallery, *details]
+    work: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1, "api_visibility": "private"}
+    work |= {"show_progress": "minimal", "show_progress_on": results.progress}
+    gr.on(
+        [inputs.draw.click, inputs.prompt.submit],
+        told_on_the_way(page.draw),
+        [*order, inputs.alpha, inputs.count],
+        [results.progress, *shown],
+        **work,
+    )
+    inputs.compare.click(
+        told_on_the_way(page.compare),
+        order,
+        [results.progress, results.placeholder, results.comparison, compared, results.strip],
+        **work,
+    )
+    results.gallery.select(told(page.choose), drawn, details, **_QUICK)
+    results.strip.select(told(page.choose_alpha), compared, [inputs.alpha, *shown], **_QUICK)
+
+
+def _wire_examples(
+    page: Page, inputs: _Inputs, tries: Sequence[gr.Button], examples: Sequence[Example]
+) -> None:
+    filled = [inputs.prompt, inputs.people, inputs.chips, inputs.notice, inputs.cards]
+    for button, example in zip(tries, examples, strict=True):
+        button.click(told(partial(page.try_example, example)), None, filled, **_QUICK)

@@ -1,0 +1,208 @@
+"""What the page draws with: a pipeline, and what its pictures say of themselves."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from fastcomposer.demo.marking import subject_words
+from fastcomposer.demo.uploads import Reference
+from fastcomposer.pictures import attention_overlay
+from fastcomposer.prompt import strip_markers
+from fastcomposer.provenance import picture_text
+from fastcomposer.sampling import Schedule
+from fastcomposer.variants import Variant
+
+_LARGE = 384  # pixels; smaller pictures are enlarged for overlays, so that these are smooth
+
+
+@dataclass(frozen=True)
+class Order:
+    """What somebody wants drawn.
+
+    Attributes:
+        prompt: Text with markers.
+        references: A picture for each marker.
+        seed: Of the first picture; further ones count up.
+        steps: Sampling steps.
+        guidance: Guidance scale.
+        negative_prompt: What to guide away from; empty for nothing.
+    """
+
+    prompt: str
+    references: tuple[Reference, ...]
+    seed: int
+    steps: int
+    guidance: float
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture, and how it came about.
+
+    Attributes:
+        order: What was wanted.
+        image: The picture.
+        alpha: Ratio of steps that saw the references.
+        seed: Its own.
+        withheld: Whether the safety checker objected; the picture is black then.
+        attention: (K, h, w) attention to the K marked words; ``None`` where none was seen.
+    """
+
+    order: Order
+    image: Image.Image
+    alpha: float
+    seed: int
+    withheld: bool = False
+    attention: Tensor | None = None
+
+
+class Studio:
+    """Draws with one pipeline, one order at a time.
+
+    Args:
+        pipeline: A FastComposer pipeline.
+        settings: What it was made from, as plain values: ``model``, ``checkpoint`` and ``sampler``, whose
+            entries are arguments of the pipeline's call.
+    """
+
+    def __init__(self, pipeline: Any, settings: Mapping[str, Any]) -> None:
+        self.pipeline, self.settings = pipeline, settings
+        ours = ("scheduler", "alpha", "num_inference_steps", "guidance_scale", "negative_prompt")
+        self._options = {key: value for key, value in settings["sampler"].items() if key not in ours}
+        self._turn = threading.Lock()
+        pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def max_subjects(self) -> int | None:
+        """Most people in one picture; ``None`` for any number."""
+        return self.pipeline.fusion.config.max_subjects
+
+    @property
+    def checks_safety(self) -> bool:
+        """Whether pictures go through a safety checker."""
+        return getattr(self.pipeline, "safety_checker", None) is not None
+
+    def draw(
+        self, order: Order, alphas: Sequence[float], count: int, on_call: Callable[[int, int], None]
+    ) -> list[list[Drawn]]:
+        """Draw so many pictures for each α; the steps that see the text alone are taken once for all.
+
+        Args:
+            order: What is wanted.
+            alphas: Ratios of steps that see the references, in [0, 1].
+            count: Pictures for each, from as many seeds.
+            on_call: Told after every U-Net call how many are done and how many there are.
+
+        Raises:
+            PromptError: If markers and references do not match.
+            ValueError: If another setting is out of range.
+        """
+        seeds = range(order.seed, order.seed + count)
+        marked = bool(subject_words(order.prompt))
+        files = [str(reference.file) for reference in order.references] or None
+        done = 0
+
+        def count_call(pipeline: Any, call: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            done += 1
+            on_call(done, self._num_calls(order.steps, alphas if marked else [0.0]))
+            return {}
+
+        with self._turn:
+            output = self.pipeline.sample_variants(
+                order.prompt,
+                [Variant(files, alpha) for alpha in alphas],
+                generator=[Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=order.steps,
+                guidance_scale=order.guidance,
+                negative_prompt=order.negative_prompt or None,
+                return_attention=1 if marked else 0,
+                callback_on_step_end=count_call,
+                **self._options,
+            )
+        drawn = []
+        for v, alpha in enumerate(alphas):
+            unsafe, maps = output.nsfw_content_detected[v], output.attention_maps[v]
+            drawn.append(
+                [
+                    Drawn(
+                        order,
+                        image,
+                        alpha,
+                        seeds[i],
+                        withheld=unsafe is not None and bool(unsafe[i]),
+                        attention=None if maps is None else maps[i, 0],
+                    )
+                    for i, image in enumerate(output.images[v])
+                ]
+            )
+        return drawn
+
+    def png(self, drawn: Drawn) -> bytes:
+        """A picture as PNG with all its settings, under the names of the command ``generate``.
+
+        Of the references it has digests: neither names nor pictures of people are in the file.
+        """
+        order = drawn.order
+        sampler = {
+            **self.settings["sampler"],
+            "alpha": drawn.alpha,
+            "num_inference_steps": order.steps,
+            "guidance_scale": order.guidance,
+            "negative_prompt": order.negative_prompt or None,
+        }
+        facts = {
+            **self.settings,
+            "sampler": sampler,
+            "prompt": order.prompt,
+            "reference_digests": [[reference.digest] for reference in order.references],
+            "alpha": drawn.alpha,
+            "num_images": 1,
+            "seed": drawn.seed,
+        }
+        data = io.BytesIO()
+        drawn.image.save(data, "PNG", pnginfo=picture_text(facts))
+        return data.getvalue()
+
+    def _num_calls(self, steps: int, alphas: Sequence[float]) -> int:
+        """U-Net calls of a drawing that has begun: those before variants part, then each variant's own."""
+        calls: int = self.pipeline.num_timesteps
+        schedule = Schedule(torch.arange(calls), steps, getattr(self.pipeline.scheduler, "order", 1))
+        starts = [schedule.first_subject_call(alpha) for alpha in alphas]
+        return max(starts) + sum(calls - start for start in starts)
+
+
+def file_name(drawn: Drawn) -> str:
+    """Name for the file of a picture: its prompt and seed."""
+    name = re.sub(r"\W+", "_", strip_markers(drawn.order.prompt)).strip("_")[:60] or "picture"
+    return f"{name}_{drawn.seed}.png"
+
+
+def overlays(drawn: Drawn) -> list[tuple[Image.Image, str]]:
+    """Show for each marked word which pixels attended to it.
+
+    Returns:
+        For each person a picture, bright where their word was looked at, and the word with their number.
+    """
+    if drawn.attention is None or drawn.withheld:
+        return []
+    picture = drawn.image
+    if max(picture.size) < _LARGE:
+        factor = _LARGE // max(picture.size)
+        size = (picture.width * factor, picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    words = subject_words(drawn.order.prompt)
+    return [
+        (attention_overlay(picture, attention), f"{number} · {word}")
+        for number, (word, attention) in enumerate(zip(words, drawn.attention, strict=False), start=1)
+    ]

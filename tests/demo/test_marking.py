@@ -1,0 +1,63 @@
+"""Words of a prompt, their marks, and what people are told of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastcomposer.demo.marking import advice, subject_words, toggle_marker, words_of
+from fastcomposer.prompt import MARKER
+
+TWO = f"a man {MARKER} and a woman {MARKER} on the beach"
+
+
+def test_words_know_their_place_and_person() -> None:
+    words = words_of(f"Ann's man {MARKER}, a well-known woman{MARKER}!")
+    assert [word.text for word in words] == ["Ann's", "man", "a", "well-known", "woman"]
+    assert [word.subject for word in words] == [None, 1, None, None, 2]
+    text = "Ann's man, a well-known woman!"
+    assert [text[word.start : word.end] for word in words] == [word.text for word in words]
+
+
+def test_a_click_marks_and_another_unmarks() -> None:
+    plain = "a man and a woman on the beach"
+    one = toggle_marker(plain, 4)
+    assert one == f"a man and a woman {MARKER} on the beach"
+    assert toggle_marker(one, 1) == TWO
+    assert toggle_marker(toggle_marker(TWO, 1), 4) == plain
+    assert toggle_marker(plain, 99) == plain
+    assert toggle_marker("", 0) == ""
+
+
+def test_marking_keeps_what_stands_around() -> None:
+    assert toggle_marker("the old man, smiling.", 2) == f"the old man {MARKER}, smiling."
+    assert toggle_marker("Zoë 和 a man", 0) == f"Zoë {MARKER} 和 a man"
+    # A marker after no word is gone once somebody marks one.
+    assert toggle_marker(f"{MARKER} a man, {MARKER} smiling", 1) == f" a man {MARKER}, smiling"
+
+
+def test_subject_words_come_in_order() -> None:
+    assert subject_words(TWO) == ["man", "woman"]
+    assert subject_words("nobody") == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "words"),
+    [
+        (TWO, 2, None),
+        ("a beach", 0, None),
+        (" ", 0, "Write what the picture should show."),
+        (
+            TWO,
+            1,
+            "2 words are marked, but there is 1 picture. Add one of the second person, or unmark a word.",
+        ),
+        (TWO, 0, "2 words are marked, but there is no picture. Add one of the first and the second person"),
+        ("a man", 1, "There is 1 picture, but no word is marked. Click the word that names the first person"),
+        (TWO, 3, "There are 3 pictures, but 2 words are marked. Click the word that names the third person"),
+        (f"{MARKER} a man", 1, f"A marker {MARKER} stands after no word."),
+        (TWO + f", a man {MARKER} and a boy {MARKER}", 4, "At most 3 people fit into one picture here."),
+    ],
+)
+def test_people_are_told_what_to_do(prompt: str, pictures: int, words: str | None) -> None:
+    told = advice(prompt, pictures, most=3)
+    assert told == words if words is None else told is not None and told.startswith(words)

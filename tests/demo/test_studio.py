@@ -1,0 +1,108 @@
+"""Drawing for the page: the pipeline's own pictures, and files that say how they came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Generator
+
+from fastcomposer import __version__
+from fastcomposer.demo.studio import Order, Studio, file_name, overlays
+from fastcomposer.provenance import read_facts
+
+Make = Callable[..., Order]
+
+
+def ignore(done: int, total: int) -> None:
+    """Somebody who does not want to know."""
+
+
+def test_pictures_are_those_of_the_pipeline(studio: Studio, order: Make) -> None:
+    wanted = order()
+    alphas, calls = [0.0, 0.5, 1.0], []
+    drawn = studio.draw(wanted, alphas, 2, lambda done, total: calls.append((done, total)))
+    # All four steps of text alone; then two and four of their own.
+    assert calls == [(i + 1, 10) for i in range(10)]
+    for alpha, pictures in zip(alphas, drawn, strict=True):
+        expected = studio.pipeline(
+            wanted.prompt,
+            references=[str(reference.file) for reference in wanted.references],
+            alpha=alpha,
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            num_images_per_prompt=2,
+            generator=[Generator().manual_seed(seed) for seed in (5, 6)],
+        ).images
+        for own, other in zip(pictures, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(own.image), np.asarray(other))
+        assert [(one.seed, one.alpha, one.withheld) for one in pictures] == [
+            (5, alpha, False),
+            (6, alpha, False),
+        ]
+    assert drawn[0][0].attention is None
+    assert drawn[1][0].attention is not None
+    assert drawn[1][0].attention.shape == (2, 16, 16)
+
+
+def test_text_alone_is_drawn_too(studio: Studio, order: Make) -> None:
+    calls: list[tuple[int, int]] = []
+    plain = order(prompt="a beach", references=(), steps=2)
+    ((one,),) = studio.draw(plain, [0.8], 1, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 2), (2, 2)]
+    assert one.attention is None
+    assert overlays(one) == []
+
+
+def test_the_file_says_everything_but_who_it_is(studio: Studio, order: Make, tmp_path: Path) -> None:
+    wanted = order(negative_prompt="snow", steps=2)
+    ((one,),) = studio.draw(wanted, [0.6], 1, ignore)
+    file = tmp_path / file_name(one)
+    assert file.name == "a_man_and_a_woman_on_the_beach_5.png"
+    file.write_bytes(studio.png(one))
+    facts: Any = read_facts(file)
+    assert facts["version"] == __version__
+    assert (facts["prompt"], facts["seed"], facts["alpha"], facts["num_images"]) == (wanted.prompt, 5, 0.6, 1)
+    assert facts["checkpoint"] == studio.settings["checkpoint"]
+    assert facts["model"] == studio.settings["model"]
+    chosen = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "snow", "alpha": 0.6}
+    assert facts["sampler"] == {**chosen, "scheduler": None}
+    assert facts["reference_digests"] == [[reference.digest] for reference in wanted.references]
+    assert wanted.references[0].name not in json.dumps(facts)
+    assert b"trainedAlgorithmicMedia" in file.read_bytes()
+
+
+def test_each_person_has_an_overlay(studio: Studio, order: Make) -> None:
+    ((one,),) = studio.draw(order(steps=2), [1.0], 1, ignore)
+    seen = overlays(one)
+    assert [caption for _, caption in seen] == ["1 · man", "2 · woman"]
+    assert {picture.size for picture, _ in seen} == {(384, 384)}
+    first, second = (np.asarray(picture, dtype=float) for picture, _ in seen)
+    assert np.abs(first - second).mean() > 1
+
+
+def test_a_safety_checker_stays_on(checked_pipeline: Path, studio: Studio, order: Make) -> None:
+    from fastcomposer.evaluation.pipelines import load_trained
+
+    pipeline = load_trained("unused", checkpoint=str(checked_pipeline), safety_checker=True)
+    sampler = {**studio.settings["sampler"], "height": 32, "width": 32}
+    checked = Studio(pipeline, {**studio.settings, "sampler": sampler})
+    assert checked.checks_safety
+    assert not studio.checks_safety  # the embedded base has none
+    ((one,),) = checked.draw(order(prompt="a man", references=(), steps=1), [0.0], 1, ignore)
+    assert one.withheld
+    assert np.asarray(one.image).max() == 0
+
+
+@pytest.mark.parametrize("error", [InterruptedError("gone")])
+def test_who_has_left_is_not_drawn_for(studio: Studio, order: Make, error: Exception) -> None:
+    def leave(done: int, total: int) -> None:
+        raise error
+
+    with pytest.raises(InterruptedError):
+        studio.draw(order(), [1.0], 1, leave)
+    assert len(studio.draw(order(steps=1), [1.0], 1, ignore)) == 1  # and the next one has their turn
