@@ -25,6 +25,7 @@ def test_the_examples_are_found() -> None:
         "train",
         "prepare",
         "generate",
+        "demo",
         "evaluate",
         "report",
         "bench",

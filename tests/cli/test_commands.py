@@ -210,6 +210,12 @@ def test_generate_says_what_is_wrong_before_it_loads(run: Run, arguments: list[s
     assert "Traceback" not in err
 
 
+def test_generate_wants_a_prompt(run: Run) -> None:
+    message = "error: prompt: say what the picture should show, or name a picture in settings"
+    status, _, err = run(generate, "checkpoint=x")
+    assert (status, err.strip()) == (1, message)
+
+
 def test_references_on_the_command_line(tmp_path: Path) -> None:
     person = tmp_path / "ann"
     person.mkdir()

@@ -26,6 +26,8 @@ def main(config: DictConfig) -> None:
     drawn_from = None
     if config.settings is not None:
         drawn_from = recall(config, HydraConfig.get().overrides.task)
+    if config.prompt is None:
+        raise ValueError("prompt: say what the picture should show, or name a picture in settings")
     references = reference_files(config.references)
     if references:
         check_references(config.prompt, len(references))
