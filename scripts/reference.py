@@ -20,7 +20,8 @@ import yaml
 from hydra._internal.utils import _locate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-COMMANDS = ("train", "prepare", "generate", "evaluate", "report", "bench")
+_FIRST = ("train", "prepare", "generate", "evaluate", "report", "bench")
+COMMANDS = (*_FIRST, *(file.stem for file in sorted(CONF.glob("*.yaml")) if file.stem not in _FIRST))
 _OVERRIDES = ("experiment", "sweep")  # files that set what others declare
 _SKIPPED = ("defaults", "hydra")
 _REMARK = re.compile(r"""^(?:[^'"#]|"[^"]*"|'[^']*'|(?<=\w)['"#])*?\s#\s(.*)$""")
