@@ -50,33 +50,34 @@ class _FusedAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         with torch.autocast(query.device.type, enabled=False):
-            logits = _logits(query, key, mask)
-        total = logits.logsumexp(dim=-1, keepdim=True)
-        maps = logits.gather(-1, _columns(logits, subject_token_idx)).sub_(total).exp_()
-        ctx.save_for_backward(query, key, value, mask, subject_token_idx, output, total, maps)
+            probabilities = _logits(query, key, mask).softmax(dim=-1)
+        maps = probabilities.gather(-1, _columns(probabilities, subject_token_idx))
+        ctx.save_for_backward(query, key, value, mask, subject_token_idx, output, maps)
         ctx.set_materialize_grads(False)
         return output, maps
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_maps: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, subject_token_idx, output, total, maps = ctx.saved_tensors
+        query, key, value, mask, subject_token_idx, output, maps = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
-            probabilities = _logits(query, key, mask).sub_(total).exp_()
+            probabilities = _logits(query, key, mask).softmax(dim=-1)
             # A softmax gives p·(g − Σ p·g) of the gradient g of its map, whose sum needs no map.
-            grad_value, weighted = None, torch.zeros_like(total)
-            gradient = torch.zeros_like(probabilities)
-            if grad_output is not None:
-                grad_value = (probabilities.transpose(-1, -2) @ grad_output.float()).to(value.dtype)
-                gradient = grad_output.float() @ value.float().transpose(-1, -2)
-                weighted = (grad_output.float() * output.float()).sum(dim=-1, keepdim=True)
-            columns = None if grad_maps is None else grad_maps * maps
-            if columns is not None:
-                weighted = weighted + columns.sum(dim=-1, keepdim=True)
-            gradient = gradient.sub_(weighted).mul_(probabilities)
-            if columns is not None:
+            grad_value = None
+            if grad_output is None:
+                gradient = torch.zeros_like(probabilities)
+            else:
+                grad_output = grad_output.float()
+                grad_value = (probabilities.transpose(-1, -2) @ grad_output).to(value.dtype)
+                gradient = grad_output @ value.float().transpose(-1, -2)
+                gradient.sub_((grad_output * output.float()).sum(dim=-1, keepdim=True))
+            if grad_maps is None:
+                gradient.mul_(probabilities)
+            else:
+                columns = grad_maps * maps
+                gradient.sub_(columns.sum(dim=-1, keepdim=True)).mul_(probabilities)
                 gradient.scatter_add_(-1, _columns(gradient, subject_token_idx), columns)
-            gradient = gradient.mul_(query.shape[-1] ** -0.5)
+            gradient.mul_(query.shape[-1] ** -0.5)
             grad_query = (gradient @ key.float()).to(query.dtype)
             grad_key = (gradient.transpose(-1, -2) @ query.float()).to(key.dtype)
         return grad_query, grad_key, grad_value, None, None
