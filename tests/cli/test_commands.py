@@ -27,6 +27,7 @@ def settings(world: Path, small_base: Path) -> list[str]:
     """A training of seconds."""
     return [
         "experiment=mini",
+        "callbacks=samples",
         f"model.base={small_base}",
         "model.resolution=32",
         "model.reference_size=56",
@@ -407,13 +408,13 @@ def test_loggers_receive_losses_and_pictures(
     assert "train/localization_loss" in (folder / "logs" / "metrics.csv").read_text()
     if logger == "wandb":
         assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-        assert list(folder.glob("wandb/offline-run-*/files/media/images/samples*.png"))
+        assert list(folder.glob("wandb/offline-run-*/files/media/images/samples/pictures*.png"))
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/denoise_loss")] == [0, 1, 2]
-    assert [event.step for event in events.Images("samples")] == [2]
+    assert [event.step for event in events.Images("samples/pictures")] == [2]
 
 
 @pytest.mark.parametrize(

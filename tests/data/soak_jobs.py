@@ -91,6 +91,7 @@ def jobs(world: Path, base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]
         "method.ema_decay=0.9",
         "~callbacks.samples",
         "~callbacks.progress",
+        "~callbacks.throughput",  # no two are alike
         "callbacks.checkpoint.every_n_train_steps=2",
         "trainer.max_time=null",
         f"trainer.max_steps={15 * size}",

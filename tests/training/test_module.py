@@ -24,10 +24,11 @@ from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import load_trained_weights, read_training_length
-from fastcomposer.training.callbacks import GracefulStop, SampleImages
+from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.module import FastComposerModule, drop_conditions
 from fastcomposer.training.optimizers import AdamW
 from fastcomposer.training.recipe import NonFiniteLossError
+from fastcomposer.training.samples import SampleImages
 
 Make = Callable[..., Any]
 

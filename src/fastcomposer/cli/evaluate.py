@@ -40,6 +40,7 @@ def measure_scores(config: DictConfig) -> None:
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
     scoring = instantiate(config.scoring)
     distances = instantiate(config.distances) if config.fid else None
+    loggers = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
     trainer = instantiate(config.trainer)
     # Whatever precision pictures are drawn in, they are judged in full.
     judge = instantiate(config.trainer, precision="32-true")
@@ -63,11 +64,29 @@ def measure_scores(config: DictConfig) -> None:
     rows = result_rows(output)
     file = output / "results.json"
     write_results(file, rows, describe_environment())
+    log_scores(config, loggers, rows, file)
     show_scores(rows)
     print(file)
     scored = [f"results={value(output)}", *carried("benchmark", given={}), *carried("sampler", "data.root")]
     report = Step("tables, plots and a page of them", call("report", "what=results", *scored))
     conclude({"scores": file, "pictures and their scores": output}, [report])
+
+
+def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Path) -> None:
+    """Give the results to the loggers."""
+    if not loggers:
+        return
+    from omegaconf import OmegaConf
+
+    from fastcomposer.evaluation.result_logs import log_rows
+    from fastcomposer.training.lineage import log_evaluation
+    from fastcomposer.training.loggers import kept_open
+
+    with kept_open(loggers) as runs:
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        log_rows(loggers, rows)
+        log_evaluation(runs, config.model.base, config.checkpoint, file)
 
 
 def show_scores(rows: list[Any]) -> None:

@@ -59,6 +59,13 @@ def report_sweep(config: DictConfig) -> None:
     print(*sentences, *files, sep="\n")
 
 
+def report_workspace(config: DictConfig) -> None:
+    """Create the panels of a project at Weights & Biases."""
+    from fastcomposer.panels import save_workspace
+
+    print(save_workspace(config.project, config.entity))
+
+
 def report_base(config: DictConfig) -> None:
     """Measure the embedded base, print the table, and write the figures and the card."""
     base = Path(config.model.base)
@@ -115,7 +122,12 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     return rows + attention_rows(folder / "attention.json", config.checkpoint, config.twin)
 
 
-REPORTS = {"results": report_results, "sweep": report_sweep, "mini_base": report_base}
+REPORTS = {
+    "results": report_results,
+    "sweep": report_sweep,
+    "workspace": report_workspace,
+    "mini_base": report_base,
+}
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def train(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from fastcomposer.training.callbacks import GracefulStop
+    from fastcomposer.training.lineage import log_training_inputs, log_weights
+    from fastcomposer.training.loggers import kept_open
 
     # Only now: importing Lightning sets these levels.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -51,13 +53,15 @@ def train(config: DictConfig) -> None:
     module = instantiate(config.method, _convert_="object")
     loggers = [instantiate(logger) for logger in config.logger.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-
-    with data_worker_faults():
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero or module.device_mesh is not None:
-        module.export(Path(config.export))
+    with kept_open(loggers) as runs:
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        log_training_inputs(runs, data, config.model.base, config.method.get("weights"))
+        with data_worker_faults():
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero or module.device_mesh is not None:
+            module.export(Path(config.export))
+        log_weights(runs, config.export)
     if not trainer.is_global_zero:
         return
     received = [callback.received for callback in callbacks if isinstance(callback, GracefulStop)]

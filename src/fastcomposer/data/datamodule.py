@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset, check_settings
 from fastcomposer.data.index import ON_BAD_RECORD, RecordTable
+from fastcomposer.data.manifest import describe_records
 from fastcomposer.data.order import EpochSampler
 from fastcomposer.data.precomputed import StateCache, describe_target
 from fastcomposer.data.records import read_ids
@@ -157,6 +158,18 @@ class SubjectDataModule(LightningDataModule):
 
     def _dataset(self, split: str, settings: dict[str, Any]) -> SubjectDataset:
         return SubjectDataset(self.root, split, **self._shared, **settings, records=self.records(split))
+
+    def manifest(self) -> dict[str, Any]:
+        """Describe the data in plain values.
+
+        Returns:
+            ``root``, and for each split what :func:`~fastcomposer.data.manifest.describe_records` says of it.
+        """
+        self.setup("fit")
+        found = {self.train_split: self.train_dataset, self.val_split: self.val_dataset}
+        labels = self._shared["labels"]
+        splits = {name: describe_records(data.index, labels) for name, data in found.items() if name and data}
+        return {"root": str(self.root), **splits}
 
     def check_data(self, splits: tuple[str, ...], settings: dict[str, Any]) -> None:
         """Look for the data when the module is made.

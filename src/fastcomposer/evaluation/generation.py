@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.methods import Job, Method
 from fastcomposer.evaluation.store import PictureFacts, RunStore, write_all
+from fastcomposer.memory import peak_memory_bytes
 from fastcomposer.settings import differences, digest, file_digest
 from fastcomposer.stages import ResumableStage
 
@@ -169,11 +168,3 @@ class GenerationStage(ResumableStage):
     def _has(self, run: Run, case: Any) -> bool:
         attended = case.id not in self._attended or run.store.attention_file(case).exists()
         return run.store.has_picture(case) and attended
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory in use so far: of the accelerator's, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # In kilobytes, but for macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -106,7 +106,7 @@ def load_trained_weights(model: FastComposer, path: str | Path, *, keep_fusion: 
         FileNotFoundError: If there is none; the message names the path.
         ValueError: If the file cannot be read or does not fit the model, with what differs.
     """
-    file = _find(Path(path).expanduser())
+    file = find_weights_file(Path(path).expanduser())
     content = _read(file)
     state = content.state
     if content.base_digest is not None:
@@ -150,10 +150,18 @@ def read_training_length(path: str | Path) -> TrainingLength:
         FileNotFoundError: If there is none; the message names the path.
         ValueError: If the file cannot be read.
     """
-    return _read(_find(Path(path).expanduser())).length
+    return _read(find_weights_file(Path(path).expanduser())).length
 
 
-def _find(path: Path) -> Path:
+def find_weights_file(path: Path) -> Path:
+    """Find the file that :func:`load_trained_weights` reads.
+
+    Args:
+        path: See there.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     if not path.is_dir():
         return existing_file(path, "checkpoint")
     for candidate in (path / WEIGHTS_NAME, path / "checkpoints" / "last.ckpt"):

@@ -1,22 +1,19 @@
-"""Callbacks: stop without losing anything, and pictures drawn while training."""
+"""Callbacks: stop without losing anything, and say how fast training is."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from PIL import Image
 
-from fastcomposer.pictures import attention_overlay, grid
-from fastcomposer.schedulers import split_scheduler, use_scheduler
+from fastcomposer.memory import peak_memory_bytes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLURM_JOB = "SLURM_JOB_ID"
@@ -106,85 +103,44 @@ class GracefulStop(Callback):
         self._previous.clear()
 
 
-class SampleImages(Callback):
-    """Draw the same prompts and references from the same noise at every validation.
+class Throughput(Callback):
+    """Log images a second, of all processes, and the most memory in use so far, with the losses.
 
-    Each row of the picture shows the references, the sample, and where each subject's word attended.
-
-    Args:
-        folder: Where ``step_<n>.png`` goes.
-        prompts: Prompts with markers.
-        references: For each prompt, the files of its references.
-        seed: Seed of the noise.
-        sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
-            scheduler; see :func:`~fastcomposer.schedulers.split_scheduler`.
+    The clock is read in the steps that are logged; validations do not count. (Lightning's monitor waits for
+    the device in every step.)
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        prompts: Sequence[str],
-        references: Sequence[Sequence[str]],
-        seed: int,
-        sampler: Mapping[str, Any],
+    def __init__(self) -> None:
+        self._images, self._seconds = 0, 0.0
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._images, self._seconds = 0, 0.0
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if len(prompts) != len(references):
-            raise ValueError(
-                f"callbacks.samples: {len(prompts)} prompts, but references for {len(references)}"
-            )
-        missing = [name for row in references for name in row if not Path(name).exists()]
-        if missing:
-            raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
-        self.folder, self.seed = Path(folder), seed
-        self.scheduler, self.sampler = split_scheduler(sampler)
-        self.prompts, self.references = list(prompts), [list(row) for row in references]
+        """Count images; in a step that is logged, divide by the time since the last one."""
+        self._images += len(batch) * trainer.world_size
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not complete or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        seconds = self._seconds + time.perf_counter() - self._since
+        values = {
+            "train/images_per_second": self._images / seconds,
+            "train/memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
+        }
+        pl_module.log_dict(values, batch_size=len(batch))
+        self.on_train_start(trainer, pl_module)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to draw with weights that are divided among processes.
-
-        Raises:
-            ValueError: If they are.
-        """
-        if pl_module.device_mesh is not None:
-            raise ValueError(
-                "callbacks.samples draws on one device: with trainer=fsdp leave it out (~callbacks.samples)"
-            )
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._seconds += time.perf_counter() - self._since
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, save and log; on the first process only."""
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            self._draw(trainer, pl_module)
-        trainer.strategy.barrier("samples")
-
-    def _draw(self, trainer: L.Trainer, module: Any) -> None:
-        # Pictures are of other shapes than batches, too few to compile anything for them.
-        with module.averaged_weights(), torch.compiler.set_stance("force_eager"):
-            pipeline = module.model.to_pipeline(safety_checker=False)
-            pipeline.set_progress_bar_config(disable=True)
-            use_scheduler(pipeline, self.scheduler)
-            output = pipeline(
-                self.prompts,
-                references=self.references,
-                generator=[torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))],
-                return_attention=1,
-                **self.sampler,
-            )
-        rows = []
-        for i, sample in enumerate(output.images):
-            pictures = [Image.open(name) for name in self.references[i]]
-            maps = output.attention_maps[i, 0, : len(pictures)]
-            rows.append([*pictures, sample, *(attention_overlay(sample, subject) for subject in maps)])
-        picture = grid(rows)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        picture.save(self.folder / f"step_{trainer.global_step:06d}.png")
-        _log_picture(trainer, picture)
-
-
-def _log_picture(trainer: L.Trainer, picture: Image.Image) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image("samples", [picture], step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
-            import torchvision.transforms.functional as tvf
-
-            logger.experiment.add_image("samples", tvf.to_tensor(picture), trainer.global_step)
+        """Go on."""
+        self._since = time.perf_counter()

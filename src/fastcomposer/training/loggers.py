@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +121,36 @@ def _whole_rows(file: Path) -> list[dict[str, Any]]:
 class PatientWandbLogger(WandbLogger):
     """Lightning's log to Weights & Biases, which goes on in files where the server cannot be reached.
 
-    Says how to send these files.
+    Says how to send these files. Runs are grouped by the name of the training or sweep.
 
     Args:
         timeout: Seconds to wait for the server when the run begins.
         offline: Whether to write files only.
-        **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`.
+        name: Of the run; ``None`` for that of its folder, in a sweep after the sweep's.
+        artifacts: Whether weights are sent, besides what they were made from and of; see
+            :mod:`fastcomposer.training.lineage`.
+        pictures: Whether a data folder is sent, and not its description alone.
+        **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`; ``group`` and ``job_type`` of
+            ``wandb.init`` among them.
     """
 
-    def __init__(self, timeout: float = 60, offline: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        timeout: float = 60,
+        offline: bool = False,
+        name: str | None = None,
+        artifacts: bool = True,
+        pictures: bool = False,
+        **options: Any,
+    ) -> None:
         import wandb
 
-        super().__init__(**options, settings=wandb.Settings(init_timeout=timeout))
-        if (
-            offline
-        ):  # Lightning would say it by an environment variable, to all later runs of the process, too
+        name = name or run_name(options.get("save_dir", "."))
+        super().__init__(name=name, **options, settings=wandb.Settings(init_timeout=timeout))
+        self.artifacts, self.pictures = artifacts, pictures
+        self.kept_open = False
+        """Whether the run goes on when the training ends, until :meth:`close`."""
+        if offline:  # Lightning would say it by an environment variable, to all later runs, too
             self._offline = True
             self._wandb_init["mode"] = "offline"
 
@@ -157,12 +173,62 @@ class PatientWandbLogger(WandbLogger):
         return run
 
     @rank_zero_only
+    def log_input(self, artifact: Any) -> None:
+        """Say what the run was made from.
+
+        Args:
+            artifact: A :class:`wandb.Artifact`; one of the same name, kind and content is the same.
+        """
+        if self._offline:  # as use_artifact does with one that is new to it, which it refuses offline
+            self.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+        else:
+            self.experiment.use_artifact(artifact)
+
+    @rank_zero_only
+    def log_output(self, artifact: Any) -> None:
+        """Keep what the run has made; for the argument see :meth:`log_input`."""
+        self.experiment.log_artifact(artifact)
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run, whatever ended the training, and say where its files are."""
+        """End the run, whatever ended the training, unless more is to come."""
         super().finalize(status)
+        if not self.kept_open:
+            self.close()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """End the run, and say where its files are."""
         run, self._experiment = self._experiment, None
         if run is None:
             return
         run.finish()  # or the next training of this process would go on in it
         if self._offline:
             print(f"wandb: not sent yet. To send it: wandb sync {os.path.dirname(run.dir)}")  # noqa: PTH120
+
+
+def run_name(folder: str | Path) -> str:
+    """Name a run after its folder: ``outputs/mini`` is ``mini``, ``multirun/search/3`` is ``search-3``."""
+    path = Path(folder).resolve()
+    return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.name
+
+
+@contextmanager
+def kept_open(loggers: Iterable[Any]) -> Iterator[list[PatientWandbLogger]]:
+    """Let runs go on after a training, so that they can take what it leaves; they end with the block.
+
+    Args:
+        loggers: Of any kind.
+
+    Yields:
+        Those among them whose runs take artifacts.
+    """
+    runs = [logger for logger in loggers if isinstance(logger, PatientWandbLogger)]
+    for run in runs:
+        run.kept_open = True
+    try:
+        yield runs
+    finally:
+        for run in runs:
+            run.kept_open = False
+            run.close()

@@ -225,6 +225,7 @@ class RecipeModule(L.LightningModule):
         gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         self.log("train/grad_norm", norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         bad = ~norm.isfinite()
         self._bad_steps = (self._bad_steps.to(norm.device) + 1) * bad
         for gradient in gradients:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,6 +20,7 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
 from fastcomposer.losses import denoising_loss
+from fastcomposer.memory import peak_memory_bytes
 from fastcomposer.models.loading import Weights, open_source, source_fingerprint
 from fastcomposer.models.source import ModelSource
 from fastcomposer.models.text import encode_text
@@ -267,10 +266,7 @@ class PersonalizationModule(RecipeModule):
         """Stop the clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            self.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device)
-        else:  # of the whole process since it began; in kilobytes, but for macOS
-            unit = 1 if sys.platform == "darwin" else 1024
-            self.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self.peak_memory_bytes = peak_memory_bytes(self.device)
         self.seconds = time.perf_counter() - self._started
 
     def learned(self) -> dict[str, Tensor]:

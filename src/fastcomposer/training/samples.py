@@ -1,0 +1,233 @@
+"""Pictures drawn while training, and what they are worth."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from fastcomposer.files import write_atomically
+from fastcomposer.panels import SAMPLE_PICTURES, SAMPLE_ROWS
+from fastcomposer.pictures import attention_overlay, grid
+from fastcomposer.schedulers import split_scheduler, use_scheduler
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """What one picture is worth.
+
+    Attributes:
+        identity: Similarity of each subject with the face taken for it, 0 where no face is left; ``None``
+            where no face is found in its reference.
+        prompt_consistency: Cosine of picture and prompt.
+    """
+
+    identity: tuple[float | None, ...]
+    prompt_consistency: float
+
+
+class SampleScorer(Protocol):
+    """Scores pictures."""
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> list[SampleScore]:
+        """Score pictures.
+
+        Args:
+            pictures: Any number.
+            prompts: The prompt of each, with markers.
+            references: For each picture, the file of each subject's reference.
+        """
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One subject of one picture.
+
+    Attributes:
+        reference: The subject's reference.
+        prompt: With markers.
+        image: The picture.
+        attention: The picture where the subject's word attended, dark elsewhere.
+        identity: See :class:`SampleScore`; ``None`` without scores.
+        prompt_consistency: See there.
+    """
+
+    reference: Image.Image
+    prompt: str
+    image: Image.Image
+    attention: Image.Image
+    identity: float | None
+    prompt_consistency: float | None
+
+    def cells(self) -> list[Any]:
+        """The row in the order of :data:`COLUMNS`."""
+        return [getattr(self, name) for name in COLUMNS]
+
+
+COLUMNS = tuple(field.name for field in fields(SampleRow))
+"""Columns of the table of samples."""
+_SCORES = ("identity", "prompt_consistency")
+
+
+class SampleImages(Callback):
+    """Draw the same prompts and references from the same noise at every validation.
+
+    Each row of the picture shows the references, the sample, and where each subject's word attended. Loggers
+    get the means of the scores, the picture, and a table with a row for each subject; beside the pictures,
+    the table without pictures is ``step_<n>.csv``.
+
+    Args:
+        folder: Where ``step_<n>.png`` goes.
+        prompts: Prompts with markers.
+        references: For each prompt, the files of its references.
+        seed: Seed of the noise.
+        sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
+            scheduler; see :func:`~fastcomposer.schedulers.split_scheduler`.
+        scores: Scores the pictures; ``None`` for no scores.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[str]],
+        seed: int,
+        sampler: Mapping[str, Any],
+        scores: SampleScorer | None = None,
+    ) -> None:
+        if len(prompts) != len(references):
+            raise ValueError(
+                f"callbacks.samples: {len(prompts)} prompts, but references for {len(references)}"
+            )
+        missing = [name for row in references for name in row if not Path(name).exists()]
+        if missing:
+            raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
+        self.folder, self.seed, self.scores = Path(folder), seed, scores
+        self.scheduler, self.sampler = split_scheduler(sampler)
+        self.prompts, self.references = list(prompts), [list(row) for row in references]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to draw with weights that are divided among processes.
+
+        Raises:
+            ValueError: If they are.
+        """
+        if pl_module.device_mesh is not None:
+            raise ValueError(
+                "callbacks.samples draws on one device: with trainer=fsdp leave it out (~callbacks.samples)"
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, save and log; on the first process only."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            groups = self._draw(pl_module)
+            rows = [row for group in groups for row in group]
+            picture = grid([list(_tiles(group)) for group in groups])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / f"step_{trainer.global_step:06d}.png"
+            picture.save(file)
+            _write_scores(file.with_suffix(".csv"), rows)
+            _log(trainer, picture, rows)
+        trainer.strategy.barrier("samples")
+
+    def _draw(self, module: Any) -> list[list[SampleRow]]:
+        """Draw; returns the rows of each picture."""
+        # Pictures are of other shapes than batches, too few to compile anything for them.
+        with module.averaged_weights(), torch.compiler.set_stance("force_eager"):
+            pipeline = module.model.to_pipeline(safety_checker=False)
+            pipeline.set_progress_bar_config(disable=True)
+            use_scheduler(pipeline, self.scheduler)
+            output = pipeline(
+                self.prompts,
+                references=self.references,
+                generator=[torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))],
+                return_attention=1,
+                **self.sampler,
+            )
+        scores: Sequence[SampleScore | None] = [None] * len(self.prompts)
+        if self.scores is not None:
+            scores = self.scores(output.images, self.prompts, self.references)
+        groups = []
+        for i, (image, score) in enumerate(zip(output.images, scores, strict=True)):
+            found = [
+                SampleRow(
+                    Image.open(name),
+                    self.prompts[i],
+                    image,
+                    attention_overlay(image, output.attention_maps[i, 0, k]),
+                    score.identity[k] if score else None,
+                    score.prompt_consistency if score else None,
+                )
+                for k, name in enumerate(self.references[i])
+            ]
+            groups.append(found)
+        return groups
+
+
+def _tiles(rows: Sequence[SampleRow]) -> Iterator[Image.Image]:
+    """What the picture shows of one sample."""
+    yield from (row.reference for row in rows)
+    yield rows[0].image
+    yield from (row.attention for row in rows)
+
+
+def _write_scores(file: Path, rows: Sequence[SampleRow]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("reference", "prompt", *_SCORES))
+    for row in rows:
+        name = str(getattr(row.reference, "filename", ""))
+        writer.writerow((name, row.prompt, row.identity, row.prompt_consistency))
+    write_atomically(file, lambda stream: stream.write(text.getvalue().encode()))
+
+
+def _log(trainer: L.Trainer, picture: Image.Image, rows: Sequence[SampleRow]) -> None:
+    step, means = trainer.global_step, {}
+    for name in _SCORES:
+        values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+        if values:
+            means[f"samples/{name}"] = sum(values) / len(values)
+    for logger in trainer.loggers:
+        if means:
+            logger.log_metrics(means, step)
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            cells = [
+                [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row.cells()]
+                for row in rows
+            ]
+            logger.log_image(SAMPLE_PICTURES, [picture], step=step)
+            logger.log_table(SAMPLE_ROWS, columns=list(COLUMNS), data=cells, step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(SAMPLE_PICTURES, to_tensor(picture), step)
+            logger.experiment.add_text(SAMPLE_ROWS, _markdown(rows), step)
+
+
+def _markdown(rows: Sequence[SampleRow]) -> str:
+    """The scores as TensorBoard shows a table; the pictures are beside it."""
+    head = ["| prompt | identity | prompt consistency |", "| --- | --- | --- |"]
+    return "\n".join(
+        head
+        + [
+            f"| {row.prompt.replace('|', chr(92) + '|')} | {_number(row.identity)} "
+            f"| {_number(row.prompt_consistency)} |"
+            for row in rows
+        ]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
