@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -83,6 +83,36 @@ def quoted(argument: str, key: str) -> str:
         return argument
     escaped = value.replace('"', '\\"')
     return f'{name}="{escaped}"'
+
+
+def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) -> Any:
+    """Load what ``checkpoint`` and ``model`` name, with the safety checker where there is one.
+
+    Args:
+        config: Of the command.
+        scheduler: See :func:`~fastcomposer.schedulers.use_scheduler`.
+
+    Returns:
+        The pipeline, on the GPU where there is one.
+    """
+    import torch
+
+    from fastcomposer.evaluation.pipelines import load_trained
+    from fastcomposer.schedulers import use_scheduler
+
+    model = config.model
+    pipeline: Any = load_trained(
+        model.base,
+        model.image_encoder,
+        model.max_subjects,
+        config.checkpoint,
+        safety_checker=True,
+        architecture=model.architecture,
+        weights=model.weights,
+    )
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    use_scheduler(pipeline, scheduler)
+    return pipeline
 
 
 @contextmanager

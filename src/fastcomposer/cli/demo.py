@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.cli.lock import sole_run
 
 
@@ -23,31 +23,17 @@ def main(config: DictConfig) -> None:
 
 
 def _serve(config: DictConfig, address: Any, limits: Any) -> None:
-    import torch
     from hydra.utils import instantiate
 
-    from fastcomposer.schedulers import split_scheduler, use_scheduler
+    from fastcomposer.schedulers import split_scheduler
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     scheduler, _ = split_scheduler(settings["sampler"])
 
     from fastcomposer.demo.server import serve
-    from fastcomposer.evaluation.pipelines import load_trained
 
-    model = config.model
-    pipeline: Any = load_trained(
-        model.base,
-        model.image_encoder,
-        model.max_subjects,
-        config.checkpoint,
-        safety_checker=True,
-        architecture=model.architecture,
-        weights=model.weights,
-    )
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    use_scheduler(pipeline, scheduler)
     serve(
-        pipeline,
+        trained_pipeline(config, scheduler),
         {key: settings[key] for key in ("model", "sampler", "checkpoint")},
         address,
         limits,

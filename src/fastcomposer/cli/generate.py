@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.cli.summary import Step, again, conclude, measure
 from fastcomposer.prompt import check_references, strip_markers
 
@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     from PIL import Image
 
     from fastcomposer.models.compilation import check_backend, compile_blocks
-    from fastcomposer.schedulers import split_scheduler, use_scheduler
+    from fastcomposer.schedulers import split_scheduler
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     del settings["settings"]
@@ -44,23 +44,11 @@ def main(config: DictConfig) -> None:
     if config.compile is not None:
         check_backend(config.compile)
 
-    from fastcomposer.evaluation.pipelines import load_trained
     from fastcomposer.pictures import grid
     from fastcomposer.provenance import picture_text
     from fastcomposer.settings import file_digest
 
-    model = config.model
-    pipeline: Any = load_trained(
-        model.base,
-        model.image_encoder,
-        model.max_subjects,
-        config.checkpoint,
-        safety_checker=True,
-        architecture=model.architecture,
-        weights=model.weights,
-    )
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    use_scheduler(pipeline, scheduler)
+    pipeline = trained_pipeline(config, scheduler)
     if config.compile is not None:
         compile_blocks(pipeline.unet, config.compile)
     seeds = range(config.seed, config.seed + config.num_images)

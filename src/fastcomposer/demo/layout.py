@@ -17,6 +17,7 @@ from fastcomposer.demo.page import MOST_SEED, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Studio
 from fastcomposer.demo.uploads import Limits
 
+_BUTTONS: dict[str, Any] = {"js_on_load": parts.ON_CLICK, "apply_default_css": False}
 CSS = Path(__file__).with_name("page.css")
 
 
@@ -56,6 +57,7 @@ class _Inputs:
 
     tray: gr.File
     camera: gr.Image
+    refused: gr.HTML
     cards: gr.HTML
     prompt: gr.Textbox
     chips: gr.HTML
@@ -117,10 +119,13 @@ def build(studio: Studio, limits: Limits, examples: Sequence[Example], subtitle:
 
 
 def _inputs(studio: Studio, limits: Limits) -> _Inputs:
-    defaults = studio.settings["sampler"]
+    return _Inputs(**_people(limits), **_prompt(), **_settings(studio, limits), people=gr.State([]))
+
+
+def _people(limits: Limits) -> dict[str, Any]:
     gr.HTML(parts.section("People", "A picture of each, in the order of the words below."))
-    cards = gr.HTML("", js_on_load=parts.ON_CLICK, apply_default_css=False, elem_id="fc-people")
-    tray = gr.File(
+    made: dict[str, Any] = {"cards": gr.HTML("", elem_id="fc-people", **_BUTTONS)}
+    made["tray"] = gr.File(
         file_count="multiple",
         type="filepath",
         label="Add pictures",
@@ -128,16 +133,16 @@ def _inputs(studio: Studio, limits: Limits) -> _Inputs:
         height=72,
         elem_id="fc-tray",
     )
+    made["refused"] = gr.HTML(parts.notice(None), elem_id="fc-refused")
     with gr.Accordion("Use the camera", open=False):
-        camera = gr.Image(
-            sources=["webcam"],
-            type="filepath",
-            label="Camera",
-            show_label=False,
-            buttons=[],
-            elem_id="fc-camera",
+        made["camera"] = gr.Image(
+            sources=["webcam"], type="filepath", label="Camera", show_label=False, buttons=[]
         )
     gr.HTML(parts.consent(limits))
+    return made
+
+
+def _prompt() -> dict[str, Any]:
     gr.HTML(parts.section("Prompt", "Write what happens, then click the words that name the people."))
     prompt = gr.Textbox(
         label="Prompt",
@@ -147,45 +152,33 @@ def _inputs(studio: Studio, limits: Limits) -> _Inputs:
         lines=2,
         elem_id="fc-prompt",
     )
-    chips = gr.HTML("", js_on_load=parts.ON_CLICK, apply_default_css=False, elem_id="fc-words")
-    notice = gr.HTML(parts.notice(None), elem_id="fc-notice")
+    chips = gr.HTML("", elem_id="fc-words", **_BUTTONS)
+    return {"prompt": prompt, "chips": chips, "notice": gr.HTML(parts.notice(None), elem_id="fc-notice")}
+
+
+def _settings(studio: Studio, limits: Limits) -> dict[str, Any]:
+    defaults = studio.settings["sampler"]
     gr.HTML(parts.section("Picture", "α is the share of the drawing that sees the pictures of people."))
-    alpha = gr.Slider(
+    made: dict[str, Any] = {}
+    made["alpha"] = gr.Slider(
         0, 1, defaults["alpha"], step=0.05, label="α", info="Lower follows the prompt, higher the faces."
     )
     with gr.Row(elem_id="fc-seed"):
-        seed = gr.Number(42, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
-        dice = gr.Button("Another seed", min_width=120)
+        made["seed"] = gr.Number(42, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
+        made["dice"] = gr.Button("Another seed", min_width=120)
     with gr.Accordion("More", open=False):
-        count = gr.Slider(1, limits.images, min(2, limits.images), step=1, label="Number of pictures")
-        steps = gr.Slider(
-            1, limits.steps, min(limits.steps, defaults["num_inference_steps"]), step=1, label="Steps"
-        )
-        guidance = gr.Slider(1, 12, defaults["guidance_scale"], step=0.5, label="Guidance")
-        negative = gr.Textbox(
+        most = limits.images
+        made["count"] = gr.Slider(1, most, min(2, most), step=1, label="Number of pictures")
+        steps = min(limits.steps, defaults["num_inference_steps"])
+        made["steps"] = gr.Slider(1, limits.steps, steps, step=1, label="Steps")
+        made["guidance"] = gr.Slider(1, 12, defaults["guidance_scale"], step=0.5, label="Guidance")
+        made["negative"] = gr.Textbox(
             defaults["negative_prompt"] or "", label="Negative prompt", placeholder="What to keep out"
         )
     with gr.Row(elem_id="fc-go"):
-        draw = gr.Button("Draw", variant="primary", min_width=120)
-        compare = gr.Button("Compare α", min_width=120)
-    return _Inputs(
-        tray=tray,
-        camera=camera,
-        cards=cards,
-        prompt=prompt,
-        chips=chips,
-        notice=notice,
-        people=gr.State([]),
-        alpha=alpha,
-        seed=seed,
-        dice=dice,
-        steps=steps,
-        guidance=guidance,
-        count=count,
-        negative=negative,
-        draw=draw,
-        compare=compare,
-    )
+        made["draw"] = gr.Button("Draw", variant="primary", min_width=120)
+        made["compare"] = gr.Button("Compare α", min_width=120)
+    return made
 
 
 def _results() -> _Results:
@@ -219,9 +212,9 @@ def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
     state = [inputs.chips, inputs.notice, inputs.cards]
     given = [inputs.prompt, inputs.people]
     inputs.prompt.change(told(page.state), given, state, trigger_mode="always_last", **_QUICK)
-    for source, take in ((inputs.tray.upload, page.add), (inputs.camera.input, page.take_photo)):
-        tray = inputs.tray if take == page.add else inputs.camera
-        source(told(take), [tray, *given], [tray, inputs.people, *state], **_QUICK)
+    taken = [inputs.refused, inputs.people, *state]
+    inputs.tray.upload(told(page.add), [inputs.tray, *given], [inputs.tray, *taken], **_QUICK)
+    inputs.camera.input(told(page.take_photo), [inputs.camera, *given], [inputs.camera, *taken], **_QUICK)
     inputs.cards.click(told(page.arrange), given, [inputs.people, *state], **_QUICK)
     inputs.chips.click(told(page.mark), given, [inputs.prompt, *state], **_QUICK)
     inputs.dice.click(partial(random.randint, 0, MOST_SEED), None, inputs.seed, **_QUICK)

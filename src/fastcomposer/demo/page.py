@@ -71,13 +71,13 @@ class Page:
 
     def add(self, files: list[str] | None, prompt: str, people: list[Reference]) -> tuple[Any, ...]:
         """Take uploaded pictures, and say of each one that is not taken why."""
-        added = [*people]
+        added, refused = [*people], []
         for file in files or []:
             try:
                 added.append(read_reference(Path(file), self.limits))
-            except RefusedPictureError as refused:
-                gr.Warning(str(refused), title="Picture not taken", duration=12)
-        return None, added, *self.state(prompt, added)
+            except RefusedPictureError as refusal:
+                refused.append(str(refusal))
+        return None, parts.notice(" ".join(refused) or None), added, *self.state(prompt, added)
 
     def take_photo(self, file: str | None, prompt: str, people: list[Reference]) -> tuple[Any, ...]:
         """Take a picture from the camera."""

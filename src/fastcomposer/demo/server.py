@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 _HARD_LIMIT = 4  # of the limit in megabytes: what is beyond is refused while it comes in
 
+# Gradio's own additions to a page.
+_PLAIN: Mapping[str, Any] = {
+    "quiet": True,
+    "show_error": True,
+    "footer_links": [],
+    "ssr_mode": False,
+    "pwa": False,
+    "run_history": False,
+    "enable_monitoring": False,
+}
+
 
 @dataclass(frozen=True)
 class Address:
@@ -84,10 +95,10 @@ def serve(
     from fastcomposer.demo.layout import CSS, build, theme
     from fastcomposer.demo.studio import Studio
 
+    tries = [] if examples is None else examples(files / "examples")
+    blocks = build(Studio(pipeline, settings), limits, tries, f"Loaded: {settings['checkpoint']}")
+    blocks.queue(max_size=limits.waiting, api_open=False)
     try:
-        tries = [] if examples is None else examples(files / "examples")
-        blocks = build(Studio(pipeline, settings), limits, tries, f"Loaded: {settings['checkpoint']}")
-        blocks.queue(max_size=limits.waiting, api_open=False)
         _, here, _ = blocks.launch(
             server_name=address.host,
             server_port=address.port,
@@ -95,16 +106,11 @@ def serve(
             max_file_size=int(limits.megabytes * 1e6 * _HARD_LIMIT),
             theme=theme(),
             css_paths=CSS,
-            quiet=True,
-            show_error=True,
-            footer_links=[],
-            ssr_mode=False,
-            pwa=False,
-            run_history=False,
-            enable_monitoring=False,
             prevent_thread_lock=True,
+            **_PLAIN,
         )
         print(f"The page is at {here} (Ctrl-C ends it)", flush=True)
         blocks.block_thread()
     finally:
+        blocks.close(verbose=False)
         shutil.rmtree(files, ignore_errors=True)

@@ -1,0 +1,236 @@
+"""The page in a real browser, served by the command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.demo.examples import Example
+from fastcomposer.provenance import read_facts
+
+MINI = CONFIG_FOLDER.parent / "data" / "mini"
+PATIENCE = 40_000  # ms: the machine may be busy
+PROMPT = "a man <|image|> and a woman <|image|> on the beach"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page that is being served.
+
+    Attributes:
+        address: Where.
+        folder: Where the command was called, empty before.
+        temporary: What the command takes for the system's folder of temporary files.
+        process: The command.
+    """
+
+    address: str
+    folder: Path
+    temporary: Path
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The command with two sampling steps, one drawing at a time."""
+    folder, temporary = tmp_path_factory.mktemp("called"), tmp_path_factory.mktemp("temporary")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    call = [sys.executable, "-m", "fastcomposer.cli.demo", f"server.port={port}", f"model.base={MINI}"]
+    call += [f"checkpoint={MINI / 'fastcomposer.safetensors'}", "sampler.num_inference_steps=2", "threads=1"]
+    call += ["limits.megabytes=0.3"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(
+        call, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address, process)
+        yield Served(address, folder, temporary, process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _wait_for(address: str, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        assert process.poll() is None, process.communicate()[0]
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    raise TimeoutError(address)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium of the system, or Playwright's own."""
+    with sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path)
+        found = shutil.which("chromium") or shutil.which("google-chrome") or (own.exists() and str(own))
+        if not found:
+            pytest.skip("no browser: neither chromium nor google-chrome is there, nor Playwright's own")
+        flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=found, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Iterator[Any]:
+    """Open the page in a window of some size; whatever it asks others for is an error."""
+    contexts, elsewhere, errors = [], [], []
+
+    def see(request: Any) -> None:
+        if not request.url.startswith((served.address, "data:", "blob:")):
+            elsewhere.append(request.url)
+
+    def open_(width: int = 1280) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.on("request", see)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(served.address)
+        expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible(timeout=PATIENCE)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert elsewhere == []
+    assert errors == []
+
+
+def upload(page: Page, *files: Path | str) -> None:
+    page.locator("#fc-tray input[type=file]").set_input_files([str(file) for file in files])
+
+
+def people(page: Page) -> Any:
+    return page.locator("#fc-people img")
+
+
+def drawn(page: Page) -> Any:
+    return page.locator("#fc-gallery img")
+
+
+def scrolls_sideways(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example], tmp_path: Path) -> None:
+    page = open_page()
+    upload(page, *examples[0].references)
+    expect(people(page)).to_have_count(2, timeout=PATIENCE)
+    notice = page.locator("#fc-notice")
+    expect(notice).to_contain_text("Write what the picture should show", timeout=PATIENCE)
+    page.locator("#fc-prompt textarea").fill("a man and a woman on the beach")
+    expect(notice).to_contain_text("There are 2 pictures, but no word is marked", timeout=PATIENCE)
+    words = page.locator("#fc-words")
+    words.get_by_role("button", name="man", exact=True).click()
+    expect(notice).to_contain_text("but 1 word is marked", timeout=PATIENCE)
+    words.get_by_role("button", name="woman", exact=True).press("Enter")  # by keyboard, too
+    expect(page.locator("#fc-prompt textarea")).to_have_value(PROMPT, timeout=PATIENCE)
+    expect(words.get_by_role("button", name="woman, person 2")).to_be_focused(timeout=PATIENCE)
+    expect(notice).not_to_be_visible(timeout=PATIENCE)
+
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#fc-looks img")).to_have_count(2, timeout=PATIENCE)
+    with page.expect_download() as download:
+        page.locator("#fc-save").click()
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    facts: Any = read_facts(file)
+    assert file.name == "a_man_and_a_woman_on_the_beach_42.png"
+    assert (facts["prompt"], facts["seed"], facts["alpha"]) == (PROMPT, 42, 0.8)
+    with Image.open(file) as picture:
+        assert picture.size == (64, 64)
+
+    page.get_by_role("button", name="Compare α").click()
+    expect(page.locator("#fc-strip img")).to_have_count(5, timeout=PATIENCE)
+    page.locator("#fc-strip button").nth(1).click()
+    expect(page.get_by_label("number input for α")).to_have_value("0.4", timeout=PATIENCE)
+    expect(drawn(page)).to_have_count(1, timeout=PATIENCE)
+
+
+def test_people_are_moved_and_removed(open_page: Any, examples: list[Example]) -> None:
+    page = open_page()
+    page.get_by_role("button", name=examples[0].name).click()
+    names = [file.name for file in examples[0].references]
+    expect(people(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Move person 1 to the right").click()
+    expect(people(page).first).to_have_attribute("alt", f"Person 1: {names[1]}", timeout=PATIENCE)
+    page.get_by_role("button", name="Remove person 1").click()
+    expect(people(page)).to_have_count(1, timeout=PATIENCE)
+    expect(people(page)).to_have_attribute("alt", f"Person 1: {names[0]}")
+    expect(page.locator("#fc-notice")).to_contain_text("2 words are marked, but there is 1 picture")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("2 words are marked", timeout=PATIENCE)
+
+
+def test_what_is_no_picture_or_too_large_is_refused(open_page: Any, tmp_path: Path) -> None:
+    page = open_page()
+    Image.effect_noise((700, 700), 90).save(tmp_path / "large.png")
+    assert 300_000 < (tmp_path / "large.png").stat().st_size < 1_200_000
+    (tmp_path / "huge.png").write_bytes(b"x" * 1_500_000)
+    (tmp_path / "letter.png").write_bytes(b"Dear Ann")
+    (tmp_path / "letter.txt").write_text("Dear Bob")
+    for name, words in (
+        ("large.png", "large.png is too large"),
+        ("letter.png", "letter.png cannot be read as a picture"),
+        ("letter.txt", "letter.txt cannot be read as a picture"),
+    ):
+        upload(page, tmp_path / name)
+        expect(page.locator("#fc-refused")).to_contain_text(words, timeout=PATIENCE)
+    upload(page, tmp_path / "huge.png")  # which is not even received
+    expect(page.get_by_test_id("toast-body")).to_contain_text("xceed", timeout=PATIENCE)
+    expect(people(page)).to_have_count(0)
+
+
+def test_a_phone_shows_everything(open_page: Any, examples: list[Example]) -> None:
+    page = open_page(width=390)
+    assert not scrolls_sideways(page)
+    page.get_by_role("button", name=examples[0].name).click()
+    expect(people(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Compare α").click()
+    expect(page.locator("#fc-strip img")).to_have_count(5, timeout=PATIENCE)
+    assert not scrolls_sideways(page)
+
+
+def test_a_photo_is_taken(open_page: Any) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.get_by_label("capture photo").click()
+    expect(people(page)).to_have_count(1, timeout=PATIENCE)
+
+
+def test_nothing_is_left_behind(served: Served) -> None:  # the last: it ends the page
+    assert (served.folder / "outputs" / "demo" / "files" / "uploads").is_dir()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert [str(file.relative_to(served.folder)) for file in served.folder.rglob("*") if file.is_file()] == []
+    assert [file.name for file in served.temporary.rglob("*") if file.is_file()] == []

@@ -1,0 +1,161 @@
+"""What the page answers, without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from fastcomposer.demo import parts
+from fastcomposer.demo.examples import Example
+from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, told, told_on_the_way
+from fastcomposer.demo.studio import Order, Studio
+from fastcomposer.demo.uploads import Limits, Reference, read_reference
+from fastcomposer.provenance import read_facts
+
+SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "guidance": 3.0, "negative": ""}
+
+
+@pytest.fixture
+def page(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    return Page(studio, Limits(steps=10, images=2))
+
+
+@pytest.fixture
+def two(examples: list[Example]) -> list[Reference]:
+    return [read_reference(file, Limits()) for file in examples[0].references]
+
+
+def event(**data: Any) -> gr.EventData:
+    return gr.EventData(None, data)
+
+
+def test_pictures_are_added_in_order_and_refused_in_words(
+    page: Page, two: list[Reference], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    files = [str(two[0].file), str(tmp_path / "notes.txt"), str(two[1].file)]
+    tray, refused, people, chips, notice, cards = page.add(files, "", [])
+    assert tray is None
+    assert [person.name for person in people] == [two[0].name, two[1].name]
+    assert "notes.txt cannot be read as a picture" in refused
+    assert chips == ""
+    assert "Write what the picture should show" in notice
+    assert cards.count("<li>") == 2
+    assert page.take_photo(None, "", people)[2] == people
+
+
+def test_pictures_are_arranged(page: Page, two: list[Reference]) -> None:
+    people, _, notice, cards = page.arrange("a man", two, event(act="right", place=0))
+    assert people == [two[1], two[0]]
+    assert cards.index(two[1].name) < cards.index(two[0].name)
+    assert "There are 2 pictures, but no word is marked" in notice
+    assert page.arrange("a man", two, event(act="remove", place=1))[0] == [two[0]]
+
+
+def test_words_are_marked(page: Page, two: list[Reference]) -> None:
+    prompt, chips, notice, _ = page.mark("a man", two[:1], event(act="mark", place=1))
+    assert prompt == "a man <|image|>"
+    assert 'aria-pressed="true" aria-label="man, person 1"' in chips
+    assert "<p" not in notice
+
+
+def test_what_people_type_is_escaped() -> None:
+    assert "<script" not in parts.chips("a <script>alert(1)</script> man <|image|>")
+    evil = Reference(Path("x"), '"><img src=x onerror=alert(1)>', "", "data:,")
+    assert "<img src=x" not in parts.cards([evil])
+
+
+def test_drawing_tells_how_far_it_is_and_then_shows(
+    page: Page, two: list[Reference], examples: list[Example]
+) -> None:
+    *on_the_way, last = page.draw(examples[0].prompt, two, *SETTINGS.values(), 0.5, 2)
+    assert all(answer[1:] == on_the_way[0][1:] and len(answer) == 1 + NUM_SHOWN for answer in on_the_way)
+    assert all(" of 2 steps" in answer[0] for answer in on_the_way)
+    line, placeholder, verdict, pictures, drawn, gallery, looking, looks, save = last
+    assert (line, placeholder["visible"], pictures["visible"], looking["visible"]) == ("", False, True, True)
+    assert "<p" not in verdict
+    assert [one.seed for one in drawn] == [3, 4]
+    assert [caption for _, caption in gallery["value"]] == ["seed 3 · α 0.5", "seed 4 · α 0.5"]
+    assert [caption for _, caption in looks["value"]] == ["1 · man", "2 · woman"]
+    facts: Any = read_facts(Path(save["value"]))
+    assert (facts["seed"], facts["alpha"]) == (3, 0.5)
+    other: Any = read_facts(
+        Path(page.choose(drawn, gr.SelectData(None, {"index": 1, "value": None}))[2]["value"])
+    )
+    assert other["seed"] == 4
+
+
+def test_a_comparison_gives_its_alpha(page: Page, two: list[Reference], examples: list[Example]) -> None:
+    *_, last = page.compare(examples[0].prompt, two, *SETTINGS.values())
+    strip = last[3]
+    assert [one.alpha for one in strip] == [*STRIP]
+    alpha, *shown = page.choose_alpha(strip, gr.SelectData(None, {"index": 2, "value": None}))
+    assert alpha == STRIP[2]
+    assert len(shown) == NUM_SHOWN
+    assert shown[3] == [strip[2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": "a man"}, "There are 2 pictures, but no word is marked"),
+        ({"seed": None}, "The seed is a whole number from 0"),
+        ({"seed": -1}, "The seed is a whole number from 0"),
+        ({"steps": 11}, "Steps: from 1 to 10"),
+    ],
+)
+def test_wrong_orders_are_told(
+    page: Page, two: list[Reference], examples: list[Example], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        page.order(**{"prompt": examples[0].prompt, "people": two, **SETTINGS, **changes})
+
+
+def test_pictures_that_are_gone_are_told(page: Page, two: list[Reference], examples: list[Example]) -> None:
+    gone = [replace(two[0], file=Path("gone.png")), two[1]]
+    with pytest.raises(ValueError, match="A picture has been deleted meanwhile"):
+        page.order(examples[0].prompt, gone, **SETTINGS)
+
+
+def test_withheld_pictures_are_told_and_not_saved(page: Page, order: Callable[..., Order]) -> None:
+    from fastcomposer.demo.studio import Drawn
+
+    black = Drawn(order(), Image.new("RGB", (64, 64)), 0.5, 1, withheld=True)
+    _, verdict, _, _, _, looking, _, save = page.shown([black, replace(black, withheld=False)])
+    assert "The safety checker withheld 1 of 2" in verdict
+    assert (looking["visible"], save["visible"]) == (False, False)
+
+
+def test_who_leaves_ends_the_drawing(page: Page, two: list[Reference], examples: list[Example]) -> None:
+    answers = page.draw(examples[0].prompt, two, *{**SETTINGS, "steps": 10}.values(), 0.5, 2)
+    next(answers)
+    answers.close()  # as Gradio does
+    assert page.studio.draw(
+        page.order(examples[0].prompt, two, **SETTINGS), [1.0], 1, lambda done, total: None
+    )
+
+
+def test_errors_are_words() -> None:
+    def wrong() -> None:
+        raise ValueError("The seed is odd.")
+
+    def broken() -> None:
+        raise KeyError("x")
+
+    def slow() -> Any:
+        yield 1
+        raise ValueError("It is late.")
+
+    with pytest.raises(gr.Error, match="The seed is odd"):
+        told(wrong)()
+    with pytest.raises(gr.Error, match="not with what you did"):
+        told(broken)()
+    with pytest.raises(gr.Error, match="It is late"):
+        list(told_on_the_way(slow)())
