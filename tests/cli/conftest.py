@@ -21,6 +21,28 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[
     return called
 
 
+@pytest.fixture
+def settings(world: Path, small_base: Path) -> list[str]:
+    """A training of seconds."""
+    return [
+        "experiment=mini",
+        "callbacks=samples",
+        f"model.base={small_base}",
+        "model.resolution=32",
+        "model.reference_size=56",
+        f"data.root={world}",
+        "data.module.batch_size=2",
+        "method.vision_layers=1",
+        "trainer.max_time=null",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=2",
+        "trainer.limit_val_batches=1",
+        "+sampler.height=32",
+        "+sampler.width=32",
+        "sampler.num_inference_steps=2",
+    ]
+
+
 @pytest.fixture(scope="session")
 def astronaut() -> Image.Image:
     """A woman, (512, 512)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from people import people
 
 from fastcomposer.data.avatars import ACCESSORIES, CLOTHES, CLOTHING_COLORS, EXPRESSIONS, OUTFITS, Appearance
 from fastcomposer.data.scenery import CONTEXTS, STYLES
@@ -21,22 +18,16 @@ from fastcomposer.evaluation.benchmark import (
     Benchmark,
     BenchmarkError,
     Subject,
-    Subset,
     find_subjects,
     load_benchmark,
-    load_benchmarks,
 )
 from fastcomposer.evaluation.definition import read_definition
 from fastcomposer.prompt import place_markers, strip_markers
 
 ROOT = Path(__file__).parents[2]
+
+
 BENCHMARKS = ROOT / "data" / "benchmarks"
-
-
-def people(words: str) -> list[Subject]:
-    """Subjects ``0m``, ``1w``, … of a word like ``mw``."""
-    names = {"m": "man", "w": "woman"}
-    return [Subject(f"{i}{c}", names[c], (Path(f"{i}.png"),)) for i, c in enumerate(words)]
 
 
 def paper(name: str) -> Benchmark:
@@ -61,9 +52,6 @@ def single() -> Benchmark:
 @pytest.fixture(scope="module")
 def multi() -> Benchmark:
     return mini("multi_subject")
-
-
-# --- the published protocol --------------------------------------------------------------------------------
 
 
 def test_the_published_protocol_is_whole() -> None:
@@ -96,9 +84,6 @@ def test_texts_are_prompts_without_markers_and_ids_are_unique_paths(name: str) -
             assert re.fullmatch(r"[\w+-]+(/[\w+-]+){3}", case.id)
 
 
-# --- seeds -------------------------------------------------------------------------------------------------
-
-
 def test_seeds_are_the_same_for_all_subjects_and_for_nothing_else(single: Benchmark) -> None:
     seeds: dict[tuple[str, ...], set[int]] = {}
     for case in single.cases:
@@ -117,9 +102,9 @@ def test_the_base_seed_moves_all() -> None:
         load_benchmark(file, people("mw"), -1)
 
 
-# --- the mini world's prompts ------------------------------------------------------------------------------
-
 _COLOURED = [f"{color} {clothes}" for color in CLOTHING_COLORS.values() for clothes in CLOTHES.values()]
+
+
 _WORN = [*(f"{'an' if c[0] in 'aeiou' else 'a'} {c}" for c in _COLOURED), *OUTFITS.values()]
 
 
@@ -202,9 +187,6 @@ def test_mini_subjects_are_the_held_out_people(world: Path) -> None:
         assert subject.other_pictures == tuple(folder / f"{k}.png" for k in (5, 6, 7))
 
 
-# --- parts -------------------------------------------------------------------------------------------------
-
-
 def test_a_part_has_the_cases_of_the_whole(single: Benchmark, multi: Benchmark) -> None:
     part = single.subset(num_subjects=5, prompts_per_category=2, images_per_prompt=3)
     assert len(part.cases) == 5 * 4 * 2 * 3
@@ -265,9 +247,6 @@ def test_pairs_can_be_named() -> None:
         load_benchmark(file, people("mwm"), pairs=[("2m", "2m")])
 
 
-# --- pictures ----------------------------------------------------------------------------------------------
-
-
 def test_pictures_are_found_beside_and_in_folders(tmp_path: Path) -> None:
     for name in ("a.jpg", "b/10.png", "b/9.png", "b/notes.txt", "c.PNG", "c/1.jpeg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -281,136 +260,3 @@ def test_pictures_are_found_beside_and_in_folders(tmp_path: Path) -> None:
         find_subjects({"a": "man", "000181": "man"}, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"benchmark\.pictures=nowhere: no such folder"):
         find_subjects({"a": "man"}, "nowhere")
-
-
-# --- definitions -------------------------------------------------------------------------------------------
-
-
-def definition(folder: Path, **changes: Any) -> Path:
-    content = {
-        "name": "single_subject",
-        "images_per_prompt": 2,
-        "subjects": {"a": "man"},
-        "prompts": {"style": ["a drawing of a {subject}"]},
-    } | changes
-    file = folder / "benchmark.json"
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    return file
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"name": "double"}, "name: must be single_subject or multi_subject, not 'double'"),
-        ({"images_per_prompt": 0}, "images_per_prompt: must be a whole number from 1, not 0"),
-        ({"prompts": None}, "prompts: missing"),
-        ({"prompts": {}}, "prompts: must be lists of prompts by category"),
-        ({"prompts": {"style": []}}, r"prompts\.style: must be a list of at least one prompt"),
-        ({"prompts": {"a/b": ["a {subject}"]}}, r"prompts\.a/b: must be named by"),
-        ({"prompts": {"style": ["a {person}"]}}, r"prompts\.style\[0\]: must be without \{person\}"),
-        ({"prompts": {"style": ["a {subject"]}}, r"prompts\.style\[0\]: must be without \{subject:"),
-        ({"prompts": {"style": ["a man"]}}, r"prompts\.style\[0\]: must be a prompt with \{subject\} once"),
-        ({"prompts": {"style": ["a {subject}s"]}}, r"prompts\.style\[0\]: .* as whole words"),
-        (
-            {"prompts": {"style": ["a <|image|> {subject}"]}},
-            r"prompts\.style\[0\]: must be without <\|image\|>",
-        ),
-        ({"prompts": {"style": ["a {subject}"] * 2}}, r"prompts\.style\[1\]: must be there once"),
-        ({"subjects": {"a+b": "man"}}, r"subjects\.a\+b: must be named by"),
-        ({"subjects": {"a": "old man"}}, r"subjects\.a: must be one word in small letters"),
-        ({"subjects": {"a": "astronaut"}}, r"subjects\.a: .*takes the article a, not 'astronaut'"),
-        ({"extra": 1}, "extra: unknown"),
-    ],
-)
-def test_defects_of_a_definition_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    file = definition(tmp_path, **changes)
-    with pytest.raises(BenchmarkError, match=f"{re.escape(str(file))}: {message}"):
-        load_benchmark(file, people("m"))
-
-
-def test_placeholders_come_in_their_order(tmp_path: Path) -> None:
-    file = definition(
-        tmp_path, name="multi_subject", prompts={"style": ["a {subject_2} beside a {subject_1}"]}
-    )
-    with pytest.raises(
-        BenchmarkError, match=r"style\[0\]: .*\{subject_1\} and \{subject_2\} once, in this order"
-    ):
-        load_benchmark(file, people("mw"))
-
-
-def test_defects_of_subjects_are_named(tmp_path: Path) -> None:
-    file = definition(tmp_path)
-    with pytest.raises(BenchmarkError, match=r"benchmark\.json: subject 0m has no picture"):
-        load_benchmark(file, [Subject("0m", "man", ())])
-    with pytest.raises(BenchmarkError, match="subject 0m is there 2 times"):
-        load_benchmark(file, people("m") * 2)
-    with pytest.raises(BenchmarkError, match="0 subjects for prompts with 1"):
-        load_benchmark(file, [])
-    with pytest.raises(FileNotFoundError, match=r"benchmark\.folder says where it is"):
-        load_benchmark(tmp_path / "missing.json", people("m"))
-    file.write_text("{")
-    with pytest.raises(BenchmarkError, match="not valid JSON"):
-        load_benchmark(file, people("m"))
-
-
-def test_a_subjects_possessive_is_a_whole_word(tmp_path: Path) -> None:
-    benchmark = load_benchmark(
-        definition(tmp_path, prompts={"style": ["a {subject}'s portrait"]}), people("w")
-    )
-    assert benchmark.cases[0].prompt == "a woman <|image|>'s portrait"
-    assert benchmark.cases[0].text == "a woman's portrait"
-
-
-# --- configuration -----------------------------------------------------------------------------------------
-
-
-def loaded(choice: str, pictures: Path) -> list[Benchmark]:
-    config = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{choice}.yaml")
-    assert isinstance(config, DictConfig)
-    if "defaults" in config:
-        below = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{config.pop('defaults')[0]}.yaml")
-        config = OmegaConf.merge(below, config)  # type: ignore[assignment]
-    found: list[Benchmark] = instantiate(config, folder=str(ROOT / config.folder), pictures=str(pictures))
-    return found
-
-
-def test_the_mini_choice_asks_for_minutes_of_the_same_people(world: Path) -> None:
-    single, multi = loaded("mini", world / "references")
-    assert (len(single.cases), len(multi.cases)) == (48, 54)
-    assert single.subjects == multi.subjects
-    times = Counter(name for pair in multi.groups for name in pair)
-    assert set(times.values()) == {3}
-    whole = {
-        case.id: case for benchmark in loaded("mini_full", world / "references") for case in benchmark.cases
-    }
-    assert len(whole) == 2400 + 8820
-    assert all(whole[case.id] == case for case in (*single.cases, *multi.cases))
-
-
-def test_the_paper_choice_takes_the_users_pictures(tmp_path: Path) -> None:
-    words = read_definition(BENCHMARKS / "paper" / "single_subject.json").subjects
-    assert words is not None
-    for name in words:
-        (tmp_path / f"{name}.jpg").touch()
-    single, multi = loaded("paper", tmp_path)
-    assert (len(single.cases), len(multi.cases)) == (2400, 8820)
-    assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "pictures")
-    (tmp_path / "002937.jpg").unlink()
-    with pytest.raises(
-        InstantiationException, match=r"no picture of subject 002937; put .*002937\.jpg there"
-    ):
-        loaded("paper", tmp_path)
-
-
-def test_null_leaves_a_benchmark_out(world: Path) -> None:
-    folder, pictures = BENCHMARKS / "mini", world / "references"
-    assert [b.name for b in load_benchmarks(folder, pictures, single=Subset())] == ["single_subject"]
-    assert [b.name for b in load_benchmarks(folder, pictures, multi=Subset())] == ["multi_subject"]
-    with pytest.raises(ValueError, match="single and multi are both null"):
-        load_benchmarks(folder, pictures)
-
-
-def test_subjects_come_from_the_single_subject_definition(tmp_path: Path) -> None:
-    definition(tmp_path, subjects=None).rename(tmp_path / "single_subject.json")
-    with pytest.raises(BenchmarkError, match=r"single_subject\.json: subjects: missing"):
-        load_benchmarks(tmp_path, tmp_path, single=Subset())

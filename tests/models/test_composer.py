@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +9,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from fastcomposer import FastComposer, PromptError, SubjectBatch
+from fastcomposer import FastComposer, SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, subject_union
-from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.prompt import parse_prompt
 
 if TYPE_CHECKING:
     from tests.conftest import Golden
+
 
 CONFIGS = {
     "paper": LossConfig(mask_loss_probability=0),
@@ -29,11 +26,6 @@ CONFIGS = {
 
 def deviation(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item()
-
-
-@pytest.fixture(scope="module")
-def v_base(write_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("v") / "base", prediction_type="v_prediction", tokenizer=False)
 
 
 class TestReferenceNumbers:
@@ -290,233 +282,3 @@ class TestTrainable:
     def test_normalization_constants_are_not_saved(self, golden_model: FastComposer) -> None:
         assert not any("normalizer" in name for name in golden_model.state_dict())
         assert golden_model.to(torch.float64).reference_normalizer.mean.dtype == torch.float64
-
-
-class TestLoading:
-    def test_missing_base_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=f"base model {tmp_path}/absent: there is no such folder"):
-            FastComposer.from_pretrained(tmp_path / "absent")
-        with pytest.raises(FileNotFoundError, match="base model no/such/folder: there is no such folder"):
-            FastComposer.from_pretrained("no/such/folder")
-        with pytest.raises(
-            FileNotFoundError, match=r"base model models/absent .* no such folder, and the hub"
-        ):
-            FastComposer.from_pretrained("models/absent")
-
-    def test_folder_without_a_model_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=f"base model {tmp_path} has no readable configuration"):
-            FastComposer.from_pretrained(tmp_path)
-
-    def test_missing_image_encoder_is_named_before_anything_loads(
-        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("fastcomposer.models.networks.load_networks", lambda *_: pytest.fail("loaded"))
-        with pytest.raises(
-            FileNotFoundError, match=f"image encoder {tmp_path}/clip: there is no such folder"
-        ):
-            FastComposer.from_pretrained(tiny_base, tmp_path / "clip")
-
-    def test_image_encoder_of_another_width_goes_through_the_fusions_own_projection(
-        self,
-        write_base: Callable[..., Path],
-        tiny_base: Path,
-        published_checkpoint: Path,
-        tmp_path: Path,
-    ) -> None:
-        other = write_base(tmp_path / "other", vision={"projection_dim": 48}, tokenizer=False)
-        for encoder in (other, other / "image_encoder"):
-            model = FastComposer.from_pretrained(tiny_base, encoder)
-            assert model.fusion.image_projection.weight.shape == (32, 48)
-        # The released fusion has none.
-        with pytest.raises(ValueError, match=r"missing: fusion\.image_projection\.weight"):
-            FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base, image_encoder=other)
-
-    def test_image_encoder_from_elsewhere(
-        self, write_base: Callable[..., Path], tiny_base: Path, tmp_path: Path
-    ) -> None:
-        other = write_base(tmp_path / "other", vision={"num_hidden_layers": 2}, tokenizer=False)
-        model = FastComposer.from_pretrained(tiny_base, other / "image_encoder")
-        assert len(model.image_encoder.vision_model.encoder.layers) == 2
-
-    def test_image_encoder_may_be_a_whole_clip_model(self, tiny_base: Path, tmp_path: Path) -> None:
-        from transformers import CLIPConfig, CLIPModel
-
-        own = FastComposer.from_pretrained(tiny_base)
-        config = CLIPConfig(
-            text_config=own.text_encoder.config.to_dict(),
-            vision_config=own.image_encoder.config.to_dict(),
-            projection_dim=32,
-        )
-        clip = CLIPModel(config)
-        clip.save_pretrained(tmp_path / "clip")
-        model = FastComposer.from_pretrained(tiny_base, tmp_path / "clip")
-        for name, value in model.image_encoder.state_dict().items():
-            assert torch.equal(value, clip.state_dict()[name]), name
-
-    def test_incomplete_weights_are_refused(self, tiny_base: Path, tmp_path: Path) -> None:
-        import shutil
-
-        from safetensors.torch import load_file, save_file
-
-        broken = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
-        for folder, name, key in (
-            ("image_encoder", "model", "visual_projection.weight"),
-            ("unet", "diffusion_pytorch_model", "conv_in.weight"),
-        ):
-            path = broken / folder / f"{name}.safetensors"
-            state = load_file(path)
-            removed = state.pop(key)
-            save_file(state, path, {"format": "pt"})
-            with pytest.raises(ValueError, match=f"lacks 1 weights: {key}"):
-                FastComposer.from_pretrained(broken)
-            save_file({**state, key: removed}, path, {"format": "pt"})
-        FastComposer.from_pretrained(broken)
-
-    def test_saved_pipeline_brings_its_fusion(self, golden_model: FastComposer, tmp_path: Path) -> None:
-        golden_model.to_pipeline().save_pretrained(tmp_path / "saved")
-        again = FastComposer.from_pretrained(tmp_path / "saved")
-        state = again.state_dict()
-        for name, value in golden_model.state_dict().items():
-            assert torch.equal(state[name], value), name
-        assert type(again.sampling_scheduler) is type(golden_model.sampling_scheduler)
-        with pytest.raises(ValueError, match=r"mode mlp that pools by mean: set method\.model\.fusion"):
-            FastComposer.from_pretrained(tmp_path / "saved", fusion=FusionConfig(pooling="attention"))
-
-    def test_new_fusion_takes_its_width_from_the_text_encoder(self, tiny_base: Path) -> None:
-        model = FastComposer.from_pretrained(tiny_base, max_subjects=3)
-        assert model.fusion.config.embed_dim == 32 and model.fusion.config.max_subjects == 3
-
-    def test_unknown_prediction_type(self, write_base: Callable[..., Path], tmp_path: Path) -> None:
-        base = write_base(tmp_path / "base", prediction_type="sample", tokenizer=False)
-        with pytest.raises(ValueError, match="prediction_type 'sample' is not one of"):
-            FastComposer.from_pretrained(base)
-
-    def test_older_text_encoder_names_are_read(self, tiny_base: Path, tmp_path: Path) -> None:
-        import shutil
-
-        from safetensors.torch import load_file, save_file
-
-        old = Path(shutil.copytree(tiny_base, tmp_path / "old"))
-        path = old / "text_encoder" / "model.safetensors"
-        state = {
-            f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()
-        }
-        save_file(state, path, {"format": "pt"})
-        expected = FastComposer.from_pretrained(tiny_base).text_encoder.state_dict()
-        for name, value in FastComposer.from_pretrained(old).text_encoder.state_dict().items():
-            assert torch.equal(value, expected[name])
-
-
-class TestPrompts:
-    def test_prompts_and_batches_are_conditioned_alike(
-        self, golden_model: FastComposer, golden: Golden
-    ) -> None:
-        prompts = [
-            "a man <|image|> and a woman <|image|> on the beach",
-            "a photo of a person <|image|>",
-            "a beach",
-        ]
-        references = golden.tensors["batch.object_pixel_values"]
-        rows = [[references[0, 0], references[0, 1]], [references[1, 0]], []]
-        encoded = golden_model.encode_prompts(prompts, rows)
-        assert encoded.subject_present.tolist() == [[True, True], [True, False], [False, False]]
-        parsed = [parse_prompt(prompt, golden_model.tokenizer) for prompt in prompts]
-        batch = golden.batch().replace(
-            input_ids=torch.tensor([p.input_ids for p in parsed]),
-            subject_pixel_values=references[:, :2],
-            subject_token_idx=encoded.subject_token_idx,
-            subject_present=encoded.subject_present,
-        )
-        prompt_embeds, subject_embeds = golden_model.encode_batch(batch)
-        present = encoded.subject_present
-        torch.testing.assert_close(encoded.prompt_embeds, prompt_embeds, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(
-            encoded.subject_embeds[present], subject_embeds[present], rtol=1e-5, atol=1e-5
-        )
-        assert not encoded.subject_embeds[~present].any()
-        assert torch.equal(encoded.prompt_embeds[2], encoded.text_embeds[2])
-
-    @pytest.mark.parametrize("pooling", ["mean", "attention"])
-    def test_several_references_are_pooled_in_prompts_as_in_batches(
-        self, pooling: Any, golden_model: FastComposer, golden: Golden
-    ) -> None:
-        golden_model.adopt_fusion(FusionConfig(pooling=pooling))
-        for parameter in golden_model.fusion.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        a, b, c = golden.tensors["batch.object_pixel_values"].flatten(0, 1)[:3]
-        prompt = "a man <|image|> and a woman <|image|>"
-        encoded = golden_model.encode_prompts([prompt], [[torch.stack([a, b]), c]])
-        pixels = torch.stack([a, c])[None]
-        extra = torch.stack([b, torch.rand_like(b)])[None, :, None]
-        batch = golden.batch()
-        batch = batch.replace(
-            input_ids=torch.tensor([parse_prompt(prompt, golden_model.tokenizer).input_ids]),
-            subject_pixel_values=pixels,
-            subject_token_idx=encoded.subject_token_idx,
-            subject_present=encoded.subject_present,
-            extra_pixel_values=extra,
-            extra_present=torch.tensor([[[True], [False]]]),
-        )
-        for skip_empty in (False, True):
-            prompts, subjects = golden_model.encode_batch(batch, skip_empty=skip_empty)
-            torch.testing.assert_close(encoded.subject_embeds, subjects, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(encoded.prompt_embeds, prompts, rtol=1e-5, atol=1e-5)
-        one, two = (golden_model.encode_prompts(["a man <|image|>"], [[x]]).subject_embeds for x in (a, b))
-        if pooling == "mean":
-            torch.testing.assert_close(subjects[0, 0], (one + two)[0, 0] / 2, rtol=1e-5, atol=1e-5)
-        else:
-            assert not torch.allclose(subjects[0, 0], (one + two)[0, 0] / 2, atol=1e-3)
-
-    def test_masked_references_change_nothing(self, golden_model: FastComposer, golden: Golden) -> None:
-        batch, drawn = golden.batch(), golden.drawn()
-        golden_model.loss_config = LossConfig(mask_loss_probability=0)
-        plain = golden_model.training_losses(batch, **drawn, skip_empty=True)
-        shape = batch.subject_pixel_values.shape
-        padded = batch.replace(
-            extra_pixel_values=torch.rand(*shape[:2], 2, *shape[2:]),
-            extra_present=torch.zeros(*shape[:2], 2, dtype=torch.bool),
-        )
-        losses = golden_model.training_losses(padded, **drawn, skip_empty=True)
-        assert losses.loss.item() == plain.loss.item()
-        assert torch.equal(losses.subject_embeds, plain.subject_embeds)
-
-    def test_references_must_match(self, golden_model: FastComposer) -> None:
-        with pytest.raises(PromptError, match="1 lists of references for 2 prompts"):
-            golden_model.encode_prompts(["a man", "a woman"], [[]])
-        with pytest.raises(PromptError, match=r"0 reference image\(s\) for 1 marker"):
-            golden_model.encode_prompts(["a man <|image|>"])
-        many = "a man <|image|> " * 5
-        with pytest.raises(PromptError, match=r"5 subjects .* the model takes 4 at most"):
-            golden_model.encode_prompts([many], [[torch.zeros(3, 56, 56)] * 5])
-
-    def test_missing_tokenizer_matters_only_for_prompts(
-        self, v_base: Path, published_checkpoint: Path, golden: Golden
-    ) -> None:
-        model = FastComposer.from_published_checkpoint(published_checkpoint, base=v_base)
-        assert model.tokenizer is None
-        model.training_losses(golden.batch(), **golden.drawn())
-        with pytest.raises(ValueError, match="no tokenizer, so it cannot read prompts"):
-            model.encode_prompts(["a man"])
-
-
-def test_importing_the_package_does_not_import_torch() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, fastcomposer; print(json.dumps([m for m in ('torch', 'diffusers') if m in sys.modules]))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True
-    )
-    assert json.loads(result.stdout) == []
-
-
-def test_public_names() -> None:
-    import fastcomposer
-
-    for name in fastcomposer.__all__:
-        assert getattr(fastcomposer, name).__name__ == name
-    assert set(fastcomposer.__all__) <= set(dir(fastcomposer))
-    with pytest.raises(AttributeError, match="no attribute 'FastComposr'"):
-        _ = fastcomposer.FastComposr  # type: ignore[attr-defined]

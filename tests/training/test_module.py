@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
-from PIL import Image
 from safetensors.torch import load_file
 
 from fastcomposer.batch import SubjectBatch
@@ -24,10 +22,8 @@ from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import load_trained_weights, read_training_length
-from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.module import FastComposerModule, drop_conditions
 from fastcomposer.training.optimizers import AdamW
-from fastcomposer.training.recipe import NonFiniteLossError
 from fastcomposer.training.samples import SampleImages
 
 Make = Callable[..., Any]
@@ -176,55 +172,6 @@ def test_lost_captions_take_the_states_of_the_empty_prompt() -> None:
     plain = drop_conditions(some_batch(50), torch.full((77,), 7), 0.4, 0.0, torch.Generator().manual_seed(0))
     assert plain.text_embeds is None
     assert torch.equal(plain.input_ids, dropped.input_ids)
-
-
-class _Poison(Callback):
-    """Makes the gradients of chosen steps NaN."""
-
-    def __init__(self, steps: set[int]) -> None:
-        self.steps = steps
-
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step in self.steps:
-            for parameter in pl_module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.fill_(float("nan"))
-
-
-def test_single_bad_steps_pass_and_leave_finite_weights(
-    make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
-    module = make_module()
-    make_trainer(max_steps=6, callbacks=[_Poison({2, 4})]).fit(module, make_data())
-    assert module.global_step == 6
-    assert all(
-        value.isfinite().all() for value in module.model.state_dict().values() if value.is_floating_point()
-    )
-
-
-class _Seen(Callback):
-    """Notes the records of each batch."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[str, ...]] = []
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self.records.append(batch.record_ids)
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-def test_lasting_bad_steps_end_the_training_and_name_records(
-    parts: int, make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
-    module, seen = make_module(max_bad_steps=3), _Seen()
-    callbacks = [_Poison(set(range(2, 20))), seen]
-    trainer = make_trainer(max_steps=20, callbacks=callbacks, accumulate_grad_batches=parts)
-    with pytest.raises(NonFiniteLossError, match=r"4 steps in a row.*method\.optimizer\.lr") as end:
-        trainer.fit(module, make_data())
-    assert len(seen.records) == 6 * parts
-    last = [name for batch in seen.records[-parts:] for name in batch]
-    assert len(last) == 2 * parts
-    assert str(end.value).endswith(f"the records of the last batch: {', '.join(last)}")
 
 
 def test_learning_rate_warms_up_and_cools_down(
@@ -392,73 +339,6 @@ def test_losses_are_logged_apart(
         assert float(row["train/loss"]) == pytest.approx(total, rel=1e-5)
         assert float(row["train/grad_norm"]) > 0
     assert [row for row in rows if row["val/denoise_loss"]]
-
-
-def test_a_signal_ends_after_the_step_and_saves(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
-    class Interrupt(Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == 3:
-                signal.raise_signal(signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    stop = GracefulStop(tmp_path)
-    module = make_module()
-    make_trainer(max_steps=50, callbacks=[stop, Interrupt()]).fit(module, make_data())
-    assert stop.stopped
-    assert module.global_step == 4
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_signal_waits_for_the_gradients_of_the_step(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
-    class Interrupt(Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 3:
-                signal.raise_signal(signal.SIGTERM)
-
-    module, data = make_module(), make_data()
-    callbacks = [GracefulStop(tmp_path), Interrupt()]
-    make_trainer(max_steps=50, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
-    assert module.global_step == 2
-    assert data.state_dict()["batches"] == 6
-
-
-def test_samples_are_the_same_pictures_each_time(
-    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
-) -> None:
-    portraits = sorted(str(path) for path in (world / "references").glob("*.png"))
-    samples = SampleImages(
-        tmp_path,
-        ["a man <|image|> on the beach", "a man <|image|> and a woman <|image|>"],
-        [portraits[:1], portraits[:2]],
-        seed=1,
-        sampler={"alpha": 1.0, "num_inference_steps": 2, "height": 32, "width": 32},
-    )
-    frozen = partial(torch.optim.SGD, lr=0.0)
-    module = make_module(optimizer=frozen, ema_decay=None)
-    trainer = make_trainer(
-        max_steps=4,
-        callbacks=[samples],
-        limit_val_batches=1,
-        val_check_interval=2,
-        check_val_every_n_epoch=None,
-    )
-    trainer.fit(module, make_data())
-    files = sorted(tmp_path.glob("step_*.png"))
-    assert [file.name for file in files] == ["step_000002.png", "step_000004.png"]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert Image.open(files[0]).size == (5 * 198 + 6, 2 * 198 + 6)
-
-
-def test_missing_references_of_samples_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nobody\.png"):
-        SampleImages(tmp_path, ["a man <|image|>"], [["nobody.png"]], 0, {})
-    with pytest.raises(ValueError, match="1 prompts, but references for 0"):
-        SampleImages(tmp_path, ["a man <|image|>"], [], 0, {})
 
 
 @pytest.mark.parametrize(

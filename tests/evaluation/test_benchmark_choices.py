@@ -1,0 +1,67 @@
+"""The choices of the configuration, and where their pictures come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fastcomposer.evaluation.benchmark import (
+    Benchmark,
+    Subset,
+    load_benchmarks,
+)
+from fastcomposer.evaluation.definition import read_definition
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "data" / "benchmarks"
+
+
+def loaded(choice: str, pictures: Path) -> list[Benchmark]:
+    config = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{choice}.yaml")
+    assert isinstance(config, DictConfig)
+    if "defaults" in config:
+        below = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{config.pop('defaults')[0]}.yaml")
+        config = OmegaConf.merge(below, config)  # type: ignore[assignment]
+    found: list[Benchmark] = instantiate(config, folder=str(ROOT / config.folder), pictures=str(pictures))
+    return found
+
+
+def test_the_mini_choice_asks_for_minutes_of_the_same_people(world: Path) -> None:
+    single, multi = loaded("mini", world / "references")
+    assert (len(single.cases), len(multi.cases)) == (48, 54)
+    assert single.subjects == multi.subjects
+    times = Counter(name for pair in multi.groups for name in pair)
+    assert set(times.values()) == {3}
+    whole = {
+        case.id: case for benchmark in loaded("mini_full", world / "references") for case in benchmark.cases
+    }
+    assert len(whole) == 2400 + 8820
+    assert all(whole[case.id] == case for case in (*single.cases, *multi.cases))
+
+
+def test_the_paper_choice_takes_the_users_pictures(tmp_path: Path) -> None:
+    words = read_definition(BENCHMARKS / "paper" / "single_subject.json").subjects
+    assert words is not None
+    for name in words:
+        (tmp_path / f"{name}.jpg").touch()
+    single, multi = loaded("paper", tmp_path)
+    assert (len(single.cases), len(multi.cases)) == (2400, 8820)
+    assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "pictures")
+    (tmp_path / "002937.jpg").unlink()
+    with pytest.raises(
+        InstantiationException, match=r"no picture of subject 002937; put .*002937\.jpg there"
+    ):
+        loaded("paper", tmp_path)
+
+
+def test_null_leaves_a_benchmark_out(world: Path) -> None:
+    folder, pictures = BENCHMARKS / "mini", world / "references"
+    assert [b.name for b in load_benchmarks(folder, pictures, single=Subset())] == ["single_subject"]
+    assert [b.name for b in load_benchmarks(folder, pictures, multi=Subset())] == ["multi_subject"]
+    with pytest.raises(ValueError, match="single and multi are both null"):
+        load_benchmarks(folder, pictures)

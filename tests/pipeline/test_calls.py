@@ -1,0 +1,173 @@
+"""Batches, and calls that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
+
+from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion
+from fastcomposer.prompt import strip_markers
+
+
+class TestBatches:
+    def test_batched_prompts_equal_one_by_one(self, pipe: FastComposerPipeline) -> None:
+        prompts = [TWO, ONE, "a beach"]
+        references = [[reference(0), reference(1)], [reference(2)], []]
+        options = {**SIZE, "output_type": "np", "guidance_scale": 5.0}
+        together = pipe(
+            prompts, references=references, generator=[seeded(i) for i in range(3)], **options
+        ).images
+        assert together.shape == (3, 32, 32, 3)
+        for index, (prompt, row) in enumerate(zip(prompts, references, strict=True)):
+            alone = pipe(prompt, references=row, generator=seeded(index), **options).images
+            assert np.abs(together[index] - alone[0]).max() < 1e-4
+
+    def test_several_references_of_a_subject(self, pipe: FastComposerPipeline) -> None:
+        a, b, c = map(reference, range(3))
+
+        def embeds(prompt: Any, references: Any) -> torch.Tensor:
+            return pipe.encode_prompt(prompt, torch.device("cpu"), 1, False, references=references)[0]
+
+        both = embeds(TWO, [[a, b], c])
+        assert torch.equal(both, embeds(TWO, [[a, b], [c]]))
+        assert torch.equal(embeds(TWO, [[a], [c]]), embeds(TWO, [a, c]))
+        assert torch.allclose(embeds(TWO, [[a, a, a], c]), embeds(TWO, [a, c]), atol=1e-5)
+        first, second = (both != embeds(TWO, None))[0].any(-1).nonzero().flatten().tolist()
+        # The second subject is the same, the first between those of each picture alone.
+        assert torch.allclose(both[0, second], embeds(TWO, [a, c])[0, second], atol=1e-5)
+        assert not torch.allclose(both[0, first], embeds(TWO, [a, c])[0, first], atol=1e-4)
+        assert not torch.allclose(both[0, first], embeds(TWO, [b, c])[0, first], atol=1e-4)
+        # The same for a list of prompts, one level deeper.
+        rows = embeds([TWO, ONE], [[[a, b], c], [b]])
+        assert torch.allclose(rows[0], both[0], atol=1e-5)
+        assert torch.allclose(rows[1], embeds(ONE, b)[0], atol=1e-5)
+        images = pipe(TWO, references=[[a, b], [c]], generator=seeded(), output_type="np", **SIZE).images
+        again = pipe(TWO, references=[[a, b], c], generator=seeded(), output_type="np", **SIZE).images
+        assert np.array_equal(images, again)
+
+    def test_nesting_that_does_not_fit_is_refused_before_anything_runs(
+        self, pipe: FastComposerPipeline
+    ) -> None:
+        a, b = reference(0), reference(1)
+        with pytest.raises(PromptError, match=r"1 reference image\(s\) for 2 marker.*a list of their own"):
+            pipe(TWO, references=[[a, b]], **SIZE)
+        with pytest.raises(PromptError, match=r"references\[0\] holds lists of lists"):
+            pipe(TWO, references=[[[a, b]], [[a]]], **SIZE)
+        with pytest.raises(PromptError, match=r"references for 1 prompt\(s\), but 2 prompt"):
+            pipe([TWO, ONE], references=[[a, b]], **SIZE)
+
+    def test_images_per_prompt(self, pipe: FastComposerPipeline) -> None:
+        options = {**SIZE, "output_type": "np"}
+        prompts, references = [ONE, TWO], [[reference(0)], [reference(1), reference(2)]]
+        generators = [seeded(i) for i in range(4)]
+        images = pipe(
+            prompts, references=references, num_images_per_prompt=2, generator=generators, **options
+        ).images
+        for index in range(4):
+            alone = pipe(
+                prompts[index // 2], references=references[index // 2], generator=seeded(index), **options
+            ).images
+            assert np.abs(images[index] - alone[0]).max() < 1e-4
+
+    def test_embeddings_stand_in_for_prompt_and_references(self, pipe: FastComposerPipeline) -> None:
+        images, device = [reference(0), reference(1)], torch.device("cpu")
+        text, negative = pipe.encode_prompt(TWO, device, 1, True)
+        subject, _ = pipe.encode_prompt(TWO, device, 1, False, references=images)
+        assert not torch.equal(text, subject)
+        expected = pipe(TWO, references=images, generator=seeded(), output_type="np", **SIZE).images
+        embeds = {"negative_prompt_embeds": negative, "subject_prompt_embeds": subject}
+        for prompt in ({"prompt_embeds": text}, {"prompt": TWO}):
+            again = pipe(**prompt, **embeds, generator=seeded(), output_type="np", **SIZE).images
+            assert np.array_equal(again, expected)
+
+    def test_encode_prompt_is_that_of_stable_diffusion(self, pipe: FastComposerPipeline) -> None:
+        device = torch.device("cpu")
+        ours = pipe.encode_prompt([ONE, TWO], device, 2, True, ["a", "b"])
+        theirs = stable_diffusion(pipe).encode_prompt(
+            [*map(strip_markers, (ONE, TWO))], device, 2, True, ["a", "b"]
+        )
+        for embeds, expected in zip(ours, theirs, strict=True):
+            assert embeds is not None and torch.equal(embeds, expected)
+
+    def test_clip_skip_takes_an_earlier_layer(self, pipe: FastComposerPipeline) -> None:
+        device = torch.device("cpu")
+        tokens = pipe.tokenizer("a man", padding="max_length", max_length=77, return_tensors="pt").input_ids
+        states = pipe.text_encoder(tokens, output_hidden_states=True).hidden_states
+        expected = pipe.text_encoder.final_layer_norm(states[-2])
+        skipped, _ = pipe.encode_prompt("a man", device, 1, False, clip_skip=1)
+        assert torch.equal(skipped, expected)
+        image = pipe(
+            ONE, references=[reference(0)], clip_skip=1, generator=seeded(), output_type="np", **SIZE
+        )
+        other = pipe(ONE, references=[reference(0)], generator=seeded(), output_type="np", **SIZE)
+        assert not np.array_equal(image.images, other.images)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"references": [reference(0)] * 2}, PromptError, r"2 reference image\(s\) for 1 marker"),
+            ({"references": []}, PromptError, r"0 reference image\(s\) for 1 marker"),
+            ({}, PromptError, r"0 reference image\(s\) for 1 marker"),
+            ({"references": [reference(0)], "prompt": [ONE, ONE]}, PromptError, r"references for 1 prompt"),
+            ({"references": [reference(0)], "prompt": "<|image|> on"}, PromptError, "no word before it"),
+            (
+                {"references": [reference(0)], "alpha": 1.2},
+                ValueError,
+                r"alpha must lie in \[0, 1\], not 1.2",
+            ),
+            ({"references": [reference(0)], "alpha": float("nan")}, ValueError, "alpha must lie in"),
+            ({"references": [reference(0)], "height": 36}, ValueError, "divisible by 8"),
+            ({"references": [reference(0)], "width": 33}, ValueError, "multiples of 2, not 32 and 33"),
+            ({"references": ["absent.png"]}, FileNotFoundError, "absent.png does not exist"),
+            ({"references": [reference(0)], "return_attention": -1}, ValueError, "number of groups of steps"),
+            (
+                {"references": [reference(0)], "subject_prompt_embeds": torch.zeros(1, 77, 32)},
+                ValueError,
+                "references or subject_prompt_embeds, not both",
+            ),
+            (
+                {"subject_prompt_embeds": torch.zeros(2, 77, 32)},
+                ValueError,
+                r"subject_prompt_embeds are \(2, 77, 32\), the prompt's embeddings \(1, 77, 32\)",
+            ),
+            (
+                {"prompt": None, "prompt_embeds": torch.zeros(1, 77, 32), "references": [reference(0)]},
+                ValueError,
+                "references need a prompt with markers",
+            ),
+            (
+                {"prompt": None, "prompt_embeds": torch.zeros(1, 77, 32), "return_attention": 1},
+                ValueError,
+                "return_attention needs a prompt with markers",
+            ),
+        ],
+    )
+    def test_bad_calls(
+        self, options: dict[str, Any], error: type[Exception], message: str, pipe: FastComposerPipeline
+    ) -> None:
+        with pytest.raises(error, match=message):
+            pipe(**{"prompt": ONE, **SIZE, **options})
+
+    def test_references_may_be_left_out_where_they_would_not_be_seen(
+        self, pipe: FastComposerPipeline
+    ) -> None:
+        assert pipe(ONE, alpha=0, output_type="latent", **SIZE).images.shape == (1, 4, 16, 16)
+
+    def test_unknown_argument(self, pipe: FastComposerPipeline) -> None:
+        with pytest.raises(TypeError, match="reference"):
+            pipe(ONE, reference=[reference(0)])
+
+    def test_widths_must_match(self, pipe: FastComposerPipeline) -> None:
+        with pytest.raises(ValueError, match=r"the fusion is 48 wide, but the text encoder .* is 32 wide"):
+            FastComposerPipeline(**{**pipe.components, "fusion": SubjectFusion(48)})
+
+    def test_a_base_model_alone_is_no_pipeline(self, tiny_base: Path) -> None:
+        with pytest.raises(ValueError, match="fusion"):
+            FastComposerPipeline.from_pretrained(tiny_base)

@@ -1,0 +1,86 @@
+"""A pipeline's folder, and moves between kinds of pipelines and numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionPipeline,
+)
+from tiny_pipeline import ONE, SIZE, TWO, reference, seeded
+
+from fastcomposer import FastComposerPipeline
+from fastcomposer.prompt import strip_markers
+
+
+class TestSaving:
+    def test_round_trip_gives_the_same_images(self, pipe: FastComposerPipeline, tmp_path: Path) -> None:
+        options = {**SIZE, "references": [reference(0)], "output_type": "np"}
+        expected = pipe(ONE, generator=seeded(), **options).images
+        pipe.save_pretrained(tmp_path)
+        again = FastComposerPipeline.from_pretrained(tmp_path)
+        again.set_progress_bar_config(disable=True)
+        assert np.array_equal(again(ONE, generator=seeded(), **options).images, expected)
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        assert index["_class_name"] == "FastComposerPipeline"
+        assert index["fusion"] == ["fastcomposer.models.fusion", "SubjectFusion"]
+        assert index["image_encoder"] == ["transformers", "CLIPVisionModelWithProjection"]
+
+    def test_saved_folder_is_a_stable_diffusion_model_too(
+        self, pipe: FastComposerPipeline, tmp_path: Path
+    ) -> None:
+        pipe.save_pretrained(tmp_path)
+        plain = StableDiffusionPipeline.from_pretrained(tmp_path)
+        plain.set_progress_bar_config(disable=True)
+        expected = pipe(ONE, alpha=0, generator=seeded(), output_type="np", **SIZE).images
+        theirs = plain(strip_markers(ONE), generator=seeded(), output_type="np", **SIZE).images
+        assert np.array_equal(theirs, expected)
+
+    def test_a_fresh_process_loads_it_without_network(
+        self, pipe: FastComposerPipeline, tmp_path: Path
+    ) -> None:
+        import subprocess
+        import sys
+
+        pipe.save_pretrained(tmp_path)
+        code = (
+            "from fastcomposer import FastComposerPipeline;"
+            f"print(type(FastComposerPipeline.from_pretrained({str(tmp_path)!r}).fusion).__name__)"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stdout.strip() == "SubjectFusion"
+
+    def test_from_pipe_goes_both_ways(self, pipe: FastComposerPipeline) -> None:
+        plain = StableDiffusionPipeline.from_pipe(pipe)
+        assert plain.unet is pipe.unet
+        again = FastComposerPipeline.from_pipe(plain, fusion=pipe.fusion)
+        assert again.unet is pipe.unet and again.image_encoder is pipe.image_encoder
+        again = FastComposerPipeline.from_pipe(pipe)
+        assert again.components.keys() == pipe.components.keys() and again.fusion is pipe.fusion
+        with pytest.raises(ValueError, match="fusion"):
+            FastComposerPipeline.from_pipe(plain)
+
+    def test_missing_tokenizer_survives_saving(self, pipe: FastComposerPipeline, tmp_path: Path) -> None:
+        pipe.tokenizer = None
+        pipe.save_pretrained(tmp_path)
+        again = FastComposerPipeline.from_pretrained(tmp_path)
+        assert again.tokenizer is None
+        with pytest.raises(ValueError, match="no tokenizer"):
+            again(ONE, references=[reference(0)], **SIZE)
+        with pytest.raises(ValueError, match="no tokenizer: give prompt_embeds, and negative_prompt_embeds"):
+            again(prompt_embeds=torch.zeros(1, 77, 32), **SIZE)
+        latents = again(
+            prompt_embeds=torch.zeros(1, 77, 32), guidance_scale=1.0, output_type="latent", **SIZE
+        )
+        assert latents.images.shape == (1, 4, 16, 16)
+
+    def test_dtype_moves(self, shared: FastComposerPipeline, tmp_path: Path) -> None:
+        shared.save_pretrained(tmp_path)
+        pipe = FastComposerPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        assert pipe.fusion.dtype == pipe.unet.dtype == torch.bfloat16
+        output = pipe(TWO, references=[reference(0), reference(1)], output_type="latent", **SIZE)
+        assert output.images.dtype == torch.bfloat16

@@ -1,0 +1,50 @@
+"""Pictures drawn while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fastcomposer.training.samples import SampleImages
+
+Make = Callable[..., Any]
+
+
+def test_samples_are_the_same_pictures_each_time(
+    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
+) -> None:
+    portraits = sorted(str(path) for path in (world / "references").glob("*.png"))
+    samples = SampleImages(
+        tmp_path,
+        ["a man <|image|> on the beach", "a man <|image|> and a woman <|image|>"],
+        [portraits[:1], portraits[:2]],
+        seed=1,
+        sampler={"alpha": 1.0, "num_inference_steps": 2, "height": 32, "width": 32},
+    )
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    module = make_module(optimizer=frozen, ema_decay=None)
+    trainer = make_trainer(
+        max_steps=4,
+        callbacks=[samples],
+        limit_val_batches=1,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+    )
+    trainer.fit(module, make_data())
+    files = sorted(tmp_path.glob("step_*.png"))
+    assert [file.name for file in files] == ["step_000002.png", "step_000004.png"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert Image.open(files[0]).size == (5 * 198 + 6, 2 * 198 + 6)
+
+
+def test_missing_references_of_samples_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nobody\.png"):
+        SampleImages(tmp_path, ["a man <|image|>"], [["nobody.png"]], 0, {})
+    with pytest.raises(ValueError, match="1 prompts, but references for 0"):
+        SampleImages(tmp_path, ["a man <|image|>"], [], 0, {})
