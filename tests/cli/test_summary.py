@@ -51,7 +51,14 @@ def training(small: list[str]) -> list[str]:
     drawn = ["+sampler.height=32", "+sampler.width=32", "sampler.num_inference_steps=2"]
     steps = ["trainer.max_time=null", "trainer.max_steps=2", "trainer.limit_val_batches=0"]
     steps += ["trainer.log_every_n_steps=1"]
-    return [*small, *drawn, *steps, "data.module.batch_size=2", "data.module.num_workers=0"]
+    return [
+        "callbacks=samples",
+        *small,
+        *drawn,
+        *steps,
+        "data.module.batch_size=2",
+        "data.module.num_workers=0",
+    ]
 
 
 def test_a_training_leads_to_pictures_and_these_to_others(run: Run, training: list[str]) -> None:
