@@ -14,6 +14,7 @@ import torch
 from command_line import called
 from matplotlib import cbook
 from PIL import Image
+from skimage.data import astronaut
 from tiny_architectures import narrow
 from tiny_networks import write_blip, write_clip, write_mask2former
 
@@ -215,6 +216,41 @@ def test_the_mini_world_is_prepared_anew(run: Run, world: Path, tmp_path: Path) 
         assert made.record.caption == known.record.extra["rich_caption"]
         boxes = [{segment.id: segment.bbox for segment in loaded.record.segments} for loaded in (made, known)]
         assert boxes[0] == boxes[1]
+
+
+def test_photos_become_records_without_any_download(run: Run, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    one = astronaut()
+    Image.fromarray(one).save(photos / "one.jpg")
+    (photos / "one.txt").write_text("a smiling woman before a flag")
+    half = one[:, :400]
+    Image.fromarray(np.concatenate([half, half[:, ::-1]], axis=1)).save(photos / "two.jpg")
+    (photos / "two.txt").write_text("a woman and a lady with a helmet")
+    Image.fromarray(one).save(photos / "unclear.jpg")
+    (photos / "unclear.txt").write_text("a woman and a man")
+    status, out, err = run(
+        prepare,
+        "data=folder",
+        f"source={photos}",
+        "data.root=data",
+        "data/captioner=given",
+        "data/segmenter=faces",
+        "data/phrases=words",
+        "data/matcher=order",
+    )
+    assert status == 0, err
+    assert "2 records made" in out
+    subjects = {}
+    for name in read_ids("data", "all"):
+        record = read_record("data", name).record
+        from_the_left = sorted(record.segments, key=lambda segment: segment.bbox)
+        subjects[record.caption] = [record.caption[: segment.end].split()[-1] for segment in from_the_left]
+    assert subjects == {
+        "a smiling woman before a flag": ["woman"],
+        "a woman and a lady with a helmet": ["woman", "lady"],
+    }
+    assert "unclear.jpg" in Path("data/preparation/left_out.csv").read_text()
 
 
 def test_missing_parts_are_said_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:

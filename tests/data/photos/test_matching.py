@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastcomposer.data.avatars import Appearance, Identity
 from fastcomposer.data.photos.interfaces import NounPhrase, Photo, Region, Scene, Segmentation
-from fastcomposer.data.photos.matching import SimilarityMatcher, without_means
+from fastcomposer.data.photos.matching import OrderMatcher, SimilarityMatcher, without_means
 from fastcomposer.data.photos.phrases import WordPhrases
 from fastcomposer.data.scenery import CONTEXTS, STYLES
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities
@@ -117,6 +117,18 @@ def test_noise_is_around_a_segment_and_always_the_same() -> None:
     assert not torch.equal(first[0, :, :, :2], first[1, :, :, :2])
     matcher.match([coloured("person"), scene])
     assert torch.equal(network.images[3:], first)
+
+
+def test_order_goes_from_left_to_right_where_it_is_certain() -> None:
+    first, second = NounPhrase("a man", 5, "man", "person"), NounPhrase("a woman", 17, "woman", "person")
+    dog = NounPhrase("a dog", 27, "dog", "dog")
+    scene = coloured("dog", first, dog, second)
+    turned = Scene(scene.photo, scene.segmentation, scene.regions[::-1], scene.phrases)
+    too_many = coloured("person", first, second)
+    found, found_turned, none = OrderMatcher().match([scene, turned, too_many])
+    assert [(match.phrase, match.region) for match in found] == [(0, 0), (1, 1), (2, 2)]
+    assert [(match.phrase, match.region) for match in found_turned] == [(0, 2), (1, 1), (2, 0)]
+    assert none == ()  # three regions, two phrases: nobody knows
 
 
 def test_settings_are_checked_and_told() -> None:

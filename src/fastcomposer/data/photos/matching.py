@@ -1,4 +1,4 @@
-"""Which phrase names which segment: greedily, the most similar pair first (PAPER.md, Data)."""
+"""Which phrase names which segment: greedily by likeness (PAPER.md, Data), or by order."""
 
 from __future__ import annotations
 
@@ -169,3 +169,33 @@ def without_means(similarity: np.ndarray) -> np.ndarray:
     if 0 < phrases <= regions:
         relative = relative - relative.mean(1, keepdims=True)
     return relative
+
+
+class OrderMatcher:
+    """Matches phrases and segments from left to right, for captions that name people in that order.
+
+    Where there are not as many phrases of a kind as segments, nobody knows who is who, and none is matched.
+    """
+
+    settings: Mapping[str, Any] = {"matcher": "order"}
+
+    def load(self) -> None:
+        """Nothing to read."""
+
+    def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
+        """Match the phrases of each scene, in their order, with its regions by the middle of their boxes."""
+        return [self._pairs(scene) for scene in scenes]
+
+    def _pairs(self, scene: Scene) -> tuple[Match, ...]:
+        def middle(number: int) -> int:
+            left, _, right, _ = scene.segmentation.box(scene.regions[number].id)
+            return left + right
+
+        found: list[Match] = []
+        for label in dict.fromkeys(phrase.label for phrase in scene.phrases):
+            phrases = [i for i, phrase in enumerate(scene.phrases) if phrase.label == label]
+            regions = [i for i, region in enumerate(scene.regions) if region.label == label]
+            if len(phrases) == len(regions):
+                pairs = zip(phrases, sorted(regions, key=middle), strict=True)
+                found += [Match(phrase, region, 1.0) for phrase, region in pairs]
+        return tuple(sorted(found, key=lambda match: match.phrase))
