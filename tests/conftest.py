@@ -172,12 +172,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
-def write_world(root: Path) -> Path:
+def write_world(root: Path, num_train: int = 24, num_test: int = 8) -> Path:
     """Render a small world."""
     from fastcomposer.data.prepare import prepare_avatars
     from fastcomposer.data.scenes import AvatarScenes
 
-    prepare_avatars(root, AvatarScenes(size=64, num_identities=8), 24, 8, num_workers=0, reference_size=56)
+    scenes = AvatarScenes(size=64, num_identities=8)
+    prepare_avatars(root, scenes, num_train, num_test, num_workers=0, reference_size=56)
     return root
 
 

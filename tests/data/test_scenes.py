@@ -209,6 +209,9 @@ def test_other_looks_differ_and_hide_nobody() -> None:
 
 def test_two_worlds_do_not_mix(tmp_path: Path, world: AvatarScenes) -> None:
     prepare_avatars(tmp_path, world, 1, 1, num_workers=0)
+    written = (tmp_path / "world.txt").stat().st_ino
+    prepare_avatars(tmp_path, world, 1, 1, num_workers=0)
+    assert (tmp_path / "world.txt").stat().st_ino == written  # a call that is killed leaves what it says
     with pytest.raises(ValueError, match="holds another world"):
         prepare_avatars(tmp_path, AvatarScenes(num_identities=60, seed=4), 1, 1, num_workers=0)
 

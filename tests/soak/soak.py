@@ -1,0 +1,136 @@
+"""Faults at random moments in the four long jobs, and whether anything is lost or done twice.
+
+    make soak FAULTS=200 MINUTES=30
+
+Every job runs in processes of its own. At a moment anywhere in its work something happens to it: it is
+killed or asked to end, with or without its workers, the disk takes no larger files any more, its newest file
+is cut in two, records that it reads are damaged, or a second process is started beside it. Then it is called
+again. What was finished before must still be there and not have been made anew; what a job makes in the end
+must be what it makes when nothing happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+
+from rich.console import Console
+from soak_course import Course, Entry
+from soak_jobs import Job, copy_world, jobs
+from soak_server import Server
+from soak_verdict import Verdict
+from toy_evaluation import make_toy
+
+_TRIES = 25  # in which each fault of a lane should have landed, on average a few are needed
+
+
+def plan(chosen: Sequence[Job], faults: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Choose (job, kind) of each fault: the jobs in turns, and the kinds of each in turns of random order."""
+    kinds = {job.name: cycle(rng.sample(job.faults, len(job.faults))) for job in chosen}
+    names = cycle(job.name for job in chosen)
+    return [(name, next(kinds[name])) for name in islice(names, faults)]
+
+
+def soak(
+    chosen: tuple[Job, ...],
+    world: Path,
+    place: Path,
+    *,
+    faults: int,
+    seed: int,
+    minutes: float = 30,
+    lanes: int = 1,
+) -> Verdict:
+    """Let things happen to jobs in turns.
+
+    Args:
+        chosen: The jobs.
+        world: Data that they read; copied.
+        place: Folder for everything.
+        faults: How many.
+        seed: Of what happens when.
+        minutes: When to begin no more; what is under way is finished.
+        lanes: How many jobs run at once.
+    """
+    begun = time.monotonic()
+    whole = plan(chosen, faults, random.Random(seed))
+
+    def run(server: Server, lane: int) -> list[Entry]:
+        folder = place / f"lane_{lane}"
+        copy_world(world, folder)
+        courses = {job.name: Course(server, job, folder) for job in chosen}
+        rng, deadline = random.Random(f"{seed} {lane}"), begun + 60 * minutes
+        return _lane(courses, whole[lane::lanes], rng, deadline)
+
+    with Server() as server, ThreadPoolExecutor(lanes) as pool:
+        found = [pool.submit(run, server, lane) for lane in range(lanes)]
+        entries = [entry for lane in found for entry in lane.result()]
+    return Verdict(seed, faults, time.monotonic() - begun, chosen, entries)
+
+
+def _lane(
+    courses: dict[str, Course], wanted: list[tuple[str, str]], rng: random.Random, deadline: float
+) -> list[Entry]:
+    """One job after the other; a fault that came too late is tried again at the end."""
+    used = {name for name, _ in wanted}
+    entries = [course.undisturbed() for name, course in courses.items() if name in used]
+    todo, tries = deque(wanted), 0
+    while todo and time.monotonic() < deadline and tries < _TRIES * len(wanted):
+        name, kind = todo.popleft()
+        entries.append(courses[name].strike(kind, rng))
+        tries += 1
+        if not entries[-1].landed:
+            todo.append((name, kind))
+    return entries + [course.finish() for course in courses.values() if course.begun]
+
+
+def main() -> None:
+    """Make models and data, soak, and say what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--size", type=int, default=2)
+    parser.add_argument("--jobs", nargs="*", default=["train", "evaluate", "prepare", "shards"])
+    parser.add_argument("--output", type=Path, default=Path("outputs/soak"))
+    options = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from conftest import write_small_base, write_world
+
+    place = Path(tempfile.mkdtemp(prefix="soak"))
+    base = write_small_base(place / "base")
+    world = write_world(place / "world", num_train=72 * options.size)
+    found = jobs(base, make_toy(base, place / "toy"), size=options.size)
+    chosen = tuple(job for job in found if job.name in options.jobs)
+    verdict = soak(
+        chosen,
+        world,
+        place / "lanes",
+        faults=options.faults,
+        seed=seed,
+        minutes=options.minutes,
+        lanes=options.lanes,
+    )
+    verdict.write(options.output)
+    verdict.show(Console(width=None if sys.stdout.isatty() else 130))
+    if verdict.passed:
+        shutil.rmtree(place)
+    else:
+        sys.exit(f"the folders are kept in {place}")
+
+
+if __name__ == "__main__":
+    main()

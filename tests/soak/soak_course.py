@@ -1,0 +1,222 @@
+"""A job on its way through faults, and what is found out about it."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soak_faults import FAULTS, Blow, Fault, holds_the_folder
+from soak_jobs import OUTPUT, Job
+from soak_server import Process, Server
+
+_SHOWN = 1500  # characters of what a process said
+
+
+@dataclass
+class Entry:
+    """What one call of a job came to.
+
+    Attributes:
+        job: Its name.
+        fault: What happened to it, ``none`` where nothing should.
+        landed: Whether it did, while the job was at work.
+        resumed_from: How much finished work the call began with.
+        struck_at: How much there was when it happened, as the job's files tell.
+        status: How the call ended; ``None`` if it had to be ended.
+        seconds: From its start to its end.
+        processor_seconds: What it and its workers took.
+        lost: Finished work that was gone afterwards, or missing in the end.
+        repeated: Finished work that was done again, or was there twice in the end.
+        different: Results that are others than of an undisturbed run.
+        wrong: What else should not have been: a status, a trace, silence, leftovers.
+    """
+
+    job: str
+    fault: str
+    landed: bool = False
+    resumed_from: int = 0
+    struck_at: int | None = None
+    status: int | None = 0
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    lost: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is to be said against it."""
+        return not (self.lost or self.repeated or self.different or self.wrong)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Course:
+    """A job that is called until it is done, and then from the beginning in another folder.
+
+    Args:
+        server: Starts it.
+        job: The job.
+        place: Folder for everything, with the data that the job reads.
+    """
+
+    def __init__(self, server: Server, job: Job, place: Path) -> None:
+        self.server, self.job, self.place = server, job, place
+        self.expected: Mapping[str, Any] = {}
+        self.total, self.seconds = 0, 0.0
+        self.rounds = 0
+        self.done: dict[str, int] = {}
+        self._to_be_told: tuple[str, ...] = ()
+        self.folder = self._next_folder()
+
+    def _next_folder(self) -> Path:
+        folder = self.place / f"{self.job.name}_{self.rounds}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def start(self) -> Process:
+        """Call the job in its present folder."""
+        return self.server.call(self.folder, self.job.command, self.job.arguments)
+
+    def undisturbed(self) -> Entry:
+        """Run the job from beginning to end, for what comes out and how long it takes.
+
+        Raises:
+            RuntimeError: If it does not get there.
+        """
+        begun = time.monotonic()
+        process = self.start()
+        if process.end() != 0:
+            raise RuntimeError(f"{self.job.name} ended with {process.status} undisturbed: {process.text}")
+        self.seconds = time.monotonic() - begun
+        self.expected, self.total = self.job.results(self.folder), self.job.progress(self.folder)
+        entry = Entry(self.job.name, "none", seconds=round(self.seconds, 3))
+        entry.processor_seconds = process.processor_seconds
+        self._end_round(entry)
+        return entry
+
+    def strike(self, kind: str, rng: random.Random) -> Entry:
+        """Call the job and let something happen to it.
+
+        The moment is drawn as some more work that must be there first, and a part of the time between two
+        pieces: it means the same on a slow machine.
+
+        Args:
+            kind: One of :data:`FAULTS`.
+            rng: Of the moment and what is damaged.
+        """
+        fault, entry = FAULTS[kind], self._entry(kind)
+        more = 0 if fault.early else rng.randrange(self.total // 3 + 1)
+        pause = 0.0 if fault.early else rng.uniform(0, self.seconds / 8)
+        begun = time.monotonic()
+        process = self.start()
+        blow = self._struck(fault, process, more, pause, rng)
+        entry.struck_at = self.job.progress(self.folder)
+        entry.status = process.end()
+        blow.mend()
+        entry.seconds = round(time.monotonic() - begun, 3)
+        entry.processor_seconds = process.processor_seconds
+        entry.landed = blow.landed and entry.status in blow.statuses
+        entry.wrong += blow.wrong
+        self._judge(entry, process, blow)
+        if entry.landed and fault.after is not None:
+            self._forget(fault.after(self, rng))
+        return entry
+
+    def finish(self) -> Entry:
+        """Let the round come to its end."""
+        entry, begun = self._entry("none"), time.monotonic()
+        process = self.start()
+        entry.status = process.end()
+        entry.seconds = round(time.monotonic() - begun, 3)
+        entry.processor_seconds = process.processor_seconds
+        self._judge(entry, process, Blow(False, ()))
+        return entry
+
+    @property
+    def begun(self) -> bool:
+        """Whether a round is under way."""
+        return any(self.folder.iterdir())
+
+    def _entry(self, kind: str) -> Entry:
+        return Entry(self.job.name, kind, resumed_from=self.job.amount(self.done))
+
+    def _struck(self, fault: Fault, process: Process, more: int, pause: float, rng: random.Random) -> Blow:
+        nothing = Blow(False, ())
+        if not process.until(lambda: holds_the_folder(self)):
+            return nothing
+        aim = min(self.job.progress(self.folder) + more, self.total)
+        if not process.until(lambda: self.job.progress(self.folder) >= aim):
+            return nothing
+        process.wait(pause)
+        ready = process.until(lambda: fault.ready(self, process))
+        return fault.strike(self, process, rng) if ready else nothing
+
+    def _judge(self, entry: Entry, process: Process, blow: Blow) -> None:
+        """Compare what is there with what was, and, where the job is done, with what should be."""
+        text = process.text
+        if entry.status is None:
+            entry.wrong.append(f"hangs: {text[-_SHOWN:]}")
+        elif entry.status != 0 and not entry.landed:
+            entry.wrong.append(f"ended with {entry.status}: {text[-_SHOWN:]}")
+        elif entry.status == 1 and ("error: " not in text or "Traceback" in text):
+            entry.wrong.append(f"ended without a word of its own: {text[-_SHOWN:]}")
+        elif entry.status == 1 and blow.names and not any(name in text for name in blow.names):
+            entry.wrong.append(f"names none of {', '.join(blow.names)}: {text[-_SHOWN:]}")
+        if all(name in text for name in self._to_be_told):
+            self._to_be_told = ()
+        elif entry.status == 0:  # else it may have ended before it looked
+            entry.wrong.append(f"does not say {' and '.join(self._to_be_told)}: {text[-_SHOWN:]}")
+        now = self.job.done(self.folder)
+        entry.lost, entry.repeated = self.job.compare(self.done, now) if self.done else ([], [])
+        self.done = now
+        if entry.status == 0:
+            self._compare(entry)
+        if entry.status == 0 or not entry.clean:
+            self._end_round(entry)
+
+    def _compare(self, entry: Entry) -> None:
+        made = self.job.results(self.folder)
+        entry.lost += sorted(self.expected.keys() - made.keys() - set(entry.lost))
+        entry.repeated += sorted(made.keys() - self.expected.keys())
+        both = sorted(made.keys() & self.expected.keys())
+        entry.different += [name for name in both if not same(made[name], self.expected[name])]
+        if leftovers := [str(file) for file in self.folder.rglob(".*.tmp")]:
+            entry.wrong.append(f"left behind: {', '.join(leftovers)}")
+        if (self.folder / OUTPUT / ".lock").exists():
+            entry.wrong.append("the lock is left behind")
+
+    def _end_round(self, entry: Entry) -> None:
+        """Go on in a new folder; one in which something is wrong is kept."""
+        if entry.clean:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.rounds, self.done, self._to_be_told = self.rounds + 1, {}, ()
+        self.folder = self._next_folder()
+
+    def _forget(self, file: Path) -> None:
+        """Expect no more of a damaged file; a training has to say that it leaves it out."""
+        self.done.pop(str(file.relative_to(self.folder.resolve())), None)
+        if self.job.name == "train":
+            self.done = self.job.done(self.folder)
+            self._to_be_told = (f"{file.name} is damaged", "going on from")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two results are the same; numbers in dictionaries may round."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return bool(one == other)
+    return one.keys() == other.keys() and all(
+        math.isclose(one[key], other[key], abs_tol=1e-3)
+        if isinstance(one[key], float) and isinstance(other[key], float)
+        else one[key] == other[key]
+        for key in one
+    )

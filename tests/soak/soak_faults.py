@@ -1,0 +1,170 @@
+"""What happens to the jobs of a soak: real signals, real limits, real damage to real files."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from soak_jobs import OUTPUT, WORLD, Job
+from soak_server import Process
+
+_ROOM = 700  # bytes that a file may have on the full disk
+_GRACE = 0.4  # most seconds that a scheduler gives a job to end
+_DAMAGED = 8  # records
+
+
+class Call(Protocol):
+    """What a fault needs to know: a job that runs in a folder."""
+
+    job: Job
+    folder: Path
+
+    def start(self) -> Process:
+        """Call it (once more)."""
+
+
+@dataclass
+class Blow:
+    """A fault that has come upon a process.
+
+    Attributes:
+        landed: Whether there was anything for it to come upon.
+        statuses: How the process may end then. Status 0 would be that it had been through before.
+        names: Words of which it has to say one.
+        mend: Puts right what was damaged.
+        wrong: What should not have been.
+    """
+
+    landed: bool
+    statuses: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    mend: Callable[[], object] = lambda: None
+    wrong: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    Attributes:
+        strike: Lets it happen.
+        ready: Whether it can.
+        early: Whether it has to come while there is work left.
+        after: What happens to its files once it has ended.
+    """
+
+    strike: Callable[[Call, Process, random.Random], Blow]
+    ready: Callable[[Call, Process], bool] = lambda call, process: True
+    early: bool = False
+    after: Callable[[Call, random.Random], Path] | None = None
+
+
+_ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def _sends(
+    number: int, *statuses: int, everything: bool = False
+) -> Callable[[Call, Process, random.Random], Blow]:
+    """Send a signal to the process, or to its workers, too."""
+
+    def strike(call: Call, process: Process, rng: random.Random) -> Blow:
+        return Blow((process.signal_all if everything else process.signal)(number), statuses)
+
+    return strike
+
+
+def _evict(call: Call, process: Process, rng: random.Random) -> Blow:
+    """Ask it to end, as schedulers do, and kill it and its workers soon after."""
+    grace = rng.uniform(0, _GRACE)
+    landed = process.signal(signal.SIGTERM)
+    process.wait(grace)
+    process.signal_all(signal.SIGKILL)
+    return Blow(landed, (*_ENDED, -signal.SIGKILL))
+
+
+def _kill_a_worker(call: Call, process: Process, rng: random.Random) -> Blow:
+    workers = process.workers()
+    try:
+        os.kill(workers[rng.randrange(len(workers))], signal.SIGKILL)
+    except (ValueError, ProcessLookupError):  # none is left
+        return Blow(False, (1,))
+    return Blow(True, (1,))
+
+
+def _fill_the_disk(call: Call, process: Process, rng: random.Random) -> Blow:
+    """Let no file of it become larger, for which the system has another error that goes the same way."""
+    # A training's workers only read; the limit would hold for the memory that they share, too.
+    writers = [] if call.job.name == "train" else process.workers()
+    try:
+        for pid in (process.pid, *writers):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (_ROOM, resource.RLIM_INFINITY))
+    except (ProcessLookupError, PermissionError):
+        return Blow(False, (1,))
+    return Blow(True, (1,))
+
+
+def _start_a_second(call: Call, process: Process, rng: random.Random) -> Blow:
+    """Start the same call beside it, which is refused."""
+    second = call.start()
+    status = second.end()
+    refused = status == 1 and "is in use by process" in second.text
+    blow = Blow(refused, (0,))
+    if not refused and process.status is None:
+        blow.wrong.append(f"two at once ({status}): {second.text}")
+    return blow
+
+
+def _damage_records(call: Call, process: Process, rng: random.Random) -> Blow:
+    """Cut files of some records that it reads, or take them away from one who copies them unread."""
+    world = call.folder.parent / WORLD
+    whole = {}
+    for name in rng.sample(sorted(file.stem for file in world.glob("0*/*.json")), _DAMAGED):
+        file = next(world.glob(f"0*/{name}.json")).with_suffix(rng.choice((".jpg", ".npy", ".json")))
+        whole[file] = file.read_bytes()
+        if call.job.name == "train":
+            os.truncate(file, int(len(whole[file]) * rng.random()))
+        else:
+            file.unlink()
+    names = tuple(file.stem for file in whole)
+    return Blow(True, (1,), names, mend=lambda: [file.write_bytes(whole[file]) for file in whole])
+
+
+def _truncate(call: Call, rng: random.Random) -> Path:
+    """Cut the newest file in two; returns it."""
+    file = call.job.newest_files(call.folder)[-1]
+    os.truncate(file, int(file.stat().st_size * rng.random()))
+    return file
+
+
+def _leaves_another(call: Call, process: Process) -> bool:
+    return len(call.job.newest_files(call.folder)) > 1
+
+
+def _has_workers(call: Call, process: Process) -> bool:
+    return bool(process.workers())
+
+
+_kill = _sends(signal.SIGKILL, -signal.SIGKILL)
+
+FAULTS = {
+    "kill": Fault(_kill),
+    "outage": Fault(_sends(signal.SIGKILL, -signal.SIGKILL, everything=True), _has_workers),
+    "term": Fault(_sends(signal.SIGTERM, *_ENDED)),
+    "evict": Fault(_evict),
+    "worker": Fault(_kill_a_worker, _has_workers),
+    "disk": Fault(_fill_the_disk),
+    "truncate": Fault(_kill, _leaves_another, after=_truncate),
+    "record": Fault(_damage_records, early=True),
+    "second": Fault(_start_a_second),
+}
+
+
+def holds_the_folder(call: Call) -> bool:
+    """Whether the job is at work: it takes its lock first and removes it last."""
+    return (call.folder / OUTPUT / ".lock").exists()

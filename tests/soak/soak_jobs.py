@@ -1,0 +1,259 @@
+"""The four long jobs of a soak: how each is called, and what must come out of it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+from toy_evaluation import Toy
+
+from fastcomposer.data.shards import ShardedRecords
+from fastcomposer.faults import FaultError
+from fastcomposer.training.checkpoints import read_step
+
+OUTPUT = "run"
+"""Folder of a job's results, inside the one that it is called in."""
+WORLD = "world"
+"""Folder of the data that it reads, beside that one: its own, because faults damage it."""
+_MEASURED = {"seconds", "peak_memory_bytes"}
+_TIME = re.compile(rb'"updated_at": *"?[0-9.]+"?')
+_STEP = re.compile(r"step=(\d+)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that goes on where it stopped.
+
+    Attributes:
+        name: What it is called here.
+        unit: What it makes.
+        command: Module of ``fastcomposer.cli``.
+        arguments: Of the command.
+        results: What it makes, by name: to be as in a run that nothing disturbed.
+        done: Finished work, by name: to stay what it is, or, for numbers of steps, to grow.
+        progress: How far it is, cheaply told.
+        faults: What can happen to it.
+        newest: Patterns of files of which the newest is cut in two, the others being left to go on from.
+    """
+
+    name: str
+    unit: str
+    command: str
+    arguments: tuple[str, ...]
+    results: Callable[[Path], dict[str, Any]]
+    done: Callable[[Path], dict[str, int]]
+    progress: Callable[[Path], int]
+    faults: tuple[str, ...]
+    newest: tuple[str, ...] = ()
+
+    def compare(self, before: dict[str, int], after: dict[str, int]) -> tuple[list[str], list[str]]:
+        """Finished work that is gone, and such as was done again."""
+        if self.name == "train":
+            return [f"step {n + 1}" for n in range(after["steps"], before["steps"])], []
+        lost = [name for name in before if name not in after]
+        return lost, [name for name, value in before.items() if after.get(name, value) != value]
+
+    def amount(self, done: dict[str, int]) -> int:
+        """How much finished work there is."""
+        return done.get("steps", 0) if self.name == "train" else len(done)
+
+    def newest_files(self, folder: Path) -> list[Path]:
+        """Files that may be cut, the newest last; links are not counted twice."""
+        found = {file.resolve() for pattern in self.newest for file in (folder / OUTPUT).rglob(pattern)}
+        return sorted((file for file in found if file.exists()), key=lambda file: file.stat().st_mtime_ns)
+
+
+def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
+    """The jobs, on tiny models and data.
+
+    Args:
+        base: Base model.
+        toy: Files of the evaluation.
+        size: How long they are, 1 for a second or two.
+    """
+    tiny = (f"model.base={base}", "model.resolution=32", "model.reference_size=56", "threads=1")
+    train = (
+        *tiny,
+        "experiment=mini",
+        f"data.root=../{WORLD}",
+        "data.module.batch_size=2",
+        "data.module.num_workers=2",
+        "method.vision_layers=1",
+        "method.ema_decay=0.9",
+        "~callbacks.samples",
+        "~callbacks.progress",
+        "~callbacks.throughput",  # no two are alike
+        "callbacks.checkpoint.every_n_train_steps=2",
+        "trainer.max_time=null",
+        f"trainer.max_steps={15 * size}",
+        "trainer.val_check_interval=5",
+        "trainer.limit_val_batches=1",
+        "trainer.log_every_n_steps=1",
+        "+trainer.enable_progress_bar=false",
+        f"hydra.run.dir={OUTPUT}",
+        "resume=auto",
+    )
+    evaluation = (
+        *toy.arguments("group_size=2", "scoring.batch_size=3", "threads=1"),
+        *(("benchmark.multi=null",) if size == 1 else ()),
+        f"output={OUTPUT}",
+    )
+    rendering = (
+        "data=avatars",
+        f"data.root={OUTPUT}",
+        f"data.prepare.num_train={56 * size}",
+        "data.prepare.num_test=8",
+        "data.prepare.num_workers=1",
+        "data.prepare.reference_size=32",
+        "data.prepare.scenes.num_identities=8",
+    )
+    sharding = (
+        "data=avatars",
+        f"data.root=../{WORLD}",
+        f"shards={OUTPUT}",
+        "sharding.records_per_shard=2",
+        "sharding.num_workers=1",
+    )
+    ends = ("kill", "term", "evict", "disk", "second")
+    workers = ("outage", "worker")
+    drawn, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("*.bin", "*.index.json")
+    return (
+        Job(
+            *("train", "steps", "train", train, _training, _steps, _step),
+            (*ends, *workers, "record", "truncate"),
+            ("checkpoints/*.ckpt",),
+        ),
+        Job(
+            *("evaluate", "images", "evaluate", evaluation, _scores, _files("*.png"), drawn),
+            (*ends, "truncate"),
+            ("*.png", "*.parquet"),
+        ),
+        Job("prepare", "records", "prepare", rendering, _bytes, _files("*.json"), made, (*ends, *workers)),
+        Job("shards", "shards", "prepare", sharding, _sharded, _shards, cut, (*ends, *workers, "record")),
+    )
+
+
+def copy_world(world: Path, place: Path) -> None:
+    """Give the jobs in a folder data of their own."""
+    shutil.copytree(world, place / WORLD)
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The weights, and the log's row of every step, of which there is one."""
+    found: dict[str, Any] = {}
+    for name, value in load_file(folder / OUTPUT / "fastcomposer.safetensors").items():
+        found[name] = _digest(value.numpy().tobytes())
+    with (folder / OUTPUT / "logs" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    rest = [tuple(sorted(pair for pair in row.items() if pair[0] != "epoch")) for row in rows]
+    return found | _once((f"step {row['step']}" for row in rows), rest)
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """Each picture and its scores; a group cut in two is drawn in other batches, so they may round."""
+    found: dict[str, Any] = dict.fromkeys(_files("*.png")(folder), True)
+    for file in sorted((folder / OUTPUT).glob("*/*/scores.parquet")):
+        lines = pq.read_table(file).to_pylist()
+        names = [f"scores of {file.parent.name} {line['case']}" for line in lines]
+        kept = [{key: value for key, value in line.items() if key not in _MEASURED} for line in lines]
+        found |= _once(names, kept)
+    return found
+
+
+def _bytes(folder: Path) -> dict[str, Any]:
+    """Every file but for when litdata says it was written; what is hidden is nobody's result."""
+    files = [file for file in (folder / OUTPUT).rglob("*") if file.is_file()]
+    return {
+        str(file.relative_to(folder)): _digest(_TIME.sub(b"", file.read_bytes()))
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    }
+
+
+def _sharded(folder: Path) -> dict[str, Any]:
+    """Every file, and every record as it is read from the shards."""
+    found = _bytes(folder)
+    for split in ("train", "test"):
+        shards = ShardedRecords(str(folder / OUTPUT), split)
+        files = [shards.files(name) for name in shards.record_ids]
+        contents = [_digest(record.json + record.jpg + record.npy) for record in files]
+        found |= _once((f"record {name}" for name in shards.record_ids), contents)
+    return found
+
+
+def _once(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+    """Values by name; what comes a second time gets a name of its own."""
+    found: dict[str, Any] = {}
+    for name, value in zip(names, values, strict=True):
+        while name in found:
+            name = f"{name} again"
+        found[name] = value
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- how far it is -----------------------------------------------------------------------------------------
+
+
+def _steps(folder: Path) -> dict[str, int]:
+    """The steps of the newest checkpoint that can be read."""
+    found = [0]
+    for file in (folder / OUTPUT / "checkpoints").glob("*.ckpt"):
+        try:
+            found.append(read_step(file))
+        except FaultError:
+            continue
+    return {"steps": max(found)}
+
+
+def _step(folder: Path) -> int:
+    """The steps of the newest checkpoint, by its name."""
+    names = " ".join(file.name for file in (folder / OUTPUT / "checkpoints").glob("*.ckpt"))
+    return max(map(int, _STEP.findall(names)), default=0)
+
+
+def _files(pattern: str) -> Callable[[Path], dict[str, int]]:
+    def times(folder: Path) -> dict[str, int]:
+        return {
+            str(file.relative_to(folder)): file.stat().st_mtime_ns
+            for file in (folder / OUTPUT).rglob(pattern)
+        }
+
+    return times
+
+
+def _count(*patterns: str) -> Callable[[Path], int]:
+    def count(folder: Path) -> int:
+        """How many files there are; folders come and go meanwhile."""
+        names = [name for _, _, files in os.walk(folder / OUTPUT) for name in files if name[0] != "."]
+        return sum(Path(name).match(pattern) for name in names for pattern in patterns)
+
+    return count
+
+
+def _shards(folder: Path) -> dict[str, int]:
+    """The shards whose index says that they are complete."""
+    complete: dict[str, int] = {}
+    for split in ("train", "test"):
+        place = folder / OUTPUT / split
+        everything = (place / "index.json").exists()
+        for file in place.glob("*.bin"):
+            number = file.stem.rpartition("-")[2]
+            if everything or (place / f"{number}.index.json").exists():
+                complete[f"{split}/{file.name}"] = file.stat().st_mtime_ns
+    return complete

@@ -1,0 +1,212 @@
+"""Commands as children of a process that has imported everything, which takes seconds, once.
+
+A child runs its command as ``python -m`` does, in a session of its own, and ends as an interpreter ends; what
+it starts, it starts as it would elsewhere. Only its modules are there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+_PRELOAD = (
+    "fastcomposer.cli.common",
+    "fastcomposer.data.datamodule",
+    "fastcomposer.data.prepare",
+    "fastcomposer.data.shards",
+    "fastcomposer.evaluation.generation",
+    "fastcomposer.evaluation.methods",
+    "fastcomposer.evaluation.pipelines",
+    "fastcomposer.evaluation.results",
+    "fastcomposer.evaluation.scoring",
+    "fastcomposer.evaluation.summary",
+    "fastcomposer.training.callbacks",
+    "fastcomposer.training.checkpoints",
+    "fastcomposer.training.loggers",
+    "fastcomposer.training.module",
+    "hydra.main",
+    "hydra.utils",
+    "hydra._internal.utils",
+    "lightning.pytorch.loggers",
+    "rich.table",
+)
+PATIENCE = 600.0
+"""Seconds until a process counts as hanging."""
+_READY = b"ready"
+_GLANCE = 0.01  # seconds between two looks at a process
+
+
+class Server:
+    """Starts commands; to be used with ``with``."""
+
+    def __init__(self) -> None:
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, __file__, str(other.fileno())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(command, pass_fds=[other.fileno()], env=environment)
+        other.close()
+        if self._socket.recv(len(_READY)) != _READY:
+            raise RuntimeError("the server of a soak could not start")
+
+    def call(self, folder: Path, command: str, arguments: tuple[str, ...]) -> Process:
+        """Start ``fastcomposer.cli.<command>`` in a folder."""
+        request = json.dumps({"folder": str(folder), "command": command, "arguments": arguments}).encode()
+        (output, put), (status, tell) = os.pipe(), os.pipe()
+        socket.send_fds(self._socket, [request], [put, tell])
+        os.close(put)
+        os.close(tell)
+        return Process(command, output, status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close()  # which ends it
+        self._process.wait()
+
+
+class Process:
+    """One call of a command.
+
+    Attributes:
+        pid: Its number, and that of its group of processes.
+        status: How it ended, negative for a signal; ``None`` while it runs.
+        processor_seconds: What it and its workers took, once it has ended.
+    """
+
+    def __init__(self, command: str, output: int, status: int) -> None:
+        self.command, self.processor_seconds = command, 0.0
+        self.status: int | None = None
+        self._said, self._told = b"", os.fdopen(status)
+        self.pid = int(self._told.readline())
+        self._ended = threading.Event()
+        self._listener = threading.Thread(target=self._listen, args=(output,), daemon=True)
+        self._listener.start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _listen(self, output: int) -> None:
+        while content := os.read(output, 65_536):
+            self._said += content
+        os.close(output)
+
+    def _watch(self) -> None:
+        with self._told:
+            self.status, self.processor_seconds = json.loads(self._told.readline())
+        self._ended.set()
+
+    def wait(self, seconds: float = PATIENCE) -> bool:
+        """Wait until it ends, or for some time; whether it has ended."""
+        return self._ended.wait(max(seconds, 0))
+
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """Wait until something is the case; whether it is, and the process still runs."""
+        deadline = time.monotonic() + PATIENCE
+        while not self._ended.is_set() and time.monotonic() < deadline:
+            if condition():
+                return True
+            self.wait(_GLANCE)
+        return False
+
+    def end(self) -> int | None:
+        """Let it come to its end; returns its status, ``None`` if it hangs, which ends it, too."""
+        if not self.wait():
+            self.signal_all(signal.SIGKILL)
+            return None
+        self._listener.join(20)  # orphans may hold its output for a while
+        return self.status
+
+    @property
+    def text(self) -> str:
+        """What it has said."""
+        return self._said.decode(errors="replace")
+
+    def signal(self, number: int) -> bool:
+        """Send it a signal; whether it was there to get it."""
+        return self.status is None and _sent(os.kill, self.pid, number)
+
+    def signal_all(self, number: int) -> bool:
+        """Send it and its workers a signal."""
+        return self.status is None and _sent(os.killpg, self.pid, number)
+
+    def workers(self) -> list[int]:
+        """Processes that work for it."""
+        try:
+            found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            return [
+                int(n) for n in found if b"resource_tracker" not in Path(f"/proc/{n}/cmdline").read_bytes()
+            ]
+        except OSError:
+            return []
+
+
+def _sent(send: Callable[[int, int], None], pid: int, number: int) -> bool:
+    try:
+        send(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- the server's side -------------------------------------------------------------------------------------
+
+
+def _serve(connection: socket.socket) -> dict[str, Any] | None:
+    """Fork a child for every request; returns the request in the child, ``None`` at the end."""
+    for name in _PRELOAD:
+        import_module(name)
+    if threading.active_count() > 1:  # (pyarrow's allocator has one, too, which knows of forks)
+        raise RuntimeError("an import has started a thread: children could hang on its locks")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
+    connection.send(_READY)
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(connection, 65_536, 2)
+        if not request:
+            return None
+        if os.fork() == 0:
+            connection.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return {**json.loads(request), "output": _watched(*descriptors)}
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _watched(output: int, status: int) -> int:
+    """Fork the child; returns its output there. This process tells its number and how it ends."""
+    if (pid := os.fork()) == 0:
+        os.close(status)
+        return output
+    os.close(output)
+    os.write(status, b"%d\n" % pid)
+    _, ended, usage = os.wait4(pid, 0)
+    told = [os.waitstatus_to_exitcode(ended), round(usage.ru_utime + usage.ru_stime, 3)]
+    os.write(status, json.dumps(told).encode())
+    os._exit(0)
+
+
+def _run(folder: str, command: str, arguments: list[str], output: int) -> None:
+    """Be the command. Its output goes through a pipe: no limit on files ends it."""
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.close(output)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+    os.chdir(folder)
+    sys.argv = [command, *arguments]
+    runpy.run_module(f"fastcomposer.cli.{command}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if asked is not None:
+        _run(**asked)
