@@ -16,7 +16,7 @@ from fastcomposer.data.records import (
     write_record,
 )
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
-from fastcomposer.files import remove_leftovers
+from fastcomposer.files import remove_leftovers, write_atomically
 from fastcomposer.progress import LongWork
 from fastcomposer.workers import in_processes
 
@@ -143,12 +143,13 @@ def _claim(root: Path, scenes: AvatarScenes, quality: int) -> None:
         f"context_odds={scenes.context_odds} quality={quality}\n"
     )
     path = root / "world.txt"
-    if path.exists() and path.read_text() != settings:
+    if not path.exists():
+        write_atomically(path, lambda file: file.write(settings.encode()))
+    elif path.read_text() != settings:
         raise ValueError(
             f"{root} holds another world ({path.read_text().strip()}), not {settings.strip()}; "
             "give data.root another folder or remove that one"
         )
-    path.write_text(settings)
 
 
 def _render_chunk(chunk: tuple[Path, AvatarScenes, int, list[tuple[str, int]]]) -> int:
