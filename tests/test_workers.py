@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from fastcomposer.faults import FaultError
-from fastcomposer.workers import data_worker_faults, in_processes
+from fastcomposer.workers import data_worker_faults, in_processes, said_in_worker
 
 _SLEEPER = """
 import os, time
@@ -86,3 +86,26 @@ def test_a_dead_worker_of_a_training_is_named() -> None:
         list(DataLoader(_Deadly(), num_workers=1))
     with pytest.raises(RuntimeError, match=r"^something else$"), data_worker_faults():
         raise RuntimeError("something else")
+
+
+class _Bad(Dataset[int]):
+    """Refuses its second sample."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        if index == 1:
+            try:
+                raise ValueError("the inner one")
+            except ValueError as error:
+                raise FaultError("record 1: two\nlines") from error
+        return index
+
+
+def test_what_is_said_in_a_worker_comes_without_its_trace() -> None:
+    with pytest.raises(FaultError) as caught:
+        list(DataLoader(_Bad(), num_workers=1))
+    assert "Traceback" in str(caught.value)
+    assert said_in_worker(str(caught.value)) == "record 1: two\nlines"
+    assert said_in_worker("record 1: two\nlines") == "record 1: two\nlines"

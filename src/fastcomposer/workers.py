@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from fastcomposer.faults import FaultError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\n")
 _DATA_LOADER = "torch.utils.data.dataloader"
 
 
@@ -88,6 +90,19 @@ def data_worker_faults() -> Iterator[None]:
             f"{told.partition('. ')[0]}: a process that reads data has died, of too little memory for "
             "instance (fewer data.module.num_workers take less); resume=auto goes on from the last checkpoint"
         ) from error
+
+
+def said_in_worker(message: str) -> str:
+    """What an error said in the process that reads data for torch, without the trace that torch adds to it.
+
+    Args:
+        message: Of the error where it arrived, or of any other, which is left as it is.
+    """
+    caught = _CAUGHT.match(message)
+    if caught is None:
+        return message
+    *_, last = re.split(rf"^(?:[\w.]+\.)?{caught[1]}: ", message, flags=re.MULTILINE)
+    return last.strip()
 
 
 def _told_of_death(error: Exception) -> str | None:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.faults import FaultError
+from fastcomposer.workers import said_in_worker
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,7 +140,7 @@ def told(error: Exception) -> str | None:
     """What the user is told of an error; ``None`` where it is a defect of ours, whose trace is wanted."""
     cause = _cause(error)
     if isinstance(cause, _EXPECTED):
-        return str(cause)
+        return said_in_worker(str(cause))
     if isinstance(error, InstantiationException):  # a value of a kind that a constructor did not look for
         return f"{' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
     return None
