@@ -15,6 +15,7 @@ from configurations import composed
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
+from fastcomposer.losses import LossConfig
 from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.checkpoints import read_step
 
@@ -60,11 +61,13 @@ class _Notes(Callback):
 def fit(make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> Make:
     """Train for some steps; returns what each process noted."""
 
-    def run(name: str, batch_size: int, steps: int, **settings: Any) -> list[dict[str, Any]]:
+    def run(
+        name: str, batch_size: int, steps: int, module: dict[str, Any] | None = None, **settings: Any
+    ) -> list[dict[str, Any]]:
         folder = tmp_path / name
         folder.mkdir()
         trainer = make_trainer(max_steps=steps, callbacks=[_Notes(folder)], **settings)
-        trainer.fit(make_module(), make_data(batch_size=batch_size))
+        trainer.fit(make_module(**(module or {})), make_data(batch_size=batch_size))
         return [torch.load(file, weights_only=True) for file in sorted(folder.glob("*.pt"))]
 
     return run
@@ -90,6 +93,20 @@ def test_two_processes_train_as_one(fit: Make) -> None:
     assert furthest(first["weights"], alone["weights"]) < 1e-4
     assert furthest(first["averages"], alone["averages"]) < 1e-4
     assert furthest(first["weights"], second["weights"]) == 0
+
+
+def test_a_step_masks_all_of_its_batches_or_none(fit: Make) -> None:
+    """One draw for two processes, and for two accumulated batches, as for one batch of all samples."""
+    once = LossConfig()
+    (alone,) = fit("alone", 8, 6, module={"loss_config": once})
+    for name, batch_size, settings in (("two", 4, two()), ("parts", 4, {"accumulate_grad_batches": 2})):
+        found = fit(name, batch_size, 6, module={"loss_config": once}, **settings)
+        assert furthest(found[0]["weights"], alone["weights"]) < 1e-4
+        if name == "two":
+            assert found[0]["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    (never,) = fit("never", 8, 6, module={"loss_config": LossConfig(mask_loss_probability=0)})
+    masked = [a != pytest.approx(b, rel=0.02) for a, b in zip(never["losses"], alone["losses"], strict=True)]
+    assert 0 < sum(masked) < 6
 
 
 def test_accumulated_batches_train_as_one(fit: Make) -> None:

@@ -20,6 +20,8 @@ from fastcomposer.models.trained import TrainingLength
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import gathered, share, share_of, whole
 
+_WHOLE_STEP = 2**32 - 1  # takes a sample's place, which is never that large
+
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -178,6 +180,10 @@ class RecipeModule(L.LightningModule):
             self._generator((self.seed, self.global_step, place * world + self.global_rank))
             for place in places
         ]
+
+    def whole_step_generator(self) -> Generator:
+        """Random numbers of all samples of a step: the same on every process, in every batch of it."""
+        return self._generator((self.seed, self.global_step, _WHOLE_STEP))
 
     def over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over all processes in the steps that the trainer logs, its own values in the others.
