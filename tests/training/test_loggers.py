@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from notices import SignalAt
 
 from fastcomposer.training.callbacks import GracefulStop
-from fastcomposer.training.loggers import ContinuedCSVLogger
+from fastcomposer.training.loggers import ContinuedCSVLogger, PatientWandbLogger
 
 Make = Callable[..., Any]
 
@@ -90,14 +90,9 @@ def test_a_stopped_training_continues_its_log(trained: Make, tmp_path: Path) -> 
         assert trained(folder, 8, folder / "last.ckpt") == whole
 
 
-def test_training_goes_on_without_the_server(
-    make_module: Make,
-    make_data: Make,
-    make_trainer: Make,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server of wandb be one that does not answer."""
     with socket.socket() as closed:  # a port of which nobody listens
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -106,6 +101,30 @@ def test_training_goes_on_without_the_server(
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_an_offline_run_does_not_keep_the_next_one_offline(
+    unreachable: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = PatientWandbLogger(offline=True, project="first", save_dir=tmp_path)
+    assert first.experiment.offline
+    first.finalize("success")
+    assert f"To send it: wandb sync {tmp_path}" in capsys.readouterr().out
+    second = PatientWandbLogger(timeout=1, project="second", save_dir=tmp_path)
+    with pytest.warns(UserWarning, match="keeps its log in files"):  # it has asked the server
+        assert second.experiment.offline
+    second.finalize("success")
+    assert f"To send it: wandb sync {tmp_path}" in capsys.readouterr().out
+
+
+def test_training_goes_on_without_the_server(
+    unreachable: None,
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = composed("train", "logger=wandb", f"run_dir={tmp_path}", "logger.wandb.offline=false")
     logger = instantiate(config.logger.wandb, timeout=2)
     trainer = make_trainer(max_steps=3, logger=logger)

@@ -150,9 +150,12 @@ class PatientWandbLogger(WandbLogger):
         self.artifacts, self.pictures = artifacts, pictures
         self.kept_open = False
         """Whether the run goes on when the training ends, until :meth:`close`."""
-        if offline:  # Lightning would say it by an environment variable, to all later runs, too
-            self._offline = True
-            self._wandb_init["mode"] = "offline"
+        if offline:
+            self._stay_here()
+
+    def _stay_here(self) -> None:
+        # Lightning would say it by an environment variable, to all later runs of the process, too.
+        self._wandb_init["mode"] = "offline"
 
     @property
     @rank_zero_experiment
@@ -167,8 +170,7 @@ class PatientWandbLogger(WandbLogger):
         except Error as error:
             reason = str(error).partition("\n")[0]
             warnings.warn(f"wandb: {reason} The training goes on and keeps its log in files.", stacklevel=2)
-            self._offline = True
-            self._wandb_init["mode"] = "offline"
+            self._stay_here()
             run = super().experiment
         return run
 
@@ -179,7 +181,7 @@ class PatientWandbLogger(WandbLogger):
         Args:
             artifact: A :class:`wandb.Artifact`; one of the same name, kind and content is the same.
         """
-        if self._offline:  # as use_artifact does with one that is new to it, which it refuses offline
+        if self.experiment.offline:  # as use_artifact does with one that is new to it, which it refuses offline
             self.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
         else:
             self.experiment.use_artifact(artifact)
@@ -202,8 +204,9 @@ class PatientWandbLogger(WandbLogger):
         run, self._experiment = self._experiment, None
         if run is None:
             return
+        offline = run.offline  # told by WANDB_MODE, too
         run.finish()  # or the next training of this process would go on in it
-        if self._offline:
+        if offline:
             print(f"wandb: not sent yet. To send it: wandb sync {os.path.dirname(run.dir)}")  # noqa: PTH120
 
 
