@@ -79,22 +79,17 @@ def test_no_choice_is_forgotten() -> None:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
-    if choice in {
-        "subjects",
-        "streaming",
-        "samples",
-        "scored_samples",
-    }:  # what others build on, with fields left open
-        overrides += {
-            "subjects": ["data.root=x"],
-            "streaming": ["data.root=x"],
-            "samples": ["callbacks.samples.prompts=[]", "callbacks.samples.references=[]"],
-            "scored_samples": [
-                "callbacks.samples.prompts=[]",
-                "callbacks.samples.references=[]",
-                "metrics=mini",
-            ],
-        }[choice]
+    overrides += {  # what others build on, with fields left open
+        "subjects": ["data.root=x"],
+        "streaming": ["data.root=x"],
+        "samples": ["callbacks.samples.prompts=[]", "callbacks.samples.references=[]"],
+        "scored_samples": [
+            "callbacks.samples.prompts=[]",
+            "callbacks.samples.references=[]",
+            "metrics=mini",
+        ],
+        "mini_samples": ["metrics=mini"],
+    }.get(choice, [])
     evaluated = choice == "ablation_alpha" or choice.startswith("search_")
     assert_fits(composed("evaluate" if evaluated else GROUPS[group], *overrides))
 

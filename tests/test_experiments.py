@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from configurations import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +18,10 @@ from fastcomposer.data.dataset import check_settings
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.training.samples import SampleImages
 
+EXPERIMENTS = sorted(file.stem for file in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+CALLBACKS = sorted(file.stem for file in (CONFIG_FOLDER / "callbacks").glob("*.yaml"))
 ABLATIONS = sorted(file.stem for file in (CONFIG_FOLDER / "sweep").glob("ablation_*.yaml"))
 
 
@@ -161,3 +166,26 @@ def test_the_ablation_of_alpha_draws_them_all() -> None:
     assert [method.alphas for name, method in config.methods.items() if name == "fastcomposer"] == [
         config.alphas
     ]
+
+
+@pytest.mark.parametrize("callbacks", CALLBACKS)
+@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
+def test_callbacks_go_with_every_experiment(
+    experiment: str | None, callbacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"callbacks={callbacks}", *([f"experiment={experiment}"] if experiment else [])]
+    if callbacks in {"samples", "scored_samples"}:
+        overrides += ["callbacks.samples.prompts=[a man]", "callbacks.samples.references=[[]]"]
+    if callbacks in {"scored_samples", "mini_samples"}:
+        overrides.append("callbacks.samples.scores=null")  # whose networks take seconds
+    if (experiment, callbacks) == ("person", "mini_samples"):
+        overrides.append("callbacks.samples.references=[[], [], []]")  # this data has no folder of its own
+    config = composed("train", *overrides)
+    folder = tmp_path / OmegaConf.select(config, "data.root", default="data") / "references"
+    monkeypatch.chdir(tmp_path)
+    folder.mkdir(parents=True)
+    for name in ("00_man", "01_woman"):
+        (folder / f"{name}.png").touch()
+    made = {name: instantiate(callback) for name, callback in config.callbacks.items()}
+    assert all(isinstance(callback, Callback) for callback in made.values())
+    assert isinstance(made.get("samples"), SampleImages) == (callbacks != "default")

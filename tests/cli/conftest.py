@@ -26,7 +26,7 @@ def settings(world: Path, small_base: Path) -> list[str]:
     """A training of seconds."""
     return [
         "experiment=mini",
-        "callbacks=samples",
+        "callbacks.samples.scores=null",
         f"model.base={small_base}",
         "model.resolution=32",
         "model.reference_size=56",

@@ -52,7 +52,7 @@ def training(small: list[str]) -> list[str]:
     steps = ["trainer.max_time=null", "trainer.max_steps=2", "trainer.limit_val_batches=0"]
     steps += ["trainer.log_every_n_steps=1"]
     return [
-        "callbacks=samples",
+        "callbacks.samples.scores=null",
         *small,
         *drawn,
         *steps,

@@ -181,7 +181,9 @@ class PatientWandbLogger(WandbLogger):
         Args:
             artifact: A :class:`wandb.Artifact`; one of the same name, kind and content is the same.
         """
-        if self.experiment.offline:  # as use_artifact does with one that is new to it, which it refuses offline
+        if (
+            self.experiment.offline
+        ):  # as use_artifact does with one that is new to it, which it refuses offline
             self.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
         else:
             self.experiment.use_artifact(artifact)
