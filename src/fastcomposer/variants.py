@@ -53,6 +53,19 @@ class VariantsOutput:
     attention_maps: list[Tensor | None]
     unet_calls: list[float]
 
+    @classmethod
+    def of(cls, count: int, unet_calls: list[float]) -> VariantsOutput:
+        """Make room for so many variants."""
+        return cls([None] * count, [None] * count, [None] * count, unet_calls)
+
+    def put(
+        self, variant: int, own: slice, images: Any, unsafe: list[bool] | None, maps: Tensor | None
+    ) -> None:
+        """Keep what is a variant's own of what several variants have drawn."""
+        self.images[variant] = images[own]
+        self.nsfw_content_detected[variant] = None if unsafe is None else unsafe[own]
+        self.attention_maps[variant] = None if maps is None else maps[own]
+
 
 @dataclass(frozen=True)
 class _Branching:
@@ -132,6 +145,16 @@ def _take(value: Any, index: Tensor, latents: Tensor) -> Any:
     return [_take(entry, index, latents) for entry in value] if type(value) is list else value
 
 
+def _check(prompt: Any, variants: Sequence[Variant], count: int, batch_size: int | None) -> None:
+    """Refuse what cannot be drawn; ``count`` is the number of generators."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"sample_variants takes one prompt, not {type(prompt).__name__}")
+    if not variants or not count:
+        raise ValueError("sample_variants takes at least one variant and one generator")
+    if batch_size is not None and batch_size < count:
+        raise ValueError(f"batch_size={batch_size}: less than the {count} images of a variant")
+
+
 class VariantPipeline(SubjectPromptPipeline):
     """Draws variants of a prompt from the same noise.
 
@@ -196,14 +219,9 @@ class VariantPipeline(SubjectPromptPipeline):
             PromptError: If markers and references of a variant do not match.
             ValueError: If there is no variant, or an argument is out of range.
         """
-        if not isinstance(prompt, str):
-            raise TypeError(f"sample_variants takes one prompt, not {type(prompt).__name__}")
         generators = [generator] if isinstance(generator, Generator) else list(generator)
         count = len(generators)
-        if not variants or not generators:
-            raise ValueError("sample_variants takes at least one variant and one generator")
-        if batch_size is not None and batch_size < count:
-            raise ValueError(f"batch_size={batch_size}: less than the {count} images of a variant")
+        _check(prompt, variants, count, batch_size)
         height, width = self._image_size(height, width)
         checked = [
             self._check_subjects(prompt, variant.references, variant.alpha, None, return_attention)
@@ -231,8 +249,7 @@ class VariantPipeline(SubjectPromptPipeline):
         latents = self.prepare_latents(
             count, channels, height, width, text.dtype, device, generators, latents
         )
-        none: list[Any] = [None] * len(variants)
-        output = VariantsOutput([*none], [*none], [*none], plan.calls_of(count))
+        output = VariantsOutput.of(len(variants), plan.calls_of(count))
         scheduler: Any = self.scheduler
         try:
             for members, final, maps in self._walk(_Point(latents, scheduler, generators), plan):
@@ -240,10 +257,7 @@ class VariantPipeline(SubjectPromptPipeline):
                 for place, v in enumerate(members):
                     # Variants that never see their subjects are one and the same.
                     first = 0 if len(final) == count else place * count
-                    own = slice(first, first + count)
-                    output.images[v] = images[own]
-                    output.nsfw_content_detected[v] = None if unsafe is None else unsafe[own]
-                    output.attention_maps[v] = None if maps is None else maps[own]
+                    output.put(v, slice(first, first + count), images, unsafe, maps)
         finally:
             self.scheduler = scheduler
         self.maybe_free_model_hooks()

@@ -20,11 +20,10 @@ def noise(height: int = 48, width: int = 40) -> torch.Tensor:
     return pixels.to(torch.uint8)
 
 
-def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+def levels(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[int, float]:
+    """Most levels of 255 that bytes differ by, and the share of bytes that differ."""
     difference = (ours.int() - theirs.int()).abs()
-    assert ours.dtype == torch.uint8
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() < 2e-3
+    return int(difference.max()), float((difference > 0).float().mean())
 
 
 @pytest.mark.parametrize("size", [(32, 32), (25, 40)])
@@ -42,12 +41,17 @@ def test_smoothed_displacements(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_blur(sigma: float, kernel: int) -> None:
     ours = SeparableBlur(kernel, (sigma, sigma))(noise())
-    agree(ours, tvf.gaussian_blur(noise(), [kernel, kernel], [sigma, sigma]))
+    most, share = levels(ours, tvf.gaussian_blur(noise(), [kernel, kernel], [sigma, sigma]))
+    assert ours.dtype == torch.uint8
+    assert most <= 1 and share < 2e-3
 
 
 @pytest.mark.parametrize("factor", [-0.5, -0.31, 0.0, 0.02, 0.25, 0.5])
 def test_hue(factor: float) -> None:
-    agree(shift_hue(noise(), factor), tvf.adjust_hue(noise(), factor))
+    ours = shift_hue(noise(), factor)
+    most, share = levels(ours, tvf.adjust_hue(noise(), factor))
+    assert ours.dtype == torch.uint8
+    assert most <= 1 and share < 2e-3
 
 
 def test_jitter_draws_the_same_and_does_the_same() -> None:

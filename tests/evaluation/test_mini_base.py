@@ -21,12 +21,11 @@ from fastcomposer.evaluation.base_card import (
     write_lengths,
 )
 from fastcomposer.evaluation.base_parts import BaseReport, count_flops, flops_of, size_rows
+from fastcomposer.evaluation.captions import caption_accuracy, caption_groups
 from fastcomposer.evaluation.mini_base import (
     DetectionRates,
     HeldOutScenes,
     Row,
-    caption_accuracy,
-    caption_groups,
     comparable,
     detection_rates,
     reconstruction_psnr,

@@ -116,6 +116,19 @@ def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) ->
     return pipeline
 
 
+def load_base_model(model: DictConfig) -> Any:
+    """Load the model that the group ``model`` names, untrained by us."""
+    from fastcomposer.models.composer import FastComposer
+
+    return FastComposer.from_pretrained(
+        model.base,
+        model.image_encoder,
+        architecture=model.architecture,
+        weights=model.weights,
+        max_subjects=model.max_subjects,
+    )
+
+
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
     """End on SIGTERM as on Ctrl-C, tidily, with status 143; trainings listen for it themselves.

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command, show_table
+from fastcomposer.cli.common import command, load_base_model, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
 
@@ -117,20 +117,13 @@ def measure_attention(config: DictConfig) -> None:
     from rich.table import Table
 
     from fastcomposer.evaluation.attention import attention_share
-    from fastcomposer.models.composer import FastComposer
     from fastcomposer.models.trained import load_trained_weights
 
     data = instantiate(config.data.module)
     table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")
     results = {}
     for checkpoint in config.checkpoints:
-        model = FastComposer.from_pretrained(
-            config.model.base,
-            config.model.image_encoder,
-            architecture=config.model.architecture,
-            weights=config.model.weights,
-            max_subjects=config.model.max_subjects,
-        )
+        model = load_base_model(config.model)
         load_trained_weights(model, checkpoint)
         share = attention_share(model, islice(data.val_dataloader(), config.num_batches), config.seed)
         results[checkpoint] = share.as_dict()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, load_base_model
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, carried, choice, conclude, opened, training, value
 
@@ -81,16 +81,8 @@ def fill_cache(config: DictConfig) -> None:
 
     from hydra.utils import instantiate
 
-    from fastcomposer.models.composer import FastComposer
-
     data = instantiate(config.data.module, cache=None)
-    model = FastComposer.from_pretrained(
-        config.model.base,
-        config.model.image_encoder,
-        architecture=config.model.architecture,
-        weights=config.model.weights,
-        max_subjects=config.model.max_subjects,
-    )
+    model = load_base_model(config.model)
     stage = instantiate(config.precompute)(model, data)
     trainer = instantiate(config.trainer)
     trainer.predict(stage, return_predictions=False)

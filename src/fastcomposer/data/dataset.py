@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.choice import DROPPED, Choice, choose_subjects
+from fastcomposer.data.cutout import BACKGROUNDS
 from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.precomputed import StateCache, Target, content_digest
 from fastcomposer.data.records import (
@@ -24,7 +25,6 @@ from fastcomposer.data.records import (
 )
 from fastcomposer.data.reference_source import ReferenceSource
 from fastcomposer.data.transforms import (
-    BACKGROUNDS,
     PUBLISHED,
     ReferenceAugmentation,
     ReferenceTransform,

@@ -14,9 +14,11 @@ from fastcomposer.data.records import (
     LoadedRecord,
     Record,
     RecordError,
+    RecordFiles,
+    decode_record,
+    read_files,
     read_ids,
     read_json,
-    read_record,
     record_path,
     write_atomically,
 )
@@ -34,8 +36,10 @@ class RecordTable:
         record_ids: Good records in the order of the id list.
         bad_records: Reason for each bad record; empty unless they are skipped.
         segments: (id, label, identity) of each segment, by record.
+        place: Where they are, for messages.
     """
 
+    place: str | Path
     record_ids: tuple[str, ...]
     bad_records: dict[str, str]
     segments: Segments
@@ -47,6 +51,10 @@ class RecordTable:
         reduction: Callable[[Record, int, int], int] | None = None,
     ) -> LoadedRecord:
         """Read and validate one record, as :func:`~fastcomposer.data.records.read_record` does."""
+        return decode_record(record_id, self.files(record_id), self.place, labels, reduction)
+
+    def files(self, record_id: str) -> RecordFiles:
+        """Read the files of a record."""
         raise NotImplementedError
 
     def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
@@ -91,7 +99,7 @@ class RecordIndex(RecordTable):
             raise ValueError(
                 f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
             )
-        self.root = Path(root)
+        self.root = self.place = Path(root)
         ids = read_ids(root, split)
         path = self.root / f".index_{split}.json"
         key = _fingerprint(self.root / ID_LISTS[split], ids)
@@ -119,14 +127,9 @@ class RecordIndex(RecordTable):
                 raise RecordError(f"{self.root / ID_LISTS[split]}: no record is good: {shown}")
             warnings.warn(summary + shown, stacklevel=2)
 
-    def read(
-        self,
-        record_id: str,
-        labels: Collection[str] | None = None,
-        reduction: Callable[[Record, int, int], int] | None = None,
-    ) -> LoadedRecord:
+    def files(self, record_id: str) -> RecordFiles:
         """See :class:`RecordTable`."""
-        return read_record(self.root, record_id, labels, reduction)
+        return read_files(self.root, record_id)
 
     def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
         """See :class:`RecordTable`."""

@@ -5,23 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    from fastcomposer.data.records import Segment
-
-
-class RecordError(ValueError):
-    """A defect of the data on disk; the message names the file and the field."""
-
-
-def record_error(path: Path, field_name: str, problem: str) -> RecordError:
-    """Name file, field and problem."""
-    # One plain string, so that the error can be raised again from a data worker.
-    return RecordError(f"{path}: {field_name}: {problem}")
+from fastcomposer.data.record import Segment, record_error
 
 
 def clamp_box(bbox: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastcomposer.data.pixels import RecordError as RecordError
-from fastcomposer.data.pixels import check_pixels, decode_image, decode_map, record_error
+from fastcomposer.data.pixels import check_pixels, decode_image, decode_map
+
+# What records are made of is reached through this module too.
+from fastcomposer.data.record import LoadedRecord as LoadedRecord
+from fastcomposer.data.record import Record as Record
+from fastcomposer.data.record import RecordError as RecordError
+from fastcomposer.data.record import RecordFiles as RecordFiles
+from fastcomposer.data.record import Segment as Segment
+from fastcomposer.data.record import record_error
 from fastcomposer.files import write_atomically
 from fastcomposer.prompt import MARKER
 
@@ -32,70 +38,6 @@ ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all":
 """Name of the id list of each split."""
 
 _WORD_AT_END = re.compile(r"\w\s*$")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of a record.
-
-    Attributes:
-        id: Value of its pixels in the segment map.
-        bbox: x1, y1, x2, y2 in pixels, the second corner exclusive; may reach beyond the picture.
-        end: Character offset in the caption just after the segment's word, where the marker goes.
-        label: Class name (``coco_label`` on disk).
-        identity: Name shared by the segments, in any record, that show the same individual.
-    """
-
-    id: int
-    bbox: tuple[int, int, int, int]
-    end: int
-    label: str
-    identity: str | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a record's JSON says.
-
-    Attributes:
-        record_id: Name of the record.
-        caption: Text without markers.
-        segments: Segments that the caption names.
-        extra: Further top-level JSON fields, kept as they are.
-    """
-
-    record_id: str
-    caption: str
-    segments: tuple[Segment, ...]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LoadedRecord:
-    """A record with its pixels.
-
-    Attributes:
-        record: The JSON part.
-        image: (ceil(H / r), ceil(W / r), 3) uint8 RGB.
-        segment_map: (H, W) integers, pixel = segment id.
-        picture_file: Content of the picture's file.
-        reduction: The factor r by which the picture was shrunk when it was decoded: 1, 2, 4 or 8.
-    """
-
-    record: Record
-    image: np.ndarray
-    segment_map: np.ndarray
-    picture_file: bytes
-    reduction: int = 1
-
-
-@dataclass(frozen=True)
-class RecordFiles:
-    """The content of a record's three files."""
-
-    json: bytes
-    jpg: bytes
-    npy: bytes
 
 
 def record_path(root: str | Path, record_id: str, suffix: str) -> Path:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,11 +27,8 @@ import numpy as np
 from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.records import (
     ID_LISTS,
-    LoadedRecord,
-    Record,
     RecordError,
     RecordFiles,
-    decode_record,
     read_files,
     write_atomically,
 )
@@ -223,6 +220,8 @@ class ShardedRecords(RecordTable):
         ValueError: If they are of another version, or do not fit onto the disk.
     """
 
+    place: str
+
     def __init__(self, place: str, split: str, local: str | Path | None = None) -> None:
         self.place, self.split, self.local, self.size = place, split, local, 0
         try:
@@ -258,15 +257,6 @@ class ShardedRecords(RecordTable):
         if (found := name.decode()) != record_id:
             raise RecordError(f"{self.place}/{self.split}: {found} is where {record_id} should be")
         return RecordFiles(content, picture, zlib.decompress(segment_map))
-
-    def read(
-        self,
-        record_id: str,
-        labels: Collection[str] | None = None,
-        reduction: Callable[[Record, int, int], int] | None = None,
-    ) -> LoadedRecord:
-        """See :class:`RecordTable`."""
-        return decode_record(record_id, self.files(record_id), self.place, labels, reduction)
 
     def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
         """See :class:`RecordTable`."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from fastcomposer.evaluation.captions import caption_accuracy
 from fastcomposer.evaluation.mini_base import (
     HeldOutScenes,
     Row,
-    caption_accuracy,
     load_clip,
     subjects,
 )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
+from fastcomposer.data.cutout import cut_out
 from fastcomposer.data.photos.interfaces import Match, Scene
-from fastcomposer.data.transforms import cut_out, pad_to_square
+from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.pairing import greedy_pairs
 from fastcomposer.settings import base_fingerprint, described
 

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from fastcomposer.data.bank import SceneBank, SceneBatch
-from fastcomposer.data.transforms import ReferenceAugmentation, ReferenceTransform, cut_out
+from fastcomposer.data.cutout import cut_out
+from fastcomposer.data.transforms import ReferenceAugmentation, ReferenceTransform
 from fastcomposer.models.conditioning import ReferenceNormalizer
 from fastcomposer.training.base.vae import save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
