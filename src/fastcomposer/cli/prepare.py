@@ -70,7 +70,7 @@ def split_up(config: DictConfig) -> None:
     written = instantiate(config.sharding)
     print(f"{written} records written; data=streaming data.root={config.shards}")
     data = ["data=streaming", f"data.root={value(Path(config.shards))}", *carried("data.module")]
-    portraits = ["~callbacks.samples"] if choice("model") == "mini" else []  # they stay in the data folder
+    portraits = ["callbacks=default"] if choice("model") == "mini" else []  # they stay in the data folder
     conclude({"shards": config.shards}, [training(data, *portraits)])
 
 
