@@ -199,13 +199,41 @@ def test_what_is_no_picture_or_too_large_is_refused(open_page: Any, tmp_path: Pa
     for name, words in (
         ("large.png", "large.png is too large"),
         ("letter.png", "letter.png cannot be read as a picture"),
-        ("letter.txt", "letter.txt cannot be read as a picture"),
     ):
         upload(page, tmp_path / name)
         expect(page.locator("#fc-refused")).to_contain_text(words, timeout=PATIENCE)
-    upload(page, tmp_path / "huge.png")  # which is not even received
-    expect(page.get_by_test_id("toast-body")).to_contain_text("xceed", timeout=PATIENCE)
+    toast = page.get_by_test_id("toast-body")  # what is not even sent
+    upload(page, tmp_path / "huge.png")
+    expect(toast.filter(has_text="exceed the maximum allowed size")).to_be_visible(timeout=PATIENCE)
+    upload(page, tmp_path / "letter.txt")
+    expect(toast.filter(has_text="Invalid file type")).to_be_visible(timeout=PATIENCE)
     expect(people(page)).to_have_count(0)
+
+
+def test_a_drawing_is_stopped(open_page: Any, examples: list[Example]) -> None:
+    page = open_page()
+    page.get_by_role("button", name=examples[1].name).click()
+    expect(people(page)).to_have_count(1, timeout=PATIENCE)
+    page.get_by_role("button", name="More").click()
+    page.get_by_label("number input for Steps").fill("100")
+    page.get_by_label("number input for Steps").press("Enter")
+    page.get_by_role("button", name="Compare α").click()
+    stop = page.get_by_role("button", name="Stop")
+    expect(page.locator("#fc-progress")).to_contain_text("of 380 steps", timeout=PATIENCE)
+    other = open_page(width=390)  # somebody else has to wait
+    other.get_by_role("button", name=examples[1].name).click()
+    expect(people(other)).to_have_count(1, timeout=PATIENCE)
+    other.get_by_role("button", name="Draw", exact=True).click()
+    expect(other.locator("#fc-progress")).to_contain_text("Waiting for its turn", timeout=PATIENCE)
+    stop.click()
+    expect(drawn(other)).to_have_count(2, timeout=PATIENCE)
+    expect(stop).not_to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#fc-progress progress")).not_to_be_visible()
+    page.get_by_label("number input for Steps").fill("1")
+    page.get_by_label("number input for Steps").press("Enter")
+    page.get_by_role("button", name="Draw", exact=True).click()  # the next one has its turn
+    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#fc-strip")).not_to_be_visible()
 
 
 def test_a_phone_shows_everything(open_page: Any, examples: list[Example]) -> None:

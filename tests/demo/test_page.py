@@ -76,10 +76,11 @@ def test_drawing_tells_how_far_it_is_and_then_shows(
     page: Page, two: list[Reference], examples: list[Example]
 ) -> None:
     *on_the_way, last = page.draw(examples[0].prompt, two, *SETTINGS.values(), 0.5, 2)
-    assert all(answer[1:] == on_the_way[0][1:] and len(answer) == 1 + NUM_SHOWN for answer in on_the_way)
+    assert all(answer[1:] == on_the_way[0][1:] and len(answer) == 2 + NUM_SHOWN for answer in on_the_way)
     assert all(" of 2 steps" in answer[0] for answer in on_the_way)
-    line, placeholder, verdict, pictures, drawn, gallery, looking, looks, save = last
-    assert (line, placeholder["visible"], pictures["visible"], looking["visible"]) == ("", False, True, True)
+    line, stop, placeholder, verdict, pictures, drawn, gallery, looking, looks, save = last
+    assert (line, stop["visible"]) == ("", False)
+    assert (placeholder["visible"], pictures["visible"], looking["visible"]) == (False, True, True)
     assert "<p" not in verdict
     assert [one.seed for one in drawn] == [3, 4]
     assert [caption for _, caption in gallery["value"]] == ["seed 3 · α 0.5", "seed 4 · α 0.5"]
@@ -94,7 +95,7 @@ def test_drawing_tells_how_far_it_is_and_then_shows(
 
 def test_a_comparison_gives_its_alpha(page: Page, two: list[Reference], examples: list[Example]) -> None:
     *_, last = page.compare(examples[0].prompt, two, *SETTINGS.values())
-    strip = last[3]
+    strip = last[4]
     assert [one.alpha for one in strip] == [*STRIP]
     alpha, *shown = page.choose_alpha(strip, gr.SelectData(None, {"index": 2, "value": None}))
     assert alpha == STRIP[2]
@@ -111,11 +112,13 @@ def test_a_comparison_gives_its_alpha(page: Page, two: list[Reference], examples
         ({"steps": 11}, "Steps: from 1 to 10"),
     ],
 )
-def test_wrong_orders_are_told(
+def test_wrong_orders_are_told_at_once(
     page: Page, two: list[Reference], examples: list[Example], changes: dict[str, Any], words: str
 ) -> None:
+    wanted = {"prompt": examples[0].prompt, "people": two, **SETTINGS}
+    assert "Waiting for its turn" in page.begin(*wanted.values())
     with pytest.raises(ValueError, match=words):
-        page.order(**{"prompt": examples[0].prompt, "people": two, **SETTINGS, **changes})
+        page.begin(*{**wanted, **changes}.values())
 
 
 def test_pictures_that_are_gone_are_told(page: Page, two: list[Reference], examples: list[Example]) -> None:

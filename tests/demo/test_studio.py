@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import Generator
 
 from fastcomposer import __version__
@@ -74,6 +75,29 @@ def test_the_file_says_everything_but_who_it_is(studio: Studio, order: Make, tmp
     assert facts["reference_digests"] == [[reference.digest] for reference in wanted.references]
     assert wanted.references[0].name not in json.dumps(facts)
     assert b"trainedAlgorithmicMedia" in file.read_bytes()
+
+
+def test_generate_draws_it_again(
+    studio: Studio, order: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from command_line import called
+
+    from fastcomposer.cli import generate
+
+    monkeypatch.chdir(tmp_path)
+    wanted = order(negative_prompt="snow", steps=3)
+    ((one,),) = studio.draw(wanted, [0.6], 1, ignore)
+    file = tmp_path / file_name(one)
+    file.write_bytes(studio.png(one))
+    status, _, err = called(generate, f"settings={file}", "output=again")
+    assert status == 1
+    assert "holds no reference pictures: references=[…], 2 of them" in err
+    people = ",".join(str(reference.file) for reference in wanted.references)
+    status, _, err = called(generate, f"settings={file}", f"references=[{people}]", "output=again")
+    assert status == 0, err
+    assert "other reference pictures" not in err
+    with Image.open(tmp_path / "again" / file.name) as again:
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(one.image))
 
 
 def test_each_person_has_an_overlay(studio: Studio, order: Make) -> None:

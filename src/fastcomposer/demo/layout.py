@@ -15,7 +15,7 @@ from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
 from fastcomposer.demo.page import MOST_SEED, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Studio
-from fastcomposer.demo.uploads import Limits
+from fastcomposer.demo.uploads import ENDINGS, Limits
 
 _BUTTONS: dict[str, Any] = {"js_on_load": parts.ON_CLICK, "apply_default_css": False}
 CSS = Path(__file__).with_name("page.css")
@@ -80,6 +80,7 @@ class _Results:
 
     placeholder: gr.HTML
     progress: gr.HTML
+    stop: gr.Button
     verdict: gr.HTML
     pictures: gr.Column
     gallery: gr.Gallery
@@ -128,6 +129,7 @@ def _people(limits: Limits) -> dict[str, Any]:
     made["tray"] = gr.File(
         file_count="multiple",
         type="filepath",
+        file_types=list(ENDINGS),
         label="Add pictures",
         show_label=False,
         height=72,
@@ -183,7 +185,9 @@ def _settings(studio: Studio, limits: Limits) -> dict[str, Any]:
 
 def _results() -> _Results:
     placeholder = gr.HTML(parts.PLACEHOLDER)
-    progress = gr.HTML("", apply_default_css=False, elem_id="fc-progress")
+    with gr.Row(elem_id="fc-under-way"):
+        progress = gr.HTML("", js_on_load=parts.ON_PROGRESS, apply_default_css=False, elem_id="fc-progress")
+        stop = gr.Button("Stop", size="sm", scale=0, min_width=72, visible=False)
     verdict = gr.HTML(parts.notice(None), elem_id="fc-verdict")
     plain: dict[str, Any] = {"interactive": False, "show_label": False, "buttons": [], "object_fit": "cover"}
     with gr.Column(visible=False) as pictures:
@@ -199,11 +203,26 @@ def _results() -> _Results:
             label="Comparison", columns=len(STRIP), allow_preview=False, elem_id="fc-strip", **plain
         )
     return _Results(
-        *(placeholder, progress, verdict, pictures, gallery, download, looking, looks, comparison, strip)
+        *(
+            placeholder,
+            progress,
+            stop,
+            verdict,
+            pictures,
+            gallery,
+            download,
+            looking,
+            looks,
+            comparison,
+            strip,
+        )
     )
 
 
 _QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+# Like the others, but through the queue: the errors of those are not shown, and here a full queue is told.
+_AT_ONCE: dict[str, Any] = {**_QUICK, "queue": True, "concurrency_limit": None}
 
 
 def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
@@ -219,26 +238,32 @@ def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
     inputs.chips.click(told(page.mark), given, [inputs.prompt, *state], **_QUICK)
     inputs.dice.click(partial(random.randint, 0, MOST_SEED), None, inputs.seed, **_QUICK)
 
-    order = [*given, inputs.seed, inputs.steps, inputs.guidance, inputs.negative]
     details = [results.looking, results.looks, results.download]
     shown = [results.placeholder, results.verdict, results.pictures, drawn, results.gallery, *details]
-    work: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1, "api_visibility": "private"}
-    work |= {"show_progress": "minimal", "show_progress_on": results.progress}
-    gr.on(
-        [inputs.draw.click, inputs.prompt.submit],
-        told_on_the_way(page.draw),
-        [*order, inputs.alpha, inputs.count],
-        [results.progress, *shown],
-        **work,
-    )
-    inputs.compare.click(
-        told_on_the_way(page.compare),
-        order,
-        [results.progress, results.placeholder, results.comparison, compared, results.strip],
-        **work,
-    )
+    _wire_drawing(page, inputs, results, compared, shown)
     results.gallery.select(told(page.choose), drawn, details, **_QUICK)
     results.strip.select(told(page.choose_alpha), compared, [inputs.alpha, *shown], **_QUICK)
+
+
+def _wire_drawing(
+    page: Page, inputs: _Inputs, results: _Results, compared: gr.State, shown: Sequence[Any]
+) -> None:
+    """One drawing at a time: checked at once, then in its turn, and always with an end that is seen."""
+    order = [inputs.prompt, inputs.people, inputs.seed, inputs.steps, inputs.guidance, inputs.negative]
+    strip = [results.placeholder, results.comparison, compared, results.strip]
+    started: list[tuple[list[Any], Any, list[Any], list[Any]]] = [
+        ([inputs.draw.click, inputs.prompt.submit], page.draw, [inputs.alpha, inputs.count], [*shown]),
+        ([inputs.compare.click], page.compare, [], strip),
+    ]
+    work: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1, "show_progress": "hidden"}
+    on_the_way, events = [results.progress, results.stop], []
+    for triggers, draw, further, answers in started:
+        checked = gr.on(triggers, told(page.begin), order, results.progress, **_AT_ONCE)
+        wanted, filled = [*order, *further], [*on_the_way, *answers]
+        event = checked.success(told_on_the_way(draw), wanted, filled, api_visibility="private", **work)
+        event.failure(page.stopped, None, on_the_way, **_QUICK)
+        events.append(event)
+    results.stop.click(page.stopped, None, on_the_way, cancels=events, **_QUICK)
 
 
 def _wire_examples(

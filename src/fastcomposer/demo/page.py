@@ -121,6 +121,11 @@ class Page:
             raise ValueError(f"Steps: from 1 to {self.limits.steps}.")
         return Order(prompt, tuple(people), int(seed), int(steps), float(guidance), negative.strip())
 
+    def begin(self, *wanted: Any) -> str:
+        """Check what is wanted at once, so that nobody waits for a refusal."""
+        self.order(*wanted)
+        return parts.WAITING
+
     def draw(
         self,
         prompt: str,
@@ -137,7 +142,8 @@ class Page:
             raise ValueError(f"Pictures: from 1 to {self.limits.images}.")
         order = self.order(prompt, people, seed, steps, guidance, negative)
         for line, made in self._at_work(order, [float(alpha)], int(count)):
-            yield (line, *([gr.skip()] * NUM_SHOWN if made is None else self.shown(made[0])))
+            skipped = [gr.skip()] * NUM_SHOWN
+            yield (line, gr.update(visible=made is None), *(skipped if made is None else self.shown(made[0])))
 
     def compare(
         self, prompt: str, people: list[Reference], seed: Any, steps: Any, guidance: Any, negative: str
@@ -146,11 +152,16 @@ class Page:
         order = self.order(prompt, people, seed, steps, guidance, negative)
         for line, made in self._at_work(order, STRIP, 1):
             if made is None:
-                yield line, *[gr.skip()] * 4
+                yield line, gr.update(visible=True), *[gr.skip()] * 4
                 continue
             strip = [pictures[0] for pictures in made]
             shown = [(self._file(drawn), f"α {drawn.alpha:g}") for drawn in strip]
-            yield line, gr.update(visible=False), gr.update(visible=True), strip, gr.update(value=shown)
+            seen = gr.update(visible=False), gr.update(visible=True), strip, gr.update(value=shown)
+            yield line, gr.update(visible=False), *seen
+
+    def stopped(self) -> tuple[Any, ...]:
+        """What is left of a drawing that was stopped."""
+        return "", gr.update(visible=False)
 
     def shown(self, drawn: list[Drawn]) -> tuple[Any, ...]:
         """Pictures for the result, the first of them chosen."""
@@ -162,7 +173,7 @@ class Page:
             parts.notice(verdict if withheld else None),
             gr.update(visible=True),
             drawn,
-            gr.update(value=entries, columns=min(2, len(entries))),
+            gr.update(value=entries, columns=min(2, len(entries)), selected_index=0),
             *self.details(drawn[0]),
         )
 

@@ -25,11 +25,28 @@ watch('value', () => {
 """
 """Script of the pieces with buttons: says which was pressed, and keeps the keyboard there when redrawn."""
 
+ON_PROGRESS = """
+let shown = false;
+watch('value', () => {
+  const bar = element.querySelector('progress');
+  const box = bar && bar.getBoundingClientRect();
+  if (bar && !shown && (box.top < 0 || box.bottom > window.innerHeight - 80))
+    element.scrollIntoView({ behavior: 'smooth', block: 'center' });
+  shown = Boolean(bar);
+});
+"""
+"""Script of the progress bar: brings it into view when it appears, on phones above all."""
+
 PLACEHOLDER = (
     '<div class="fc-empty"><p>Pictures appear here.</p>'
     "<p>Start with one of the examples on top, or with pictures of your own.</p></div>"
 )
 """What stands where pictures will."""
+WAITING = (
+    '<div class="fc-progress" role="status"><progress aria-label="Drawing"></progress>'
+    "<span>Waiting for its turn</span></div>"
+)
+"""What stands where a drawing will tell how far it is."""
 
 
 def header(subtitle: str) -> str:

@@ -16,6 +16,8 @@ from fastcomposer.settings import file_digest
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Formats that are read, by the names that Pillow gives them."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+"""How names of such files end."""
 _THUMBNAIL = 224  # pixels
 _Item = TypeVar("_Item")
 
