@@ -6,7 +6,7 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo pictures results reference card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo pictures results completion reference card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ pictures: setup ## Draw held-out people with the committed checkpoint into outpu
 
 results: setup ## Write the results of outputs/reproduce into the README (OUT=...)
 	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK) readme=README.md
+
+completion: ## Say how the shell completes commands, choices and keys with the tab key
+	@echo 'source $(CURDIR)/scripts/completion.bash'
 
 reference: setup ## Write docs/configuration.md: every command, choice and key
 	$(PY) scripts/reference.py docs/configuration.md

@@ -118,6 +118,7 @@ def measure_attention(config: DictConfig) -> None:
 
     from fastcomposer.evaluation.attention import attention_share
     from fastcomposer.models.trained import load_trained_weights
+    from fastcomposer.progress import tracked
 
     data = instantiate(config.data.module)
     table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")
@@ -125,7 +126,10 @@ def measure_attention(config: DictConfig) -> None:
     for checkpoint in config.checkpoints:
         model = load_base_model(config.model)
         load_trained_weights(model, checkpoint)
-        share = attention_share(model, islice(data.val_dataloader(), config.num_batches), config.seed)
+        loader = data.val_dataloader()
+        count = min(len(loader), config.num_batches)
+        batches = tracked(islice(loader, count), f"batches for {checkpoint}", total=count, transient=True)
+        share = attention_share(model, batches, config.seed)
         results[checkpoint] = share.as_dict()
         table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
     show_table(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from fastcomposer.evaluation.benchmark import Benchmark
+from fastcomposer.evaluation.benchmark import Benchmark, Subject
 from fastcomposer.evaluation.methods import Job, Method
 from fastcomposer.evaluation.store import PictureFacts, RunStore, write_all
 from fastcomposer.memory import peak_memory_bytes
+from fastcomposer.progress import tracked
 from fastcomposer.settings import differences, digest, file_digest
 from fastcomposer.stages import ResumableStage
 
@@ -118,7 +119,11 @@ class GenerationStage(ResumableStage):
             raise ValueError(f"process {self.global_rank} has other settings: {'; '.join(changed)}")
         known = {subject.id: subject for run in self.runs for subject in run.benchmark.subjects}
         subjects = list(known.values())
-        self.method.prepare(subjects[self.global_rank :: self.trainer.world_size], self.concepts)
+        part: Iterable[Subject] = subjects[self.global_rank :: self.trainer.world_size]
+        if self.trainer.is_global_zero:
+            part = tracked(list(part), f"people for {self.method.name}", transient=True)
+        for subject in part:
+            self.method.prepare([subject], self.concepts)
         self.trainer.strategy.barrier("prepared")
         self.method.prepare(subjects, self.concepts)
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,11 +83,14 @@ class Stopwatch:
     def interleave(self, suite: str, unit: str, cases: Mapping[str, Case]) -> None:
         """Time some cases, one after the other in every round.
 
+        A line on standard error says what is timed; a bar would take time from it.
+
         Args:
             suite: Name of the suite.
             unit: What each does ``number`` of; ``s`` for the seconds of one call.
             cases: By what they do.
         """
+        print(f"timing {suite}: {', '.join(cases)}", file=sys.stderr, flush=True)
         flops = {what: self._first(case) for what, case in cases.items()}
         seconds: dict[str, list[float]] = {what: [] for what in cases}
         while not all(map(self._enough, seconds.values())):
