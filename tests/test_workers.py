@@ -88,6 +88,14 @@ def test_a_dead_worker_of_a_training_is_named() -> None:
         raise RuntimeError("something else")
 
 
+def test_a_dead_worker_is_named_when_putting_things_away_fails_over_it() -> None:
+    with pytest.raises(FaultError, match=r"DataLoader worker .*exited unexpectedly"), data_worker_faults():
+        try:
+            list(DataLoader(_Deadly(), num_workers=1))
+        finally:
+            raise RuntimeError("nothing to put away")
+
+
 class _Bad(Dataset[int]):
     """Refuses its second sample."""
 

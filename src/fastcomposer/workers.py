@@ -105,10 +105,15 @@ def said_in_worker(message: str) -> str:
     return last.strip()
 
 
-def _told_of_death(error: Exception) -> str | None:
+def _told_of_death(error: BaseException) -> str | None:
     """What torch says of a dead worker; ``None`` if the error is of something else."""
+    one: BaseException | None = error
+    while one is not None:  # what is raised while things are put away hides it
+        if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker"):
+            return str(one)
+        one = one.__cause__ or one.__context__
     if isinstance(error, RuntimeError):
-        return str(error) if str(error).startswith("DataLoader worker") else None
+        return None
     try:
         time.sleep(1)  # the signal is on its way
     except RuntimeError as told:

@@ -152,7 +152,7 @@ class Course:
 
     def _struck(self, fault: Fault, process: Process, more: int, pause: float, rng: random.Random) -> Blow:
         nothing = Blow(False, ())
-        if not process.until(lambda: holds_the_folder(self)):
+        if not process.until(lambda: holds_the_folder(self, process)):
             return nothing
         aim = min(self.job.progress(self.folder) + more, self.total)
         if not process.until(lambda: self.job.progress(self.folder) >= aim):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -165,6 +166,10 @@ FAULTS = {
 }
 
 
-def holds_the_folder(call: Call) -> bool:
-    """Whether the job is at work: it takes its lock first and removes it last."""
-    return (call.folder / OUTPUT / ".lock").exists()
+def holds_the_folder(call: Call, process: Process) -> bool:
+    """Whether the job is at work: it takes its lock first. One that a killed job left names that job."""
+    try:
+        owner = json.loads((call.folder / OUTPUT / ".lock").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return owner["process"] == process.pid
