@@ -227,6 +227,13 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
     assert "Not there yet: unet." in card
     assert "On 100 scenes" in card
     assert "Apache-2.0" in card
+    for heading in ("Intended use", "Limits", "Consent and misuse"):
+        assert f"\n## {heading}\n" in card
+    # All that the command does not measure stands in the card that is there.
+    committed = (Path(__file__).parents[2] / "data" / "mini" / "README.md").read_text()
+    told, measured = card.partition("## Parts")[0], "## Quality"
+    assert committed.startswith(told)
+    assert committed.partition(measured)[2].endswith(card.partition(measured)[2].rpartition("|\n")[2])
 
 
 def test_lengths_outlive_the_runs(tmp_path: Path) -> None:

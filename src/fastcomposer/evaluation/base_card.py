@@ -171,7 +171,39 @@ and the same training without localization in `without_localization/`. All were 
 scenes rendered by its own generator: no photo, no picture of a model and none of the 15 held-out people was
 among them.
 
-This file is generated: `make card`."""
+This file is generated: `make card`.
+
+## Intended use
+
+To try, test and teach: the whole method on a laptop, comparisons of settings with each other, and tests
+of code that takes models of Stable Diffusion's layout. It draws cartoon avatars of 64 × 64 pixels.
+
+It is not for pictures of real people. It has never seen a photo; a photo as reference gives an avatar of
+roughly its colours. Detector and embedder find and compare drawn heads: nothing about anybody can be
+concluded from what they say of photos, and they must not be used to recognise people.
+
+## Limits
+
+- It knows what its generator draws: one to three people, 12 places, 10 styles, and the clothing,
+  accessories and expressions that captions name. Other words mean nothing to it.
+- People are `man` or `woman`, with the skin, hair and beards that the avatars' library has. Many people
+  look like none of them.
+- Three people in one picture are more often too few or too many than one or two; the table below says
+  how often.
+- Figures of this card compare settings of this model. They say nothing of models that were trained on
+  photos.
+
+## Consent and misuse
+
+The pictures it was trained on show nobody, so nobody had to be asked. The same code with another base
+draws real people: then everyone who is pictured, and everyone in the data, has to agree first
+([data](../README.md#consent)). To picture people without that, to deceive, to harass, or in sexual
+scenes is misuse, whatever the licence allows.
+
+Every picture that a command draws says in its file that it was generated, by what and from which
+settings (`fastcomposer.provenance.read_facts` reads it back; IPTC's digital source type tells other
+programs). Do not take that out to pass a picture off as a photo. The base's safety checker runs where it
+has one; this base has none."""
 
 _FOOT = """Two heads that the embedder compares come from two scenes and differ in clothing and in expression.
 It takes people who differ in nose or brows only for the same: in a scene these are a pixel or two.
