@@ -11,6 +11,7 @@ import torch
 from command_line import called
 from matplotlib import cbook
 from PIL import Image
+from small_training import small_training
 from tiny_networks import write_clip
 
 
@@ -24,23 +25,18 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[
 @pytest.fixture
 def settings(world: Path, small_base: Path) -> list[str]:
     """A training of seconds."""
-    return [
-        "experiment=mini",
+    return small_training(
+        small_base,
+        world,
         "callbacks.samples.scores=null",
-        f"model.base={small_base}",
-        "model.resolution=32",
-        "model.reference_size=56",
-        f"data.root={world}",
         "data.module.batch_size=2",
-        "method.vision_layers=1",
-        "trainer.max_time=null",
         "trainer.max_steps=3",
         "trainer.val_check_interval=2",
         "trainer.limit_val_batches=1",
         "+sampler.height=32",
         "+sampler.width=32",
         "sampler.num_inference_steps=2",
-    ]
+    )
 
 
 @pytest.fixture(scope="session")

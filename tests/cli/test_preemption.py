@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_training import small_training
 
 from fastcomposer.cli import train
 from fastcomposer.training.checkpoints import read_step
@@ -31,21 +32,16 @@ def test_a_preempted_job_saves_and_is_requeued(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     for name, value in _JOB.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    settings = [
-        "experiment=mini",
+    settings = small_training(
+        small_base,
+        world,
         "~callbacks.samples",
-        f"model.base={small_base}",
-        "model.resolution=32",
-        "model.reference_size=56",
-        f"data.root={world}",
         "data.module.batch_size=2",
         "data.module.num_workers=0",
-        "method.vision_layers=1",
-        "trainer.max_time=null",
         "trainer.max_steps=5",
         "trainer.limit_val_batches=0",
         "resume=auto",
-    ]
+    )
     notice = ["+callbacks.notice._target_=notices.SignalAt", "+callbacks.notice.step=2"]
 
     def call(*more: str) -> int:

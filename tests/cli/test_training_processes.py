@@ -9,32 +9,29 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from small_training import small_training
 
 _TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # five starts of everything, on machines that do something else, too
 @pytest.mark.parametrize(("trainer", "launcher"), [("ddp", []), ("ddp", _TORCHRUN), ("fsdp", [])])
 def test_two_processes_are_one(
     trainer: str, launcher: list[str], world: Path, small_base: Path, tmp_path: Path
 ) -> None:
     """The same mini training on 1 process × 8 and on 2 × 4, which stopped once on the way."""
-    settings = [
-        "experiment=mini",
+    settings = small_training(
+        small_base,
+        world,
         "~callbacks.samples",
-        f"model.base={small_base}",
-        "model.resolution=32",
-        "model.reference_size=56",
-        f"data.root={world}",
-        "method.vision_layers=1",
         "method.cooldown=0",  # the first part ends earlier
-        "trainer.max_time=null",
         "trainer.val_check_interval=3",
         "trainer.limit_val_batches=1",
         "trainer.log_every_n_steps=1",
         "threads=1",
         "resume=auto",
-    ]
+    )
     two = ["data.module.batch_size=4", f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu"]
     two += ["trainer.precision=32-true", "name=two"]
     alone = ["-m", "fastcomposer.cli.train", *settings, "data.module.batch_size=8", "name=one"]

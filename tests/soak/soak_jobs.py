@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
+from small_training import small_training
 from toy_evaluation import Toy
 
 from fastcomposer.data.shards import ShardedRecords
@@ -80,20 +81,17 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
         toy: Files of the evaluation.
         size: How long they are, 1 for a second or two.
     """
-    tiny = (f"model.base={base}", "model.resolution=32", "model.reference_size=56", "threads=1")
-    train = (
-        *tiny,
-        "experiment=mini",
-        f"data.root=../{WORLD}",
+    train = small_training(
+        base,
+        f"../{WORLD}",
+        "threads=1",
         "data.module.batch_size=2",
         "data.module.num_workers=2",
-        "method.vision_layers=1",
         "method.ema_decay=0.9",
         "~callbacks.samples",
         "~callbacks.progress",
         "~callbacks.throughput",  # no two are alike
         "callbacks.checkpoint.every_n_train_steps=2",
-        "trainer.max_time=null",
         f"trainer.max_steps={15 * size}",
         "trainer.val_check_interval=5",
         "trainer.limit_val_batches=1",
@@ -128,7 +126,7 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
     drawn, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("*.bin", "*.index.json")
     return (
         Job(
-            *("train", "steps", "train", train, _training, _steps, _step),
+            *("train", "steps", "train", tuple(train), _training, _steps, _step),
             (*ends, *workers, "record", "truncate"),
             ("checkpoints/*.ckpt",),
         ),

@@ -21,6 +21,7 @@ from soak import plan, soak
 SEED = 7  # of a choice of eight different faults
 
 
+@pytest.mark.timeout(900)  # half a minute of one core, of which there may be a small part
 def test_a_short_soak(world: Path, small_base: Path, tmp_path: Path) -> None:
     """Two faults of each job; only the moments depend on how fast the machine is."""
     chosen = jobs(small_base, make_toy(small_base, tmp_path / "toy"))
