@@ -6,7 +6,7 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo pictures results completion reference card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo pictures results samples completion reference card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,11 @@ pictures: setup ## Draw held-out people with the committed checkpoint into outpu
 
 results: setup ## Write the results of outputs/reproduce into the README (OUT=...)
 	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK) readme=README.md
+
+samples: setup ## Draw the pictures of the README and of the base's card anew, into data/mini/samples
+	$(PY) -m fastcomposer.cli.prepare data=avatars
+	$(MAKE) --no-print-directory pictures OUT=outputs/samples
+	cp outputs/samples/*_sheet.png $(MINI)/samples/
 
 completion: ## Say how the shell completes commands, choices and keys with the tab key
 	@echo 'source $(CURDIR)/scripts/completion.bash'
