@@ -6,7 +6,8 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo pictures results samples completion reference card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks pictures results samples completion reference card test soak \
+	lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +43,9 @@ reproduce: setup ## Render the mini world, train three minutes, measure all meth
 
 demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
 	$(PY) -m fastcomposer.cli.demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
+
+notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
+	$(PY) scripts/notebooks.py $(ARGS)
 
 pictures: setup ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \

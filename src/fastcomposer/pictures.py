@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 _MARGIN = 6
+_OWNERS = ((230, 90, 40), (40, 120, 220), (20, 160, 110), (200, 150, 0))  # of subjects
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192) -> Image.Image:
@@ -50,3 +51,22 @@ def attention_overlay(picture: Image.Image, attention: Tensor, strength: float =
     tint = np.array([255.0, 220.0, 60.0]) * 0.25
     mixed = pixels * (1 - strength + strength * weight) + tint * weight * strength
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+def owner_overlay(picture: Image.Image, attention: Tensor, strength: float = 0.7) -> Image.Image:
+    """Colour every pixel by the subject whose word attends to it most, the stronger the more it does.
+
+    Args:
+        picture: The picture.
+        attention: (K, h, w), not negative; of each subject, scaled by its own maximum.
+        strength: How much of a colour at most, 0 to 1.
+    """
+    size = (picture.height, picture.width)
+    smooth = F.interpolate(attention[None].float(), size=size, mode="bicubic", align_corners=False)[0]
+    shares = (smooth / smooth.amax((1, 2), keepdim=True).clamp(min=1e-8)).clamp(0, 1)
+    most, owner = shares.max(0)
+    colours = np.array(_OWNERS, np.float32)[owner.numpy() % len(_OWNERS)]
+    weight = most.numpy()[..., None] * strength
+    # Grey below the colours, so that they are read as colours of subjects, not of things.
+    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
+    return Image.fromarray((grey * (1 - weight) + colours * weight).round().astype(np.uint8))

@@ -45,6 +45,14 @@ def test_the_measure_depends_on_the_seed_alone(data: SubjectDataModule, small_ba
     assert first == second
 
 
+def test_a_timestep_can_be_chosen(data: SubjectDataModule, small_base: Path) -> None:
+    model = FastComposer.from_pretrained(small_base)
+    steps: list[torch.Tensor] = []
+    model.unet.register_forward_pre_hook(lambda _, arguments: steps.append(arguments[1]))
+    attention_share(model, islice(data.val_dataloader(), 1), timestep=725)
+    assert steps[0].tolist() == [725] * 4
+
+
 def test_localization_moves_attention_into_the_masks(
     data: SubjectDataModule, small_base: Path, tmp_path: Path
 ) -> None:

@@ -34,13 +34,16 @@ class AttentionShare:
 
 
 @torch.no_grad()
-def attention_share(model: FastComposer, batches: Iterable[SubjectBatch], seed: int = 0) -> AttentionShare:
+def attention_share(
+    model: FastComposer, batches: Iterable[SubjectBatch], seed: int = 0, timestep: int | None = None
+) -> AttentionShare:
     """Measure the share on records, at timesteps and noise that depend on the seed alone.
 
     Args:
         model: The model; its default localized layers are looked at, whatever it was trained with.
         batches: Records with masks.
         seed: Seed of noise and timesteps.
+        timestep: The timestep to look at, from 0 for next to no noise; ``None`` draws one for each record.
 
     Raises:
         ValueError: If no record has a subject.
@@ -55,6 +58,8 @@ def attention_share(model: FastComposer, batches: Iterable[SubjectBatch], seed: 
         noise = torch.randn(latents.shape, generator=generator)
         total = model.noise_scheduler.config.num_train_timesteps
         timesteps = torch.randint(total, (len(batch),), generator=generator)
+        if timestep is not None:
+            timesteps = torch.full_like(timesteps, timestep)
         noisy = model.noise_scheduler.add_noise(latents, noise, timesteps)
         prompts, _ = model.encode_batch(batch)
         with capture.record(batch.subject_token_idx, detach=True) as maps:

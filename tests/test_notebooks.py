@@ -1,0 +1,154 @@
+"""The notebooks run from clean, are kept without outputs, and show something."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcomposer import notebooks
+from fastcomposer.pictures import owner_overlay
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["01_quickstart", "02_attention_maps", "03_paper_tables", "04_your_photos"]
+
+
+def executed(name: str, output: Path, **parameters: Any) -> list[dict[str, Any]]:
+    """Outputs of a notebook that is executed as ``make notebooks`` does it, each with its kinds of data."""
+    call = [sys.executable, str(ROOT / "scripts" / "notebooks.py"), name, "--output", str(output)]
+    given = {name: str(value) for name, value in {"OUT": output, "STEPS": 2, **parameters}.items()}
+    result = subprocess.run(call, env={**os.environ, **given}, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(next(output.glob(f"{name}*.ipynb")).read_text())
+    return [output for cell in content["cells"] for output in cell.get("outputs", [])]
+
+
+def pictures(outputs: list[dict[str, Any]]) -> list[Image.Image]:
+    """The pictures among outputs; each shows something."""
+    found = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = [Image.open(BytesIO(base64.b64decode(data))).convert("L") for data in found]
+    assert all(np.asarray(picture).std() > 10 for picture in shown)
+    return shown
+
+
+def pages(outputs: list[dict[str, Any]]) -> list[str]:
+    return ["".join(o["data"]["text/html"]) for o in outputs if "text/html" in o.get("data", {})]
+
+
+def said(outputs: list[dict[str, Any]]) -> str:
+    return "".join("".join(output.get("text", [])) for output in outputs)
+
+
+def test_all_notebooks_are_known() -> None:
+    assert [file.stem for file in sorted((ROOT / "notebooks").glob("*.ipynb"))] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_kept_without_outputs(name: str) -> None:
+    content = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    nbformat.validate(content)
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert not [cell for cell in code if cell.outputs or cell.execution_count is not None]
+    assert code[0].metadata["tags"] == ["parameters"]
+    assert max(cell.source.count("\n") + 1 for cell in code) <= 20
+    assert content.cells[0].cell_type == "markdown"
+
+
+def test_photos_become_records(tmp_path: Path) -> None:
+    outputs = executed("04", tmp_path)
+    assert len(pictures(outputs)) == 1
+    (shown,) = pages(outputs)
+    assert shown.count("<figure") == 3
+    assert shown.count("<b ") == 4
+    text = said(outputs)
+    assert "4 photos: 3 are records, 1 are not" in text
+    assert "cat.jpg,no subject named in the caption" in text
+
+
+@pytest.mark.slow
+def test_quickstart_trains_and_draws(tmp_path: Path) -> None:
+    outputs = executed("01", tmp_path, MINUTES=0.1, SCENES=64, DATA=tmp_path / "world")
+    assert len(pictures(outputs)) == 4
+    assert "steps are done" in said(outputs)
+    assert (tmp_path / "quickstart" / "fastcomposer.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_attention_maps_are_shown_with_and_without_localization(tmp_path: Path) -> None:
+    outputs = executed("02", tmp_path, DATA=tmp_path / "world", RECORDS=8)
+    assert len(pictures(outputs)) == 4
+
+
+@pytest.mark.slow
+def test_tables_and_figures_come_from_results(tmp_path: Path) -> None:
+    outputs = executed("03", tmp_path, RESULTS=tmp_path / "none", PEOPLE=1)
+    assert len(pictures(outputs)) == 1
+    assert [page.count("<svg") for page in pages(outputs)] == [1, 1, 1]
+    (table,) = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
+    assert "| FastComposer |" in table.replace("**", "")
+
+
+def test_the_kernel_is_the_interpreter_that_executes(tmp_path: Path) -> None:
+    """Whatever kernel of the same name the machine has."""
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(
+        json.dumps({"argv": ["false"], "display_name": "x", "language": "python"})
+    )
+    cell = nbformat.v4.new_code_cell("import sys\nsys.executable")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "which.ipynb")
+    code = "import sys; from pathlib import Path; from notebooks import execute; "
+    code += "execute(Path(sys.argv[1]) / 'which.ipynb', Path(sys.argv[1]) / 'done')"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "JUPYTER_PATH": str(tmp_path / "jupyter"), "PYTHONPATH": str(ROOT / "scripts")},
+        check=True,
+        capture_output=True,
+    )
+    (output,) = json.loads((tmp_path / "done" / "which.ipynb").read_text())["cells"][0]["outputs"]
+    assert "".join(output["data"]["text/plain"]).strip("'") == sys.executable
+
+
+def test_a_command_that_fails_ends_the_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="report ended with status 1"):
+        notebooks.run("report", "what=nothing")
+    assert "what=nothing: unknown" in capsys.readouterr().out
+
+
+def test_a_sheet_has_a_place_for_every_picture_and_title() -> None:
+    red, small = Image.new("RGB", (300, 300), "red"), Image.new("RGBA", (8, 8), (0, 0, 255, 255))
+    shown = notebooks.sheet([[red, small], [None, red]], ["one", "two " * 12], ["a", "b"], side=1)
+    assert shown.size == (220, round((2 + 0.2 * 4) * 110))
+    pixels = np.asarray(shown.convert("RGB")).reshape(-1, 3).tolist()
+    assert [255, 0, 0] in pixels
+    assert [0, 0, 255] in pixels
+
+
+def test_each_pixel_has_the_colour_of_the_word_that_looks_at_it() -> None:
+    attention = torch.zeros(2, 4, 4)
+    attention[0, :, :2], attention[1, :, 2:] = 5.0, 0.1  # each is scaled by its own maximum
+    shown = np.asarray(owner_overlay(Image.new("RGB", (64, 64), "white"), attention), dtype=int)
+    left, right = shown[32, 8], shown[32, 56]
+    assert left[0] > left[2] + 50
+    assert right[2] > right[0] + 50
+
+
+def test_people_are_told_apart_from_left_to_right(tmp_path: Path) -> None:
+    folder = notebooks.example_photos(tmp_path)
+    pair, cat = (np.load(folder / f"{name}.npy") for name in ("pair", "cat"))
+    assert pair.shape == (512, 1024)
+    places = [np.flatnonzero((pair == number).any(0)).mean() for number in (1, 2)]
+    assert places[0] < 512 < places[1]
+    assert all(0.15 < (pair == number).mean() < 0.45 for number in (1, 2))
+    assert not cat.any()
