@@ -20,7 +20,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 @contextlib.contextmanager
-def sole_run(folder: str | Path) -> Iterator[None]:
+def sole_run(folder: str | Path) -> Iterator[bool]:
     """Keep other runs out of a folder while the block runs.
 
     The system holds the lock for the process and drops it when the process ends in whatever way, so what a
@@ -30,11 +30,14 @@ def sole_run(folder: str | Path) -> Iterator[None]:
     Args:
         folder: Where the run writes; made when missing.
 
+    Yields:
+        Whether this process holds the lock.
+
     Raises:
         FaultError: If another process runs there, naming it.
     """
     if any(int(os.environ.get(rank) or 0) for rank in _RANKS):
-        yield
+        yield False
         return
     path = Path(folder) / LOCK_NAME
     made = not path.parent.exists()
@@ -45,7 +48,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
         content = {**owner, "since": datetime.now().astimezone().isoformat(timespec="seconds")}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(content).encode(), 0)
-        yield
+        yield True
     finally:
         # Removed while it is held: whoever opened it meanwhile sees that it is another file now.
         path.unlink(missing_ok=True)

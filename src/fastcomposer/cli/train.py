@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fastcomposer.cli.common import command
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, draw, measure
+from fastcomposer.files import remove_leftovers
 from fastcomposer.workers import data_worker_faults
 
 BASE_PARTS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder")
@@ -23,7 +24,9 @@ _MATMUL_PRECISIONS = ("highest", "high", "medium")
 @command("train")
 def main(config: DictConfig) -> None:
     """Train in a folder that no other run uses."""
-    with sole_run(config.run_dir):
+    with sole_run(config.run_dir) as first:
+        if first:
+            remove_leftovers(Path(config.run_dir))
         train(config)
 
 
