@@ -126,10 +126,11 @@ def main() -> None:
     )
     verdict.write(options.output)
     verdict.show(Console(width=None if sys.stdout.isatty() else 130))
-    if verdict.passed:
-        shutil.rmtree(place)
-    else:
+    if not all(entry.clean for entry in verdict.entries):
         sys.exit(f"the folders are kept in {place}")
+    shutil.rmtree(place)
+    if not verdict.passed:
+        sys.exit("there was too little time (MINUTES=)")
 
 
 if __name__ == "__main__":

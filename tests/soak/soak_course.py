@@ -107,8 +107,8 @@ class Course:
     def strike(self, kind: str, rng: random.Random) -> Entry:
         """Call the job and let something happen to it.
 
-        The moment is drawn as some more work that must be there first, and a part of the time between two
-        pieces: it means the same on a slow machine.
+        The moment is drawn as some more work that must be there first, the same on a slow machine;
+        every other time it is some while later, in which there may be no piece that can be counted.
 
         Args:
             kind: One of :data:`FAULTS`.
@@ -116,7 +116,7 @@ class Course:
         """
         fault, entry = FAULTS[kind], self._entry(kind)
         more = 0 if fault.early else rng.randrange(self.total // 3 + 1)
-        pause = 0.0 if fault.early else rng.uniform(0, self.seconds / 8)
+        pause = 0.0 if fault.early else max(0.0, rng.uniform(-self.seconds / 8, self.seconds / 8))
         begun = time.monotonic()
         process = self.start()
         blow = self._struck(fault, process, more, pause, rng)
