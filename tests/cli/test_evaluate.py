@@ -111,10 +111,10 @@ def test_changed_settings_are_refused(run: Run) -> None:
     status, _, err = run(*part, "sampler.guidance_scale=4.0")
     assert status == 1
     assert "text_only was made under other settings (sampler.guidance_scale: 3.0, not 4.0)" in err
-    assert "output=<other>" in err and "restart=true" in err
+    assert "output=<other>" in err and "resume=restart" in err
     assert "Traceback" not in err
     assert pictures(Path("outputs")) == before
-    status, _, err = run(*part, "sampler.guidance_scale=4.0", "restart=true")
+    status, _, err = run(*part, "sampler.guidance_scale=4.0", "resume=restart")
     assert status == 0, err
     assert not set(before.items()) & set(pictures(Path("outputs")).items())
 

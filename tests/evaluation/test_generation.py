@@ -175,7 +175,7 @@ def test_changed_settings_are_seen(
         message = "references.00_man: '"
     with pytest.raises(ValueError, match=message) as caught:
         generate(method, benchmarks, tmp_path / "out")
-    assert "restart=true" in str(caught.value)
+    assert "resume=restart" in str(caught.value)
     generate(method, benchmarks, tmp_path / "out", restart=True)
 
 

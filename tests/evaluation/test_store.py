@@ -83,7 +83,7 @@ class TestFolder:
         with pytest.raises(ValueError, match=message) as caught:
             other.open()
         assert str(run.folder) in str(caught.value)
-        assert "output=<other> writes beside it, restart=true forgets it" in str(caught.value)
+        assert "output=<other> writes beside it, resume=restart forgets it" in str(caught.value)
         other.open(restart=True)
         other.open()
         with pytest.raises(ValueError, match="made under other settings"):

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fastcomposer.cli.sweep import as_job, watched
 from fastcomposer.faults import FaultError
 from fastcomposer.workers import said_in_worker
 
@@ -39,26 +42,31 @@ _USELESS_WARNINGS = (
 
 def command(
     config_name: str, free_text: str | None = None
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make an entry point of a function that takes the composed configuration.
 
     Expected errors end the command with their message and status 1; ``HYDRA_FULL_ERROR=1`` shows the trace.
-    SIGTERM ends it with status 143.
+    SIGTERM ends it with status 143. What the function returns is what a search goes by.
 
     Args:
         config_name: Name of the file in ``conf/``.
         free_text: Key whose value may hold any characters without Hydra's own quotes.
     """
 
-    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
         @wraps(function)
-        def main(config: DictConfig) -> None:
-            try:
+        def main(config: DictConfig) -> Any:
+            def work() -> Any:
                 _quieten()
                 _use_threads(config.get("threads"))
                 with _ending_on_sigterm():
-                    function(config)
+                    return function(config)
+
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                return as_job(work, config, told)
+            try:
+                return work()
             except Exception as error:
                 words = told(error)
                 if os.environ.get("HYDRA_FULL_ERROR") == "1" or words is None:
@@ -70,7 +78,8 @@ def command(
         def entry() -> None:
             if free_text is not None:
                 sys.argv = [quoted(argument, free_text) for argument in sys.argv]
-            main()
+            with watched(config_name, CONFIG_FOLDER):
+                main()
 
         return entry
 

@@ -15,13 +15,17 @@ from fastcomposer.cli.common import command, load_base_model, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
 
+_RESUME = ("auto", "restart")
+
 
 @command("evaluate")
 def main(config: DictConfig) -> None:
     """Measure what the configuration asks for, print it, and write it."""
     if config.what not in MEASUREMENTS:
         raise ValueError(f"what={config.what}: unknown; there is {', '.join(MEASUREMENTS)}")
-    with sole_run(config.output):
+    if config.resume not in _RESUME:
+        raise ValueError(f"resume={config.resume}: one of {', '.join(_RESUME)}")
+    with sole_run(config.run_dir):
         MEASUREMENTS[config.what](config)
 
 
@@ -35,7 +39,7 @@ def measure_scores(config: DictConfig) -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
         logging.getLogger(name).setLevel(logging.WARNING)
-    output = Path(config.output)
+    output = Path(config.run_dir)
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
     scoring = instantiate(config.scoring)
@@ -52,7 +56,7 @@ def measure_scores(config: DictConfig) -> None:
         left_out = {benchmark.name for benchmark in benchmarks} - {run.benchmark.name for run in planned}
         if left_out and trainer.is_global_zero:
             print(f"{method.name} cannot draw so many subjects together: without {', '.join(left_out)}")
-        open_runs(planned, concepts, config.restart)
+        open_runs(planned, concepts, config.resume == "restart")
         stage = GenerationStage(method, planned, concepts, config.save_attention)
         trainer.predict(stage, return_predictions=False)
         runs += planned
@@ -133,7 +137,7 @@ def measure_attention(config: DictConfig) -> None:
         results[checkpoint] = share.as_dict()
         table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
     show_table(table)
-    output = Path(config.output)
+    output = Path(config.run_dir)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "attention.json"
     file.write_text(json.dumps(results, indent=2) + "\n")

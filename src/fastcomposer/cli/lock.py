@@ -19,6 +19,11 @@ LOCK_NAME = ".lock"
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of its run, or the first one."""
+    return not any(int(os.environ.get(rank) or 0) for rank in _RANKS)
+
+
 @contextlib.contextmanager
 def sole_run(folder: str | Path) -> Iterator[bool]:
     """Keep other runs out of a folder while the block runs.
@@ -36,7 +41,7 @@ def sole_run(folder: str | Path) -> Iterator[bool]:
     Raises:
         FaultError: If another process runs there, naming it.
     """
-    if any(int(os.environ.get(rank) or 0) for rank in _RANKS):
+    if not is_first_process():
         yield False
         return
     path = Path(folder) / LOCK_NAME

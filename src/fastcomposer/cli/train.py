@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,16 @@ _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 @command("train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
     """Train in a folder that no other run uses."""
     with sole_run(config.run_dir) as first:
         if first:
             remove_leftovers(Path(config.run_dir))
-        train(config)
+        return train(config)
 
 
-def train(config: DictConfig) -> None:
-    """Build everything that the configuration names, fit, and export the weights."""
+def train(config: DictConfig) -> float | None:
+    """Build everything that the configuration names, fit, and export the weights; returns the objective."""
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
     if config.matmul_precision not in _MATMUL_PRECISIONS:
@@ -66,7 +67,7 @@ def train(config: DictConfig) -> None:
             module.export(Path(config.export))
         log_weights(runs, config.export)
     if not trainer.is_global_zero:
-        return
+        return None
     received = [callback.received for callback in callbacks if isinstance(callback, GracefulStop)]
     stopped = next((number for number in received if number is not None), None)
     print(f"{trainer.global_step} steps are done.")
@@ -84,6 +85,18 @@ def train(config: DictConfig) -> None:
     )
     if stopped is not None:
         sys.exit(128 + stopped)  # not finished: nothing that follows should take it for that
+    return None if config.objective is None else measured(trainer.callback_metrics, config.objective)
+
+
+def measured(metrics: Mapping[str, Any], objective: str) -> float:
+    """The metric that a search goes by.
+
+    Raises:
+        ValueError: If it was not logged, with those that were.
+    """
+    if objective not in metrics:
+        raise ValueError(f"objective={objective}: not logged; there is {', '.join(sorted(metrics))}")
+    return float(metrics[objective])
 
 
 def what_follows(config: DictConfig, module: Any) -> list[Step]:

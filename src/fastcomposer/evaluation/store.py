@@ -38,7 +38,7 @@ DISTANCES_NAME = "distances.json"
 COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
 """Columns of ``scores.parquet``: the contract's, and the most memory in use when a picture was drawn."""
 _TEXT = "fastcomposer"  # name of the tables' metadata
-_GO_ON = "output=<other> writes beside it, restart=true forgets it"
+_GO_ON = "output=<other> writes beside it, resume=restart forgets it"
 
 
 @dataclass(frozen=True)

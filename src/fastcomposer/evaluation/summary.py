@@ -39,7 +39,7 @@ def result_rows(output: Path) -> list[ResultRow]:
     for file in sorted(output.glob(f"*/*/{SCORES_NAME}")):
         table, run = read_table(file), read_run(file.parent)
         if table is None or run is None or "costs" not in run:
-            raise ValueError(f"{file}: damaged, or without its {RUN_NAME}; evaluate with restart=true")
+            raise ValueError(f"{file}: damaged, or without its {RUN_NAME}; evaluate with resume=restart")
         costs = Costs(**run["costs"])
         peak = max(costs.peak_memory_bytes, *table["peak_memory_bytes"].to_pylist())
         row = row_from_scores(table, replace(costs, peak_memory_bytes=peak))
