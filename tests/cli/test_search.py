@@ -40,9 +40,9 @@ def test_learning_rate_and_steps_are_searched(
     evaluate.main()  # called again, it finds everything
     assert {file: file.stat().st_mtime_ns for file in before} == before
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["report", "what=sweep"])
+    monkeypatch.setattr(sys, "argv", ["report", "sweep=multirun/search/textual_inversion"])
     report.main()
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("Textual Inversion, best of 2: steps=")
-    assert out[1:] == ["multirun/search/sweep.md", "multirun/search/sweep.csv"]
-    assert "(best)" in Path("multirun/search/sweep.md").read_text()
+    assert out[-1] == "multirun/search/textual_inversion/report.html"
+    assert "(best)" in Path("multirun/search/textual_inversion/tables.md").read_text()

@@ -11,8 +11,9 @@ from fastcomposer.data.portraits import rendered_people
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities
 from fastcomposer.evaluation.benchmark import Subset
 from fastcomposer.evaluation.results import ResultRow, write_results
-from fastcomposer.evaluation.search import best_of, differing, load_search, read_sweep, write_sweep
+from fastcomposer.evaluation.search import best_of, best_sentences, differing, load_search, read_sweep
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.table_files import markdown_table
 
 DEFINITIONS = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "mini"
 
@@ -67,13 +68,12 @@ def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
     assert best_of(tried["dreambooth"]).row.identity_preservation.mean == 0.40
     # Where none keeps so much, the highest identity of all.
     assert best_of(tried["textual_inversion"]).row.identity_preservation.mean == 0.20
-    sentences, files = write_sweep(tmp_path)
+    sentences, tables = best_sentences(tmp_path)
     assert sentences == [
         "DreamBooth, best of 3: optimizer.lr=0.0001 steps=80",
         "Textual Inversion, best of 2: steps=60",
     ]
-    assert files == [tmp_path / "sweep.md", tmp_path / "sweep.csv"]
-    text = files[0].read_text()
+    text = markdown_table(tables[0])
     assert text.index("| optimizer.lr 0.001, steps 80 | 0.600 [0.590, 0.610] | 0.210") < text.index(
         "| **optimizer.lr 0.0001, steps 80 (best)** | 0.400 [0.390, 0.410] | 0.220 [0.210, 0.230] | 88.0 % |"
     )
@@ -81,7 +81,7 @@ def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"jobs=.*: no results\.json in it; evaluate -m sweep="):
+    with pytest.raises(FileNotFoundError, match=r"sweep=.*: no results\.json in it; evaluate -m sweep="):
         read_sweep(tmp_path)
     job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
     job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22, images=16)

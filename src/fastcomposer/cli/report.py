@@ -1,4 +1,4 @@
-"""Report what is measured: ``python -m fastcomposer.cli.report what=results``, ``sweep`` or ``mini_base``."""
+"""Report what is measured: ``python -m fastcomposer.cli.report what=results``, ``sweep=multirun/…``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from fastcomposer.cli.summary import Step, again, conclude, opened
 
 @command("report")
 def main(config: DictConfig) -> None:
-    """Hand over to what ``what`` names."""
+    """Hand over to what ``what`` names, or report a sweep."""
+    if config.sweep is not None:
+        report_sweep(config)
+        return
     if config.what not in REPORTS:
         raise ValueError(f"what={config.what}: unknown; there is {', '.join(REPORTS)}")
     REPORTS[config.what](config)
@@ -49,14 +52,18 @@ def report_results(config: DictConfig) -> None:
 
 
 def report_sweep(config: DictConfig) -> None:
-    """Write tables of the settings that a sweep has tried, and name the best."""
-    if not Path(config.jobs).is_dir():
-        raise FileNotFoundError(f"jobs={config.jobs}: no such folder")
+    """Write tables and page of what a sweep has measured, and name what did not finish."""
+    if not Path(config.sweep).is_dir():
+        raise FileNotFoundError(f"sweep={config.sweep}: no such folder")
 
-    from fastcomposer.evaluation.search import write_sweep
+    from fastcomposer.evaluation.sweep_report import undone_line, write_sweep_report
 
-    sentences, files = write_sweep(config.jobs)
+    sweep, sentences, files = write_sweep_report(config.sweep, tuple(config.formats))
     print(*sentences, *files, sep="\n")
+    for job in sweep.undone:
+        print(f"not finished: {undone_line(job, sweep.keys)}")
+    pages = [file for file in files if file.suffix == ".html"]
+    conclude({"tables and page": config.sweep}, [Step("look at the page", opened(page)) for page in pages])
 
 
 def report_workspace(config: DictConfig) -> None:
@@ -124,7 +131,6 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
 
 REPORTS = {
     "results": report_results,
-    "sweep": report_sweep,
     "workspace": report_workspace,
     "mini_base": report_base,
 }

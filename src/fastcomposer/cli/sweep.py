@@ -226,7 +226,7 @@ def _plan(command: str, call: str, config: DictConfig, given: Sequence[str]) -> 
     assert isinstance(params, dict)
     parser = OverridesParser.create()
     chosen: dict[str, Override] = {}
-    for text in [*(f"{key}={value}" for key, value in params.items()), *given]:
+    for text in [*(f"{key!s}={value}" for key, value in params.items()), *given]:
         override = parser.parse_override(text)
         chosen[override.get_key_element()] = override
     swept = {key: one for key, one in chosen.items() if one.is_sweep_override()}

@@ -65,19 +65,7 @@ def render_html(
     Returns:
         A whole HTML document: pictures are data URIs, styles are inside, nothing is loaded.
     """
-    environment = Environment(
-        loader=PackageLoader("fastcomposer.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "written": written,
-        "quoted_text": quoted_text,
-        "missing": MISSING,
-        "groups": _groups,
-    }
+    environment = page_environment()
     benchmarks = collected.benchmarks()
     named = {table.key: table for table in tables}
     galleries = [image_grid(collected, name) for name in benchmarks]
@@ -104,6 +92,24 @@ def render_html(
         sections=SECTIONS,
         benchmark_names=BENCHMARKS,
     )
+
+
+def page_environment() -> Environment:
+    """The templates, and what they write figures with."""
+    environment = Environment(
+        loader=PackageLoader("fastcomposer.evaluation", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "written": written,
+        "quoted_text": quoted_text,
+        "missing": MISSING,
+        "groups": _groups,
+    }
+    return environment
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from fastcomposer.evaluation.statistics import Estimate
 
 # Roles of colours on light paper. Each hue is one of Okabe and Ito's, which colour-blind readers tell apart;
 # markers differ as well, for print in grey. The page may set others by the name of the role.
-_COLOURS = {
+COLOURS = {
     "ink": "#1c2024",
     "muted": "#5c6369",
     "rule": "#dfe2e5",
@@ -30,7 +30,7 @@ _COLOURS = {
     "series-5": "#aa4499",
     "series-6": "#5d6f7d",
 }
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 5.0  # inches; the page scales the figure
 _FONT = 9.5  # points
 
@@ -93,14 +93,14 @@ def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
     def draw(axes: Axes) -> None:
         xs = [point.consistency.mean for point in points]
         ys = [point.identity.mean for point in points]
-        blue = _COLOURS["series-1"]
+        blue = COLOURS["series-1"]
         axes.errorbar(
             xs,
             ys,
-            xerr=_bars([point.consistency for point in points]),
-            yerr=_bars([point.identity for point in points]),
+            xerr=bars([point.consistency for point in points]),
+            yerr=bars([point.identity for point in points]),
             fmt="none",
-            ecolor=_COLOURS["muted"],
+            ecolor=COLOURS["muted"],
             elinewidth=0.6,
             zorder=2,
         )
@@ -113,20 +113,20 @@ def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
                 (xs[position], ys[position]),
                 xytext=(6, 5),
                 textcoords="offset points",
-                color=_COLOURS["ink"],
+                color=COLOURS["ink"],
                 fontweight="bold" if position == best else "normal",
                 zorder=4,
             )
         if best is not None:
             (ring,) = axes.plot(xs[best], ys[best], marker="o", markersize=10, zorder=3)
             ring.set_markerfacecolor("none")
-            ring.set_markeredgecolor(_COLOURS["ink"])
+            ring.set_markeredgecolor(COLOURS["ink"])
         axes.set_xlabel("prompt consistency")
         axes.set_ylabel("identity preservation")
-        axes.grid(color=_COLOURS["rule"], linewidth=0.6)
+        axes.grid(color=COLOURS["rule"], linewidth=0.6)
         axes.margins(x=0.14, y=0.12)
 
-    return _figure(name, 3.4, draw)
+    return figure(name, 3.4, draw)
 
 
 def category_dots(
@@ -150,32 +150,32 @@ def category_dots(
     def draw(axes: Axes) -> None:
         for row, (method, scores) in enumerate(series.items()):
             number = order.index(method)
-            colour = _COLOURS[f"series-{number % 6 + 1}"]
+            colour = COLOURS[f"series-{number % 6 + 1}"]
             places = [categories.index(category) - 0.4 + (row + 0.5) * step for category in scores]
             axes.errorbar(
                 [score.mean for score in scores.values()],
                 places,
-                xerr=_bars(list(scores.values())),
-                fmt=_MARKERS[number % 6],
+                xerr=bars(list(scores.values())),
+                fmt=MARKERS[number % 6],
                 color=colour,
                 markersize=5,
-                markerfacecolor=colour if number == 0 else _COLOURS["paper"],
+                markerfacecolor=colour if number == 0 else COLOURS["paper"],
                 elinewidth=1.0,
                 label=method,
             )
         for border in range(1, len(categories)):
-            axes.axhline(border - 0.5, color=_COLOURS["rule"], linewidth=0.8)
+            axes.axhline(border - 0.5, color=COLOURS["rule"], linewidth=0.8)
         axes.set_yticks(range(len(categories)), categories)
         axes.set_ylim(len(categories) - 0.5, -0.5)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("identity preservation")
-        axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.6)
+        axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
         legend: Any = {"frameon": False, "handletextpad": 0.3, "columnspacing": 1.2, "borderaxespad": 0.2}
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), **legend)
 
     rows = len(categories) * max(len(series), 2)
-    return _figure(name, 1.1 + 0.16 * rows, draw)
+    return figure(name, 1.1 + 0.16 * rows, draw)
 
 
 def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None) -> str:
@@ -192,7 +192,7 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
 
     def draw(axes: Axes) -> None:
         methods, values = list(seconds), list(seconds.values())
-        colours = [_COLOURS["series-1" if method == first else "series-6"] for method in methods]
+        colours = [COLOURS["series-1" if method == first else "series-6"] for method in methods]
         axes.barh(range(len(methods)), values, color=colours, height=0.62)
         for place, (method, value) in enumerate(seconds.items()):
             text = f"{_seconds(value)} s"
@@ -208,16 +208,16 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("seconds to the first picture of a new person")
-        axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.6)
+        axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
 
-    return _figure(name, 0.75 + 0.32 * len(seconds), draw)
+    return figure(name, 0.75 + 0.32 * len(seconds), draw)
 
 
 def _seconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def _bars(estimates: Sequence[Estimate]) -> list[list[float]]:
+def bars(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Distances from the means to the ends of their intervals, as matplotlib takes them."""
     return [
         [max(estimate.mean - estimate.ci95[0], 0.0) for estimate in estimates],
@@ -225,34 +225,44 @@ def _bars(estimates: Sequence[Estimate]) -> list[list[float]]:
     ]
 
 
-def _figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+def figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+    """Draw in the page's style.
+
+    Args:
+        name: What tells the figure from others on the page.
+        height: Inches.
+        draw: Draws on the axes that it is given.
+
+    Returns:
+        An ``<svg>`` element.
+    """
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
         "font.size": _FONT,
-        "text.color": _COLOURS["ink"],
-        "axes.edgecolor": _COLOURS["muted"],
-        "axes.labelcolor": _COLOURS["ink"],
+        "text.color": COLOURS["ink"],
+        "axes.edgecolor": COLOURS["muted"],
+        "axes.labelcolor": COLOURS["ink"],
         "axes.linewidth": 0.7,
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.spines.left": True,
-        "xtick.color": _COLOURS["muted"],
-        "ytick.color": _COLOURS["muted"],
-        "xtick.labelcolor": _COLOURS["ink"],
-        "ytick.labelcolor": _COLOURS["ink"],
+        "xtick.color": COLOURS["muted"],
+        "ytick.color": COLOURS["muted"],
+        "xtick.labelcolor": COLOURS["ink"],
+        "ytick.labelcolor": COLOURS["ink"],
     }
     # Within the block only: what a caller has set in matplotlib neither shows here nor is lost.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
+        drawing = Figure(figsize=(_WIDTH, height), layout="constrained")
+        FigureCanvasSVG(drawing)
+        draw(drawing.add_subplot())
         text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        drawing.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(text.getvalue(), name)
 
 
@@ -262,7 +272,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
-    for role, colour in _COLOURS.items():
+    for role, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{role}, {colour})")
     # The font's family is the page's; its size stays.
     svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\g<1> sans-serif", svg)

@@ -16,9 +16,7 @@ from fastcomposer.evaluation.likeness import LEAST_CONSISTENCY, most_alike
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.store import RUN_NAME, read_run
 from fastcomposer.evaluation.table import Cell, Column, Line, Table
-from fastcomposer.evaluation.table_files import markdown_table, to_csv
 from fastcomposer.evaluation.tables import estimated
-from fastcomposer.files import write_atomically
 
 RULE = (
     f"Best is the highest identity among the settings that keep {LEAST_CONSISTENCY:.0%} of the prompt "
@@ -83,7 +81,7 @@ def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
     root = Path(folder)
     files = sorted(root.rglob("results.json"))
     if not files:
-        raise FileNotFoundError(f"jobs={root}: no results.json in it; evaluate -m sweep=... writes them")
+        raise FileNotFoundError(f"sweep={root}: no results.json in it; evaluate -m sweep=... writes them")
     tried: dict[str, list[Tried]] = {}
     for file in files:
         rows = read_results(file).rows
@@ -146,26 +144,27 @@ def sweep_table(method: str, tried: Sequence[Tried]) -> Table:
     return Table(f"search_{method}", title, "setting", columns, lines, (RULE,))
 
 
-def write_sweep(folder: str | Path) -> tuple[list[str], list[Path]]:
-    """Write the tables of sweeps beside them.
+def best_sentences(folder: str | Path) -> tuple[list[str], list[Table]]:
+    """Of each method whose settings were searched the best in a sentence, and the table of all.
 
     Args:
         folder: See :func:`read_sweep`.
 
     Returns:
-        The best setting of each method in a sentence, and the files.
+        Nothing where no settings of a method differ, or text alone was not drawn to hold them against.
     """
-    tried = read_sweep(folder)
-    tables = [sweep_table(method, found) for method, found in tried.items()]
-    sentences = []
+    try:
+        tried = read_sweep(folder)
+    except (FileNotFoundError, ValueError):
+        return [], []
+    sentences, tables = [], []
     for method, found in tried.items():
         chosen = differing(found)[found.index(best_of(found))]
-        said = " ".join(f"{name}={value}" for name, value in chosen.items()) or "the only one tried"
-        sentences.append(f"{method_name(method)}, best of {len(found)}: {said}")
-    files = {"sweep.md": "\n\n".join(map(markdown_table, tables)) + "\n", "sweep.csv": to_csv(tables)}
-    for name, text in files.items():
-        write_atomically(Path(folder) / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
-    return sentences, [Path(folder) / name for name in files]
+        if chosen:
+            said = " ".join(f"{name}={value}" for name, value in chosen.items())
+            sentences.append(f"{method_name(method)}, best of {len(found)}: {said}")
+            tables.append(sweep_table(method, found))
+    return sentences, tables
 
 
 def _settings_of_runs(job: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -198,5 +197,5 @@ def _check_cases(root: Path, method: str, tried: Sequence[Tried]) -> None:
         one, two = (t.text_only.prompt_consistency.mean for t in (first, other))
         if other.row.images != first.row.images or not math.isclose(one, two, abs_tol=1e-3):
             raise ValueError(
-                f"jobs={root}: the jobs of {method} have drawn different cases; give all one benchmark"
+                f"sweep={root}: the jobs of {method} have drawn different cases; give all one benchmark"
             )

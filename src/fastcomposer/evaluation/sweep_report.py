@@ -1,0 +1,112 @@
+"""From the folder of a sweep to its tables and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from markupsafe import Markup
+
+from fastcomposer.evaluation.html import Plot, page_environment
+from fastcomposer.evaluation.report import FORMATS
+from fastcomposer.evaluation.search import best_sentences
+from fastcomposer.evaluation.sweep_plots import sweep_plot
+from fastcomposer.evaluation.sweeps import Group, Sweep, chosen_label, group_table, read_measured
+from fastcomposer.evaluation.table import Table
+from fastcomposer.evaluation.table_files import markdown_table, to_csv, to_latex
+from fastcomposer.files import write_atomically
+from fastcomposer.jobs import Job
+
+
+def write_sweep_report(
+    folder: str | Path, formats: tuple[str, ...] = tuple(FORMATS)
+) -> tuple[Sweep, list[str], list[Path]]:
+    """Write tables and page of a sweep into its folder.
+
+    Args:
+        folder: Of ``train -m`` or ``evaluate -m``.
+        formats: Which of ``md``, ``csv``, ``tex`` and ``html`` to write.
+
+    Returns:
+        What was read, the best settings of methods that were searched, and the files.
+
+    Raises:
+        FileNotFoundError: If there are no jobs.
+        ValueError: If a format is unknown.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
+    sweep = read_measured(folder)
+    sentences, searches = best_sentences(folder)
+    tables = [group_table(group, sweep.keys) for group in sweep.groups]
+    makers: dict[str, Callable[[], str]] = {
+        "md": lambda: _markdown(sweep, sentences, [*tables, *searches]),
+        "csv": lambda: to_csv([*tables, *searches]),
+        "tex": lambda: to_latex([*tables, *searches]),
+        "html": lambda: _page(sweep, sentences, tables, searches),
+    }
+    files = []
+    for name in formats:
+        text = makers[name]()
+        files.append(Path(folder) / FORMATS[name])
+        write_atomically(files[-1], lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
+    return sweep, sentences, files
+
+
+def undone_line(job: Job, keys: tuple[str, ...]) -> str:
+    """What became of a job that did not finish."""
+    said = {"waiting": "has not begun", "running": "is running, or ended without a word"}
+    where = f" ({job.log})" if job.log else ""
+    return f"{job.named(keys)}: {said.get(job.status, job.reason)}{where}"
+
+
+def _markdown(sweep: Sweep, sentences: list[str], tables: list[Table]) -> str:
+    parts = [f"# {sweep.folder.name}", *sentences, *map(markdown_table, tables)]
+    if sweep.undone:
+        lines = "\n".join(f"- {undone_line(job, sweep.keys)}" for job in sweep.undone)
+        parts += ["## Not finished", lines]
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: list[Table]) -> str:
+    pairs = zip(sweep.groups, tables, strict=True)
+    return (
+        page_environment()
+        .get_template("sweep.html.j2")
+        .render(
+            title=sweep.folder.name,
+            call=sweep.call,
+            keys=sweep.keys,
+            jobs=sweep.jobs,
+            undone=[undone_line(job, sweep.keys) for job in sweep.undone],
+            sentences=sentences,
+            groups=[(group, table, _plots(group, sweep.keys)) for group, table in pairs],
+            searches=searches,
+        )
+    )
+
+
+def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
+    """A plot of each figure that is worth one, where there is something to compare."""
+    if len(group.entries) < 2 or not keys:
+        return []
+    plots = []
+    for number, name in enumerate(group.plotted):
+        series: dict[str, dict[tuple[str, ...], object]] = {}
+        for entry in group.entries:
+            if name in entry.values:
+                place = tuple(entry.job.chosen.get(key, "") for key in keys)
+                series.setdefault(entry.series, {})[place] = entry.values[name]
+        if not series:
+            continue
+        title = group.columns[name][0]
+        said = "; ".join(
+            f"{chosen_label(entry.job, keys)}{f' ({entry.series})' * bool(entry.series)}: "
+            f"{entry.values[name].mean:.3g}"
+            for entry in group.entries
+            if name in entry.values
+        )
+        svg = sweep_plot(series, keys, title, f"{group.key}-{number}".replace("_", "-"))  # type: ignore[arg-type]
+        plots.append(Plot(Markup(svg), f"{title}. {said}.", f"{title}. Bars are 95 % intervals."))
+    return plots
