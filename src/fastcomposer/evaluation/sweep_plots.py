@@ -29,12 +29,24 @@ def sweep_plot(series: Series, keys: Sequence[str], measure: str, name: str) -> 
     Returns:
         An ``<svg>`` element.
     """
-    values = list(dict.fromkeys(value for found in series.values() for value in found))
-    if len(keys) == 2 and len(series) == 1 and all(len({v[i] for v in values}) > 1 for i in (0, 1)):
+    values = _values(series)
+    if is_map(series, keys):
         return _map(next(iter(series.values())), keys, measure, name)
     if len(keys) == 1 and len(values) > 1 and all(_is_number(value[0]) for value in values):
         return _lines(series, keys[0], measure, name)
     return _dots(series, values, measure, name)
+
+
+def is_map(series: Series, keys: Sequence[str]) -> bool:
+    """Whether the plot is a map, which has no room for intervals."""
+    values = _values(series)
+    return (
+        len(keys) == 2 and len(series) == 1 and all(len({value[i] for value in values}) > 1 for i in (0, 1))
+    )
+
+
+def _values(series: Series) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(value for found in series.values() for value in found))
 
 
 def _lines(series: Series, key: str, measure: str, name: str) -> str:

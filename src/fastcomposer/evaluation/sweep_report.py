@@ -10,7 +10,8 @@ from markupsafe import Markup
 from fastcomposer.evaluation.html import Plot, page_environment
 from fastcomposer.evaluation.report import FORMATS
 from fastcomposer.evaluation.search import best_sentences
-from fastcomposer.evaluation.sweep_plots import sweep_plot
+from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.sweep_plots import is_map, sweep_plot
 from fastcomposer.evaluation.sweeps import Group, Sweep, chosen_label, group_table, read_measured
 from fastcomposer.evaluation.table import Table
 from fastcomposer.evaluation.table_files import markdown_table, to_csv, to_latex
@@ -93,13 +94,19 @@ def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
         return []
     plots = []
     for number, name in enumerate(group.plotted):
-        series: dict[str, dict[tuple[str, ...], object]] = {}
+        series: dict[str, dict[tuple[str, ...], Estimate]] = {}
         for entry in group.entries:
             if name in entry.values:
                 place = tuple(entry.job.chosen.get(key, "") for key in keys)
                 series.setdefault(entry.series, {})[place] = entry.values[name]
         if not series:
             continue
+        spread = any(
+            e.values[name].ci95[0] < e.values[name].ci95[1] for e in group.entries if name in e.values
+        )
+        seen = (
+            "Bars are 95 % intervals." if spread and not is_map(series, keys) else "Intervals are not shown."
+        )
         title = group.columns[name][0]
         said = "; ".join(
             f"{chosen_label(entry.job, keys)}{f' ({entry.series})' * bool(entry.series)}: "
@@ -107,6 +114,6 @@ def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
             for entry in group.entries
             if name in entry.values
         )
-        svg = sweep_plot(series, keys, title, f"{group.key}-{number}".replace("_", "-"))  # type: ignore[arg-type]
-        plots.append(Plot(Markup(svg), f"{title}. {said}.", f"{title}. Bars are 95 % intervals."))
+        svg = sweep_plot(series, keys, title, f"{group.key}-{number}".replace("_", "-"))
+        plots.append(Plot(Markup(svg), f"{title}. {said}.", f"{title[:1].upper()}{title[1:]}. {seen}"))
     return plots

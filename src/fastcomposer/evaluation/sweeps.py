@@ -18,8 +18,8 @@ from fastcomposer.jobs import Job, read_jobs, read_plan, swept_keys
 OVER_SUBJECTS = "Intervals (95 %) are bootstrapped over subjects."
 OVER_STEPS = (
     "Figures of a training are means over the last quarter of what it logged. Their 95 % intervals are "
-    "bootstrapped over these steps: they say how steady a training was, not how another seed would do. Of fewer "
-    "than three values the last is shown, without interval."
+    "bootstrapped over these steps: they say how steady a training was, not how another seed would do. "
+    "Of fewer than three values the last is shown, without interval."
 )
 _SCORES: dict[str, tuple[str, Style]] = {
     "identity_preservation": ("identity", "score"),
@@ -164,7 +164,12 @@ def group_table(group: Group, keys: Sequence[str]) -> Table:
         lines.append(Line(label, cells))
     first = " × ".join(short(key) for key in keys) or "job"
     return Table(
-        f"sweep_{group.key}", group.title, first, columns, tuple(lines), (group.note,) * bool(group.note)
+        f"sweep_{group.key}",
+        f"{group.title}: every job",
+        first,
+        columns,
+        tuple(lines),
+        (group.note,) * bool(group.note),
     )
 
 
