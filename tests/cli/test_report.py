@@ -47,7 +47,7 @@ def test_the_report_measures_what_is_there(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("what=nothing", "what=nothing: unknown; there is results, mini_base"),
+        ("what=nothing", "what=nothing: unknown; there is results, workspace, mini_base"),
         ("model.base=nowhere", "model.base=nowhere: no such folder"),
         ("sweep=nowhere", "sweep=nowhere: no such folder"),
         ("what=results results=nowhere", "results=nowhere: no results.json there"),

@@ -9,7 +9,8 @@ from configurations import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fastcomposer.cli.common import quoted
+from fastcomposer.cli.common import quoted, renamed
+from fastcomposer.cli.report import SPOKEN
 
 _CALL = re.compile(r"^\s*(?:python -m fastcomposer\.cli\.(\w+))(?: (.*))?$")
 _LOOP = re.compile(r"^for (\w+) in ([^;]+); do$")
@@ -35,6 +36,8 @@ def overrides(command: str, arguments: str) -> list[str]:
     given = [word for word in shlex.split(arguments) if word not in ("-m", "--help", "--cfg", "job")]
     if command == "generate":
         given = [quoted(word, "prompt") for word in given]
+    if command == "report":
+        given = [renamed(word, *SPOKEN) for word in given]
     parsed = OverridesParser.create().parse_overrides(given)
     return [
         f"{one.get_key_element()}={next(one.sweep_string_iterator())}"

@@ -41,7 +41,7 @@ _USELESS_WARNINGS = (
 
 
 def command(
-    config_name: str, free_text: str | None = None
+    config_name: str, free_text: str | None = None, spoken: tuple[str, str] | None = None
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make an entry point of a function that takes the composed configuration.
 
@@ -51,6 +51,7 @@ def command(
     Args:
         config_name: Name of the file in ``conf/``.
         free_text: Key whose value may hold any characters without Hydra's own quotes.
+        spoken: A name that is a group of configurations elsewhere, and the key that it stands for here.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -78,6 +79,8 @@ def command(
         def entry() -> None:
             if free_text is not None:
                 sys.argv = [quoted(argument, free_text) for argument in sys.argv]
+            if spoken is not None:
+                sys.argv = [renamed(argument, *spoken) for argument in sys.argv]
             with watched(config_name, CONFIG_FOLDER):
                 main()
 
@@ -93,6 +96,12 @@ def quoted(argument: str, key: str) -> str:
         return argument
     escaped = value.replace('"', '\\"')
     return f'{name}="{escaped}"'
+
+
+def renamed(argument: str, name: str, key: str) -> str:
+    """Put the key in the place of a name that Hydra would take for a group."""
+    given, equals, value = argument.partition("=")
+    return f"{key}={value}" if given == name and equals else argument
 
 
 def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) -> Any:

@@ -11,11 +11,14 @@ from omegaconf import DictConfig
 from fastcomposer.cli.common import command, show_table
 from fastcomposer.cli.summary import Step, again, conclude, opened
 
+SPOKEN = ("sweep", "jobs")
+"""``sweep=`` names a folder here, which is the key ``jobs``; to Hydra it is the group of sweeps."""
 
-@command("report")
+
+@command("report", spoken=SPOKEN)
 def main(config: DictConfig) -> None:
     """Hand over to what ``what`` names, or report a sweep."""
-    if config.sweep is not None:
+    if config.jobs is not None:
         report_sweep(config)
         return
     if config.what not in REPORTS:
@@ -53,17 +56,17 @@ def report_results(config: DictConfig) -> None:
 
 def report_sweep(config: DictConfig) -> None:
     """Write tables and page of what a sweep has measured, and name what did not finish."""
-    if not Path(config.sweep).is_dir():
-        raise FileNotFoundError(f"sweep={config.sweep}: no such folder")
+    if not Path(config.jobs).is_dir():
+        raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
     from fastcomposer.evaluation.sweep_report import undone_line, write_sweep_report
 
-    sweep, sentences, files = write_sweep_report(config.sweep, tuple(config.formats))
+    sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats))
     print(*sentences, *files, sep="\n")
     for job in sweep.undone:
         print(f"not finished: {undone_line(job, sweep.keys)}")
     pages = [file for file in files if file.suffix == ".html"]
-    conclude({"tables and page": config.sweep}, [Step("look at the page", opened(page)) for page in pages])
+    conclude({"tables and page": config.jobs}, [Step("look at the page", opened(page)) for page in pages])
 
 
 def report_workspace(config: DictConfig) -> None:
