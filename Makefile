@@ -6,8 +6,7 @@ MINUTES ?= 30
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo notebooks pictures results samples completion reference card test soak \
-	lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks pictures results samples completion reference card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
