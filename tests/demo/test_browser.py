@@ -24,7 +24,7 @@ from fastcomposer.demo.examples import Example
 from fastcomposer.provenance import read_facts
 
 MINI = CONFIG_FOLDER.parent / "data" / "mini"
-PATIENCE = 40_000  # ms: the machine may be busy
+PATIENCE = 90_000  # ms: the machine may be busy
 PROMPT = "a man <|image|> and a woman <|image|> on the beach"
 
 
