@@ -252,6 +252,7 @@ def test_a_photo_is_taken(open_page: Any) -> None:
     page = open_page()
     page.get_by_role("button", name="Use the camera").click()
     page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('video')?.videoWidth > 0")  # before, there is no picture
     page.get_by_label("capture photo").click()
     expect(people(page)).to_have_count(1, timeout=PATIENCE)
 
