@@ -292,5 +292,5 @@ def _plain(axes: Axes) -> None:
 
 def _drawn(figure: Figure) -> Image.Image:
     data = BytesIO()
-    figure.savefig(data, format="png", dpi=_DPI)
+    figure.savefig(data, format="png", dpi=_DPI, bbox_inches="tight")  # no title is cut off
     return Image.open(data)
