@@ -90,7 +90,7 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         ],
         "mini_samples": ["metrics=mini"],
     }.get(choice, [])
-    evaluated = choice == "ablation_alpha" or choice.startswith("search_")
+    evaluated = choice in {"ablation_alpha", "tables"} or choice.startswith("search_")
     assert_fits(composed("evaluate" if evaluated else GROUPS[group], *overrides))
 
 
