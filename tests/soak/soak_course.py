@@ -76,6 +76,7 @@ class Course:
         self.rounds = 0
         self.done: dict[str, int] = {}
         self._to_be_told: tuple[str, ...] = ()
+        self._damaged: dict[str, int] = {}
         self.folder = self._next_folder()
 
     def _next_folder(self) -> Path:
@@ -177,6 +178,7 @@ class Course:
         elif entry.status == 0:  # else it may have ended before it looked
             entry.wrong.append(f"does not say {' and '.join(self._to_be_told)}: {text[-_SHOWN:]}")
         now = self.job.done(self.folder)
+        now = {name: value for name, value in now.items() if self._damaged.get(name) != value}
         entry.lost, entry.repeated = self.job.compare(self.done, now) if self.done else ([], [])
         self.done = now
         if entry.status == 0:
@@ -199,12 +201,14 @@ class Course:
         """Go on in a new folder; one in which something is wrong is kept."""
         if entry.clean:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.rounds, self.done, self._to_be_told = self.rounds + 1, {}, ()
+        self.rounds, self.done, self._to_be_told, self._damaged = self.rounds + 1, {}, (), {}
         self.folder = self._next_folder()
 
     def _forget(self, file: Path) -> None:
         """Expect no more of a damaged file; a training has to say that it leaves it out."""
-        self.done.pop(str(file.relative_to(self.folder.resolve())), None)
+        name = str(file.relative_to(self.folder.resolve()))
+        self.done.pop(name, None)
+        self._damaged[name] = file.stat().st_mtime_ns  # until it is made anew
         if self.job.name == "train":
             self.done = self.job.done(self.folder)
             self._to_be_told = (f"{file.name} is damaged", "going on from")

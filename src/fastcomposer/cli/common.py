@@ -154,7 +154,10 @@ def _ending_on_sigterm() -> Iterator[None]:
     Lightning calls this handler after its own, which for predictions only notes that there was a signal.
     """
 
+    received: list[int] = []
+
     def end(number: int, frame: Any) -> None:
+        received.append(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # a launcher's: nobody can listen there
@@ -163,6 +166,10 @@ def _ending_on_sigterm() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception as error:
+        if received:  # what was half set up may fail while it is put away
+            raise SystemExit(128 + received[0]) from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 
