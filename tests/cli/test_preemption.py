@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from small_training import small_training
 
 from fastcomposer.cli import train
+from fastcomposer.cli.common import _ending_on_sigterm
 from fastcomposer.training.checkpoints import read_step
 
 _JOB = {"JOB_ID": "42", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
@@ -68,3 +70,16 @@ def test_a_preempted_job_saves_and_is_requeued(
     whole, run = (load_file(f"outputs/{name}/fastcomposer.safetensors") for name in ("whole", "run"))
     assert whole.keys() == run.keys()
     assert all(torch.equal(whole[name], run[name]) for name in whole)
+
+
+def test_sigterm_decides_the_status_though_putting_things_away_fails() -> None:
+    def put_away() -> None:
+        raise RuntimeError("half set up")
+
+    with pytest.raises(SystemExit, match="143"), _ending_on_sigterm():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            put_away()
+    with pytest.raises(RuntimeError, match="half set up"), _ending_on_sigterm():
+        put_away()

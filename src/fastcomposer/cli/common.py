@@ -153,7 +153,6 @@ def _ending_on_sigterm() -> Iterator[None]:
 
     Lightning calls this handler after its own, which for predictions only notes that there was a signal.
     """
-
     received: list[int] = []
 
     def end(number: int, frame: Any) -> None:
