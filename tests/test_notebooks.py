@@ -145,11 +145,8 @@ def test_each_pixel_has_the_colour_of_the_word_that_looks_at_it() -> None:
     assert right[2] > right[0] + 50
 
 
-def test_people_are_told_apart_from_left_to_right(tmp_path: Path) -> None:
+def test_example_photos_have_captions(tmp_path: Path) -> None:
     folder = notebooks.example_photos(tmp_path)
-    pair, cat = (np.load(folder / f"{name}.npy") for name in ("pair", "cat"))
-    assert pair.shape == (512, 1024)
-    places = [np.flatnonzero((pair == number).any(0)).mean() for number in (1, 2)]
-    assert places[0] < 512 < places[1]
-    assert all(0.15 < (pair == number).mean() < 0.45 for number in (1, 2))
-    assert not cat.any()
+    sizes = {file.stem: Image.open(file).size for file in folder.glob("*.jpg")}
+    assert sizes == {"astronaut": (512, 512), "officer": (512, 512), "pair": (1024, 512), "cat": (512, 512)}
+    assert (folder / "pair.txt").read_text().count("woman") == 2

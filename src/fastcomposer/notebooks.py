@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 import subprocess
 import sys
@@ -191,10 +190,7 @@ def records(root: str | Path, split: str = "all", count: int = 8) -> Html:
 
 
 def example_photos(folder: str | Path) -> Path:
-    """Write a few photos that packages ship, with what networks would say of them beside each.
-
-    A ``.txt`` file holds the caption, a ``.npy`` file the map of people. The maps are rough
-    (:func:`people_map`): they let the preparation be tried without downloading a segmentation network.
+    """Write a few photos that packages ship, each with a caption that names its people from left to right.
 
     Args:
         folder: Where to.
@@ -222,44 +218,7 @@ def example_photos(folder: str | Path) -> Path:
     for name, (picture, caption) in captions.items():
         picture.save(folder / f"{name}.jpg", quality=95)
         (folder / f"{name}.txt").write_text(caption + "\n")
-        np.save(folder / f"{name}.npy", people_map(picture))
     return folder
-
-
-def people_map(picture: Image.Image) -> np.ndarray:
-    """Say roughly which pixels belong to whom: from each face, as far as edges allow.
-
-    Faces are found by MTCNN, whose weights come with its package; a watershed on the gradient grows heads and
-    shoulders from below the face, and the background from the upper corners.
-
-    Args:
-        picture: RGB.
-
-    Returns:
-        (H, W) int16; people from 1 by their place from the left, 0 elsewhere.
-    """
-    from facenet_pytorch import MTCNN
-    from scipy import ndimage
-
-    boxes = MTCNN(keep_all=True, min_face_size=60).detect(picture)[0]
-    height, width = picture.height, picture.width
-    seeds = np.zeros((height, width), np.int16)
-    faces = [] if boxes is None else sorted(boxes.astype(int).tolist())
-    edges = [0, *((a[2] + b[0]) // 2 for a, b in itertools.pairwise(faces)), width]
-    background = len(faces) + 1
-    for number, (x1, y1, x2, y2) in enumerate(faces, 1):
-        left, right = edges[number - 1], edges[number]
-        seeds[: max(y1 - (y2 - y1) // 2, 8), left:right] = background
-        seeds[: (y1 + y2) // 2, left : left + max((x1 - left) // 3, 4)] = background
-        seeds[: (y1 + y2) // 2, right - max((right - x2) // 3, 4) : right] = background
-        seeds[y1:y2, x1:x2] = number
-        seeds[y2 + (y2 - y1) // 2 :, max(x1 - (x2 - x1) // 4, 0) : x2 + (x2 - x1) // 4] = number
-    if not faces:
-        return seeds
-    grey = ndimage.gaussian_filter(np.asarray(picture.convert("L"), np.float32), 2)
-    gradient = ndimage.gaussian_gradient_magnitude(grey, 1)
-    found = ndimage.watershed_ift((gradient / gradient.max() * 255).astype(np.uint8), seeds)
-    return np.where(found == background, 0, found).astype(np.int16)
 
 
 def _show(axes: Axes, picture: Image.Image | None) -> None:
