@@ -85,6 +85,8 @@ def read(name: str) -> File:
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             file.builds_on.append(entry)
+            if not path.with_name(f"{entry}.yaml").is_file():  # a plugin's
+                continue
             parent = read(str(path.parent.relative_to(CONF) / entry))
             file.values = _merged(file.values, parent.values)
             file.remarks |= parent.remarks
@@ -287,7 +289,8 @@ def group_section(group: str) -> str:
 
 def reference() -> str:
     """The whole document."""
-    groups = [str(folder.relative_to(CONF)) for folder in sorted(CONF.rglob("*")) if folder.is_dir()]
+    folders = sorted({file.parent for file in CONF.glob("*/**/*.yaml")})
+    groups = [str(folder.relative_to(CONF)) for folder in folders]
     sections = [command_section(command) for command in COMMANDS]
     sections += [group_section(group) for group in groups]
     return HEAD + "\n" + "\n\n".join(sections) + "\n"

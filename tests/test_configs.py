@@ -6,12 +6,13 @@ import inspect
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from configurations import composed
-from hydra.utils import get_method
+from hydra.utils import get_method, instantiate
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
@@ -34,6 +35,7 @@ GROUPS = {
     "methods": "evaluate",
     "sweep": "train",
 }
+LAUNCHERS = [file.stem for file in sorted((CONFIG_FOLDER / "hydra" / "launcher").glob("*.yaml"))]
 PARTS = [  # parts of a choice of data
     (file.parent.name, file.stem) for file in sorted((CONFIG_FOLDER / "data").glob("*/*.yaml"))
 ]
@@ -72,7 +74,8 @@ def _located(target: str) -> Any:
 
 
 def test_no_choice_is_forgotten() -> None:
-    assert {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()} == set(GROUPS)
+    assert {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()} == {*GROUPS, "hydra"}
+    assert [folder.name for folder in (CONFIG_FOLDER / "hydra").iterdir()] == ["launcher"]
     assert {file.stem for file in CONFIG_FOLDER.glob("*.yaml")} == set(COMMANDS)
 
 
@@ -97,6 +100,16 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
 @pytest.mark.parametrize(("part", "choice"), PARTS)
 def test_every_part_of_the_preparation_composes_and_fits(part: str, choice: str) -> None:
     assert_fits(composed("prepare", "data=folder", f"data/{part}={choice}"))
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate"])
+def test_every_launcher_composes_with_every_command_that_sweeps(command: str, launcher: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Hydra's, of files that are named as what a plugin brings
+        config = composed(command, f"hydra/launcher={launcher}")
+    OmegaConf.to_container(config.hydra.launcher, resolve=True, throw_on_missing=True)
+    assert type(instantiate(config.hydra.launcher)).__name__.endswith("Launcher")
 
 
 def assert_fits(config: DictConfig) -> None:

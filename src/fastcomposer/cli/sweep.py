@@ -162,6 +162,9 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
         if isinstance(end.code, int) and end.code > 128:
             job.ended("stopped", reason=f"stopped by signal {end.code - 128}").write()
             raise
+        if isinstance(end.code, int) and end.code < 0:  # so submitit leaves a job that SLURM will start again
+            job.ended("stopped", reason="put into the queue again").write()
+            raise
         reason = f"ended with status {end.code}" if end.code else ""
     except BaseException as end:
         job.ended("stopped", reason=type(end).__name__).write()
