@@ -169,7 +169,7 @@ class Course:
             entry.wrong.append(f"hangs: {text[-_SHOWN:]}")
         elif entry.status != 0 and not entry.landed:
             entry.wrong.append(f"ended with {entry.status}: {text[-_SHOWN:]}")
-        elif entry.status == 1 and ("error: " not in text or "Traceback" in text):
+        elif entry.status == 1 and not _ends_in_words(text):
             entry.wrong.append(f"ended without a word of its own: {text[-_SHOWN:]}")
         elif entry.status == 1 and blow.names and not any(name in text for name in blow.names):
             entry.wrong.append(f"names none of {', '.join(blow.names)}: {text[-_SHOWN:]}")
@@ -212,6 +212,12 @@ class Course:
         if self.job.name == "train":
             self.done = self.job.done(self.folder)
             self._to_be_told = (f"{file.name} is damaged", "going on from")
+
+
+def _ends_in_words(text: str) -> bool:
+    """Whether a process said at its end what went wrong; Python may tell of what it ignored before."""
+    _, told, words = f"\n{text}".rpartition("\nerror: ")
+    return bool(told) and "Traceback" not in words
 
 
 def same(one: Any, other: Any) -> bool:

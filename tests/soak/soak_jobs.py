@@ -25,7 +25,8 @@ OUTPUT = "run"
 """Folder of a job's results, inside the one that it is called in."""
 WORLD = "world"
 """Folder of the data that it reads, beside that one: its own, because faults damage it."""
-_MEASURED = {"seconds", "peak_memory_bytes"}
+# What a picture took: of two that share their steps one is drawn by itself if it was cut off from the other.
+_MEASURED = {"seconds", "peak_memory_bytes", "unet_calls"}
 _TIME = re.compile(rb'"updated_at": *"?[0-9.]+"?')
 _STEP = re.compile(r"step=(\d+)")
 

@@ -140,7 +140,7 @@ def test_a_soak_notices_leftovers(course: Course) -> None:
         (None, "", True, (), "hangs"),
         (1, "error: bad", False, (), "ended with 1"),
         (1, "", True, (), "ended without a word"),
-        (1, "Traceback\nerror: bad", True, (), "ended without a word"),
+        (1, "error: bad\nTraceback", True, (), "ended without a word"),
         (1, "error: bad", True, ("00001",), "names none of 00001"),
         (1, "error: record 00001 is bad", True, ("00001",), None),
     ],
