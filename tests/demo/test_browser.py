@@ -217,13 +217,13 @@ def test_a_drawing_is_stopped(open_page: Any, examples: list[Example]) -> None:
     page.get_by_role("button", name="More").click()
     page.get_by_label("number input for Steps").fill("100")
     page.get_by_label("number input for Steps").press("Enter")
+    other = open_page(width=390)  # all is ready before, since nobody waits for what is drawn already
+    other.get_by_role("button", name=examples[1].name).click()
+    expect(people(other)).to_have_count(1, timeout=PATIENCE)
     page.get_by_role("button", name="Compare α").click()
     stop = page.get_by_role("button", name="Stop")
     expect(page.locator("#fc-progress")).to_contain_text("of 380 steps", timeout=PATIENCE)
-    other = open_page(width=390)  # somebody else has to wait
-    other.get_by_role("button", name=examples[1].name).click()
-    expect(people(other)).to_have_count(1, timeout=PATIENCE)
-    other.get_by_role("button", name="Draw", exact=True).click()
+    other.get_by_role("button", name="Draw", exact=True).click()  # somebody else has to wait
     expect(other.locator("#fc-progress")).to_contain_text("Waiting for its turn", timeout=PATIENCE)
     stop.click()
     expect(drawn(other)).to_have_count(2, timeout=PATIENCE)
