@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, reference_picture
-from fastcomposer.evaluation.mini_base import QUALITY, HeldOutScenes, render_held_out
+from fastcomposer.evaluation.base.quality import QUALITY, HeldOutScenes, render_held_out
 from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.trained import load_trained_weights
 

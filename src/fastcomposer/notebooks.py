@@ -159,7 +159,7 @@ def lines(
 
 
 def svg(figure: str, width: int = 560) -> Html:
-    """Show a figure of :mod:`fastcomposer.evaluation.plots`, in pixels of width."""
+    """Show a figure of :mod:`fastcomposer.evaluation.report.plots`, in pixels of width."""
     return Html(f'<div style="max-width:{width}px;background:#fefefe">{figure}</div>')
 
 

@@ -10,10 +10,10 @@ import pytest
 from fastcomposer.data.portraits import rendered_people
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities
 from fastcomposer.evaluation.benchmark import Subset
+from fastcomposer.evaluation.report.table_files import markdown_table
 from fastcomposer.evaluation.results import ResultRow, write_results
 from fastcomposer.evaluation.search import best_of, best_sentences, differing, load_search, read_sweep
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.table_files import markdown_table
 
 DEFINITIONS = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "mini"
 

@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
             "python -m fastcomposer.cli.prepare, or name other suites"
         )
     if config.readme is not None:
-        from fastcomposer.evaluation.readme import check_section
+        from fastcomposer.evaluation.report.readme import check_section
 
         check_section(config.readme, "bench")
     if "personalization" in config.suites:
@@ -54,24 +54,25 @@ def measure_speed(config: DictConfig) -> None:
     """Time the parts, and write the figures and their table."""
     from hydra.utils import instantiate
 
-    from fastcomposer.evaluation import speed, speed_limits, speed_step, speed_suites
-    from fastcomposer.evaluation.readme import write_section
-    from fastcomposer.evaluation.speed_reading import shares, time_reading
+    from fastcomposer.evaluation.report.readme import write_section
+    from fastcomposer.evaluation.speed import figures, step, suites
+    from fastcomposer.evaluation.speed.limits import limits
+    from fastcomposer.evaluation.speed.reading import shares, time_reading
 
-    known = speed_step.VARIANTS
+    known = step.VARIANTS
     variants = list(known) if config.variants is None else list(config.variants)
     if not set(variants) <= set(known):
         raise ValueError(f"variants: there are {', '.join(map(repr, known))}")
-    facts = speed.environment()
-    watch = speed.Stopwatch(config.min_seconds, config.min_rounds)
+    facts = figures.environment()
+    watch = figures.Stopwatch(config.min_seconds, config.min_rounds)
     if "scenes" in config.suites:
         settings = config.data.prepare
-        speed_suites.time_scenes(watch, instantiate(settings.scenes), settings.num_workers)
+        suites.time_scenes(watch, instantiate(settings.scenes), settings.num_workers)
     if "loader" in config.suites:
         tokenizer = instantiate(config.data.module.tokenizer)
-        speed_suites.time_loader(watch, tokenizer, **config.loader)
+        suites.time_loader(watch, tokenizer, **config.loader)
     if "step" in config.suites:
-        speed_step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
+        step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
     if "reading" in config.suites:
         arguments = instantiate(config.data.module, _partial_=True).keywords
         parts = instantiate(config.method.model)(), instantiate(config.data.prepare.scenes)
@@ -80,14 +81,14 @@ def measure_speed(config: DictConfig) -> None:
         model = instantiate(config.method.model)()
         options: Any = OmegaConf.to_container(config.sampler)
         if "sampler" in config.suites:
-            speed_suites.time_sampler(watch, model, options, config.sampler_batches)
+            suites.time_sampler(watch, model, options, config.sampler_batches)
         if "evaluation" in config.suites:
-            speed_suites.time_evaluation(watch, model, options)
+            suites.time_evaluation(watch, model, options)
     if "startup" in config.suites:
         calls: Any = OmegaConf.to_container(config.startup, resolve=True)
-        speed_suites.time_startup(watch, calls)
-    lines = [f"- {line}" for line in (*speed_limits.limits(watch.rows), *shares(watch.rows))]
-    text = "\n".join([speed.table(watch.rows, facts), "", *lines])
+        suites.time_startup(watch, calls)
+    lines = [f"- {line}" for line in (*limits(watch.rows), *shares(watch.rows))]
+    text = "\n".join([figures.table(watch.rows, facts), "", *lines])
     print(text)
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
     file = Path(config.output) / "bench.json"
@@ -110,7 +111,7 @@ def project_personalization(config: DictConfig) -> None:
     from rich.table import Table
 
     from fastcomposer.evaluation.collected import method_name
-    from fastcomposer.evaluation.projection import project_sampling, project_training
+    from fastcomposer.evaluation.speed.projection import project_sampling, project_training
 
     pipeline = instantiate(config.method.model)().to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -154,7 +155,7 @@ def project_growth(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.evaluation import growth
+    from fastcomposer.evaluation.speed import growth
 
     machines = instantiate(config.plan.machines)
     shard_bytes, index_bytes = growth.weigh_records(config.data.root)

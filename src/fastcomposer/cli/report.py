@@ -30,7 +30,7 @@ def report_results(config: DictConfig) -> None:
     """Write tables and page of an evaluation."""
     results = Path(config.results)
     if config.readme is not None:
-        from fastcomposer.evaluation.readme import check_section
+        from fastcomposer.evaluation.report.readme import check_section
 
         check_section(config.readme, "results")
     if not (results / "results.json").is_file():
@@ -38,7 +38,7 @@ def report_results(config: DictConfig) -> None:
 
     from hydra.utils import instantiate
 
-    from fastcomposer.evaluation.report import write_report
+    from fastcomposer.evaluation.report.files import write_report
 
     # ~benchmark takes the group away.
     benchmarks = instantiate(config.benchmark) if config.get("benchmark") else ()
@@ -46,7 +46,7 @@ def report_results(config: DictConfig) -> None:
     print(*files, sep="\n")
     if config.readme is not None:
         from fastcomposer.evaluation.collected import collect
-        from fastcomposer.evaluation.readme import results_section, write_section
+        from fastcomposer.evaluation.report.readme import results_section, write_section
 
         write_section(config.readme, "results", results_section(collect(results, config.alpha)))
         print(config.readme)
@@ -85,9 +85,9 @@ def report_base(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.evaluation.base_card import base_card, quality_cells, read_lengths, write_lengths
-    from fastcomposer.evaluation.base_parts import measure_base
-    from fastcomposer.evaluation.mini_base import render_held_out
+    from fastcomposer.evaluation.base.card import base_card, quality_cells, read_lengths, write_lengths
+    from fastcomposer.evaluation.base.parts import measure_base
+    from fastcomposer.evaluation.base.quality import render_held_out
 
     scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
     report = measure_base(base, scenes, config.sampler, config.num_generated)
@@ -119,8 +119,8 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     """What an evaluation says of the checkpoint and of its twin without localization."""
     from hydra.utils import instantiate
 
+    from fastcomposer.evaluation.base.likeness import attention_rows, identity_ceiling, likeness_rows
     from fastcomposer.evaluation.collected import collect
-    from fastcomposer.evaluation.likeness import attention_rows, identity_ceiling, likeness_rows
     from fastcomposer.metrics.faces import MiniFaces
 
     folder = Path(config.evaluation)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastcomposer.evaluation.statistics import Estimate
 
 METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
+LEAST_CONSISTENCY = 0.85
+"""Share of the text-only prompt consistency that the best settings keep."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +109,16 @@ class ResultRow:
                 for category, scores in self.by_category.items()
             }
         return row
+
+
+def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
+    """Choose the highest identity among rows that stay true to the prompt.
+
+    Args:
+        rows: To choose from, at least one.
+        text_only: Text alone on the same cases; :data:`LEAST_CONSISTENCY` of its prompt consistency is to be
+            kept. Where no row does, all are chosen from.
+    """
+    least = LEAST_CONSISTENCY * text_only.prompt_consistency.mean
+    faithful = [row for row in rows if row.prompt_consistency.mean >= least]
+    return max(faithful or rows, key=lambda row: row.identity_preservation.mean)

@@ -12,11 +12,11 @@ from typing import Any
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.collected import TEXT_ONLY, method_name
-from fastcomposer.evaluation.likeness import LEAST_CONSISTENCY, most_alike
+from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
+from fastcomposer.evaluation.report.tables import estimated
 from fastcomposer.evaluation.results import ResultRow, read_results
+from fastcomposer.evaluation.rows import LEAST_CONSISTENCY, most_alike
 from fastcomposer.evaluation.store import RUN_NAME, read_run
-from fastcomposer.evaluation.table import Cell, Column, Line, Table
-from fastcomposer.evaluation.tables import estimated
 
 RULE = (
     f"Best is the highest identity among the settings that keep {LEAST_CONSISTENCY:.0%} of the prompt "

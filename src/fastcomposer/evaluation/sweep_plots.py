@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from fastcomposer.evaluation.plots import COLOURS, MARKERS, bars, figure
+from fastcomposer.evaluation.report.plots import COLOURS, MARKERS, bars, figure
 from fastcomposer.evaluation.statistics import Estimate
 
 Series = Mapping[str, Mapping[tuple[str, ...], Estimate]]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fastcomposer.evaluation.html import Plot, page_environment
-from fastcomposer.evaluation.report import FORMATS
+from fastcomposer.evaluation.report.files import FORMATS
+from fastcomposer.evaluation.report.html import Plot, page_environment
+from fastcomposer.evaluation.report.table import Table
+from fastcomposer.evaluation.report.table_files import markdown_table, to_csv, to_latex
 from fastcomposer.evaluation.search import best_sentences
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.sweep_plots import is_map, sweep_plot
 from fastcomposer.evaluation.sweeps import Group, Sweep, chosen_label, group_table, read_measured
-from fastcomposer.evaluation.table import Table
-from fastcomposer.evaluation.table_files import markdown_table, to_csv, to_latex
 from fastcomposer.files import write_atomically
 from fastcomposer.jobs import Job
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcomposer.evaluation.collected import BENCHMARKS, method_name
+from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
-from fastcomposer.evaluation.table import Cell, Column, Line, Style, Table
 from fastcomposer.jobs import Job, read_jobs, read_plan, swept_keys
 
 OVER_SUBJECTS = "Intervals (95 %) are bootstrapped over subjects."

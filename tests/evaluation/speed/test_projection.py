@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastcomposer.evaluation import projection
-from fastcomposer.evaluation.projection import Projection, project_sampling
+from fastcomposer.evaluation.speed import projection
+from fastcomposer.evaluation.speed.projection import Projection, project_sampling
 
 
 def test_sums_by_hand() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastcomposer.data.scenes import AvatarScenes
-from fastcomposer.evaluation import generated
-from fastcomposer.evaluation.mini_base import HeldOutScenes, render_held_out
+from fastcomposer.evaluation.base import generated
+from fastcomposer.evaluation.base.quality import HeldOutScenes, render_held_out
 from fastcomposer.models.detector import Detections
 
 SAMPLER = {"num_inference_steps": 2, "guidance_scale": 3.0, "alpha": 0.8}

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastcomposer.cli import bench
 from fastcomposer.data.shards import write_shards
-from fastcomposer.evaluation.growth import Machines, Measured, project, weigh_records
+from fastcomposer.evaluation.speed.growth import Machines, Measured, project, weigh_records
 
 ONE = Measured(
     seconds_per_step=1.0,

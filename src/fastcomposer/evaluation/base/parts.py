@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
-from fastcomposer.evaluation.generated import measure_generated
-from fastcomposer.evaluation.mini_base import QUALITY, HeldOutScenes, Row
+from fastcomposer.evaluation.base.generated import measure_generated
+from fastcomposer.evaluation.base.quality import QUALITY, HeldOutScenes, Row
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
 from fastcomposer.models.trained import WEIGHTS_NAME

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_auroc
 from transformers import CLIPModel
 
 from fastcomposer.data.scenes import AvatarScenes, Person
-from fastcomposer.evaluation.captions import caption_accuracy
+from fastcomposer.evaluation.base.captions import caption_accuracy
 from fastcomposer.models.detector import HeadDetector, count_matches
 from fastcomposer.models.embedder import IdentityEmbedder, pair_up
 from fastcomposer.models.loading import load_tokenizer

@@ -7,7 +7,7 @@ import re
 import matplotlib
 import pytest
 
-from fastcomposer.evaluation.plots import AlphaPoint, alpha_curve, category_dots, knee, speed_bars
+from fastcomposer.evaluation.report.plots import AlphaPoint, alpha_curve, category_dots, knee, speed_bars
 from fastcomposer.evaluation.statistics import Estimate
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fastcomposer.evaluation.captions import caption_accuracy
-from fastcomposer.evaluation.mini_base import (
+from fastcomposer.evaluation.base.captions import caption_accuracy
+from fastcomposer.evaluation.base.quality import (
     HeldOutScenes,
     Row,
     load_clip,

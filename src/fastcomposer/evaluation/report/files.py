@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.collected import collect
-from fastcomposer.evaluation.expectations import deviations, expectations
-from fastcomposer.evaluation.html import render_html
-from fastcomposer.evaluation.table_files import to_csv, to_latex, to_markdown
-from fastcomposer.evaluation.tables import make_tables
+from fastcomposer.evaluation.report.expectations import deviations, expectations
+from fastcomposer.evaluation.report.html import render_html
+from fastcomposer.evaluation.report.table_files import to_csv, to_latex, to_markdown
+from fastcomposer.evaluation.report.tables import make_tables
 from fastcomposer.files import write_atomically
 
 FORMATS = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}

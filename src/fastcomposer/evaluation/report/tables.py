@@ -14,10 +14,10 @@ from fastcomposer.evaluation.collected import (
     distinguishing,
     method_name,
 )
-from fastcomposer.evaluation.plots import AlphaPoint, knee
 from fastcomposer.evaluation.published import PublishedFigure, read_published
+from fastcomposer.evaluation.report.plots import AlphaPoint, knee
+from fastcomposer.evaluation.report.table import Cell, Column, Line, Quoted, Table
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.table import Cell, Column, Line, Quoted, Table
 
 PUBLISHED = "published: Stable Diffusion 1.5, photos"
 """Heading over figures that were measured on another model and other data."""

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from fastcomposer.evaluation.collected import collect
-from fastcomposer.evaluation.gallery import attention_grid, caption_of, chosen_cases, image_grid, shown
-from fastcomposer.evaluation.html import SECTIONS, flat
-from fastcomposer.evaluation.report import FORMATS, write_report
+from fastcomposer.evaluation.report.files import FORMATS, write_report
+from fastcomposer.evaluation.report.gallery import attention_grid, caption_of, chosen_cases, image_grid, shown
+from fastcomposer.evaluation.report.html import SECTIONS, flat
 
 Evaluation = tuple[Path, list[Any]]
 _VOID = {"meta", "link", "img", "br", "use", "path", "rect"}

@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from io import StringIO
 from itertools import groupby
 
-from fastcomposer.evaluation.expectations import Expectation
-from fastcomposer.evaluation.table import MINUS, MISSING, Cell, Column, Line, Table, quoted_text, written
+from fastcomposer.evaluation.report.expectations import Expectation
+from fastcomposer.evaluation.report.table import (
+    MINUS,
+    MISSING,
+    Cell,
+    Column,
+    Line,
+    Table,
+    quoted_text,
+    written,
+)
 
 _CSV_HEADER = ("table", "line", "measure", "value", "ci95_low", "ci95_high", "source")
 _LATEX = {

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from fastcomposer.evaluation.collected import collect
-from fastcomposer.evaluation.readme import check_section, replace_section, results_section, write_section
+from fastcomposer.evaluation.report.readme import (
+    check_section,
+    replace_section,
+    results_section,
+    write_section,
+)
 
 EMPTY = "# A\n<!-- bench: written by make bench -->\n<!-- bench: end -->\nB\n"
 

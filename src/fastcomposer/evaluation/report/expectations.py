@@ -9,9 +9,9 @@ from typing import Literal
 
 from fastcomposer.evaluation.collected import BENCHMARKS, TEXT_ONLY, Collected, Run, Score, difference
 from fastcomposer.evaluation.published import PublishedFigure, read_published
+from fastcomposer.evaluation.report.table import written
+from fastcomposer.evaluation.report.tables import first_picture
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.table import written
-from fastcomposer.evaluation.tables import first_picture
 
 Verdict = Literal["held", "not held", "not measured"]
 FACTOR = 300

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastcomposer.evaluation.speed import Case, Speed, Stopwatch, table
-from fastcomposer.evaluation.speed_limits import limits
-from fastcomposer.evaluation.speed_step import VARIANTS, StepBench, StepSettings
+from fastcomposer.evaluation.speed.figures import Case, Speed, Stopwatch, table
+from fastcomposer.evaluation.speed.limits import limits
+from fastcomposer.evaluation.speed.step import VARIANTS, StepBench, StepSettings
 
 FACTS = {"processor": "abacus", "cores": 2, "threads": 1, "torch": "2", "load_average": 0.5}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fastcomposer.evaluation.speed import Speed
-from fastcomposer.evaluation.speed_reading import CACHED_STEP, workers_name
-from fastcomposer.evaluation.speed_step import PLAIN, TUNED, WITHOUT_LOCALIZATION
+from fastcomposer.evaluation.speed.figures import Speed
+from fastcomposer.evaluation.speed.reading import CACHED_STEP, workers_name
+from fastcomposer.evaluation.speed.step import PLAIN, TUNED, WITHOUT_LOCALIZATION
 
 _NUM_WORKERS = 4
 _STARTUP_SECONDS = {"help": 2, "cfg": 2, "first training step": 12, "first sampling step": 12}

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from fastcomposer.data.avatars import Appearance
 from fastcomposer.data.scenes import AvatarScenes, Person, held_out_identities
-from fastcomposer.evaluation.base_card import (
+from fastcomposer.evaluation.base.captions import caption_accuracy, caption_groups
+from fastcomposer.evaluation.base.card import (
     Training,
     base_card,
     describe_machine,
     read_lengths,
     write_lengths,
 )
-from fastcomposer.evaluation.base_parts import BaseReport, count_flops, flops_of, size_rows
-from fastcomposer.evaluation.captions import caption_accuracy, caption_groups
-from fastcomposer.evaluation.mini_base import (
+from fastcomposer.evaluation.base.parts import BaseReport, count_flops, flops_of, size_rows
+from fastcomposer.evaluation.base.quality import (
     DetectionRates,
     HeldOutScenes,
     Row,
@@ -230,7 +230,7 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
     for heading in ("Intended use", "Limits", "Consent and misuse"):
         assert f"\n## {heading}\n" in card
     # All that the command does not measure stands in the card that is there.
-    committed = (Path(__file__).parents[2] / "data" / "mini" / "README.md").read_text()
+    committed = (Path(__file__).parents[3] / "data" / "mini" / "README.md").read_text()
     told, measured = card.partition("## Parts")[0], "## Quality"
     assert committed.startswith(told)
     assert committed.partition(measured)[2].endswith(card.partition(measured)[2].rpartition("|\n")[2])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastcomposer.evaluation.collected import collect
-from fastcomposer.evaluation.expectations import (
+from fastcomposer.evaluation.report.expectations import (
     Expectation,
     compare,
     deviations,

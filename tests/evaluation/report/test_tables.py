@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from fastcomposer.evaluation.collected import Collected, collect, difference
+from fastcomposer.evaluation.report.table import MINUS, Table, written
+from fastcomposer.evaluation.report.table_files import cell_text, to_csv, to_latex, to_markdown
+from fastcomposer.evaluation.report.tables import distance_table, make_tables
 from fastcomposer.evaluation.rows import Distances
-from fastcomposer.evaluation.table import MINUS, Table, written
-from fastcomposer.evaluation.table_files import cell_text, to_csv, to_latex, to_markdown
-from fastcomposer.evaluation.tables import distance_table, make_tables
 
 Evaluation = tuple[Path, list[Any]]
 

@@ -14,10 +14,10 @@ import torch
 from fastcomposer.data.avatars import Appearance, Identity
 from fastcomposer.data.prepare import reference_name
 from fastcomposer.data.scenes import Person, held_out_identities
-from fastcomposer.evaluation import likeness
+from fastcomposer.evaluation.base import likeness
+from fastcomposer.evaluation.base.quality import HeldOutScenes
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.collected import Collected, Picture, Run
-from fastcomposer.evaluation.mini_base import HeldOutScenes
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.metrics.faces import Faces

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from fastcomposer.evaluation.base_parts import BaseReport
-from fastcomposer.evaluation.mini_base import Row
+from fastcomposer.evaluation.base.parts import BaseReport
+from fastcomposer.evaluation.base.quality import Row
 from fastcomposer.models.trained import TrainingLength
 
 METHODS = (

@@ -9,18 +9,16 @@ from pathlib import Path
 
 from fastcomposer.data.prepare import reference_name
 from fastcomposer.data.scenes import held_out_identities
+from fastcomposer.evaluation.base.quality import HeldOutScenes, Row
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.collected import OURS, TEXT_ONLY, Collected, Run, difference
-from fastcomposer.evaluation.mini_base import HeldOutScenes, Row
-from fastcomposer.evaluation.rows import ResultRow
+from fastcomposer.evaluation.rows import LEAST_CONSISTENCY, most_alike
 from fastcomposer.evaluation.scoring import know_subject
 from fastcomposer.metrics.faces import FaceExtractor
 from fastcomposer.metrics.identity import identity_score
 
 PART = "fastcomposer"
 SINGLE, MULTI = "single_subject", "multi_subject"
-LEAST_CONSISTENCY = 0.85
-"""Share of the text-only prompt consistency that the best α keeps."""
 
 
 @dataclass(frozen=True)
@@ -150,19 +148,6 @@ def best_alpha(collected: Collected) -> float:
     if not runs:
         raise ValueError(_missing(OURS, SINGLE))
     return float(most_alike([run.row for run in runs], text.row).settings["alpha"])
-
-
-def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
-    """Choose the highest identity among rows that stay true to the prompt.
-
-    Args:
-        rows: To choose from, at least one.
-        text_only: Text alone on the same cases; :data:`LEAST_CONSISTENCY` of its prompt consistency is to be
-            kept. Where no row does, all are chosen from.
-    """
-    least = LEAST_CONSISTENCY * text_only.prompt_consistency.mean
-    faithful = [row for row in rows if row.prompt_consistency.mean >= least]
-    return max(faithful or rows, key=lambda row: row.identity_preservation.mean)
 
 
 def _consistency(run: Run, text: Run) -> float:

@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastcomposer.evaluation.collected import BENCHMARKS, Collected, Run, by_category, distinguishing
-from fastcomposer.evaluation.expectations import Expectation, tally
-from fastcomposer.evaluation.gallery import attention_grid, image_grid
-from fastcomposer.evaluation.plots import alpha_curve, category_dots, speed_bars
+from fastcomposer.evaluation.report.expectations import Expectation, tally
+from fastcomposer.evaluation.report.gallery import attention_grid, image_grid
+from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
+from fastcomposer.evaluation.report.table import MISSING, Table, quoted_text, written
+from fastcomposer.evaluation.report.tables import alpha_points, first_picture
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.table import MISSING, Table, quoted_text, written
-from fastcomposer.evaluation.tables import alpha_points, first_picture
 
 SECTIONS = (
     ("measured", "Measured"),
@@ -58,7 +58,7 @@ def render_html(
 
     Args:
         collected: The evaluation.
-        tables: See :func:`~fastcomposer.evaluation.tables.make_tables`.
+        tables: See :func:`~fastcomposer.evaluation.report.tables.make_tables`.
         expectations: What the paper makes one expect, and whether it holds.
         deviations: Orderings that differ from the paper's.
 
@@ -97,7 +97,7 @@ def render_html(
 def page_environment() -> Environment:
     """The templates, and what they write figures with."""
     environment = Environment(
-        loader=PackageLoader("fastcomposer.evaluation", "templates"),
+        loader=PackageLoader("fastcomposer.evaluation.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcomposer.evaluation.collected import Collected
-from fastcomposer.evaluation.table import Table
-from fastcomposer.evaluation.table_files import markdown_table
-from fastcomposer.evaluation.tables import PUBLISHED, localization_table, main_table
+from fastcomposer.evaluation.report.table import Table
+from fastcomposer.evaluation.report.table_files import markdown_table
+from fastcomposer.evaluation.report.tables import PUBLISHED, localization_table, main_table
 from fastcomposer.files import write_atomically
 
 _COLUMNS = (

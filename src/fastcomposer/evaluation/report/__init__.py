@@ -1,0 +1,1 @@
+"""From what evaluations left behind to tables, plots and a page."""
