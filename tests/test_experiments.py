@@ -135,13 +135,33 @@ def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: 
                 reference=module.reference,
                 num_references=module.num_references,
                 background=module.background,
+                share=module.train_share,
                 flip=module.flip,
                 seed=module.seed,
             )
             seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "method"]), resolve=False))
         same = len(seen) - len(set(seen))
         # Some settings are an experiment's own already.
-        assert same == 0 or (name, experiment) == ("ablation_augmentation", "mini"), choices
+        owned = {("ablation_data", "paper"): 1}  # FFHQ has no other picture of anybody
+        assert same == owned.get((name, experiment), 0), choices
+
+
+def test_the_ablation_of_data_changes_one_thing_at_a_time() -> None:
+    default = composed("train", "experiment=mini").data.module
+    (choices,) = jobs(composed("train", "sweep=ablation_data", "experiment=mini"))
+    found = []
+    for choice in choices:
+        module = composed("train", "sweep=ablation_data", "experiment=mini", choice).data.module
+        found.append({key: module[key] for key in module if module[key] != default[key]})
+    assert found == [
+        {},
+        {"reference": "same_image"},
+        {"background": "black"},
+        {"background": "kept"},
+        {"augmentation": None},
+        {"train_share": 0.1},
+        {"train_share": 0.01},
+    ]
 
 
 def test_the_ablation_of_localization_keeps_the_experiments_weight() -> None:

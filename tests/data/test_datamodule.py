@@ -40,6 +40,7 @@ def module(folder: Path, tokenizer: Any, **changes: Any) -> SubjectDataModule:
         ({"on_bad_record": "drop"}, "on_bad_record must be one of raise, skip"),
         ({"train_split": "val"}, "split must be one of train, test, all, not 'val'"),
         ({"max_subjects": 0}, "max_subjects must be at least 1"),
+        ({"train_share": 0}, "train_share must be above 0 and at most 1, not 0"),
     ],
 )
 def test_settings_are_checked_at_construction(
@@ -64,6 +65,16 @@ def test_missing_data_is_found_at_construction(folder: Path, tokenizer: Any) -> 
 def test_an_epoch_smaller_than_a_batch_is_an_error(folder: Path, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="8 records of split 'train' do not fill one batch of 9 on 1"):
         module(folder, tokenizer, batch_size=9).train_dataloader()
+
+
+def test_a_share_of_the_records_is_trained_on(folder: Path, tokenizer: Any) -> None:
+    data = module(folder, tokenizer, train_share=0.3)
+    data.setup()
+    whole = module(folder, tokenizer)
+    whole.setup()
+    assert data.train_dataset and data.val_dataset and whole.train_dataset and whole.val_dataset
+    assert data.train_dataset.record_ids == whole.train_dataset.record_ids[:3]  # of eight
+    assert data.val_dataset.record_ids == whole.val_dataset.record_ids
 
 
 # --- order -------------------------------------------------------------------------------------------------

@@ -193,6 +193,13 @@ def test_references_of_another_image(people: Path, build: Build) -> None:
     assert torch.equal(dataset[0].subject_masks, plain.subject_masks)
 
 
+def test_references_come_from_the_share_that_is_trained_on(people: Path, build: Build) -> None:
+    dataset = build(reference="other_image", share=0.3)  # two of the six records
+    assert len(dataset) == 2
+    assert {colour(dataset[(epoch, 0)], 0) for epoch in range(12)} == {80}
+    assert {colour(dataset[(epoch, 0)], 1) for epoch in range(5)} == {40}  # nobody else shows Bob
+
+
 def test_a_bad_other_image_is_passed_over(people: Path, build: Build) -> None:
     record_path(people, "0000001", ".jpg").write_bytes(b"")
     dataset = build(reference="other_image", on_bad_record="skip")

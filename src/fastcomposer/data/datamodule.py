@@ -53,6 +53,7 @@ class SubjectDataModule(LightningDataModule):
         num_workers: Worker processes per process; 0 loads in the process itself.
         pin_memory: Copy batches into pinned memory, for faster transfer to a GPU.
         train_split: Split to train on.
+        train_share: How much of it, from the first record on: 0.1 trains on a tenth of the records.
         val_split: Split to validate on; ``None`` for no validation.
         max_subjects: Subject slots.
         reference: ``same_image`` or ``other_image``.
@@ -86,6 +87,7 @@ class SubjectDataModule(LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
         train_split: str = "train",
+        train_share: float = 1.0,
         val_split: str | None = "test",
         max_subjects: int = 4,
         reference: str = "same_image",
@@ -114,7 +116,7 @@ class SubjectDataModule(LightningDataModule):
             "num_references": num_references,
             "background": background,
         }
-        check_settings(max_subjects=max_subjects, flip=flip, seed=seed, **references)
+        check_settings(max_subjects=max_subjects, share=train_share, flip=flip, seed=seed, **references)
         self._target = (TargetTransform(resolution), scaled_decoding, reference, reference_size, labels)
         ReferenceTransform(reference_size, augmentation)
         self.root = root
@@ -139,7 +141,7 @@ class SubjectDataModule(LightningDataModule):
             "cache": self.cache,
             "seed": seed,
         }
-        self._random: dict[str, Any] = {"flip": flip, "augmentation": augmentation}
+        self._training: dict[str, Any] = {"flip": flip, "augmentation": augmentation, "share": train_share}
         self._resumed: tuple[Any, dict[str, int]] = (None, _BEGINNING)
         self.train_dataset: SubjectDataset | None = None
         self.val_dataset: SubjectDataset | None = None
@@ -152,7 +154,7 @@ class SubjectDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Index the data; a second call does nothing."""
         if self.train_dataset is None and stage in (None, "fit"):
-            self.train_dataset = self._dataset(self.train_split, self._random)
+            self.train_dataset = self._dataset(self.train_split, self._training)
         if self.val_dataset is None and self.val_split is not None and stage in (None, "fit", "validate"):
             self.val_dataset = self._dataset(self.val_split, {"flip": 0.0, "augmentation": None})
 

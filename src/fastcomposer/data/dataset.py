@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         background: What is around a subject in its references: ``noise`` (PAPER.md), ``black``, or ``kept``.
         labels: Labels of the segments that count as subjects; ``None`` for all.
         min_subjects: Leave out records with fewer such segments.
+        share: How much of the remaining records to take, from the first one on; in (0, 1].
         flip: Probability of mirroring the target.
         augmentation: Augmentation of the references; ``None`` for none.
         scaled_decoding: Decode pictures that are twice as large as needed, or more, at a half, quarter or
@@ -89,6 +91,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         background: str = "noise",
         labels: Collection[str] | None = ("person",),
         min_subjects: int = 0,
+        share: float = 1.0,
         flip: float = 0.5,
         augmentation: ReferenceAugmentation | None = PUBLISHED,
         scaled_decoding: bool = True,
@@ -102,6 +105,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             reference=reference,
             num_references=num_references,
             background=background,
+            share=share,
             flip=flip,
             seed=seed,
         )
@@ -114,8 +118,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self.scaled_decoding, self.on_bad_record, self.seed = scaled_decoding, on_bad_record, seed
         self.epoch = 0
         self.index = records or RecordIndex(root, split, on_bad_record)
-        found = (i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects)
-        self.record_ids = tuple(found)
+        found = [i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects]
+        self.record_ids = tuple(found[: math.ceil(share * len(found))])
         if not self.record_ids:
             wanted = "any label" if self.labels is None else f"coco_label in {sorted(self.labels)}"
             raise RecordError(
@@ -130,6 +134,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
                 f"reference=other_image needs the field segments[].identity, which no segment in {root} "
                 "has; use reference=same_image"
             )
+        if others is not None and share < 1:  # what is left out shows nobody, either
+            taken = frozenset(self.record_ids)
+            others = {who: [place for place in places if place[0] in taken] for who, places in others.items()}
         self.reference_source = ReferenceSource(
             self.root, self._read, self.reference_transform, others, num_references, background
         )
@@ -285,7 +292,14 @@ class SubjectDataset(Dataset[SubjectBatch]):
 
 
 def check_settings(
-    *, max_subjects: int, reference: str, num_references: int, background: str, flip: float, seed: int
+    *,
+    max_subjects: int,
+    reference: str,
+    num_references: int,
+    background: str,
+    share: float,
+    flip: float,
+    seed: int,
 ) -> None:
     """Check the settings that need no data.
 
@@ -300,6 +314,8 @@ def check_settings(
         raise ValueError(f"num_references must be at least 1, not {num_references}")
     if background not in BACKGROUNDS:
         raise ValueError(f"background must be one of {', '.join(BACKGROUNDS)}, not {background!r}")
+    if not 0 < share <= 1:
+        raise ValueError(f"train_share must be above 0 and at most 1, not {share}")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip must be a probability, not {flip}")
     if seed < 0:
