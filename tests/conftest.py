@@ -158,6 +158,12 @@ def published_checkpoint(golden: Golden, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
+@pytest.fixture(scope="module")
+def v_base(write_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose scheduler says that the U-Net predicts velocity."""
+    return write_base(tmp_path_factory.mktemp("v") / "base", prediction_type="v_prediction", tokenizer=False)
+
+
 @pytest.fixture
 def golden_model(tiny_base: Path, published_checkpoint: Path) -> Any:
     """The model of the reference numbers, through the public API."""

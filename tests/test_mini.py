@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, reference_picture
 from fastcomposer.evaluation.base.quality import QUALITY, HeldOutScenes, render_held_out
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.trained import load_trained_weights
 
 MINI = Path(__file__).parents[1] / "data" / "mini"

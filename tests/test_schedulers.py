@@ -12,7 +12,7 @@ from configurations import composed
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from omegaconf import OmegaConf
 
-from fastcomposer.models.composer import FastComposer
+from fastcomposer.composer import FastComposer
 from fastcomposer.pipeline import FastComposerPipeline
 from fastcomposer.schedulers import split_scheduler, use_scheduler
 

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastcomposer.batch import SubjectBatch
-    from fastcomposer.models.composer import FastComposer
+    from fastcomposer.composer import FastComposer
     from fastcomposer.models.fusion import SubjectFusion
-    from fastcomposer.models.text import open_pipeline
     from fastcomposer.pipeline import FastComposerPipeline
+    from fastcomposer.pipeline_kinds import open_pipeline
     from fastcomposer.pipeline_xl import FastComposerXLPipeline
     from fastcomposer.prompt import PromptError
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "FastComposer": "fastcomposer.models.composer",
+    "FastComposer": "fastcomposer.composer",
     "FastComposerPipeline": "fastcomposer.pipeline",
     "FastComposerXLPipeline": "fastcomposer.pipeline_xl",
     "PromptError": "fastcomposer.prompt",
     "SubjectBatch": "fastcomposer.batch",
     "SubjectFusion": "fastcomposer.models.fusion",
-    "open_pipeline": "fastcomposer.models.text",
+    "open_pipeline": "fastcomposer.pipeline_kinds",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcomposer.cli import train
-from fastcomposer.models.composer import FastComposer
+from fastcomposer.composer import FastComposer
 
 
 def test_the_parts_make_a_base(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ TRAIN = (
     "fastcomposer.training.module",
 )
 GENERATE = (
-    "fastcomposer.models.composer",
+    "fastcomposer.composer",
     "fastcomposer.models.trained",
     "fastcomposer.pictures",
     "fastcomposer.pipeline",

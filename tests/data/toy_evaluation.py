@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.prepare import write_references
 from fastcomposer.evaluation.benchmark import Benchmark, Subset, load_benchmarks
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
 from fastcomposer.models.trained import save_trained_weights

@@ -10,10 +10,10 @@ import lightning as L
 import pytest
 import torch
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.evaluation.attention import attention_share
 from fastcomposer.losses import LossConfig
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.training.module import FastComposerModule
 

@@ -23,8 +23,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 from fastcomposer import FastComposer, SubjectBatch
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.loading import load_tokenizer, open_source
-from fastcomposer.models.text import open_pipeline
 from fastcomposer.models.trained import load_trained_weights, save_trained_weights
+from fastcomposer.pipeline_kinds import open_pipeline
 from fastcomposer.prompt import parse_prompt, strip_markers
 from fastcomposer.variants import Variant
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
 from fastcomposer.models.compilation import compile_blocks
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.trained import load_trained_weights, save_trained_weights
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastcomposer.models.composer import FastComposer
+from fastcomposer.composer import FastComposer
 from fastcomposer.models.difference import decode_differences, encode_differences
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.trained import load_trained_weights, save_trained_weights

@@ -11,9 +11,9 @@ import lightning as L
 import pytest
 import torch
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.losses import LossConfig
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.training.module import FastComposerModule
 

@@ -17,9 +17,9 @@ from tiny_architectures import narrow
 from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.precomputed import StaleCacheError, read_part_records
 from fastcomposer.data.records import Record, read_record, record_path, write_record
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.models.text import encode_text
 from fastcomposer.training.module import FastComposerModule

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fastcomposer.cli.moved import rename_targets
 from fastcomposer.cli.sweep import as_job, watched
 from fastcomposer.faults import FaultError
 from fastcomposer.workers import said_in_worker
@@ -59,6 +60,7 @@ def command(
         @wraps(function)
         def main(config: DictConfig) -> Any:
             def work() -> Any:
+                rename_targets(config)
                 _quieten()
                 _use_threads(config.get("threads"))
                 with _ending_on_sigterm():
@@ -136,7 +138,7 @@ def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) ->
 
 def load_base_model(model: DictConfig) -> Any:
     """Load the model that the group ``model`` names, untrained by us."""
-    from fastcomposer.models.composer import FastComposer
+    from fastcomposer.composer import FastComposer
 
     return FastComposer.from_pretrained(
         model.base,

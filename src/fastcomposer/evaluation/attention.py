@@ -9,9 +9,9 @@ import torch
 from torch import Generator
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
 from fastcomposer.losses import map_size, resize_masks
 from fastcomposer.models.attention import AttentionCapture, select_blocks
-from fastcomposer.models.composer import FastComposer
 
 
 @dataclass(frozen=True)

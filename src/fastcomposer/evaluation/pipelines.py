@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from fastcomposer.models.composer import FastComposer
+from fastcomposer.composer import FastComposer
 from fastcomposer.models.loading import Weights
-from fastcomposer.models.text import open_pipeline
 from fastcomposer.models.trained import load_trained_weights
 from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.pipeline_kinds import open_pipeline
 from fastcomposer.settings import weights_digest
 
 _FOR_SUBJECTS = ("image_encoder", "fusion")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -32,16 +32,13 @@ from fastcomposer.models.loading import (
     open_source,
 )
 from fastcomposer.models.source import ModelSource, existing_file, with_dtype
-from fastcomposer.models.text import TextConditioner, pipeline_class
-
-if TYPE_CHECKING:
-    from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.models.text import TextConditioner
 
 _NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
 
 
 class Networks(nn.Module):
-    """Everything of the model but its training losses.
+    """Everything of the model but its training losses and pipelines.
 
     Args:
         vae: Autoencoder.
@@ -250,14 +247,6 @@ class Networks(nn.Module):
             image_encoder=self.image_encoder,
             fusion=self.fusion,
         )
-
-    def to_pipeline(self, *, safety_checker: bool = True) -> FastComposerPipeline:
-        """Make a sampling pipeline that shares this model's networks.
-
-        Args:
-            safety_checker: Whether to load and run the base's safety checker, where it has one.
-        """
-        return pipeline_class(self._networks()).of_model(self, safety_checker=safety_checker)
 
     def pipeline_parts(self) -> dict[str, Any]:
         """Components of any pipeline of this model: the networks, a tokenizer, and a scheduler of its own."""

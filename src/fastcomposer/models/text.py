@@ -7,13 +7,11 @@ the second encoder's pooled embedding and the sizes of the picture with the time
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -145,25 +143,3 @@ def check_tokenizers(first: Any, second: Any) -> None:
     """
     if first is not None and second is not None and first.get_vocab() != second.get_vocab():
         raise ValueError("tokenizer and tokenizer_2 have different vocabularies: subjects cannot be placed")
-
-
-def pipeline_class(components: Container[str]) -> Any:
-    """Class of the pipeline for a model's components, given by name."""
-    if "text_encoder_2" in components:
-        from fastcomposer.pipeline_xl import FastComposerXLPipeline
-
-        return FastComposerXLPipeline
-    from fastcomposer.pipeline import FastComposerPipeline
-
-    return FastComposerPipeline
-
-
-def open_pipeline(folder: str | Path, **options: Any) -> Any:
-    """Load a saved pipeline, whichever of the two it is.
-
-    Args:
-        folder: Where ``save_pretrained`` wrote it.
-        **options: Arguments of ``from_pretrained``.
-    """
-    index: Any = DiffusionPipeline.load_config(folder)
-    return pipeline_class(index).from_pretrained(folder, **options)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,10 +24,8 @@ from fastcomposer.models.difference import (
 )
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.loading import load_networks
+from fastcomposer.models.networks import Networks
 from fastcomposer.models.source import existing_file
-
-if TYPE_CHECKING:
-    from fastcomposer.models.composer import FastComposer
 
 Precision = Literal["float32", "float16", "int8"]
 WEIGHTS_NAME = "fastcomposer.safetensors"
@@ -49,7 +47,7 @@ class TrainingLength:
 
 
 def save_trained_weights(
-    model: FastComposer,
+    model: Networks,
     path: str | Path,
     precision: Precision = "float32",
     length: TrainingLength | None = None,
@@ -93,7 +91,7 @@ def save_trained_weights(
     return file
 
 
-def load_trained_weights(model: FastComposer, path: str | Path, *, keep_fusion: bool = False) -> None:
+def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool = False) -> None:
     """Load trained weights into a model made from the same base.
 
     Args:

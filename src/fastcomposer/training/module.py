@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
 from fastcomposer.draws import Source, uniform
 from fastcomposer.models.compilation import check_backend, compile_blocks
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.trained import (
     WEIGHTS_NAME,

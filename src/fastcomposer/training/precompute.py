@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.precomputed import (
@@ -26,7 +27,6 @@ from fastcomposer.data.precomputed import (
     write_part,
 )
 from fastcomposer.files import remove_leftovers
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.settings import weights_digest
 from fastcomposer.stages import ResumableStage
 

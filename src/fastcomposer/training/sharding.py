@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fastcomposer.models.composer import FastComposer
+from fastcomposer.composer import FastComposer
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from single_file_layout import single_file_state
 from tiny_architectures import narrow
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.portraits import PortraitSettings, ReferenceSet
 from fastcomposer.evaluation.pipelines import load_base
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.loading import source_fingerprint
 from fastcomposer.training.personalization.concept import apply_concepts, rewrite_prompt
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.portraits import ReferenceSet
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.text import encode_text
 from fastcomposer.pipeline import FastComposerPipeline
 from fastcomposer.prompt import PromptError

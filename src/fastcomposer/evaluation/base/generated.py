@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.evaluation.base.captions import caption_accuracy
 from fastcomposer.evaluation.base.quality import (
     HeldOutScenes,
@@ -16,7 +17,6 @@ from fastcomposer.evaluation.base.quality import (
     load_clip,
     subjects,
 )
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.models.detector import HeadDetector
 from fastcomposer.progress import tracked
 from fastcomposer.schedulers import split_scheduler, use_scheduler

@@ -18,9 +18,9 @@ import torch
 from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import record_path
-from fastcomposer.models.composer import FastComposer
 
 _FLOAT = 4
 _SAMPLE = 200  # records whose files are weighed

@@ -14,13 +14,13 @@ import torch
 from torch import Generator
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.prepare import prepare_avatars
 from fastcomposer.data.scenes import AvatarScenes
 from fastcomposer.data.shards import write_shards
 from fastcomposer.data.streaming import StreamingDataModule
 from fastcomposer.evaluation.speed.figures import Case, Speed, Stopwatch
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.training.personalization.personalize import QUIET, quietly
 from fastcomposer.training.precompute import CacheStage
 

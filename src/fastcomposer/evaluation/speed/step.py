@@ -20,9 +20,9 @@ from torch import Generator
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer, TrainingLosses
 from fastcomposer.evaluation.speed.figures import Case, Stopwatch
 from fastcomposer.models.compilation import compile_blocks
-from fastcomposer.models.composer import FastComposer, TrainingLosses
 from fastcomposer.models.fusion import SubjectFusion
 from fastcomposer.models.text import encode_text
 

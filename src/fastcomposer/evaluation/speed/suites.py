@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Generator
 
+from fastcomposer.composer import FastComposer
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.prepare import prepare_avatars
 from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
@@ -23,7 +24,6 @@ from fastcomposer.data.scenes import AvatarScenes
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.evaluation.speed.figures import Case, Stopwatch
 from fastcomposer.evaluation.speed.plain_loading import plain_augmentation, plain_sample
-from fastcomposer.models.composer import FastComposer
 from fastcomposer.pipeline import FastComposerPipeline
 from fastcomposer.schedulers import split_scheduler, use_scheduler
 from fastcomposer.variants import Variant

@@ -1,9 +1,9 @@
-"""FastComposer: the networks together with their training losses."""
+"""FastComposer: the networks together with their training losses and the pipelines that draw with them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -18,6 +18,10 @@ from fastcomposer.models.attention import AttentionCapture, Implementation, sele
 from fastcomposer.models.conditioning import encode_references
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.text import TextStates
+from fastcomposer.pipeline_kinds import pipeline_class
+
+if TYPE_CHECKING:
+    from fastcomposer.pipeline import FastComposerPipeline
 
 _TARGETS = ("epsilon", "v_prediction")
 
@@ -230,6 +234,14 @@ class FastComposer(Networks):
         return TrainingLosses(
             total, denoise, localization, per_layer, prediction, prompt_embeds, subject_embeds
         )
+
+    def to_pipeline(self, *, safety_checker: bool = True) -> FastComposerPipeline:
+        """Make a sampling pipeline that shares this model's networks.
+
+        Args:
+            safety_checker: Whether to load and run the base's safety checker, where it has one.
+        """
+        return pipeline_class(self._networks()).of_model(self, safety_checker=safety_checker)
 
     @staticmethod
     def _sizes(batch: SubjectBatch) -> Tensor:

@@ -1,0 +1,31 @@
+"""The two pipelines: which of them a model or a saved folder is for."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+def pipeline_class(components: Container[str]) -> Any:
+    """Class of the pipeline for a model's components, given by name; only that one is imported."""
+    if "text_encoder_2" in components:
+        from fastcomposer.pipeline_xl import FastComposerXLPipeline
+
+        return FastComposerXLPipeline
+    from fastcomposer.pipeline import FastComposerPipeline
+
+    return FastComposerPipeline
+
+
+def open_pipeline(folder: str | Path, **options: Any) -> Any:
+    """Load a saved pipeline, whichever of the two it is.
+
+    Args:
+        folder: Where ``save_pretrained`` wrote it.
+        **options: Arguments of ``from_pretrained``.
+    """
+    index: Any = DiffusionPipeline.load_config(folder)
+    return pipeline_class(index).from_pretrained(folder, **options)
