@@ -34,14 +34,13 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 INTERPRETER = getattr(sys, "_base_executable", None) or sys.executable
 
 # Packages whose declared version bounds are ignored; what they depend on is locked all the same.
-UNBOUND = ("facenet-pytorch", "hydra-optuna-sweeper")
+UNBOUND = ("facenet-pytorch",)
 # torch depends on these on Linux alone.
 LINUX_ONLY = re.compile(r"nvidia-|cuda-|triton$")
 LOCK_HEADER = """\
 # The whole environment, every version exact. Written by `make lock` from pyproject.toml; not edited by hand.
 # Installed by `make setup`, or anywhere else with: pip install --no-deps -r requirements.lock
-# (--no-deps because facenet-pytorch asks for a torch of 2024, hydra-optuna-sweeper for an optuna of 2022, and
-# both run on today's; nothing else is missing.)
+# (--no-deps because facenet-pytorch asks for a torch of 2024, and runs on today's; nothing else is missing.)
 """
 # One file, read by the shell and then by Python: a plain "#!" line is limited in length and allows no spaces.
 LAUNCHER = """\

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 from configurations import composed
+from hydra.core.plugins import Plugins
 from hydra.utils import get_method, instantiate
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
+from fastcomposer.cli import evaluate, train
 from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.cli.search import chosen_overrides, read_goal
 
 COMMANDS = ("train", "generate", "demo", "prepare", "evaluate", "bench", "report")
 GROUPS = {
@@ -75,7 +78,8 @@ def _located(target: str) -> Any:
 
 def test_no_choice_is_forgotten() -> None:
     assert {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()} == {*GROUPS, "hydra"}
-    assert [folder.name for folder in (CONFIG_FOLDER / "hydra").iterdir()] == ["launcher"]
+    assert {folder.name for folder in (CONFIG_FOLDER / "hydra").iterdir()} == {"launcher", "sweeper"}
+    assert [file.name for file in (CONFIG_FOLDER / "hydra" / "sweeper").iterdir()] == ["search.yaml"]
     assert {file.stem for file in CONFIG_FOLDER.glob("*.yaml")} == set(COMMANDS)
 
 
@@ -94,6 +98,7 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         "mini_samples": ["metrics=mini"],
     }.get(choice, [])
     evaluated = choice in {"ablation_alpha", "tables"} or choice.startswith("search_")
+    evaluated = evaluated and choice != "search_training"
     assert_fits(composed("evaluate" if evaluated else GROUPS[group], *overrides))
 
 
@@ -110,6 +115,19 @@ def test_every_launcher_composes_with_every_command_that_sweeps(command: str, la
         config = composed(command, f"hydra/launcher={launcher}")
     OmegaConf.to_container(config.hydra.launcher, resolve=True, throw_on_missing=True)
     assert type(instantiate(config.hydra.launcher)).__name__.endswith("Launcher")
+
+
+@pytest.mark.parametrize(
+    ("command", "choice"), [("train", "search_training"), ("evaluate", "search_sampling")]
+)
+def test_a_search_composes_and_knows_what_it_goes_by(command: str, choice: str) -> None:
+    config = composed(command, f"sweep={choice}")
+    {"train": train, "evaluate": evaluate}[command].check_objective(config)
+    sweeper = config.hydra.sweeper
+    assert type(Plugins.instance()._instantiate(sweeper)).__name__ == "SearchSweeper"
+    goal = read_goal(config, chosen_overrides(sweeper.params, []), {})
+    for key in goal.ranges:
+        assert OmegaConf.select(config, key) is not None, f"{key}: no such key"
 
 
 def assert_fits(config: DictConfig) -> None:

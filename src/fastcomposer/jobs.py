@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,31 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What a search is for.
+
+    Attributes:
+        objective: What each of its jobs measures.
+        direction: Which values of it are better.
+        trials: How many jobs there are to be.
+        ranges: What each key is chosen from, as it was written.
+        common: Configuration that the jobs share; plain values.
+    """
+
+    objective: str
+    direction: Literal["minimize", "maximize"]
+    trials: int
+    ranges: Mapping[str, str]
+    common: Mapping[str, Any] = field(default_factory=dict)
+
+    def ranked(self, jobs: Sequence[Job]) -> list[tuple[float, Job]]:
+        """Jobs that have finished with what they measured, the best first, of equals the earliest."""
+        sign = 1 if self.direction == "minimize" else -1
+        found = [(job.value, job) for job in jobs if job.status == "finished" and job.value is not None]
+        return sorted(found, key=lambda pair: (sign * pair[0], pair[1].number))
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sweep is to do, written before its first job begins.
 
@@ -79,12 +105,36 @@ class Plan:
         call: How it was called.
         swept: Keys that differ from job to job.
         jobs: Overrides of every job that are swept, by place; empty for a search, which chooses on the way.
+        goal: Of a search; ``None`` for a grid.
     """
 
     command: str
     call: str
     swept: tuple[str, ...]
     jobs: tuple[tuple[str, ...], ...] = ()
+    goal: Goal | None = None
+
+    def alone(self, job: Job) -> str:
+        """The call that does by itself, and without the sweep's own settings, what a job was chosen to do."""
+        program, given = (words := shlex.split(self.call))[:3], words[3:]  # python -m and the command
+        kept = [word for word in given if not self._is_of_sweep(word)]
+        chosen = [text for text in job.overrides if _key(text) in self.swept]
+        return shlex.join([*program, *kept, *chosen])
+
+    def best(self, jobs: Sequence[Job]) -> tuple[str, str] | None:
+        """What a search has found so far in a sentence, and the call that goes on from it."""
+        if self.goal is None or not (ranked := self.goal.ranked(jobs)):
+            return None
+        value, job = ranked[0]
+        said = f"Best of {len(ranked)}: {job.named(self.swept)}, {self.goal.objective} {value:.5g}"
+        return said, self.alone(job)
+
+    def _is_of_sweep(self, word: str) -> bool:
+        if word in ("-m", "--multirun"):
+            return True
+        key = _key(word) if "=" in word else ""
+        ours = key in (*self.swept, "sweep", "resume", "threads")
+        return ours or (key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath")
 
     def write(self, folder: Path) -> None:
         """Keep the plan in the sweep's folder."""
@@ -106,7 +156,8 @@ def read_plan(folder: str | Path) -> Plan | None:
     content = _read(Path(folder) / PLAN_NAME)
     try:
         jobs = tuple(tuple(overrides) for overrides in content["jobs"])
-        return Plan(content["command"], content["call"], tuple(content["swept"]), jobs)
+        goal = Goal(**content["goal"]) if content.get("goal") else None
+        return Plan(content["command"], content["call"], tuple(content["swept"]), jobs, goal)
     except (KeyError, TypeError):
         return None
 
@@ -122,7 +173,10 @@ def read_jobs(folder: str | Path) -> list[Job]:
     jobs = [job for job in records if job is not None]
     plan = read_plan(root)
     begun = {job.number for job in jobs}
-    for number, overrides in enumerate(plan.jobs if plan is not None else ()):
+    planned: Sequence[tuple[str, ...]] = () if plan is None else plan.jobs
+    if plan is not None and plan.goal is not None:
+        planned = [()] * plan.goal.trials
+    for number, overrides in enumerate(planned):
         if number not in begun:
             jobs.append(Job(number, root / str(number), overrides, status="waiting"))
     return sorted(jobs, key=lambda job: (job.number, str(job.folder)))
@@ -135,6 +189,10 @@ def swept_keys(folder: str | Path, jobs: Sequence[Job]) -> tuple[str, ...]:
         return plan.swept
     keys = dict.fromkeys(key for job in jobs for key in job.chosen)
     return tuple(key for key in keys if len({job.chosen.get(key) for job in jobs}) > 1)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
 
 
 def _read(file: Path) -> dict[str, Any]:

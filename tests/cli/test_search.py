@@ -1,14 +1,23 @@
-"""A search of a baseline's settings, from the call to the best setting."""
+"""Searches of settings, by a grid and by optuna, from the call to the best setting."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from toy_evaluation import SIZE, judged_base, write_definitions
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import TPESampler
+from toy_evaluation import SIZE, judged_base, write_checkpoint, write_definitions
 
-from fastcomposer.cli import evaluate, report
+from fastcomposer.cli import evaluate, report, train
+from fastcomposer.cli.search import Search, chosen_overrides, distribution
+from fastcomposer.evaluation.results import read_results
+from fastcomposer.jobs import read_job, read_jobs
+from fastcomposer.training.checkpoints import read_step
 
 
 def test_learning_rate_and_steps_are_searched(
@@ -46,3 +55,219 @@ def test_learning_rate_and_steps_are_searched(
     assert out[0].startswith("Textual Inversion, best of 2: steps=")
     assert out[-1] == "multirun/search/textual_inversion/report.html"
     assert "(best)" in Path("multirun/search/textual_inversion/tables.md").read_text()
+
+
+def bowl(overrides: Sequence[str]) -> float:
+    """Smallest at x = 1, n = 3 and b."""
+    found = dict(text.split("=") for text in overrides)
+    return (float(found["x"]) - 1) ** 2 + abs(int(found["n"]) - 3) + (found["c"] != "b")
+
+
+RANGES = {"x": "interval(-4.0,4.0)", "n": "range(1,6)", "c": "a,b"}
+
+
+def begun(folder: Path, trials: int = 8, at_once: int = 1, seed: int = 42) -> Search:
+    chosen = chosen_overrides(RANGES, ["fixed=1"])
+    sampler = partial(TPESampler, n_startup_trials=3)
+    return Search(folder, chosen, "minimize", trials, at_once, 0.5, seed, sampler)
+
+
+def tried(folder: Path) -> list[tuple[int, str, dict[str, object], float | None]]:
+    trials = begun(folder).study.get_trials(deepcopy=False)
+    return [(t.user_attrs["job"], t.state.name, t.params, t.value) for t in trials if "job" in t.user_attrs]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, at_once: int) -> None:
+    launched: list[tuple[int, Sequence[str]]] = []
+
+    def launch(jobs: Sequence[Sequence[str]], first: int) -> list[float | None]:
+        launched.extend((first + place, job) for place, job in enumerate(jobs))
+        if len(launched) == stop:
+            raise KeyboardInterrupt
+        return [bowl(job) for job in jobs]
+
+    folders = [tmp_path / name for name in ("whole", "parts")]
+    for folder in folders:
+        folder.mkdir()
+    stop = 0
+    begun(folders[0], at_once=at_once).run(launch)
+    whole, launched = list(launched), []
+    assert [number for number, _ in whole] == list(range(8))
+    assert all(job[-1] == "fixed=1" for _, job in whole)
+    stop = 4
+    with pytest.raises(KeyboardInterrupt):
+        begun(folders[1], at_once=at_once).run(launch)
+    begun(folders[1]).study.ask()  # as if it had been killed while it chose
+    begun(folders[1], at_once=at_once).run(launch)
+    under_way = slice(4 - at_once, 4)
+    assert launched[:4] + launched[4 + at_once :] == whole
+    assert launched[4 : 4 + at_once] == whole[under_way]  # the same settings in the same folders
+    assert tried(folders[1]) == tried(folders[0])
+    launched.clear()
+    begun(folders[1], at_once=at_once).run(launch)
+    assert not launched  # nothing remains
+    begun(folders[1], trials=9).run(launch)
+    assert [number for number, _ in launched] == [8]
+
+
+def test_trials_that_fail_do_not_end_a_search_and_are_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def launch(jobs: Sequence[Sequence[str]], first: int) -> list[float | None]:
+        launched.append(first)
+        return [None if first in broken else bowl(job) for job in jobs]
+
+    launched: list[int] = []
+    broken = {1, 4}
+    begun(tmp_path, trials=6).run(launch)
+    assert launched == [0, 1, 2, 3, 4, 5]
+    failed = {job: params for job, state, params, _ in tried(tmp_path) if state == "FAIL"}
+    assert set(failed) == broken
+    broken, launched = {4}, []
+    begun(tmp_path, trials=7).run(launch)
+    assert launched == [1, 4, 6]
+    assert [(job, state) for job, state, _, _ in tried(tmp_path)][6:] == [
+        (1, "COMPLETE"),
+        (4, "FAIL"),
+        (6, "COMPLETE"),
+    ]
+    assert all(params == failed[job] for job, _, params, _ in tried(tmp_path)[6:8])
+    (tmp_path / "search.db").unlink()
+    broken, launched = set(range(20)), []
+    begun(tmp_path).run(launch)
+    assert launched == [0, 1, 2]
+    assert "3 of 3 trials have failed, more than a share of hydra.sweeper.max_failure_rate=0.5" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_a_key_is_chosen_from() -> None:
+    def of(text: str) -> object:
+        return distribution(chosen_overrides({}, [f"key={text}"])["key"])
+
+    assert of("tag(log,interval(1e-4,2e-3))") == FloatDistribution(1e-4, 2e-3, log=True)
+    assert of("int(interval(1,8))") == IntDistribution(1, 8)
+    assert of("range(2,9,2)") == IntDistribution(2, 8, step=2)
+    assert of("range(0.25,1.1,0.25)") == FloatDistribution(0.25, 1.0, step=0.25)
+    assert of("mini,'a b',null") == CategoricalDistribution(["mini", "'a b'", "null"])
+    with pytest.raises(ValueError, match=r"key=tag\(log,interval\(0.0,1.0\)\): nothing can be chosen"):
+        of("tag(log,interval(0.0,1.0))")
+
+
+@pytest.fixture
+def trained(settings: list[str]) -> list[str]:
+    """A search among trainings of a second."""
+    shorter = ["~callbacks.samples", "trainer.max_steps=2", "trainer.val_check_interval=1", "threads=1"]
+    kept = [text for text in settings if not text.startswith(("callbacks.samples", "trainer.", "+sampler"))]
+    return [
+        "-m",
+        "sweep=search_training",
+        *kept,
+        "trainer.max_time=null",
+        "trainer.limit_val_batches=1",
+        *shorter,
+    ]
+
+
+def test_a_training_is_searched_and_goes_on_where_it_was_stopped(
+    run: Callable[..., tuple[int, str, str]], trained: list[str]
+) -> None:
+    folder = Path("multirun/search_training")
+    stop = ["+callbacks.notice._target_=notices.SignalAt", "+callbacks.notice.step=1"]
+    call = [*trained, "hydra.sweeper.n_trials=2"]
+    status, _, err = run(train, *call, *stop, "+callbacks.notice.name=SIGTERM")
+    assert status == 143
+    assert "job 0 (method.optimizer.lr=" in err and "): stopped by signal 15" in err
+    assert "job 1: has not begun" in err
+    status, _, err = run(train, *call)
+    assert status == 1
+    assert "holds an earlier sweep, of which 0 jobs have finished; resume=auto runs the others" in err
+    status, _, err = run(train, *call, "seed=1", "resume=auto")
+    assert (
+        "holds a search under other settings, whose figures cannot be compared (seed: 42, now 1): name="
+        in err
+    )
+    before = read_job(folder / "0")
+    status, out, err = run(train, *call, "resume=auto")
+    assert status == 0, err
+    jobs = read_jobs(folder)
+    assert [job.status for job in jobs] == ["finished"] * 2
+    assert before is not None and jobs[0].overrides == tuple(
+        text for text in before.overrides if not text.startswith("+callbacks.notice")
+    )
+    assert read_step(folder / "0" / "checkpoints" / "last.ckpt") == 2
+    best = min(jobs, key=lambda job: job.value or 0)
+    assert f"Best of 2: job {best.number} (method.optimizer.lr=" in out
+    line = next(text for text in out.splitlines() if text.startswith("  python -m fastcomposer.cli.train"))
+    again = shlex.split(line)[3:]
+    assert (
+        "sweep=search_training" not in again
+        and f"method.optimizer.lr={best.chosen['method.optimizer.lr']}" in again
+    )
+    times = [(folder / str(job.number) / "job.json").stat().st_mtime_ns for job in jobs]
+    status, out, err = run(train, *call, "resume=auto")
+    assert status == 0, err
+    assert times == [(folder / str(job.number) / "job.json").stat().st_mtime_ns for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["objective=val/loss"],
+            "objective=val/loss: not logged; there is train/denoise_loss, train/grad_norm",
+        ),
+        (["objective=null"], "objective: train needs one to search by"),
+        (
+            ["trainer.limit_val_batches=0"],
+            "trainer.limit_val_batches=0 leaves validation out",
+        ),
+        (["objective=samples/identity"], "samples/identity: not logged; there is"),
+        (["hydra.sweeper.direction=max"], "hydra.sweeper.direction=max: one of minimize, maximize"),
+        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: 1 at least"),
+        (["localization.weight=tag(log,interval(0.0,1.0))"], "nothing can be chosen from it"),
+    ],
+)
+def test_a_search_that_cannot_be_made_ends_before_its_first_job(
+    run: Callable[..., tuple[int, str, str]], changes: list[str], message: str
+) -> None:
+    status, _, err = run(
+        train, "-m", "sweep=search_training", "experiment=mini", "callbacks=default", *changes
+    )
+    assert status == 1 and message in err
+    assert not Path("multirun").exists()
+
+
+def test_alpha_and_guidance_are_searched(
+    run: Callable[..., tuple[int, str, str]], small_base: Path, tmp_path: Path
+) -> None:
+    call = [
+        "-m",
+        "sweep=search_sampling",
+        f"model.base={judged_base(small_base, tmp_path / 'base')}",
+        f"checkpoint={write_checkpoint(small_base, tmp_path / 'trained.safetensors')}",
+        f"model.resolution={SIZE}",
+        f"benchmark.folder={write_definitions(tmp_path / 'definitions')}",
+        "benchmark.people.numbers=[0,5]",
+        "benchmark.people.scenes.num_identities=8",
+        "benchmark.part.prompts_per_category=1",
+        f"+sampler.height={SIZE}",
+        f"+sampler.width={SIZE}",
+        "sampler.num_inference_steps=2",
+        "hydra.sweeper.n_trials=2",
+    ]
+    status, _, err = run(evaluate, *call, "objective=identity")
+    assert status == 1 and "objective=identity: no such measure; there is identity_x_prompt, " in err
+    status, out, err = run(evaluate, *call)
+    assert status == 0, err
+    folder = Path("multirun/search_sampling")
+    for job in read_jobs(folder):
+        (row,) = read_results(job.folder / "results.json").rows
+        assert row.settings["alpha"] == pytest.approx(float(job.chosen["sampler.alpha"]), abs=1e-6)
+        assert job.value == pytest.approx(row.identity_preservation.mean * row.prompt_consistency.mean)
+    status, out, err = run(report, f"sweep={folder}")
+    assert status == 0, err
+    assert out.startswith("Best of 2: job ") and "identity_x_prompt" in out
+    assert f"checkpoint={tmp_path / 'trained.safetensors'}" in out.splitlines()[1]
+    assert "# go on from the best" in err

@@ -7,6 +7,7 @@ import shlex
 
 from configurations import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from fastcomposer.cli.common import quoted, renamed
@@ -39,12 +40,14 @@ def overrides(command: str, arguments: str) -> list[str]:
     if command == "report":
         given = [renamed(word, *SPOKEN) for word in given]
     parsed = OverridesParser.create().parse_overrides(given)
-    return [
-        f"{one.get_key_element()}={next(one.sweep_string_iterator())}"
-        if one.is_sweep_override()
-        else str(one.input_line)
-        for one in parsed
-    ]
+    return [_first(one) if one.is_sweep_override() else str(one.input_line) for one in parsed]
+
+
+def _first(override: Override) -> str:
+    """The first value of a sweep, the lower end of what a search chooses from."""
+    value = override.value()
+    first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={first}"
 
 
 def compose_call(command: str, arguments: str) -> None:

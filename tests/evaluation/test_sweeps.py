@@ -14,7 +14,7 @@ from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.sweep_plots import sweep_plot
 from fastcomposer.evaluation.sweep_report import write_sweep_report
 from fastcomposer.evaluation.sweeps import group_table, last_steps, read_measured
-from fastcomposer.jobs import Job, Plan
+from fastcomposer.jobs import Goal, Job, Plan
 
 
 def training_sweep(folder: Path, keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
@@ -98,6 +98,45 @@ def test_the_kind_of_plot_follows_from_what_was_swept() -> None:
     assert ">0.001<" in drawn(["w"], ("0",), ("0.001",), ("1",))  # none, and wide apart: evenly spaced
     assert ">none<" in drawn(["w"], ("none",), ("mini",))
     assert ">2<" in drawn(["a", "b"], ("1", "x"), ("1", "y"), ("2", "x"))
+
+
+def search(folder: Path, direction: str = "maximize") -> None:
+    """Write what a search of five trials leaves, one of which failed and one has not begun."""
+    ranges = {"lr": "tag(log,interval(0.0001,0.1))", "size": "a,b"}
+    call = (
+        "python -m fastcomposer.cli.train -m sweep=x experiment=mini threads=1 hydra.sweeper.n_trials=5 lr=0"
+    )
+    goal = Goal("val/score", direction, 5, ranges)  # type: ignore[arg-type]
+    Plan("train", call + " resume=auto hydra/launcher=joblib", ("lr", "size"), goal=goal).write(folder)
+    for number, value in enumerate((0.2, 0.5, None, 0.3)):
+        chosen = (f"lr={float(f'1.234567891e-{4 - number}')}", f"size={'ab'[number % 2]}")
+        job = Job(number, folder / str(number), ("experiment=mini", *chosen))
+        status = "finished" if value else "failed"
+        job.ended(status, seconds=9.0, value=value, reason="" if value else "no room").write()
+
+
+def test_a_search_shows_its_trials_the_best_first_and_how_to_go_on(tmp_path: Path) -> None:
+    search(tmp_path)
+    sweep, sentences, _ = write_sweep_report(tmp_path)
+    assert sentences == [
+        "Best of 3: job 1 (lr=0.001234567891 size=b), val/score 0.5",
+        "python -m fastcomposer.cli.train experiment=mini lr=0.001234567891 size=b",
+    ]
+    text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
+    assert f"`{sentences[1]}`" in text and f"<code>{sentences[1]}</code>" in page
+    rows = [line for line in text.splitlines() if line.startswith(("| job", "| **job"))]
+    assert rows == [
+        "| **job 1: size b (best)** | 0.5 | 0.001235 | 9.0 |",
+        "| job 3: size b | 0.3 | 0.1235 | 9.0 |",
+        "| job 0: size a | 0.2 | 0.0001235 | 9.0 |",
+    ]
+    assert "1 of 4 trials failed" in text and "job 2 (lr=0.01234567891 size=a): no room" in text
+    assert "job 4: has not begun" in text
+    assert page.count("<figcaption>") == 3
+    assert "val/score over the trials. 0: 0.2; 1: 0.5; 3: 0.3." in page
+    assert "val/score against size. b: 0.5; b: 0.3; a: 0.2." in page
+    search(tmp_path, "minimize")
+    assert [job.number for _, job in read_measured(tmp_path).plan.goal.ranked(sweep.jobs)] == [0, 3, 1]  # type: ignore[union-attr]
 
 
 def test_few_values_have_no_interval() -> None:

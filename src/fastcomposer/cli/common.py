@@ -42,7 +42,10 @@ _USELESS_WARNINGS = (
 
 
 def command(
-    config_name: str, free_text: str | None = None, spoken: tuple[str, str] | None = None
+    config_name: str,
+    free_text: str | None = None,
+    spoken: tuple[str, str] | None = None,
+    check_objective: Callable[[DictConfig], None] | None = None,
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make an entry point of a function that takes the composed configuration.
 
@@ -53,6 +56,8 @@ def command(
         config_name: Name of the file in ``conf/``.
         free_text: Key whose value may hold any characters without Hydra's own quotes.
         spoken: A name that is a group of configurations elsewhere, and the key that it stands for here.
+        check_objective: Refuses an ``objective`` that the function will not measure; ``None`` where it
+            measures nothing that a search could go by.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -83,7 +88,7 @@ def command(
                 sys.argv = [quoted(argument, free_text) for argument in sys.argv]
             if spoken is not None:
                 sys.argv = [renamed(argument, *spoken) for argument in sys.argv]
-            with watched(config_name, CONFIG_FOLDER):
+            with watched(config_name, CONFIG_FOLDER, check_objective):
                 main()
 
         return entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,35 @@ from fastcomposer.cli.summary import Step, call, carried, conclude, measure, val
 _RESUME = ("auto", "restart")
 
 
-@command("evaluate")
-def main(config: DictConfig) -> None:
+def check_objective(config: DictConfig) -> None:
+    """Refuse an objective that the evaluation will not measure.
+
+    Raises:
+        ValueError: If there is one that it will not.
+    """
+    if config.objective is None:
+        return
+    if config.what != "scores":
+        raise ValueError(f"objective={config.objective}: what={config.what} measures none; what=scores does")
+    from fastcomposer.evaluation.objective import Objective
+
+    Objective.read(config.objective, list(config.metrics.measures))
+
+
+@command("evaluate", check_objective=check_objective)
+def main(config: DictConfig) -> float | None:
     """Measure what the configuration asks for, print it, and write it."""
     if config.what not in MEASUREMENTS:
         raise ValueError(f"what={config.what}: unknown; there is {', '.join(MEASUREMENTS)}")
     if config.resume not in _RESUME:
         raise ValueError(f"resume={config.resume}: one of {', '.join(_RESUME)}")
+    check_objective(config)
     with sole_run(config.run_dir):
-        MEASUREMENTS[config.what](config)
+        return MEASUREMENTS[config.what](config)
 
 
-def measure_scores(config: DictConfig) -> None:
-    """Draw, score, and write ``results.json``."""
+def measure_scores(config: DictConfig) -> float | None:
+    """Draw, score, and write ``results.json``; returns the objective."""
     from hydra.utils import instantiate
 
     from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
@@ -42,6 +58,7 @@ def measure_scores(config: DictConfig) -> None:
     output = Path(config.run_dir)
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
+    objective = judgement(config, methods, benchmarks)
     scoring = instantiate(config.scoring)
     distances = instantiate(config.distances) if config.fid else None
     loggers = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
@@ -64,7 +81,7 @@ def measure_scores(config: DictConfig) -> None:
     if distances is not None:
         judge.predict(distances(runs=runs), return_predictions=False)
     if not judge.is_global_zero:
-        return
+        return None
     rows = result_rows(output)
     file = output / "results.json"
     write_results(file, rows, describe_environment())
@@ -74,6 +91,24 @@ def measure_scores(config: DictConfig) -> None:
     scored = [f"results={value(output)}", *carried("benchmark", given={}), *carried("sampler", "data.root")]
     report = Step("tables, plots and a page of them", call("report", "what=results", *scored))
     conclude({"scores": file, "pictures and their scores": output}, [report])
+    return None if objective is None else objective(rows)
+
+
+def judgement(
+    config: DictConfig, methods: Sequence[Any], benchmarks: Sequence[Any]
+) -> Callable[[Sequence[Any]], float] | None:
+    """What makes the objective of rows of results; ``None`` where there is none.
+
+    Raises:
+        ValueError: If it is not clear whose rows they would be.
+    """
+    if config.objective is None:
+        return None
+    from fastcomposer.evaluation.objective import Objective
+
+    objective = Objective.read(config.objective, list(config.metrics.measures))
+    method, settings = objective.chosen(methods, [benchmark.name for benchmark in benchmarks])
+    return lambda rows: objective.value(rows, method, settings)
 
 
 def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Path) -> None:
@@ -145,7 +180,7 @@ def measure_attention(config: DictConfig) -> None:
     conclude({"figures": file}, measure(config.checkpoints[0]))
 
 
-MEASUREMENTS: dict[str, Callable[[DictConfig], None]] = {
+MEASUREMENTS: dict[str, Callable[[DictConfig], float | None]] = {
     "scores": measure_scores,
     "attention": measure_attention,
 }

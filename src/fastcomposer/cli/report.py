@@ -66,7 +66,10 @@ def report_sweep(config: DictConfig) -> None:
     for job in sweep.undone:
         print(f"not finished: {undone_line(job, sweep.keys)}")
     pages = [file for file in files if file.suffix == ".html"]
-    conclude({"tables and page": config.jobs}, [Step("look at the page", opened(page)) for page in pages])
+    steps = [Step("look at the page", opened(page)) for page in pages]
+    if sweep.plan is not None and (best := sweep.plan.best(sweep.jobs)):
+        steps.append(Step("go on from the best", best[1]))
+    conclude({"tables and page": config.jobs}, steps)
 
 
 def report_workspace(config: DictConfig) -> None:

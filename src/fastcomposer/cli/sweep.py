@@ -17,10 +17,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fastcomposer.cli.lock import is_first_process, sole_run
+from fastcomposer.cli.search import chosen_overrides, go_on_with, read_goal
 from fastcomposer.jobs import JOB_NAME, TRACE_NAME, Job, Plan, read_job, read_jobs, read_plan, swept_keys
 
 _FLAGS = ("-m", "--multirun")
@@ -29,10 +29,13 @@ _DIRS = ("--config-dir", "-cd")
 _DECIDES_NOTHING = ("resume", "threads")
 _REPORTED = ("train", "evaluate")
 _BY_NUMBER = "${hydra.job.num}"
+_GRID, _SEARCH = ".BasicSweeper", ".SearchSweeper"
 
 
 @contextmanager
-def watched(command: str, config_folder: Path) -> Iterator[None]:
+def watched(
+    command: str, config_folder: Path, check_objective: Callable[[DictConfig], None] | None = None
+) -> Iterator[None]:
     """Keep an eye on a sweep, where the process was called for one; else do nothing.
 
     Before its first job the plan is written; whatever ends it, jobs that did not finish are listed with the
@@ -41,6 +44,7 @@ def watched(command: str, config_folder: Path) -> Iterator[None]:
     Args:
         command: Name of the command and of its configuration.
         config_folder: Where that is.
+        check_objective: Refuses an objective that jobs will not measure; ``None`` where they measure nothing.
     """
     arguments = sys.argv[1:]
     if not is_first_process() or not _is_sweep(arguments):
@@ -60,15 +64,19 @@ def watched(command: str, config_folder: Path) -> Iterator[None]:
     call = shlex.join(["python", "-m", f"fastcomposer.cli.{command}", *arguments])
     resume = config.get("resume", "auto")
     try:
+        plan = _plan(command, call, config, given, check_objective)
         with sole_run(folder):
-            begin_sweep(folder, _plan(command, call, config, given), resume, _by_number(config))
+            begin_sweep(folder, plan, resume, _by_number(config))
             try:
                 with _arguments([*arguments, f"hydra.sweep.dir={_quoted(folder)}"]):  # the time names it once
                     yield
             except BaseException:
                 list_undone(folder, call)
                 raise
-            if list_undone(folder, call):
+            undone = list_undone(folder, call)
+            if best := plan.best(read_jobs(folder)):
+                print(*best, sep="\n  ")
+            if undone:
                 sys.exit(1)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -90,15 +98,19 @@ def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = 
         ValueError: If there is an earlier sweep, and it is not to be gone on with or is another one.
     """
     earlier = [job for job in read_jobs(folder) if job.status != "waiting"]
-    if resume == "restart":
-        for job in earlier:
-            (job.folder / JOB_NAME).unlink(missing_ok=True)
-    elif earlier and resume != "auto":
+    if plan.goal is not None and not by_number:
+        raise ValueError("hydra.sweep.subdir: a search names the folders of its jobs by their numbers alone")
+    if earlier and resume not in ("auto", "restart"):
         finished = sum(job.status == "finished" for job in earlier)
         raise ValueError(
             f"{folder} holds an earlier sweep, of which {finished} jobs have finished; resume=auto runs the "
             "others, name=<other> starts beside it, resume=restart forgets it"
         )
+    if plan.goal is not None:
+        go_on_with(folder, plan.goal, earlier, restart=resume == "restart")
+    elif resume == "restart":
+        for job in earlier:
+            (job.folder / JOB_NAME).unlink(missing_ok=True)
     else:
         for job in earlier if by_number and plan.jobs else ():
             _check_place(job, plan)
@@ -223,18 +235,25 @@ def _composed(command: str, config_folder: Path, given: Sequence[str]) -> DictCo
         return compose(command, fixed, return_hydra_config=True)
 
 
-def _plan(command: str, call: str, config: DictConfig, given: Sequence[str]) -> Plan:
+def _plan(
+    command: str,
+    call: str,
+    config: DictConfig,
+    given: Sequence[str],
+    check_objective: Callable[[DictConfig], None] | None,
+) -> Plan:
     """All jobs of a grid in the order of Hydra's basic sweeper; of a search, what it looks for."""
-    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create())
-    assert isinstance(params, dict)
-    parser = OverridesParser.create()
-    chosen: dict[str, Override] = {}
-    for text in [*(f"{key!s}={value}" for key, value in params.items()), *given]:
-        override = parser.parse_override(text)
-        chosen[override.get_key_element()] = override
+    sweeper = config.hydra.sweeper
+    chosen = chosen_overrides(sweeper.get("params") or {}, given)
     swept = {key: one for key, one in chosen.items() if one.is_sweep_override()}
     names = tuple(key.lstrip("+") for key in swept)
-    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+    if str(sweeper._target_).endswith(_SEARCH):
+        if check_objective is None or config.objective is None:
+            raise ValueError(f"objective: {command} needs one to search by")
+        check_objective(config)
+        common = {key: value for key, value in _settings(config).items() if key != "hydra"}
+        return Plan(command, call, names, goal=read_goal(config, chosen, common))
+    if not str(sweeper._target_).endswith(_GRID):
         return Plan(command, call, names)
     choices = ([f"{key}={value}" for value in one.sweep_string_iterator()] for key, one in swept.items())
     return Plan(command, call, names, tuple(product(*choices)))

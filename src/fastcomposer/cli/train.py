@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,28 @@ BASE_PARTS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedd
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
-@command("train")
+def check_objective(config: DictConfig) -> None:
+    """Refuse an objective that the training will not log.
+
+    Raises:
+        ValueError: If there is one that it will not.
+    """
+    if config.objective is None:
+        return
+    from hydra.utils import get_class
+
+    from fastcomposer.training.objective import check_logged
+
+    built = [config.method, *config.callbacks.values()]
+    check_logged(config.objective, [get_class(one._target_) for one in built])
+    if config.objective.startswith(("val/", "samples/")) and config.trainer.get("limit_val_batches") == 0:
+        raise ValueError(f"objective={config.objective}: trainer.limit_val_batches=0 leaves validation out")
+    samples = config.callbacks.get("samples")
+    if config.objective.startswith("samples/") and samples is not None and samples.scores is None:
+        raise ValueError(f"objective={config.objective}: callbacks=scored_samples scores them")
+
+
+@command("train", check_objective=check_objective)
 def main(config: DictConfig) -> float | None:
     """Train in a folder that no other run uses."""
     with sole_run(config.run_dir) as first:
@@ -38,6 +58,7 @@ def train(config: DictConfig) -> float | None:
     if config.matmul_precision not in _MATMUL_PRECISIONS:
         known = ", ".join(_MATMUL_PRECISIONS)
         raise ValueError(f"matmul_precision={config.matmul_precision}: one of {known}")
+    check_objective(config)
 
     import lightning as L
     import torch
@@ -46,6 +67,7 @@ def train(config: DictConfig) -> float | None:
     from fastcomposer.training.callbacks import GracefulStop
     from fastcomposer.training.lineage import log_training_inputs, log_weights
     from fastcomposer.training.loggers import kept_open
+    from fastcomposer.training.objective import Objective
 
     # Only now: importing Lightning sets these levels.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -54,6 +76,8 @@ def train(config: DictConfig) -> float | None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data.module)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
+    objective = None if config.objective is None else Objective(config.objective)
+    callbacks += [objective] * (objective is not None)
     module = instantiate(config.method, _convert_="object")
     loggers = [instantiate(logger) for logger in config.logger.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
@@ -85,18 +109,7 @@ def train(config: DictConfig) -> float | None:
     )
     if stopped is not None:
         sys.exit(128 + stopped)  # not finished: nothing that follows should take it for that
-    return None if config.objective is None else measured(trainer.callback_metrics, config.objective)
-
-
-def measured(metrics: Mapping[str, Any], objective: str) -> float:
-    """The metric that a search goes by.
-
-    Raises:
-        ValueError: If it was not logged, with those that were.
-    """
-    if objective not in metrics:
-        raise ValueError(f"objective={objective}: not logged; there is {', '.join(sorted(metrics))}")
-    return float(metrics[objective])
+    return None if objective is None else objective.measured()
 
 
 def what_follows(config: DictConfig, module: Any) -> list[Step]:

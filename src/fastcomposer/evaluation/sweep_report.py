@@ -15,6 +15,7 @@ from fastcomposer.evaluation.search import best_sentences
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.sweep_plots import is_map, sweep_plot
 from fastcomposer.evaluation.sweeps import Group, Sweep, chosen_label, group_table, read_measured
+from fastcomposer.evaluation.trials import trial_plots, trial_table
 from fastcomposer.files import write_atomically
 from fastcomposer.jobs import Job
 
@@ -29,7 +30,8 @@ def write_sweep_report(
         formats: Which of ``md``, ``csv``, ``tex`` and ``html`` to write.
 
     Returns:
-        What was read, the best settings of methods that were searched, and the files.
+        What was read, the best settings where some were searched (of a search by optuna with the call that
+        goes on from them), and the files.
 
     Raises:
         FileNotFoundError: If there are no jobs.
@@ -40,6 +42,9 @@ def write_sweep_report(
         raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
     sweep = read_measured(folder)
     sentences, searches = best_sentences(folder)
+    if sweep.plan is not None and sweep.plan.goal is not None:
+        found = sweep.plan.best(sweep.jobs)
+        sentences, searches = list(found or ()), [trial_table(sweep.plan.goal, sweep.jobs)]
     tables = [group_table(group, sweep.keys) for group in sweep.groups]
     makers: dict[str, Callable[[], str]] = {
         "md": lambda: _markdown(sweep, sentences, [*tables, *searches]),
@@ -63,27 +68,36 @@ def undone_line(job: Job, keys: tuple[str, ...]) -> str:
 
 
 def _markdown(sweep: Sweep, sentences: list[str], tables: list[Table]) -> str:
-    parts = [f"# {sweep.folder.name}", *sentences, *map(markdown_table, tables)]
+    parts = [f"# {sweep.folder.name}", *map(_as_code, sentences), *map(markdown_table, tables)]
     if sweep.undone:
         lines = "\n".join(f"- {undone_line(job, sweep.keys)}" for job in sweep.undone)
         parts += ["## Not finished", lines]
     return "\n\n".join(parts) + "\n"
 
 
+def _as_code(sentence: str) -> str:
+    return f"`{sentence}`" if sentence.startswith("python -m ") else sentence
+
+
 def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: list[Table]) -> str:
     pairs = zip(sweep.groups, tables, strict=True)
+    goal = None if sweep.plan is None else sweep.plan.goal
     return (
         page_environment()
         .get_template("sweep.html.j2")
         .render(
             title=sweep.folder.name,
-            call=sweep.call,
+            call="" if sweep.plan is None else sweep.plan.call,
             keys=sweep.keys,
             jobs=sweep.jobs,
             undone=[undone_line(job, sweep.keys) for job in sweep.undone],
             sentences=sentences,
-            groups=[(group, table, _plots(group, sweep.keys)) for group, table in pairs],
+            groups=[
+                (group, table, [] if goal is not None else _plots(group, sweep.keys))
+                for group, table in pairs
+            ],
             searches=searches,
+            trials=[] if goal is None else trial_plots(goal, sweep.jobs),
         )
     )
 

@@ -13,7 +13,7 @@ from fastcomposer.evaluation.collected import BENCHMARKS, method_name
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
-from fastcomposer.jobs import Job, read_jobs, read_plan, swept_keys
+from fastcomposer.jobs import Job, Plan, read_jobs, read_plan, swept_keys
 
 OVER_SUBJECTS = "Intervals (95 %) are bootstrapped over subjects."
 OVER_STEPS = (
@@ -53,6 +53,7 @@ _PLOTTED = (
     "train/denoise_loss",
     "train/images",
 )
+_WRITTEN = 10  # letters of a number that somebody may have written
 _LEAST = 3  # values for an interval
 
 
@@ -101,14 +102,14 @@ class Sweep:
 
     Attributes:
         folder: Where it is.
-        call: How it was called, where that is known.
+        plan: What it was to do, where that is known.
         keys: What was swept.
         jobs: All jobs.
         groups: What those that measured anything have measured.
     """
 
     folder: Path
-    call: str
+    plan: Plan | None
     keys: tuple[str, ...]
     jobs: tuple[Job, ...]
     groups: tuple[Group, ...]
@@ -137,16 +138,22 @@ def read_measured(folder: str | Path) -> Sweep:
     found = (*_evaluations(done), _group("attention", "Attention", _ATTENTION, done, _attention, ""))
     training = _group("training", "Training", _LOGGED, done, _trained, OVER_STEPS)
     groups = tuple(group for group in (*found, training) if group.entries)
-    return Sweep(root, "" if plan is None else plan.call, swept_keys(root, jobs), jobs, groups)
+    return Sweep(root, plan, swept_keys(root, jobs), jobs, groups)
 
 
 def chosen_label(job: Job, keys: Sequence[str]) -> str:
     """The swept values of a job in a line."""
-    values = job.chosen
+    values = {key: _shorter(text) for key, text in job.chosen.items()}
     if len(keys) == 1:
         return values.get(keys[0], f"job {job.number}")
     said = ", ".join(f"{short(key)} {values[key]}" for key in keys if key in values)
     return said or f"job {job.number}"
+
+
+def _shorter(text: str) -> str:
+    """A number that nobody wrote by hand, in a few digits."""
+    value = _number(text) if len(text) > _WRITTEN else None
+    return text if value is None else f"{value:.4g}"
 
 
 def short(key: str) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -109,6 +109,8 @@ class Throughput(Callback):
     The clock is read in the steps that are logged; validations do not count. (Lightning's monitor waits for
     the device in every step.)
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/images_per_second", "train/memory_gib")
 
     def __init__(self) -> None:
         self._images, self._seconds = 0, 0.0

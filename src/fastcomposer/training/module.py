@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -47,6 +47,14 @@ class FastComposerModule(RecipeModule):
             :func:`~fastcomposer.models.trained.save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = (
+        "train/loss",
+        "train/denoise_loss",
+        "train/localization_loss",
+        "val/denoise_loss",
+        "val/localization_loss",
+    )
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -43,6 +43,8 @@ class RecipeModule(L.LightningModule):
         ema_decay: Highest decay of the exponential moving average of the weights; ``None`` for no EMA.
         max_bad_steps: How many consecutive steps with a NaN or infinite loss are skipped before giving up.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/grad_norm",)
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
@@ -97,6 +97,8 @@ class SampleImages(Callback):
             scheduler; see :func:`~fastcomposer.schedulers.split_scheduler`.
         scores: Scores the pictures; ``None`` for no scores.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("samples/identity", "samples/prompt_consistency")
 
     def __init__(
         self,
@@ -199,6 +201,7 @@ def _log(trainer: L.Trainer, picture: Image.Image, rows: Sequence[SampleRow]) ->
         values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
         if values:
             means[f"samples/{name}"] = sum(values) / len(values)
+    trainer.callback_metrics.update({name: torch.tensor(mean) for name, mean in means.items()})
     for logger in trainer.loggers:
         if means:
             logger.log_metrics(means, step)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Style = Literal["score", "share", "seconds", "ratio", "bytes", "count"]
+Style = Literal["score", "share", "seconds", "ratio", "bytes", "count", "number"]
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
 
@@ -105,6 +105,8 @@ def written(value: float, style: Style) -> str:
     """Write a figure as readers expect it."""
     if style == "score":
         return f"{value:.3f}".replace("-", MINUS)
+    if style == "number":
+        return f"{value:.4g}".replace("-", MINUS)
     if style == "share":
         return f"{100 * value:.1f} %"
     if style == "bytes":

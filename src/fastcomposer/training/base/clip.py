@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +53,14 @@ class CLIPModule(RecipeModule):
         num_portraits: Pairs of portraits in a step.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = (
+        "train/loss",
+        "train/caption",
+        "train/identity",
+        "val/top1_of_16_1",
+        "val/top1_of_16_2",
+    )
 
     def __init__(
         self,

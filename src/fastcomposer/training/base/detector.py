@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class DetectorModule(RecipeModule):
         grey: Share of scenes that lose their colour.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = (
+        "train/loss",
+        "train/heat",
+        "train/boxes",
+        "val/recall",
+        "val/precision",
+    )
 
     def __init__(
         self,

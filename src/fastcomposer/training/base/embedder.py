@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ class EmbedderModule(RecipeModule):
     Raises:
         ValueError: If ``occlusion`` or ``max_hidden`` is not between 0 and 1.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "val/auc", "val/gap")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
@@ -53,6 +53,8 @@ class TextToImageModule(RecipeModule):
         snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023), or ``None``.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/mse")
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -27,6 +27,8 @@ class VAEModule(RecipeModule):
             decoder can be finished after a U-Net has been trained on them.
         recipe: Further arguments of :class:`RecipeModule`.
     """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/kl", "val/psnr")
 
     def __init__(
         self,

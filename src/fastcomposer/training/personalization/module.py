@@ -62,6 +62,8 @@ class PersonalizationModule(RecipeModule):
         ValueError: If a setting is out of its range or does not fit the base; no weight has been read then.
     """
 
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/denoise_loss", "train/prior_loss")
+
     method: ClassVar[str]
 
     def __init__(
