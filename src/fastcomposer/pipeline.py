@@ -84,19 +84,17 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         requires_safety_checker: bool = False,
     ) -> None:
         check_widths([text_encoder.config], image_encoder.config, fusion)
-        optional: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "safety_checker": safety_checker,
-            "feature_extractor": feature_extractor,
-        }
-        super().__init__(
+        initialize: Any = super().__init__  # does not declare that parts may be missing
+        initialize(
             vae=vae,
             text_encoder=text_encoder,
+            tokenizer=tokenizer,
             unet=unet,
             scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
-            **optional,
         )
         self.register_modules(fusion=fusion)
 
@@ -200,24 +198,15 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         self.check_inputs(prompt, *size, None, negative_prompt, *embeds, *images, inputs)
         subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
         self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        device = self._execution_device
-        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
+        schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
         text, negative = self.encode_prompt(
-            *(prompt, device, 1, self.do_classifier_free_guidance, negative_prompt, *embeds),
+            *(prompt, self._execution_device, 1, self.do_classifier_free_guidance, negative_prompt, *embeds),
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
+        repeats, callback = num_images_per_prompt or 1, callback_on_step_end
         request = Request(
-            size,
-            subjects,
-            num_images_per_prompt or 1,
-            eta,
-            generator,
-            latents,
-            images,
-            output_type,
-            callback_on_step_end,
-            inputs,
+            size, subjects, repeats, eta, generator, latents, images, output_type, callback, inputs
         )
         drawn, unsafe, maps = self._sample(DelayedConditioning(text, None, negative, 0), schedule, request)
         if not return_dict:

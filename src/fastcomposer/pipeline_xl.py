@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,21 +97,19 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
     ) -> None:
         check_widths([text_encoder.config, text_encoder_2.config], image_encoder.config, fusion)
         check_tokenizers(tokenizer, tokenizer_2)
-        optional: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "tokenizer_2": tokenizer_2,
-            "feature_extractor": feature_extractor,
-        }
-        super().__init__(
+        initialize: Any = super().__init__  # does not declare that parts may be missing
+        initialize(
             vae=vae,
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
             unet=unet,
             scheduler=scheduler,
             image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=add_watermarker,
-            **optional,
         )
         self.register_modules(fusion=fusion)
 
@@ -194,11 +192,10 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
             raise ValueError("prompt_2: with references, both encoders must read the words of prompt")
         self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
         self._denoising_end = denoising_end
-        device = self._execution_device
-        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
+        schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
         encode: Any = self.encode_prompt
         encoded = encode(
-            *(prompt, prompt_2, device, 1, self.do_classifier_free_guidance),
+            *(prompt, prompt_2, self._execution_device, 1, self.do_classifier_free_guidance),
             *(negative_prompt, negative_prompt_2, *embeds),
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
@@ -207,19 +204,11 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         negative_sizes = sizes
         if negative_original_size is not None and negative_target_size is not None:
             negative_sizes = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
+        repeats, callback = num_images_per_prompt or 1, callback_on_step_end
         request = Request(
-            size,
-            subjects,
-            num_images_per_prompt or 1,
-            eta,
-            generator,
-            latents,
-            images,
-            output_type,
-            callback_on_step_end,
-            inputs,
-            self._calls_until_end(schedule.timesteps),
+            size, subjects, repeats, eta, generator, latents, images, output_type, callback, inputs
         )
+        request = replace(request, num_calls=self._calls_until_end(schedule.timesteps))
         conditioning = self._conditioning(encoded, sizes, negative_sizes)
         drawn, _, maps = self._sample(conditioning, schedule, request)
         if not return_dict:

@@ -237,14 +237,15 @@ class DelayedConditioningPipeline:
     def _schedule(
         self,
         num_inference_steps: int,
-        device: torch.device,
         timesteps: list[int] | None,
         sigmas: list[float] | None,
         guidance_interval: Sequence[float] | None = None,
     ) -> Schedule:
         """Set the scheduler's timesteps, which also forgets what it knew of an earlier run."""
         interval = None if guidance_interval is None else check_interval(guidance_interval)
-        calls, num_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
+        calls, num_steps = retrieve_timesteps(
+            self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
+        )
         guided = None if interval is None else guided_calls(calls, self.scheduler, *interval)
         return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1), guided)
 

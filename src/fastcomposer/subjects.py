@@ -108,14 +108,8 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         first = schedule.first_subject_call(subjects.alpha)
         subject = self._subject_embeds(texts.text, subjects) if first < schedule.num_calls else None
         conditioning = replace(texts, subject=subject, first_subject_call=first).repeated(repeats)
-        count, added = len(conditioning.text), None
-        if any(given is not None for given in request.image_prompts):
-            if schedule.guided is not None:
-                raise ValueError("guidance_interval: not together with an IP-Adapter")
-            embeds = self.prepare_ip_adapter_image_embeds(
-                *request.image_prompts, device, count, self.do_classifier_free_guidance
-            )
-            added = {"image_embeds": embeds}
+        count = len(conditioning.text)
+        added = self._image_prompts(request, schedule, device, count)
         latents = self.prepare_latents(
             count,
             self.unet.config.in_channels,
@@ -128,11 +122,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         attention = None
         if subjects.num_groups:
             slots = subject_slots(subjects.parsed, device)
-            idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
-            size = (latents.shape[-2], latents.shape[-1])
-            attention = AttentionAverage(
-                self.unet, idx, present, size, schedule.num_calls, subjects.num_groups
-            )
+            attention = self._attention(slots, repeats, latents, schedule, subjects.num_groups)
         options = StepOptions(
             self.prepare_extra_step_kwargs(request.generator, request.eta),
             added,
@@ -145,6 +135,32 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         images, unsafe = self._finish(latents, request.output_type, request.generator, texts.text.dtype)
         self.maybe_free_model_hooks()
         return images, unsafe, None if attention is None else attention.result()
+
+    def _image_prompts(
+        self, request: Request, schedule: Schedule, device: torch.device, count: int
+    ) -> dict[str, Any] | None:
+        """What IP-Adapters tell the U-Net of N images, where there are image prompts."""
+        if all(given is None for given in request.image_prompts):
+            return None
+        if schedule.guided is not None:
+            raise ValueError("guidance_interval: not together with an IP-Adapter")
+        embeds = self.prepare_ip_adapter_image_embeds(
+            *request.image_prompts, device, count, self.do_classifier_free_guidance
+        )
+        return {"image_embeds": embeds}
+
+    def _attention(
+        self,
+        slots: tuple[Tensor, Tensor],
+        repeats: int,
+        latents: Tensor,
+        schedule: Schedule,
+        num_groups: int,
+    ) -> AttentionAverage:
+        """Make what averages the attention to the subjects' words, in so many images of each prompt."""
+        idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
+        size = (latents.shape[-2], latents.shape[-1])
+        return AttentionAverage(self.unet, idx, present, size, schedule.num_calls, num_groups)
 
     @staticmethod
     def _captions(prompt: Any) -> Any:

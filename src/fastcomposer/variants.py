@@ -222,44 +222,53 @@ class VariantPipeline(SubjectPromptPipeline):
         generators = [generator] if isinstance(generator, Generator) else list(generator)
         count = len(generators)
         _check(prompt, variants, count, batch_size)
-        height, width = self._image_size(height, width)
+        size = self._image_size(height, width)
         checked = [
             self._check_subjects(prompt, variant.references, variant.alpha, None, return_attention)
             for variant in variants
         ]
         self._begin(guidance_scale, guidance_rescale, clip_skip)
-        device = self._execution_device
-        schedule = self._schedule(num_inference_steps, device, timesteps, sigmas, guidance_interval)
-        conditions = self._conditions(prompt, negative_prompt, clip_skip, (height, width))
-        text = conditions.text
-        starts = [schedule.first_subject_call(variant.alpha) for variant in variants]
-        subjects = self._embeds_of_variants(text, checked, [start < schedule.num_calls for start in starts])
-        plan = _Branching(
-            schedule,
-            conditions,
-            subjects,
-            [schedule.num_calls if s is None else start for s, start in zip(subjects, starts, strict=True)],
-            (batch_size or count) // count,
-            eta,
-            subject_slots(checked[0].parsed, device) if return_attention else None,
-            return_attention,
-            callback_on_step_end,
+        schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
+        conditions = self._conditions(prompt, negative_prompt, clip_skip, size)
+        plan = self._plan(
+            schedule, conditions, checked, (batch_size or count) // count, eta, callback_on_step_end
         )
-        channels = self.unet.config.in_channels
-        latents = self.prepare_latents(
-            count, channels, height, width, text.dtype, device, generators, latents
+        channels, dtype = self.unet.config.in_channels, conditions.text.dtype
+        noise = self.prepare_latents(
+            count, channels, *size, dtype, self._execution_device, generators, latents
         )
-        output = VariantsOutput.of(len(variants), plan.calls_of(count))
-        scheduler: Any = self.scheduler
+        return self._draw(_Point(noise, self.scheduler, generators), plan, output_type)
+
+    def _plan(
+        self,
+        schedule: Schedule,
+        text: DelayedConditioning,
+        checked: Sequence[Subjects],
+        width: int,
+        eta: float,
+        callback: Callable[..., Any] | None,
+    ) -> _Branching:
+        """Lay down where variants part: each where its subjects come in, those without any never."""
+        end, groups = schedule.num_calls, checked[0].num_groups
+        starts = [schedule.first_subject_call(subjects.alpha) for subjects in checked]
+        embeds = self._embeds_of_variants(text.text, checked, [start < end for start in starts])
+        starts = [end if own is None else start for own, start in zip(embeds, starts, strict=True)]
+        slots = subject_slots(checked[0].parsed, self._execution_device) if groups else None
+        return _Branching(schedule, text, embeds, starts, width, eta, slots, groups, callback)
+
+    def _draw(self, point: _Point, plan: _Branching, output_type: str | None) -> VariantsOutput:
+        """Carry n images of every variant from noise to pictures."""
+        count, generators, dtype = len(point.latents), point.generators, plan.text.text.dtype
+        output = VariantsOutput.of(len(plan.starts), plan.calls_of(count))
         try:
-            for members, final, maps in self._walk(_Point(latents, scheduler, generators), plan):
-                images, unsafe = self._finish(final, output_type, generators, text.dtype)
+            for members, final, maps in self._walk(point, plan):
+                images, unsafe = self._finish(final, output_type, generators, dtype)
                 for place, v in enumerate(members):
                     # Variants that never see their subjects are one and the same.
                     first = 0 if len(final) == count else place * count
                     output.put(v, slice(first, first + count), images, unsafe, maps)
         finally:
-            self.scheduler = scheduler
+            self.scheduler = point.scheduler
         self.maybe_free_model_hooks()
         return output
 
@@ -292,9 +301,8 @@ class VariantPipeline(SubjectPromptPipeline):
                 some = members[i : i + plan.width]
                 watch = None
                 if plan.slots is not None:
-                    idx, present = (slot.repeat(len(some) * count, 1) for slot in plan.slots)
-                    size = (point.latents.shape[-2], point.latents.shape[-1])
-                    watch = AttentionAverage(self.unet, idx, present, size, end, plan.num_groups)
+                    images = len(some) * count
+                    watch = self._attention(plan.slots, images, point.latents, plan.schedule, plan.num_groups)
                 final = self._advance(point.branch(len(some)), plan, range(start, end), some, watch)
                 yield some, final.latents, None if watch is None else watch.result()
 
