@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
-from fastcomposer.data.precomputed import StaleCacheError, read_part_records
+from fastcomposer.data.cache_files import StaleCacheError, read_part_records
 from fastcomposer.data.records import Record, read_record, record_path, write_record
 from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.models.text import encode_text

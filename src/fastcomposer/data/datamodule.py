@@ -14,11 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.cache_files import describe_target
 from fastcomposer.data.dataset import SubjectDataset, check_settings
 from fastcomposer.data.index import ON_BAD_RECORD, RecordTable
 from fastcomposer.data.manifest import describe_records
 from fastcomposer.data.order import EpochSampler
-from fastcomposer.data.precomputed import StateCache, describe_target
+from fastcomposer.data.precomputed import StateCache
 from fastcomposer.data.records import read_ids
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
 

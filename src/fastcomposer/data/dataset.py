@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.data.cache_files import Target, content_digest
 from fastcomposer.data.choice import DROPPED, Choice, choose_subjects
 from fastcomposer.data.cutout import BACKGROUNDS
 from fastcomposer.data.index import RecordIndex, RecordTable
-from fastcomposer.data.precomputed import StateCache, Target, content_digest
+from fastcomposer.data.precomputed import StateCache
 from fastcomposer.data.records import (
     LoadedRecord,
     Record,

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fastcomposer.composer import FastComposer
-from fastcomposer.data.datamodule import SubjectDataModule
-from fastcomposer.data.dataset import SubjectDataset
-from fastcomposer.data.precomputed import (
+from fastcomposer.data.cache_files import (
     CachePart,
     Target,
     check_manifest,
@@ -26,6 +24,8 @@ from fastcomposer.data.precomputed import (
     write_manifest,
     write_part,
 )
+from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.files import remove_leftovers
 from fastcomposer.settings import weights_digest
 from fastcomposer.stages import ResumableStage
