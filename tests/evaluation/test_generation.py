@@ -15,8 +15,9 @@ from PIL import Image
 from toy_evaluation import SAMPLER, Toy, make_toy
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
+from fastcomposer.evaluation.drawing import Drawn, Job
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
-from fastcomposer.evaluation.methods import Drawn, FastComposerMethod, Job, TextOnlyMethod
+from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.evaluation.store import read_run

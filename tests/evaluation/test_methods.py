@@ -12,7 +12,8 @@ import torch
 from toy_evaluation import SAMPLER, Toy, make_toy
 
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.methods import FastComposerMethod, Job, TextOnlyMethod
+from fastcomposer.evaluation.drawing import Job
+from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
 from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_facts
 from fastcomposer.training.personalization.concept import Concept, write_concepts

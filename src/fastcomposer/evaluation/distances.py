@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcomposer.evaluation.drawing import blocks
 from fastcomposer.evaluation.generation import Run
-from fastcomposer.evaluation.methods import blocks
 from fastcomposer.evaluation.rows import Distances
 from fastcomposer.evaluation.scoring import extractor_facts
 from fastcomposer.evaluation.store import digest, pictures_key, read_distances, write_distances

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
-from fastcomposer.evaluation.methods import Job, Method
+from fastcomposer.evaluation.drawing import Job, Method
 from fastcomposer.evaluation.store import PictureFacts, RunStore, write_all
 from fastcomposer.memory import peak_memory_bytes
 from fastcomposer.progress import tracked

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
+from fastcomposer.evaluation.drawing import blocks
 from fastcomposer.evaluation.generation import Run
-from fastcomposer.evaluation.methods import blocks
 from fastcomposer.evaluation.store import COLUMNS, read_table, write_table
 from fastcomposer.metrics.consistency import prompt_consistency
 from fastcomposer.metrics.faces import FaceExtractor, Faces

@@ -1,0 +1,182 @@
+"""Drawing of cases: what every method answers to, and what all methods share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastcomposer.evaluation.benchmark import Case, Subject
+from fastcomposer.evaluation.pipelines import networks_of, pipeline_facts
+from fastcomposer.evaluation.results import Costs
+from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.schedulers import split_scheduler, use_scheduler
+
+_Item = TypeVar("_Item")
+PipelineFactory = Callable[[], FastComposerPipeline]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to be drawn.
+
+    Attributes:
+        case: What it shows.
+        setting: Which of the method's settings.
+    """
+
+    case: Case
+    setting: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of N jobs.
+
+    Attributes:
+        images: (N, 3, H, W) float32 in [0, 1] on the CPU.
+        unet_calls: For each, how often it went through the U-Net, with or without its partner for guidance;
+            of calls that pictures share each has an even part, so that the sum is what was really done.
+        seconds: For each, its part of the wall time, in proportion to its calls through the U-Net.
+        attention: For each, attention to its subjects' words (K, h, w) float32, where there is any.
+    """
+
+    images: Tensor
+    unet_calls: tuple[float, ...]
+    seconds: tuple[float, ...]
+    attention: tuple[Tensor | None, ...]
+
+
+class Method(Protocol):
+    """Draws cases.
+
+    Attributes:
+        name: One of :data:`~fastcomposer.evaluation.results.METHODS`.
+        settings: What can be told apart in results, such as ``alpha``; one run for each.
+        max_subjects: Most subjects in a picture; ``None`` for any number.
+        has_attention: Whether attention to subjects' words can be had.
+    """
+
+    name: str
+    settings: tuple[Mapping[str, Any], ...]
+    max_subjects: int | None
+    has_attention: bool
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """What must be on the device."""
+
+    def decides(self, setting: int) -> dict[str, Any]:
+        """All that decides the pixels beside a case and its subjects' pictures, as plain values."""
+
+    def pictures(self, subject: Subject) -> tuple[Path, ...]:
+        """What the method is given of a subject."""
+
+    def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
+        """Get to know subjects; what is done already is kept in the folder and not done again."""
+
+    def costs(self) -> Costs:
+        """What that took, of all subjects prepared."""
+
+    def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
+        """Sort jobs into groups that are best drawn together."""
+
+    def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
+        """Draw one of those groups, with attention where it is asked for and can be had."""
+
+
+class Sampling:
+    """What all methods share: a pipeline, and how pictures are drawn with it.
+
+    Args:
+        pipeline: Makes the pipeline; called once, when it is first needed.
+        sampler: As :func:`~fastcomposer.schedulers.split_scheduler` takes it; its ``alpha`` is not used.
+        batch_size: Most pictures in one U-Net call. It does not decide pixels but for rounding.
+        group_size: Most pictures of a group: what an interruption loses.
+
+    Raises:
+        ValueError: If a size is less than 1.
+    """
+
+    max_subjects: int | None = None
+    has_attention: bool = False
+    sees_subjects: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        pipeline: PipelineFactory,
+        sampler: Mapping[str, Any],
+        batch_size: int = 16,
+        group_size: int = 64,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("group_size", group_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: at least 1")
+        self._factory = pipeline
+        self._scheduler, self.sampler = split_scheduler(sampler)
+        self.sampler.pop("alpha", None)
+        self.batch_size, self.group_size = batch_size, group_size
+
+    @cached_property
+    def pipeline(self) -> FastComposerPipeline:
+        """The pipeline."""
+        pipeline = self._factory()
+        pipeline.set_progress_bar_config(disable=True)
+        use_scheduler(pipeline, self._scheduler)
+        return pipeline
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See :class:`Method`."""
+        return networks_of(self.pipeline)
+
+    def decides(self, setting: int) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {**self._facts, "sampler": self.sampler}
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return pipeline_facts(self.pipeline, subjects=self.sees_subjects)
+
+
+def draw_texts(
+    pipeline: FastComposerPipeline,
+    pictures: Sequence[tuple[str, int]],
+    sampler: Mapping[str, Any],
+    batch_size: int,
+) -> Drawn:
+    """Draw from text alone.
+
+    Args:
+        pipeline: The pipeline.
+        pictures: Prompt and seed of each.
+        sampler: Arguments of the pipeline call.
+        batch_size: Most pictures in one U-Net call.
+    """
+    images, started, count = [], time.perf_counter(), len(pictures)
+    negative = sampler.get("negative_prompt")
+    for some in blocks(pictures, batch_size):
+        options = {**sampler, "negative_prompt": None if negative is None else [negative] * len(some)}
+        output: Any = pipeline(
+            [text for text, _ in some],
+            generator=[Generator().manual_seed(seed) for _, seed in some],
+            alpha=0.0,
+            output_type="pt",
+            **options,
+        )
+        images.append(output.images.float().cpu())
+    seconds = (time.perf_counter() - started) / count
+    calls = float(pipeline.num_timesteps)
+    return Drawn(torch.cat(images), (calls,) * count, (seconds,) * count, (None,) * count)
+
+
+def blocks(items: Iterable[_Item], size: int) -> list[list[_Item]]:
+    """Cut into pieces of at most so many."""
+    chosen = list(items)
+    return [chosen[i : i + size] for i in range(0, len(chosen), size)]
