@@ -14,7 +14,7 @@ import torch
 from configurations import composed
 from hydra.utils import instantiate
 from safetensors.torch import load_file
-from small_training import small_training
+from small_training import bare_training
 
 from fastcomposer.cli.sweep import as_job
 from fastcomposer.jobs import read_job, read_jobs
@@ -26,16 +26,7 @@ _RAY = ["hydra/launcher=ray_cluster", "hydra.launcher.ray.init.address=local"]
 def test_jobs_on_a_cluster_of_ray_are_those_of_plain_calls(
     world: Path, small_base: Path, tmp_path: Path
 ) -> None:
-    settings = small_training(
-        small_base,
-        world,
-        "~callbacks.samples",
-        "data.module.batch_size=2",
-        "data.module.num_workers=0",
-        "trainer.max_steps=2",
-        "trainer.limit_val_batches=0",
-        "threads=1",
-    )
+    settings = bare_training(small_base, world, 2, "threads=1")
     # Processes of their own: they end with what they have started, Ray's cluster too.
     for more in (["-m", "seed=1,2", "name=both", *_RAY], ["seed=2", "name=alone"]):
         call = [sys.executable, "-m", "fastcomposer.cli.train", *more, *settings]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import small_training
+from small_training import bare_training
 
 from fastcomposer.cli import train
 from fastcomposer.cli.common import _ending_on_sigterm
@@ -34,16 +34,7 @@ def test_a_preempted_job_saves_and_is_requeued(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     for name, value in _JOB.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    settings = small_training(
-        small_base,
-        world,
-        "~callbacks.samples",
-        "data.module.batch_size=2",
-        "data.module.num_workers=0",
-        "trainer.max_steps=5",
-        "trainer.limit_val_batches=0",
-        "resume=auto",
-    )
+    settings = bare_training(small_base, world, 5, "resume=auto")
     notice = ["+callbacks.notice._target_=notices.SignalAt", "+callbacks.notice.step=2"]
 
     def call(*more: str) -> int:
