@@ -145,7 +145,7 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
     notice = page.locator("#fc-notice")
     expect(notice).to_contain_text("Write what the picture should show", timeout=PATIENCE)
     page.locator("#fc-prompt textarea").fill("a man and a woman on the beach")
-    expect(notice).to_contain_text("There are 2 pictures, but no word is marked", timeout=PATIENCE)
+    expect(notice).to_contain_text("There are pictures of 2 people, but no word is marked", timeout=PATIENCE)
     words = page.locator("#fc-words")
     words.get_by_role("button", name="man", exact=True).click()
     expect(notice).to_contain_text("but 1 word is marked", timeout=PATIENCE)
@@ -184,9 +184,33 @@ def test_people_are_moved_and_removed(open_page: Any, examples: list[Example]) -
     page.get_by_role("button", name="Remove person 1").click()
     expect(people(page)).to_have_count(1, timeout=PATIENCE)
     expect(people(page)).to_have_attribute("alt", f"Person 1: {names[0]}")
-    expect(page.locator("#fc-notice")).to_contain_text("2 words are marked, but there is 1 picture")
+    expect(page.locator("#fc-notice")).to_contain_text(
+        "2 words are marked, but there are pictures of one person"
+    )
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("2 words are marked", timeout=PATIENCE)
+
+
+def test_several_pictures_are_of_one_person(open_page: Any, examples: list[Example], tmp_path: Path) -> None:
+    page = open_page(width=390)
+    upload(page, *examples[2].references, examples[1].references[0])
+    page.locator("#fc-prompt textarea").fill("a man <|image|> and a woman <|image|> on the beach")
+    expect(page.locator("#fc-notice")).to_contain_text("say so below them", timeout=PATIENCE)
+    page.get_by_role("button", name="Person 2 is the same as person 1").click()
+    expect(page.locator("#fc-people li")).to_have_count(2, timeout=PATIENCE)
+    expect(people(page)).to_have_count(3)
+    expect(page.get_by_alt_text("Person 1: ")).to_have_count(2)
+    expect(page.locator("#fc-notice")).not_to_be_visible(timeout=PATIENCE)
+    assert not scrolls_sideways(page)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    with page.expect_download() as download:
+        page.locator("#fc-save").click()
+    download.value.save_as(tmp_path / "two.png")
+    facts: Any = read_facts(tmp_path / "two.png")
+    assert [len(digests) for digests in facts["reference_digests"]] == [2, 1]
+    page.get_by_role("button", name="The pictures of person 1 are of several people").click()
+    expect(page.locator("#fc-people li")).to_have_count(3, timeout=PATIENCE)
 
 
 def test_what_is_no_picture_or_too_large_is_refused(open_page: Any, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_subject_words_come_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "pictures", "words"),
+    ("prompt", "pictured", "words"),
     [
         (TWO, 2, None),
         ("a beach", 0, None),
@@ -49,15 +49,27 @@ def test_subject_words_come_in_order() -> None:
         (
             TWO,
             1,
-            "2 words are marked, but there is 1 picture. Add one of the second person, or unmark a word.",
+            "2 words are marked, but there are pictures of one person. "
+            "Add one of the second person, or unmark a word.",
         ),
         (TWO, 0, "2 words are marked, but there is no picture. Add one of the first and the second person"),
-        ("a man", 1, "There is 1 picture, but no word is marked. Click the word that names the first person"),
-        (TWO, 3, "There are 3 pictures, but 2 words are marked. Click the word that names the third person"),
+        (
+            "a man",
+            1,
+            "There are pictures of one person, but no word is marked. "
+            "Click the word that names the first person, or remove a picture.",
+        ),
+        (
+            TWO,
+            3,
+            "There are pictures of 3 people, but 2 words are marked. "
+            "Click the word that names the third person, or remove a picture. If pictures show the same",
+        ),
         (f"{MARKER} a man", 1, f"A marker {MARKER} stands after no word."),
-        (TWO + f", a man {MARKER} and a boy {MARKER}", 4, "At most 3 people fit into one picture here."),
+        (TWO + f", a man {MARKER} and a boy {MARKER}", 2, "At most 3 people fit into one picture here."),
+        (TWO, 4, "At most 3 people fit into one picture here. Say which pictures are of the same person"),
     ],
 )
-def test_people_are_told_what_to_do(prompt: str, pictures: int, words: str | None) -> None:
-    told = advice(prompt, pictures, most=3)
+def test_people_are_told_what_to_do(prompt: str, pictured: int, words: str | None) -> None:
+    told = advice(prompt, pictured, most=3)
     assert told == words if words is None else told is not None and told.startswith(words)

@@ -15,7 +15,7 @@ from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
 from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Order, Studio
-from fastcomposer.demo.uploads import Limits, Reference, read_reference
+from fastcomposer.demo.uploads import Limits, Person, Reference, read_reference
 from fastcomposer.provenance import read_facts
 
 SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "guidance": 3.0, "negative": ""}
@@ -28,8 +28,8 @@ def page(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pag
 
 
 @pytest.fixture
-def two(examples: list[Example]) -> list[Reference]:
-    return [read_reference(file, Limits()) for file in examples[0].references]
+def two(examples: list[Example]) -> list[Person]:
+    return [(read_reference(file, Limits()),) for file in examples[0].references]
 
 
 def event(**data: Any) -> gr.EventData:
@@ -37,13 +37,14 @@ def event(**data: Any) -> gr.EventData:
 
 
 def test_pictures_are_added_in_order_and_refused_in_words(
-    page: Page, two: list[Reference], tmp_path: Path
+    page: Page, two: list[Person], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    files = [str(two[0].file), str(tmp_path / "notes.txt"), str(two[1].file)]
+    (man,), (woman,) = two
+    files = [str(man.file), str(tmp_path / "notes.txt"), str(woman.file)]
     tray, refused, people, chips, notice, cards = page.add(files, "", [])
     assert tray is None
-    assert [person.name for person in people] == [two[0].name, two[1].name]
+    assert [[picture.name for picture in person] for person in people] == [[man.name], [woman.name]]
     assert "notes.txt cannot be read as a picture" in refused
     assert chips == ""
     assert "Write what the picture should show" in notice
@@ -51,15 +52,26 @@ def test_pictures_are_added_in_order_and_refused_in_words(
     assert page.take_photo(None, "", people)[2] == people
 
 
-def test_pictures_are_arranged(page: Page, two: list[Reference]) -> None:
+def test_pictures_are_arranged(page: Page, two: list[Person]) -> None:
     people, _, notice, cards = page.arrange("a man", two, event(act="right", place=0))
     assert people == [two[1], two[0]]
-    assert cards.index(two[1].name) < cards.index(two[0].name)
-    assert "There are 2 pictures, but no word is marked" in notice
+    assert cards.index(two[1][0].name) < cards.index(two[0][0].name)
+    assert "There are pictures of 2 people, but no word is marked" in notice
     assert page.arrange("a man", two, event(act="remove", place=1))[0] == [two[0]]
 
 
-def test_words_are_marked(page: Page, two: list[Reference]) -> None:
+def test_pictures_of_the_same_person_are_one_card(page: Page, two: list[Person]) -> None:
+    together, _, notice, cards = page.arrange("a man <|image|>", two, event(act="join", place=1))
+    assert together == [(two[0][0], two[1][0])]
+    assert (cards.count("<li>"), cards.count("<img")) == (1, 2)
+    assert "<p" not in notice
+    apart, _, notice, cards = page.arrange("a man <|image|>", together, event(act="divide", place=0))
+    assert apart == two
+    assert cards.count("<li>") == 2
+    assert "If pictures show the same person, say so below them" in notice
+
+
+def test_words_are_marked(page: Page, two: list[Person]) -> None:
     prompt, chips, notice, _ = page.mark("a man", two[:1], event(act="mark", place=1))
     assert prompt == "a man <|image|>"
     assert 'aria-pressed="true" aria-label="man, person 1"' in chips
@@ -69,11 +81,11 @@ def test_words_are_marked(page: Page, two: list[Reference]) -> None:
 def test_what_people_type_is_escaped() -> None:
     assert "<script" not in parts.chips("a <script>alert(1)</script> man <|image|>")
     evil = Reference(Path("x"), '"><img src=x onerror=alert(1)>', "", "data:,")
-    assert "<img src=x" not in parts.cards([evil])
+    assert "<img src=x" not in parts.cards([(evil,)])
 
 
 def test_drawing_tells_how_far_it_is_and_then_shows(
-    page: Page, two: list[Reference], examples: list[Example]
+    page: Page, two: list[Person], examples: list[Example]
 ) -> None:
     *on_the_way, last = page.draw(examples[0].prompt, two, *SETTINGS.values(), 0.5, 2)
     assert all(answer[1:] == on_the_way[0][1:] and len(answer) == 2 + NUM_SHOWN for answer in on_the_way)
@@ -93,7 +105,7 @@ def test_drawing_tells_how_far_it_is_and_then_shows(
     assert other["seed"] == 4
 
 
-def test_a_comparison_gives_its_alpha(page: Page, two: list[Reference], examples: list[Example]) -> None:
+def test_a_comparison_gives_its_alpha(page: Page, two: list[Person], examples: list[Example]) -> None:
     *_, last = page.compare(examples[0].prompt, two, *SETTINGS.values())
     strip = last[4]
     assert [one.alpha for one in strip] == [*STRIP]
@@ -106,14 +118,14 @@ def test_a_comparison_gives_its_alpha(page: Page, two: list[Reference], examples
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt": "a man"}, "There are 2 pictures, but no word is marked"),
+        ({"prompt": "a man"}, "There are pictures of 2 people, but no word is marked"),
         ({"seed": None}, "The seed is a whole number from 0"),
         ({"seed": -1}, "The seed is a whole number from 0"),
         ({"steps": 11}, "Steps: from 1 to 10"),
     ],
 )
 def test_wrong_orders_are_told_at_once(
-    page: Page, two: list[Reference], examples: list[Example], changes: dict[str, Any], words: str
+    page: Page, two: list[Person], examples: list[Example], changes: dict[str, Any], words: str
 ) -> None:
     wanted = {"prompt": examples[0].prompt, "people": two, **SETTINGS}
     assert "Waiting for its turn" in page.begin(*wanted.values())
@@ -121,8 +133,8 @@ def test_wrong_orders_are_told_at_once(
         page.begin(*{**wanted, **changes}.values())
 
 
-def test_pictures_that_are_gone_are_told(page: Page, two: list[Reference], examples: list[Example]) -> None:
-    gone = [replace(two[0], file=Path("gone.png")), two[1]]
+def test_pictures_that_are_gone_are_told(page: Page, two: list[Person], examples: list[Example]) -> None:
+    gone = [(replace(two[0][0], file=Path("gone.png")),), two[1]]
     with pytest.raises(ValueError, match="A picture has been deleted meanwhile"):
         page.order(examples[0].prompt, gone, **SETTINGS)
 
@@ -136,7 +148,7 @@ def test_withheld_pictures_are_told_and_not_saved(page: Page, order: Callable[..
     assert (looking["visible"], save["visible"]) == (False, False)
 
 
-def test_who_leaves_ends_the_drawing(page: Page, two: list[Reference], examples: list[Example]) -> None:
+def test_who_leaves_ends_the_drawing(page: Page, two: list[Person], examples: list[Example]) -> None:
     answers = page.draw(examples[0].prompt, two, *{**SETTINGS, "steps": 10}.values(), 0.5, 2)
     next(answers)
     answers.close()  # as Gradio does

@@ -32,7 +32,7 @@ def test_pictures_are_those_of_the_pipeline(studio: Studio, order: Make) -> None
     for alpha, pictures in zip(alphas, drawn, strict=True):
         expected = studio.pipeline(
             wanted.prompt,
-            references=[str(reference.file) for reference in wanted.references],
+            references=[[str(reference.file)] for (reference,) in wanted.references],
             alpha=alpha,
             num_inference_steps=4,
             guidance_scale=3.0,
@@ -48,6 +48,28 @@ def test_pictures_are_those_of_the_pipeline(studio: Studio, order: Make) -> None
     assert drawn[0][0].attention is None
     assert drawn[1][0].attention is not None
     assert drawn[1][0].attention.shape == (2, 16, 16)
+
+
+def test_several_pictures_of_a_person_are_drawn_from_together(
+    studio: Studio, order: Make, tmp_path: Path
+) -> None:
+    (man,), (woman,) = order().references
+    wanted = order(prompt="a man <|image|> at home", references=((man, woman),), steps=2)
+    ((one,),) = studio.draw(wanted, [1.0], 1, ignore)
+    expected = studio.pipeline(
+        wanted.prompt,
+        references=[[str(man.file), str(woman.file)]],
+        alpha=1.0,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        generator=Generator().manual_seed(5),
+    ).images[0]
+    np.testing.assert_array_equal(np.asarray(one.image), np.asarray(expected))
+    ((alone,),) = studio.draw(order(prompt=wanted.prompt, references=((man,),), steps=2), [1.0], 1, ignore)
+    assert np.abs(np.asarray(alone.image, dtype=float) - np.asarray(expected)).max() > 8
+    (tmp_path / "one.png").write_bytes(studio.png(one))
+    facts: Any = read_facts(tmp_path / "one.png")
+    assert facts["reference_digests"] == [[man.digest, woman.digest]]
 
 
 def test_text_alone_is_drawn_too(studio: Studio, order: Make) -> None:
@@ -72,8 +94,8 @@ def test_the_file_says_everything_but_who_it_is(studio: Studio, order: Make, tmp
     assert facts["model"] == studio.settings["model"]
     chosen = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "snow", "alpha": 0.6}
     assert facts["sampler"] == {**chosen, "scheduler": None}
-    assert facts["reference_digests"] == [[reference.digest] for reference in wanted.references]
-    assert wanted.references[0].name not in json.dumps(facts)
+    assert facts["reference_digests"] == [[reference.digest] for (reference,) in wanted.references]
+    assert wanted.references[0][0].name not in json.dumps(facts)
     assert b"trainedAlgorithmicMedia" in file.read_bytes()
 
 
@@ -92,7 +114,7 @@ def test_generate_draws_it_again(
     status, _, err = called(generate, f"settings={file}", "output=again")
     assert status == 1
     assert "holds no reference pictures: references=[…], 2 of them" in err
-    people = ",".join(str(reference.file) for reference in wanted.references)
+    people = ",".join(str(reference.file) for (reference,) in wanted.references)
     status, _, err = called(generate, f"settings={file}", f"references=[{people}]", "output=again")
     assert status == 0, err
     assert "other reference pictures" not in err

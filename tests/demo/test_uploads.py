@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastcomposer.demo.uploads import Limits, RefusedPictureError, moved, read_reference
+from fastcomposer.demo.uploads import (
+    Limits,
+    Reference,
+    RefusedPictureError,
+    divided,
+    joined,
+    moved,
+    read_reference,
+)
 from fastcomposer.settings import file_digest
 
 LIMITS = Limits(megabytes=0.01, megapixels=0.02)
@@ -83,3 +91,14 @@ def test_moving_keeps_everybody() -> None:
 def test_limits_leave_something_to_do() -> None:
     with pytest.raises(ValueError, match=r"limits\.steps must be positive, not 0"):
         Limits(steps=0)
+
+
+def test_pictures_of_the_same_person_are_joined_and_divided() -> None:
+    a, b, c = (Reference(Path(name), name, "", "") for name in "abc")
+    people = [(a,), (b,), (c,)]
+    assert joined(people, 1) == [(a, b), (c,)]
+    assert joined(joined(people, 2), 1) == [(a, b, c)]
+    assert divided([(c,), (a, b)], 1) == [(c,), (a,), (b,)]
+    for place in (-1, 0, 3):
+        assert joined(people, place) == people
+    assert divided(people, 3) == people == [(a,), (b,), (c,)]

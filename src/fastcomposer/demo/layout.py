@@ -124,7 +124,7 @@ def _inputs(studio: Studio, limits: Limits) -> _Inputs:
 
 
 def _people(limits: Limits) -> dict[str, Any]:
-    gr.HTML(parts.section("People", "A picture of each, in the order of the words below."))
+    gr.HTML(parts.section("People", "One picture of each or several, in the order of the words below."))
     made: dict[str, Any] = {"cards": gr.HTML("", elem_id="fc-people", **_BUTTONS)}
     made["tray"] = gr.File(
         file_count="multiple",

@@ -65,12 +65,12 @@ def subject_words(prompt: str) -> list[str]:
     return [word.text for word in words_of(prompt) if word.subject is not None]
 
 
-def advice(prompt: str, pictures: int, most: int | None = None) -> str | None:
+def advice(prompt: str, pictured: int, most: int | None = None) -> str | None:
     """Say what is to be done before a prompt can be drawn.
 
     Args:
         prompt: Text with markers.
-        pictures: Number of reference pictures.
+        pictured: Number of people of whom there are pictures.
         most: Most people in one picture; ``None`` for any number.
 
     Returns:
@@ -82,17 +82,19 @@ def advice(prompt: str, pictures: int, most: int | None = None) -> str | None:
         return "Write what the picture should show."
     if markers > marked:
         return f"A marker {MARKER} stands after no word. It belongs directly after one that names a person."
-    if most is not None and max(marked, pictures) > most:
-        return f"At most {_people(most)} fit into one picture here."
-    if marked > pictures:
-        missing = _ordinals(pictures, marked)
-        counts = f"{_marked(marked)}, but there {_pictures(pictures)}"
+    if most is not None and max(marked, pictured) > most:
+        same = " Say which pictures are of the same person, or remove some." if pictured > most else ""
+        return f"At most {_people(most)} fit into one picture here.{same}"
+    if marked > pictured:
+        missing = _ordinals(pictured, marked)
+        counts = f"{_marked(marked)}, but there {_pictures(pictured)}"
         return f"{counts}. Add one of the {missing}, or unmark a word."
-    if pictures > marked:
-        missing = _ordinals(marked, pictures)
+    if pictured > marked:
+        missing = _ordinals(marked, pictured)
+        same = " If pictures show the same person, say so below them." if marked else ""
         return (
-            f"There {_pictures(pictures)}, but {_marked(marked).lower()}. "
-            f"Click the word that names the {missing}, or remove a picture."
+            f"There {_pictures(pictured)}, but {_marked(marked).lower()}. "
+            f"Click the word that names the {missing}, or remove a picture.{same}"
         )
     return None
 
@@ -110,7 +112,7 @@ def _marked(count: int) -> str:
 def _pictures(count: int) -> str:
     if count == 0:
         return "is no picture"
-    return "is 1 picture" if count == 1 else f"are {count} pictures"
+    return f"are pictures of {_people(count)}"
 
 
 def _ordinals(start: int, end: int) -> str:

@@ -18,7 +18,15 @@ from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
 from fastcomposer.demo.marking import advice, toggle_marker
 from fastcomposer.demo.studio import Drawn, Order, Studio, file_name, overlays
-from fastcomposer.demo.uploads import Limits, Reference, RefusedPictureError, moved, read_reference
+from fastcomposer.demo.uploads import (
+    Limits,
+    Person,
+    RefusedPictureError,
+    divided,
+    joined,
+    moved,
+    read_reference,
+)
 
 STRIP = (0.0, 0.4, 0.6, 0.8, 1.0)
 """Values of α in the comparison."""
@@ -64,46 +72,51 @@ class Page:
     def __init__(self, studio: Studio, limits: Limits) -> None:
         self.studio, self.limits = studio, limits
 
-    def state(self, prompt: str, people: Sequence[Reference]) -> tuple[str, str, str]:
+    def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
         """Words, advice and pictures, as they are shown."""
         words = advice(prompt, len(people), self.studio.max_subjects)
         return parts.chips(prompt), parts.notice(words), parts.cards(people)
 
-    def add(self, files: list[str] | None, prompt: str, people: list[Reference]) -> tuple[Any, ...]:
-        """Take uploaded pictures, and say of each one that is not taken why."""
+    def add(self, files: list[str] | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
+        """Take uploaded pictures as of a person each, and say of each one that is not taken why."""
         added, refused = [*people], []
         for file in files or []:
             try:
-                added.append(read_reference(Path(file), self.limits))
+                added.append((read_reference(Path(file), self.limits),))
             except RefusedPictureError as refusal:
                 refused.append(str(refusal))
         return None, parts.notice(" ".join(refused) or None), added, *self.state(prompt, added)
 
-    def take_photo(self, file: str | None, prompt: str, people: list[Reference]) -> tuple[Any, ...]:
+    def take_photo(self, file: str | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
         """Take a picture from the camera."""
         return self.add(None if file is None else [file], prompt, people)
 
-    def arrange(self, prompt: str, people: list[Reference], event: gr.EventData) -> tuple[Any, ...]:
-        """Move or remove a picture."""
-        act, place = str(event.act), int(event.place)
-        if act == "remove":
-            people = [person for number, person in enumerate(people) if number != place]
-        else:
-            people = moved(people, place, -1 if act == "left" else 1)
+    def arrange(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
+        """Move or remove a person, or say which pictures are of the same."""
+        place = int(event.place)
+        match str(event.act):
+            case "remove":
+                people = [person for number, person in enumerate(people) if number != place]
+            case "join":
+                people = joined(people, place)
+            case "divide":
+                people = divided(people, place)
+            case act:
+                people = moved(people, place, -1 if act == "left" else 1)
         return people, *self.state(prompt, people)
 
-    def mark(self, prompt: str, people: list[Reference], event: gr.EventData) -> tuple[Any, ...]:
+    def mark(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
         """Mark a word, or take its mark away."""
         prompt = toggle_marker(prompt, int(event.place))
         return prompt, *self.state(prompt, people)
 
     def try_example(self, example: Example) -> tuple[Any, ...]:
         """Fill in a prompt and its pictures."""
-        people = [read_reference(file, self.limits) for file in example.references]
+        people = [(read_reference(file, self.limits),) for file in example.references]
         return example.prompt, people, *self.state(example.prompt, people)
 
     def order(
-        self, prompt: str, people: list[Reference], seed: Any, steps: Any, guidance: Any, negative: str
+        self, prompt: str, people: list[Person], seed: Any, steps: Any, guidance: Any, negative: str
     ) -> Order:
         """What is wanted, checked.
 
@@ -113,7 +126,7 @@ class Page:
         words = advice(prompt, len(people), self.studio.max_subjects)
         if words is not None:
             raise ValueError(words)
-        if any(not person.file.exists() for person in people):
+        if any(not reference.file.exists() for person in people for reference in person):
             raise ValueError("A picture has been deleted meanwhile. Add it again.")
         if seed is None or not 0 <= int(seed) <= MOST_SEED:
             raise ValueError(f"The seed is a whole number from 0 to {MOST_SEED}.")
@@ -129,7 +142,7 @@ class Page:
     def draw(
         self,
         prompt: str,
-        people: list[Reference],
+        people: list[Person],
         seed: Any,
         steps: Any,
         guidance: Any,
@@ -146,7 +159,7 @@ class Page:
             yield (line, gr.update(visible=made is None), *(skipped if made is None else self.shown(made[0])))
 
     def compare(
-        self, prompt: str, people: list[Reference], seed: Any, steps: Any, guidance: Any, negative: str
+        self, prompt: str, people: list[Person], seed: Any, steps: Any, guidance: Any, negative: str
     ) -> Iterator[tuple[Any, ...]]:
         """Draw one seed at several α, and say how far it is."""
         order = self.order(prompt, people, seed, steps, guidance, negative)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from fastcomposer.demo.marking import words_of
-from fastcomposer.demo.uploads import Limits, Reference
+from fastcomposer.demo.uploads import Limits, Person
 from fastcomposer.prompt import split_markers
 
 ON_CLICK = """
@@ -77,19 +77,20 @@ def section(title: str, hint: str) -> str:
     return f'<div class="fc-section"><h2>{escape(title)}</h2><p>{escape(hint)}</p></div>'
 
 
-def cards(people: Sequence[Reference]) -> str:
-    """The reference pictures in order, each with its number and what can be done with it."""
+def cards(people: Sequence[Person]) -> str:
+    """The people in order, each with their pictures, their number and what can be done with them."""
     if not people:
         return ""
     last = len(people) - 1
     items = "".join(
-        f'<li><img src="{person.thumbnail}" alt="Person {place + 1}: {escape(person.name)}">'
-        f'<span class="fc-number" aria-hidden="true">{place + 1}</span>'
+        f'<li>{_pictures(person, place)}<span class="fc-number" aria-hidden="true">{place + 1}</span>'
         '<div class="fc-tools">'
         + _tool("left", place, "←", f"Move person {place + 1} to the left", place == 0)
         + _tool("remove", place, "✕", f"Remove person {place + 1}", False)
         + _tool("right", place, "→", f"Move person {place + 1} to the right", place == last)
-        + "</div></li>"
+        + "</div>"
+        + _sameness(person, place)
+        + "</li>"
         for place, person in enumerate(people)
     )
     return f'<ol class="fc-cards" aria-label="People, in the order of the marked words">{items}</ol>'
@@ -129,6 +130,29 @@ def progress(done: int, total: int) -> str:
         f'<progress max="{total}" value="{done}" aria-label="Drawing"></progress>'
         f"<span>{done} of {total} steps</span></div>"
     )
+
+
+def _pictures(person: Person, place: int) -> str:
+    shown = "".join(
+        f'<img src="{reference.thumbnail}" alt="Person {place + 1}: {escape(reference.name)}">'
+        for reference in person
+    )
+    return f'<div class="fc-pictures">{shown}</div>'
+
+
+def _sameness(person: Person, place: int) -> str:
+    """Say that a person is the one before, or that the pictures are of several."""
+    made = []
+    if place:
+        made.append(("join", f"Same as {place}", f"Person {place + 1} is the same as person {place}"))
+    if len(person) > 1:
+        made.append(("divide", "Separate", f"The pictures of person {place + 1} are of several people"))
+    buttons = "".join(
+        f'<button type="button" data-act="{act}" data-place="{place}" aria-label="{label}" title="{label}">'
+        f"{words}</button>"
+        for act, words, label in made
+    )
+    return f'<div class="fc-same">{buttons}</div>' if made else ""
 
 
 def _tool(act: str, place: int, sign: str, label: str, disabled: bool) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from fastcomposer.demo.marking import subject_words
-from fastcomposer.demo.uploads import Reference
+from fastcomposer.demo.uploads import Person
 from fastcomposer.pictures import attention_overlay
 from fastcomposer.prompt import strip_markers
 from fastcomposer.provenance import picture_text
@@ -30,7 +30,7 @@ class Order:
 
     Attributes:
         prompt: Text with markers.
-        references: A picture for each marker.
+        references: Pictures of the person of each marker.
         seed: Of the first picture; further ones count up.
         steps: Sampling steps.
         guidance: Guidance scale.
@@ -38,7 +38,7 @@ class Order:
     """
 
     prompt: str
-    references: tuple[Reference, ...]
+    references: tuple[Person, ...]
     seed: int
     steps: int
     guidance: float
@@ -109,7 +109,7 @@ class Studio:
         """
         seeds = range(order.seed, order.seed + count)
         marked = bool(subject_words(order.prompt))
-        files = [str(reference.file) for reference in order.references] or None
+        files = [[str(reference.file) for reference in person] for person in order.references] or None
         done = 0
 
         def count_call(pipeline: Any, call: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Studio:
             **self.settings,
             "sampler": sampler,
             "prompt": order.prompt,
-            "reference_digests": [[reference.digest] for reference in order.references],
+            "reference_digests": [[reference.digest for reference in person] for person in order.references],
             "alpha": drawn.alpha,
             "num_images": 1,
             "seed": drawn.seed,

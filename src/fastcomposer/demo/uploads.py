@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from PIL import Image, ImageOps
 
@@ -74,6 +75,10 @@ class Reference:
     thumbnail: str
 
 
+Person: TypeAlias = tuple[Reference, ...]
+"""All pictures of one person, at least one."""
+
+
 def read_reference(file: Path, limits: Limits) -> Reference:
     """Take a file as somebody's picture.
 
@@ -126,6 +131,25 @@ def _too_many(file: Path, limits: Limits, size: tuple[int, int] | None = None) -
         f"{file.name} has too many pixels{found}. Pictures may have up to {limits.megapixels:g} million: "
         "make it smaller first."
     )
+
+
+def joined(people: Sequence[Person], place: int) -> list[Person]:
+    """Take a person and the one before for the same.
+
+    Args:
+        people: Pictures of each person; the list stays as it is.
+        place: Of the later one, from 0; one that has none before changes nothing.
+    """
+    if not 0 < place < len(people):
+        return [*people]
+    return [*people[: place - 1], (*people[place - 1], *people[place]), *people[place + 1 :]]
+
+
+def divided(people: Sequence[Person], place: int) -> list[Person]:
+    """Take each picture of a person for somebody else; see :func:`joined`."""
+    if not 0 <= place < len(people):
+        return [*people]
+    return [*people[:place], *((reference,) for reference in people[place]), *people[place + 1 :]]
 
 
 def moved(items: list[_Item], place: int, by: int) -> list[_Item]:
