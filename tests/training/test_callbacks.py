@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from fastcomposer.training.callbacks import GracefulStop
+from fastcomposer.training.callbacks import GracefulStop, TrainingProgress
 
 Make = Callable[..., Any]
 
@@ -47,3 +50,36 @@ def test_a_signal_waits_for_the_gradients_of_the_step(
     make_trainer(max_steps=50, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
     assert module.global_step == 2
     assert data.state_dict()["batches"] == 6
+
+
+def test_a_log_has_a_line_now_and_then(
+    make_module: Make, make_data: Make, make_trainer: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    seconds = count(0, 10)
+    progress = TrainingProgress(interval=30, clock=lambda: float(next(seconds)))
+    trainer = make_trainer(max_steps=7, callbacks=[progress], enable_progress_bar=True)
+    trainer.fit(make_module(), make_data())
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith(str(tmp_path))]
+    first, second = (line.partition(", loss ") for line in lines)
+    assert first[0] == f"{tmp_path}: step 3/7 after 0:00:30"
+    assert second[0] == f"{tmp_path}: step 6/7 after 0:01:00"
+    assert 0 < float(first[2]) < 10
+
+
+def test_a_terminal_has_a_bar(
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    progress = TrainingProgress(interval=0)
+    make_trainer(max_steps=2, callbacks=[progress], enable_progress_bar=True).fit(make_module(), make_data())
+    out, err = capsys.readouterr()
+    assert "Epoch 0 " in out
+    assert "/-2" not in out
+    assert "v_num" not in out
+    assert "step" not in err

@@ -32,6 +32,8 @@ _SCORES: dict[str, tuple[str, Style]] = {
 _LOGGED: dict[str, tuple[str, Style]] = {
     "val/denoise_loss": ("denoising loss, held out", "score"),
     "val/localization_loss": ("localization loss, held out", "score"),
+    "samples/identity": ("identity, samples", "score"),
+    "samples/prompt_consistency": ("prompt, samples", "score"),
     "train/loss": ("loss", "score"),
     "train/denoise_loss": ("denoising loss", "score"),
     "train/localization_loss": ("localization loss", "score"),

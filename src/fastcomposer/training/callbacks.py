@@ -1,19 +1,23 @@
-"""Callbacks: stop without losing anything, and say how fast training is."""
+"""Callbacks: stop without losing anything, and say how far and how fast training is."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from fastcomposer.memory import peak_memory_bytes
+from fastcomposer.progress import INTERVAL
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLURM_JOB = "SLURM_JOB_ID"
@@ -101,6 +105,61 @@ class GracefulStop(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+class TrainingProgress(RichProgressBar):
+    """How far a training is: a bar on a terminal, and in a log a line now and then.
+
+    Args:
+        interval: Seconds between lines of a log.
+        clock: Tells seconds.
+    """
+
+    def __init__(self, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(leave=False)
+        self.interval, self._clock = interval, clock
+        self._began = self._said = 0.0
+        self._lines = not sys.stdout.isatty()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Show no bar where it would come only when it is full."""
+        super().setup(trainer, pl_module, stage)
+        self._lines = not sys.stdout.isatty()
+        if self._lines:
+            self.disable()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin."""
+        super().on_train_start(trainer, pl_module)
+        self._began = self._said = self._clock()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar, or write a line when it is time."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now = self._clock()
+        if self._lines and trainer.is_global_zero and now - self._said >= self.interval:
+            self._said = now
+            print(self._line(trainer, now - self._began), file=sys.stderr, flush=True)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands beside the bar: losses, not the folder of the log."""
+        return {
+            name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"
+        }
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Name the bar; of epochs without end, Lightning would count down from -2."""
+        return f"Epoch {current_epoch}"
+
+    @staticmethod
+    def _line(trainer: L.Trainer, seconds: float) -> str:
+        of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        loss = trainer.callback_metrics.get("train/loss")
+        told = "" if loss is None else f", loss {float(loss):.3g}"
+        passed = timedelta(seconds=round(seconds))
+        return f"{trainer.default_root_dir}: step {trainer.global_step}{of} after {passed}{told}"
 
 
 class Throughput(Callback):
