@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import skimage
 import torch
 from command_line import called
+from example_calls import calls
 from matplotlib import cbook
 from PIL import Image
 from skimage.data import astronaut
@@ -251,6 +253,24 @@ def test_photos_become_records_without_any_download(run: Run, tmp_path: Path) ->
         "a woman and a lady with a helmet": ["woman", "lady"],
     }
     assert "unclear.jpg" in Path("data/preparation/left_out.csv").read_text()
+    proposed = dict(calls(err))
+    data = ["data=folder", "data.root=data", "callbacks=default", "data.module.batch_size=1"]
+    assert shlex.split(proposed["train"]) == ["experiment=mini", *data]
+
+    (photos / "two.txt").unlink()
+    (photos / "unclear.txt").unlink()
+    status, _, err = run(
+        prepare,
+        "data=folder",
+        f"source={photos}",
+        "data.root=one",
+        "data/captioner=given",
+        "data/segmenter=faces",
+        "data/phrases=words",
+        "data/matcher=order",
+    )
+    assert status == 0, err
+    assert "data.module.val_split=null data.module.batch_size=1" in dict(calls(err))["train"]
 
 
 def test_missing_parts_are_said_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:

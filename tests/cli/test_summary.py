@@ -100,7 +100,7 @@ def test_data_leads_to_trainings(run: Run, small: list[str], training: list[str]
     rendered = ["data.root=my/world", "data.prepare.num_train=3", "data.prepare.num_test=2"]
     err = call("prepare", "data.prepare.num_workers=0", *rendered)
     assert places(err) == ["my/world", "my/world/references"]
-    assert followed(err) == {"train": "experiment=mini data.root=my/world"}
+    assert followed(err) == {"train": "experiment=mini data.root=my/world data.module.batch_size=3"}
 
     err = call("prepare", "cache=cache", *small)
     assert places(err) == ["cache"]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from fastcomposer.cli.common import command, load_base_model
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, carried, choice, conclude, opened, training, value
+from fastcomposer.data.records import ID_LISTS, read_ids
 
 
 @command("prepare")
@@ -54,13 +55,29 @@ def make_folder(config: DictConfig) -> None:
         "photos left out": page.with_name("left_out.csv"),
     }
     look = [Step("look at 50 records with their masks", opened(page))] if page.is_file() else []
-    end(places, [*look, training(records())])
+    end(places, [*look, training(records(), *adapted(root, config.data.module.batch_size))])
 
 
 def records() -> list[str]:
     """What a training is told to read the data folder; each experiment names some of it itself."""
     usual = "avatars" if choice("model") == "mini" else "ffhq"
     return [told for told in carried("data", given={"data": usual}) if not told.startswith("data.prepare.")]
+
+
+def adapted(root: Path, batch_size: int) -> list[str]:
+    """What a training has to do without or with less of, because the data folder is small.
+
+    Args:
+        root: The data folder, as ``prepare`` left it.
+        batch_size: That of a training in the mini world, unless its experiment says otherwise.
+    """
+    told = [] if (root / ID_LISTS["test"]).is_file() else ["data.module.val_split=null"]
+    if choice("model") != "mini":
+        return told
+    samples = [] if (root / "references").is_dir() else ["callbacks=default"]
+    count = len(read_ids(root, "train")) if (root / ID_LISTS["train"]).is_file() else 0
+    fewer = [f"data.module.batch_size={count}"] if 0 < count < batch_size else []
+    return [*samples, *told, *fewer]
 
 
 def split_up(config: DictConfig) -> None:

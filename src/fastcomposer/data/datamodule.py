@@ -289,7 +289,7 @@ class SubjectDataModule(LightningDataModule):
         if not per_epoch:
             raise ValueError(
                 f"{self.root}: {records} records of split {self.train_split!r} do not fill one "
-                f"batch of {self.batch_size} on {world} process(es); lower data.batch_size"
+                f"batch of {self.batch_size} on {world} process(es); lower data.module.batch_size"
             )
         return per_epoch, self.batch_size * world
 
