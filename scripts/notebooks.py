@@ -33,7 +33,21 @@ def execute(notebook: Path, output: Path, timeout: int = 3600) -> Path:
     content = nbformat.read(notebook, as_version=4)
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     where = {"metadata": {"path": str(notebook.parent)}}
-    client = NotebookClient(content, km=manager, timeout=timeout, resources=where, coalesce_streams=True)
+    code = [number for number, cell in enumerate(content.cells) if cell.cell_type == "code"]
+
+    def tell(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        done = code.index(cell_index) + 1
+        print(f"{notebook.stem}: cell {done} of {len(code)}", file=sys.stderr, flush=True)
+
+    client = NotebookClient(
+        content,
+        km=manager,
+        timeout=timeout,
+        resources=where,
+        coalesce_streams=True,
+        on_cell_execute=tell,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own: it warns of connections to this machine
+    )
     file = output / notebook.name
     output.mkdir(parents=True, exist_ok=True)
     try:

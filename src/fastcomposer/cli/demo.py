@@ -19,6 +19,7 @@ def main(config: DictConfig) -> None:
     address, limits = instantiate(config.server), instantiate(config.limits)
     address.check()
     with sole_run(config.output):
+        print(f"Loading {config.checkpoint}", flush=True)
         _serve(config, address, limits)
 
 
