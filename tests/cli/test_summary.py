@@ -101,6 +101,10 @@ def test_data_leads_to_trainings(run: Run, small: list[str], training: list[str]
     err = call("prepare", "data.prepare.num_workers=0", *rendered)
     assert places(err) == ["my/world", "my/world/references"]
     assert followed(err) == {"train": "experiment=mini data.root=my/world data.module.batch_size=3"}
+    none = call(
+        "prepare", "data.prepare.num_workers=0 data.prepare.num_train=0", "data.root=held/out", *rendered[2:]
+    )
+    assert followed(none) == {}
 
     err = call("prepare", "cache=cache", *small)
     assert places(err) == ["cache"]

@@ -55,7 +55,8 @@ def make_folder(config: DictConfig) -> None:
         "photos left out": page.with_name("left_out.csv"),
     }
     look = [Step("look at 50 records with their masks", opened(page))] if page.is_file() else []
-    end(places, [*look, training(records(), *adapted(root, config.data.module.batch_size))])
+    more = adapted(root, config.data.module.batch_size)
+    end(places, look if more is None else [*look, training(records(), *more)])
 
 
 def records() -> list[str]:
@@ -64,19 +65,24 @@ def records() -> list[str]:
     return [told for told in carried("data", given={"data": usual}) if not told.startswith("data.prepare.")]
 
 
-def adapted(root: Path, batch_size: int) -> list[str]:
+def adapted(root: Path, batch_size: int) -> list[str] | None:
     """What a training has to do without or with less of, because the data folder is small.
 
     Args:
         root: The data folder, as ``prepare`` left it.
         batch_size: That of a training in the mini world, unless its experiment says otherwise.
+
+    Returns:
+        What to tell it; ``None`` where there is nothing to train on.
     """
+    if not (root / ID_LISTS["train"]).is_file():
+        return None
     told = [] if (root / ID_LISTS["test"]).is_file() else ["data.module.val_split=null"]
     if choice("model") != "mini":
         return told
     samples = [] if (root / "references").is_dir() else ["callbacks=default"]
-    count = len(read_ids(root, "train")) if (root / ID_LISTS["train"]).is_file() else 0
-    fewer = [f"data.module.batch_size={count}"] if 0 < count < batch_size else []
+    count = len(read_ids(root, "train"))
+    fewer = [f"data.module.batch_size={count}"] if count < batch_size else []
     return [*samples, *told, *fewer]
 
 
