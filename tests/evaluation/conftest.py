@@ -1,4 +1,4 @@
-"""An evaluation that was never run: made-up scores and flat pictures in the layout of a real one."""
+"""An evaluation of seconds, and one that was never run: made-up scores and flat pictures, laid out alike."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from toy_evaluation import Toy
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "mini"
 
@@ -54,6 +57,24 @@ METHODS = (
         by_subject=0.01,
     ),
 )
+
+
+@pytest.fixture(scope="module")
+def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Files of an evaluation of seconds."""
+    from toy_evaluation import make_toy
+
+    return make_toy(small_base, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def trained(toy: Toy) -> Any:
+    """Makes the pipeline of their weights, which is loaded once."""
+    from fastcomposer.evaluation.pipelines import load_trained
+
+    pipeline = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
+    pipeline.set_progress_bar_config(disable=True)
+    return lambda: pipeline
 
 
 @pytest.fixture(scope="session")

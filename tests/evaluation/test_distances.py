@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from toy_evaluation import predict
 
 from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject
 from fastcomposer.evaluation.distances import DistanceStage
@@ -67,9 +67,7 @@ def measure(runs: Sequence[Run], **options: Any) -> int:
     """Measure; returns how many pictures were looked at."""
     options = {"features": Colours(), "data": Data(), **options}
     stage = DistanceStage(runs=runs, batch_size=2, **options)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    L.Trainer(accelerator="cpu", logger=False, **quiet).predict(stage, return_predictions=False)
-    return stage.num_pictures()
+    return predict(stage).num_pictures()
 
 
 def kept(run: Run) -> Distances | None:

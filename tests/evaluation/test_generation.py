@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_evaluation import SAMPLER, Toy, make_toy
+from toy_evaluation import SAMPLER, Toy, make_toy, predict
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
 from fastcomposer.evaluation.drawing import Drawn, Job
@@ -21,17 +20,6 @@ from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.evaluation.store import read_run
-
-
-@pytest.fixture(scope="module")
-def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return make_toy(small_base, tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def trained(toy: Toy) -> Any:
-    pipeline = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
-    return lambda: pipeline
 
 
 class Noted(FastComposerMethod):
@@ -55,15 +43,7 @@ def generate(
     runs = plan_runs(method, benchmarks, output)
     open_runs(runs, output / "concepts", restart)
     stage = GenerationStage(method, runs, output / "concepts", attention)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.predict(stage, return_predictions=False)
-    return stage
+    return predict(stage)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_evaluation import SAMPLER, Toy, make_toy
+from toy_evaluation import SAMPLER, Toy
 
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.drawing import Job
@@ -19,18 +19,6 @@ from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_
 from fastcomposer.training.personalization.concept import Concept, write_concepts
 
 OPTIONS = {key: value for key, value in SAMPLER.items() if key != "alpha"}
-
-
-@pytest.fixture(scope="module")
-def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return make_toy(small_base, tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def trained(toy: Toy) -> Any:
-    pipeline = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
-    pipeline.set_progress_bar_config(disable=True)
-    return lambda: pipeline
 
 
 @pytest.fixture(scope="module")

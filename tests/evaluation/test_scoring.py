@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from toy_evaluation import SAMPLER, Toy, make_toy
+from toy_evaluation import SAMPLER, Toy, predict
 
 from fastcomposer.evaluation.benchmark import Subject, Subset
 from fastcomposer.evaluation.generation import GenerationStage, Run, open_runs, plan_runs
@@ -120,11 +119,6 @@ class TestReferences:
             know_subject(Subject("bob", "man", (files[5],)), MeanFaces(), None)
 
 
-@pytest.fixture(scope="module")
-def toy(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return make_toy(small_base, tmp_path_factory.mktemp("toy"))
-
-
 @pytest.fixture
 def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
     """Pictures of two runs of ten cases."""
@@ -137,18 +131,6 @@ def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
         predict(GenerationStage(method, planned, tmp_path / "concepts"))
         runs += planned
     return tmp_path, runs
-
-
-def predict(stage: Any) -> Any:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.predict(stage, return_predictions=False)
-    return stage
 
 
 def score(runs: list[Run], **changes: Any) -> int:
