@@ -65,6 +65,17 @@ def test_a_room_imports_from_rooms_before_it() -> None:
     assert backwards == []
 
 
+def test_the_readme_says_where_everything_lives() -> None:
+    text = (SOURCE.parent / "README.md").read_text(encoding="utf-8")
+    plan = text.partition("## Where things live")[2].partition("\n## ")[0].split()
+    missing = [
+        name
+        for name in ORDER
+        if not {f"{name}.py", f"{name}.py,", f"{name}/", f"{PACKAGE}/{name}/"} & {*plan}
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_files_and_folders_import_each_other_in_a_circle(folder: str) -> None:
     depth = folder.count(".") + 1
