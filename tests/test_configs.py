@@ -97,7 +97,8 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
         ],
         "mini_samples": ["metrics=mini"],
     }.get(choice, [])
-    evaluated = choice in {"ablation_alpha", "tables"} or choice.startswith("search_")
+    overrides += ["jobs=x", "job=0"] if choice == "jobs" else []
+    evaluated = choice in {"ablation_alpha", "tables", "jobs"} or choice.startswith("search_")
     evaluated = evaluated and choice != "search_training"
     assert_fits(composed("evaluate" if evaluated else GROUPS[group], *overrides))
 

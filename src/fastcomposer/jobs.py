@@ -15,6 +15,8 @@ Status = Literal["running", "finished", "failed", "stopped", "waiting"]
 
 JOB_NAME = "job.json"
 PLAN_NAME = "sweep.json"
+EVALUATION = "evaluation"
+"""Where in the folder of a sweep the evaluations of what its jobs have trained are: a sweep of its own."""
 TRACE_NAME = "error.log"
 """Where the trace of a failed job is."""
 
@@ -106,6 +108,8 @@ class Plan:
         swept: Keys that differ from job to job.
         jobs: Overrides of every job that are swept, by place; empty for a search, which chooses on the way.
         goal: Of a search; ``None`` for a grid.
+        baseline: Place of the job that changes nothing of what all have in common, where there is one.
+        evaluation: The call that draws and scores with what the jobs have trained, where they train that.
     """
 
     command: str
@@ -113,6 +117,8 @@ class Plan:
     swept: tuple[str, ...]
     jobs: tuple[tuple[str, ...], ...] = ()
     goal: Goal | None = None
+    baseline: int | None = None
+    evaluation: str = ""
 
     def alone(self, job: Job) -> str:
         """The call that does by itself, and without the sweep's own settings, what a job was chosen to do."""
@@ -157,7 +163,9 @@ def read_plan(folder: str | Path) -> Plan | None:
     try:
         jobs = tuple(tuple(overrides) for overrides in content["jobs"])
         goal = Goal(**content["goal"]) if content.get("goal") else None
-        return Plan(content["command"], content["call"], tuple(content["swept"]), jobs, goal)
+        further = {name: content[name] for name in ("baseline", "evaluation") if name in content}
+        swept = tuple(content["swept"])
+        return Plan(content["command"], content["call"], swept, jobs, goal, **further)
     except (KeyError, TypeError):
         return None
 
@@ -166,10 +174,11 @@ def read_jobs(folder: str | Path) -> list[Job]:
     """All jobs of a sweep by number, those that have not begun among them.
 
     Args:
-        folder: Of the sweep.
+        folder: Of the sweep; evaluations of its jobs are jobs of another.
     """
     root = Path(folder)
-    records = (read_job(file.parent) for file in sorted(root.rglob(JOB_NAME)))
+    files = (file for file in sorted(root.rglob(JOB_NAME)) if root / EVALUATION not in file.parents)
+    records = (read_job(file.parent) for file in files)
     jobs = [job for job in records if job is not None]
     plan = read_plan(root)
     begun = {job.number for job in jobs}
@@ -180,6 +189,11 @@ def read_jobs(folder: str | Path) -> list[Job]:
         if number not in begun:
             jobs.append(Job(number, root / str(number), overrides, status="waiting"))
     return sorted(jobs, key=lambda job: (job.number, str(job.folder)))
+
+
+def evaluation_of(folder: str | Path, job: Job) -> Path:
+    """Where in the folder of a sweep the evaluation of what a job has trained is."""
+    return Path(folder) / EVALUATION / job.folder.relative_to(folder)
 
 
 def swept_keys(folder: str | Path, jobs: Sequence[Job]) -> tuple[str, ...]:

@@ -52,7 +52,10 @@ def _first(override: Override) -> str:
 
 def compose_call(command: str, arguments: str) -> None:
     """Compose what a call says and resolve all of it; fails where a key does not exist."""
-    config = composed(command, *overrides(command, arguments))
+    given = overrides(command, arguments)
+    if "sweep=jobs" in given:  # the command looks into the folder for the jobs' names
+        given = [*given, "job=0"]
+    config = composed(command, *given)
     plain = {key: config[key] for key in config if key != "hydra" and OmegaConf.is_config(config[key])}
     for value in plain.values():
         OmegaConf.to_container(value, resolve=True)

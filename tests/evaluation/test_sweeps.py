@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fastcomposer.evaluation.results import ResultRow, write_results
+from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.sweep_groups import full_label, spoken
 from fastcomposer.evaluation.sweep_plots import sweep_plot
 from fastcomposer.evaluation.sweep_report import write_sweep_report
 from fastcomposer.evaluation.sweeps import group_table, last_steps, read_measured
@@ -75,10 +79,115 @@ def test_evaluations_are_compared_by_their_scores(tmp_path: Path) -> None:
     sweep, _, files = write_sweep_report(tmp_path, ("md", "html"))
     assert [file.name for file in files] == ["tables.md", "report.html"]
     text = files[0].read_text()
-    assert "| mini: FastComposer, alpha 0.6 | 0.300 [0.250, 0.360] |" in text
+    assert "| mini: alpha 0.6 | 0.300 [0.250, 0.360] |" in text
+    assert "FastComposer. Intervals (95 %)" in text  # what all have in common is said once
     assert "job 2 (sampler=lcm): has not begun" in text
     assert "bootstrapped over subjects" in text
     assert [job.status for job in sweep.undone] == ["waiting"]
+
+
+def scored(folder: Path, identity: Sequence[float]) -> None:
+    """Write what the evaluation of what a job has trained leaves: three people, one picture each."""
+    people = ("ann", "bob", "eve")
+    columns = {
+        "case": [f"{name}-0" for name in people],
+        "benchmark": ["single_subject"] * 3,
+        "method": ["fastcomposer"] * 3,
+        "settings": ['{"alpha": 0.8}'] * 3,
+        "category": ["style"] * 3,
+        "subjects": [[name] for name in people],
+        "seed": [1, 2, 3],
+        "identity": list(identity),
+        "identity_published": list(identity),
+        "detected": [1] * 3,
+        "prompt_consistency": [0.2, 0.3, 0.4],
+        "copy_paste": [0.1] * 3,
+        "seconds": [1.0] * 3,
+        "unet_calls": [30.0] * 3,
+        "image": [f"images/{name}.png" for name in people],
+    }
+    table = pa.table(columns, schema=SCORES)
+    run = folder / "single_subject" / "fastcomposer-alpha_0.8"
+    run.mkdir(parents=True)
+    pq.write_table(table, run / "scores.parquet")
+    write_results(folder / "results.json", [row_from_scores(table, Costs(1))], {})
+    Job(0, folder, ()).ended("finished").write()
+
+
+def ablation(folder: Path) -> None:
+    """Write what a training sweep of four jobs leaves, of which two were evaluated."""
+    values = ("{background:black}", "{}", "{jitter:0,augmentation:null}", "{flip:0}")
+    planned = tuple((f"data.module={value}",) for value in values)
+    line = "python -m fastcomposer.cli.evaluate -m sweep=jobs jobs=x"
+    Plan("train", "", ("data.module",), planned, baseline=1, evaluation=line).write(folder)
+    for number, overrides in enumerate(planned):
+        Job(number, folder / str(number), overrides).ended("finished", seconds=9.0).write()
+    scored(folder / "evaluation" / "1", [0.2, 0.4, 0.6])
+    scored(folder / "evaluation" / "2", [0.3, 0.5, 0.9])
+
+
+def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    sweep, _, _ = write_sweep_report(tmp_path)
+    assert [job.number for job in sweep.jobs] == [0, 1, 2, 3]  # evaluations are no jobs of the sweep
+    assert [job.number for job in sweep.unscored] == [0, 3]
+    (group,) = sweep.groups
+    assert [entry.job.number for entry in group.entries] == [1, 2]
+    difference = group.entries[1].values["identity_preservation_difference"]
+    assert difference.mean == pytest.approx((0.1 + 0.1 + 0.3) / 3)
+    assert difference.excludes(0) and difference.ci95[0] == pytest.approx(0.1)
+    assert "identity_preservation_difference" not in group.entries[0].values
+    text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "| as in the experiment | 0.400 [0.200, 0.600] | – |" in text
+    assert "| jitter 0, augmentation none | 0.567 [0.300, 0.900] | 0.167 [0.100, 0.300] |" in text
+    assert "FastComposer, alpha 0.8." in text and "s to personalise" not in text
+    for said in (text, page):
+        assert "Likeness and prompt of jobs 0, 3 are not measured yet" in said
+        assert "evaluate -m sweep=jobs jobs=x" in said
+        assert "Differences are from job 1 (as in the experiment)" in said
+        assert "Each job is one training" in said
+    assert "{}" not in page
+    assert page.count("<svg") == 5
+    labels = "as in the experiment", "jitter 0, augmentation none"
+    # The baseline has a line of its own beside the other plots' lines.
+    assert [page.count(f">{label}</text>") for label in labels] == [5, 5]
+
+    measured = {"trained/1": {"inside": 0.4, "area": 0.2}}
+    (tmp_path / "evaluation" / "1" / "attention.json").write_text(json.dumps(measured))
+    attention = read_measured(tmp_path).groups[1]
+    assert [(entry.job.number, entry.series) for entry in attention.entries] == [(1, "")]
+    assert attention.entries[0].values["inside"].mean == 0.4
+
+    other = read_measured(tmp_path, baseline=2).groups[0]
+    assert other.entries[0].values["identity_preservation_difference"].mean == pytest.approx(-0.5 / 3)
+    with pytest.raises(ValueError, match="baseline=7: no such job; there are 0, 1, 2, 3"):
+        read_measured(tmp_path, baseline=7)
+
+
+def test_an_evaluation_of_what_was_trained_anew_is_left_out(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    later = (tmp_path / "evaluation" / "2" / "job.json").stat().st_mtime + 5
+    os.utime(tmp_path / "2" / "job.json", (later, later))
+    sweep = read_measured(tmp_path)
+    assert [job.number for job in sweep.unscored] == [0, 2, 3]
+    assert [entry.job.number for entry in sweep.groups[0].entries] == [1]
+    Job(1, tmp_path / "evaluation" / "1", ()).ended("failed", reason="no room").write()
+    assert read_measured(tmp_path).groups == ()
+
+
+def test_swept_values_are_said_in_words() -> None:
+    said = ("{}", "{augmentation:null}", "{a:{b:True},c:0.5}", "[text_only,fastcomposer]", "1e-4", "null")
+    assert [spoken(value) for value in said] == [
+        "as in the experiment",
+        "augmentation none",
+        "a b on, c 0.5",
+        "text_only, fastcomposer",
+        "1e-4",
+        "null",
+    ]
+    assert full_label(Job(0, Path("0"), ("method.vision_layers=2",)), ["method.vision_layers"]) == (
+        "vision_layers 2"
+    )
 
 
 def test_two_numbers_make_a_map(tmp_path: Path) -> None:
@@ -146,6 +255,9 @@ def test_few_values_have_no_interval() -> None:
 
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"sweep=.*: no jobs in it"):
+        read_measured(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="one evaluation, no sweep: report what=results results="):
         read_measured(tmp_path)
     training_sweep(tmp_path, ["seed"], [["1"], ["2"]])
     with pytest.raises(ValueError, match="formats: pdf: unknown"):

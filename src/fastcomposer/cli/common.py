@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -46,6 +46,7 @@ def command(
     free_text: str | None = None,
     spoken: tuple[str, str] | None = None,
     check_objective: Callable[[DictConfig], None] | None = None,
+    expand: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make an entry point of a function that takes the composed configuration.
 
@@ -58,6 +59,7 @@ def command(
         spoken: A name that is a group of configurations elsewhere, and the key that it stands for here.
         check_objective: Refuses an ``objective`` that the function will not measure; ``None`` where it
             measures nothing that a search could go by.
+        expand: Says in Hydra's words what an argument stands for.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -88,6 +90,12 @@ def command(
                 sys.argv = [quoted(argument, free_text) for argument in sys.argv]
             if spoken is not None:
                 sys.argv = [renamed(argument, *spoken) for argument in sys.argv]
+            if expand is not None:
+                try:
+                    sys.argv = [sys.argv[0], *expand(sys.argv[1:])]
+                except (ValueError, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    sys.exit(1)
             with watched(config_name, CONFIG_FOLDER, check_objective):
                 main()
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from fastcomposer.cli.common import command, load_base_model, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
+from fastcomposer.cli.sweep_jobs import check_trained, with_jobs
 
 _RESUME = ("auto", "restart")
 
@@ -33,7 +34,7 @@ def check_objective(config: DictConfig) -> None:
     Objective.read(config.objective, list(config.metrics.measures))
 
 
-@command("evaluate", check_objective=check_objective)
+@command("evaluate", check_objective=check_objective, expand=with_jobs)
 def main(config: DictConfig) -> float | None:
     """Measure what the configuration asks for, print it, and write it."""
     if config.what not in MEASUREMENTS:
@@ -41,6 +42,7 @@ def main(config: DictConfig) -> float | None:
     if config.resume not in _RESUME:
         raise ValueError(f"resume={config.resume}: one of {', '.join(_RESUME)}")
     check_objective(config)
+    check_trained(config)
     with sole_run(config.run_dir):
         return MEASUREMENTS[config.what](config)
 

@@ -59,14 +59,15 @@ def report_sweep(config: DictConfig) -> None:
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
-    from fastcomposer.evaluation.sweep_report import undone_line, write_sweep_report
+    from fastcomposer.evaluation.sweep_report import undone_line, unscored_line, write_sweep_report
 
-    sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats))
+    sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats), config.baseline)
     print(*sentences, *files, sep="\n")
     for job in sweep.undone:
         print(f"not finished: {undone_line(job, sweep.keys)}")
-    pages = [file for file in files if file.suffix == ".html"]
-    steps = [Step("look at the page", opened(page)) for page in pages]
+    steps = [Step("look at the page", opened(file)) for file in files if file.suffix == ".html"]
+    if sweep.unscored:
+        print(unscored_line(sweep), sweep.evaluation, sep="\n")
     if sweep.plan is not None and (best := sweep.plan.best(sweep.jobs)):
         steps.append(Step("go on from the best", best[1]))
     conclude({"tables and page": config.jobs}, steps)

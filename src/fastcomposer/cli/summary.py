@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -78,7 +79,17 @@ def carried(*groups: str, given: Mapping[str, str] = DEFAULTS) -> list[str]:
         groups: Names of groups, such as ``model``, or of single keys, such as ``data.root``.
         given: Choices that the other command makes by itself.
     """
-    hydra = HydraConfig.get()
+    return carried_from(HydraConfig.get(), *groups, given=given)
+
+
+def carried_from(hydra: HydraConf, *groups: str, given: Mapping[str, str] = DEFAULTS) -> list[str]:
+    """The same, of a call whose configuration is composed but does not run.
+
+    Args:
+        hydra: Hydra's part of it.
+        *groups: See :func:`carried`, as the last.
+        given: See there.
+    """
     found = []
     for group in groups:
         choice = hydra.runtime.choices.get(group)

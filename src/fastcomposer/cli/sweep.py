@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fastcomposer.cli.lock import is_first_process, sole_run
 from fastcomposer.cli.search import chosen_overrides, go_on_with, read_goal
+from fastcomposer.cli.sweep_jobs import evaluation_call, report_folder, unchanging_job
 from fastcomposer.jobs import JOB_NAME, TRACE_NAME, Job, Plan, read_job, read_jobs, read_plan, swept_keys
 
 _FLAGS = ("-m", "--multirun")
@@ -65,6 +67,8 @@ def watched(
     resume = config.get("resume", "auto")
     try:
         plan = _plan(command, call, config, given, check_objective)
+        if plan.goal is None:
+            plan = replace(plan, evaluation=evaluation_call(folder, config))
         with sole_run(folder):
             begin_sweep(folder, plan, resume, _by_number(config))
             try:
@@ -82,7 +86,10 @@ def watched(
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if command in _REPORTED:
-        print(f"All jobs have finished. Their table: python -m fastcomposer.cli.report sweep={folder}")
+        print("All jobs have finished.")
+        if plan.evaluation:
+            print(f"What they draw, scored on the same cases: {plan.evaluation}")
+        print(f"Their table: python -m fastcomposer.cli.report sweep={report_folder(folder)}")
 
 
 def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = True) -> None:
@@ -159,6 +166,8 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     earlier = read_job(folder) if config.get("resume", "auto") == "auto" else None
     if earlier is not None and earlier.status == "finished" and earlier.settings == job.settings:
         print(f"{name} has finished before: skipped")
+        if earlier.number != job.number:  # in a call for other jobs
+            replace(earlier, number=job.number).write()
         return earlier.value
     job.write()
     (folder / TRACE_NAME).unlink(missing_ok=True)
@@ -256,7 +265,8 @@ def _plan(
     if not str(sweeper._target_).endswith(_GRID):
         return Plan(command, call, names)
     choices = ([f"{key}={value}" for value in one.sweep_string_iterator()] for key, one in swept.items())
-    return Plan(command, call, names, tuple(product(*choices)))
+    jobs = tuple(product(*choices))
+    return Plan(command, call, names, jobs, baseline=unchanging_job(config, jobs))
 
 
 def _by_number(config: DictConfig) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from fastcomposer.evaluation.report.plots import COLOURS, MARKERS, bars, figure
 from fastcomposer.evaluation.statistics import Estimate
@@ -17,7 +18,7 @@ _WIDE = 30.0  # how many times the smallest value the largest is, from where on 
 _LABEL = 30  # letters in a line
 
 
-def sweep_plot(series: Series, keys: Sequence[str], measure: str, name: str) -> str:
+def sweep_plot(series: Series, keys: Sequence[str], measure: str, name: str, *, zero: bool = False) -> str:
     """Draw a figure: against one number as a line, by choice as dots, of two keys as a map.
 
     Args:
@@ -25,6 +26,7 @@ def sweep_plot(series: Series, keys: Sequence[str], measure: str, name: str) -> 
         keys: What was swept, in the order of the values.
         measure: What was measured.
         name: What tells the plot from others on the page.
+        zero: Whether to mark 0, from which differences are.
 
     Returns:
         An ``<svg>`` element.
@@ -33,8 +35,8 @@ def sweep_plot(series: Series, keys: Sequence[str], measure: str, name: str) -> 
     if is_map(series, keys):
         return _map(next(iter(series.values())), keys, measure, name)
     if len(keys) == 1 and len(values) > 1 and all(_is_number(value[0]) for value in values):
-        return _lines(series, keys[0], measure, name)
-    return _dots(series, values, measure, name)
+        return _lines(series, keys[0], measure, name, zero)
+    return _dots(series, values, measure, name, zero)
 
 
 def is_map(series: Series, keys: Sequence[str]) -> bool:
@@ -49,7 +51,7 @@ def _values(series: Series) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(value for found in series.values() for value in found))
 
 
-def _lines(series: Series, key: str, measure: str, name: str) -> str:
+def _lines(series: Series, key: str, measure: str, name: str, zero: bool) -> str:
     numbers = sorted({float(value[0]) for found in series.values() for value in found})
     positive = [number for number in numbers if number > 0]
     wide = len(positive) > 1 and positive[-1] / positive[0] >= _WIDE
@@ -78,12 +80,14 @@ def _lines(series: Series, key: str, measure: str, name: str) -> str:
         ticks = [float(place) for place in range(len(numbers))] if even else numbers
         axes.set_xticks(ticks, [f"{number:g}" for number in numbers], minor=False)
         axes.xaxis.minorticks_off()
+        if zero:
+            axes.axhline(0.0, color=COLOURS["ink"], linewidth=0.9)
         _finish(axes, series, x=key, y=measure)
 
     return figure(name, 2.9 + _legend_height(series), draw)
 
 
-def _dots(series: Series, values: Sequence[tuple[str, ...]], measure: str, name: str) -> str:
+def _dots(series: Series, values: Sequence[tuple[str, ...]], measure: str, name: str, zero: bool) -> str:
     step = 0.7 / len(series)
 
     def draw(axes: Axes) -> None:
@@ -107,6 +111,9 @@ def _dots(series: Series, values: Sequence[tuple[str, ...]], measure: str, name:
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if zero:
+            axes.axvline(0.0, color=COLOURS["ink"], linewidth=0.9)
         _finish(axes, series, x=measure, y="")
 
     rows = sum(max(len(series), 1 + len(", ".join(value)) // _LABEL) for value in values)

@@ -13,21 +13,23 @@ from fastcomposer.evaluation.report.table import Table
 from fastcomposer.evaluation.report.table_files import markdown_table, to_csv, to_latex
 from fastcomposer.evaluation.search import best_sentences
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.sweep_groups import DIFFERENCE, Group, chosen_label, short, spoken
 from fastcomposer.evaluation.sweep_plots import is_map, sweep_plot
-from fastcomposer.evaluation.sweeps import Group, Sweep, chosen_label, group_table, read_measured
+from fastcomposer.evaluation.sweeps import Sweep, group_table, read_measured
 from fastcomposer.evaluation.trials import trial_plots, trial_table
 from fastcomposer.files import write_atomically
 from fastcomposer.jobs import Job
 
 
 def write_sweep_report(
-    folder: str | Path, formats: tuple[str, ...] = tuple(FORMATS)
+    folder: str | Path, formats: tuple[str, ...] = tuple(FORMATS), baseline: int | None = None
 ) -> tuple[Sweep, list[str], list[Path]]:
     """Write tables and page of a sweep into its folder.
 
     Args:
         folder: Of ``train -m`` or ``evaluate -m``.
         formats: Which of ``md``, ``csv``, ``tex`` and ``html`` to write.
+        baseline: Number of the job that the others are compared with; see :func:`read_measured`.
 
     Returns:
         What was read, the best settings where some were searched (of a search by optuna with the call that
@@ -35,12 +37,12 @@ def write_sweep_report(
 
     Raises:
         FileNotFoundError: If there are no jobs.
-        ValueError: If a format is unknown.
+        ValueError: If a format is unknown, or the baseline.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
-    sweep = read_measured(folder)
+    sweep = read_measured(folder, baseline)
     sentences, searches = best_sentences(folder)
     if sweep.plan is not None and sweep.plan.goal is not None:
         found = sweep.plan.best(sweep.jobs)
@@ -67,8 +69,20 @@ def undone_line(job: Job, keys: tuple[str, ...]) -> str:
     return f"{job.named(keys)}: {said.get(job.status, job.reason)}{where}"
 
 
+def unscored_line(sweep: Sweep) -> str:
+    """Which trainings' pictures are not scored, and what scores them; empty where all are."""
+    if not sweep.unscored:
+        return ""
+    numbers = ", ".join(str(job.number) for job in sweep.unscored)
+    which = f"job {numbers}" if len(sweep.unscored) == 1 else f"jobs {numbers}"
+    return f"Likeness and prompt of {which} are not measured yet. This draws the benchmark and scores it:"
+
+
 def _markdown(sweep: Sweep, sentences: list[str], tables: list[Table]) -> str:
-    parts = [f"# {sweep.folder.name}", *map(_as_code, sentences), *map(markdown_table, tables)]
+    parts = [f"# {sweep.folder.name}", *map(_as_code, sentences)]
+    if sweep.unscored:
+        parts += [unscored_line(sweep), f"    {sweep.evaluation}"]
+    parts += map(markdown_table, tables)
     if sweep.undone:
         lines = "\n".join(f"- {undone_line(job, sweep.keys)}" for job in sweep.undone)
         parts += ["## Not finished", lines]
@@ -88,10 +102,13 @@ def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: lis
         .render(
             title=sweep.folder.name,
             call="" if sweep.plan is None else sweep.plan.call,
+            spoken=spoken,
             keys=sweep.keys,
             jobs=sweep.jobs,
             undone=[undone_line(job, sweep.keys) for job in sweep.undone],
             sentences=sentences,
+            unscored=unscored_line(sweep),
+            evaluation=sweep.evaluation,
             groups=[
                 (group, table, [] if goal is not None else _plots(group, sweep.keys))
                 for group, table in pairs
@@ -108,11 +125,14 @@ def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
         return []
     plots = []
     for number, name in enumerate(group.plotted):
+        compared = name.endswith(DIFFERENCE)
         series: dict[str, dict[tuple[str, ...], Estimate]] = {}
         for entry in group.entries:
+            place = tuple(spoken(entry.job.chosen.get(key, "")) for key in keys)
             if name in entry.values:
-                place = tuple(entry.job.chosen.get(key, "") for key in keys)
                 series.setdefault(entry.series, {})[place] = entry.values[name]
+            elif compared and entry.job.number == group.baseline:  # has its line, as in the plot beside it
+                series.setdefault(entry.series, {})[place] = Estimate(0.0, (0.0, 0.0))
         if not series:
             continue
         spread = any(
@@ -128,6 +148,8 @@ def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
             for entry in group.entries
             if name in entry.values
         )
-        svg = sweep_plot(series, keys, title, f"{group.key}-{number}".replace("_", "-"))
+        anchor = f"{group.key}-{number}".replace("_", "-")
+        names = [short(key) for key in keys]
+        svg = sweep_plot(series, names, title, anchor, zero=compared)
         plots.append(Plot(Markup(svg), f"{title}. {said}.", f"{title[:1].upper()}{title[1:]}. {seen}"))
     return plots

@@ -9,26 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcomposer.evaluation.collected import BENCHMARKS, method_name
-from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table
-from fastcomposer.evaluation.results import read_results
+from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table, written
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
+from fastcomposer.evaluation.sweep_groups import Entry, Group, chosen_label, short
+from fastcomposer.evaluation.sweep_scores import fresh_evaluation, score_groups, scored_folder
 from fastcomposer.jobs import Job, Plan, read_jobs, read_plan, swept_keys
 
-OVER_SUBJECTS = "Intervals (95 %) are bootstrapped over subjects."
 OVER_STEPS = (
     "Figures of a training are means over the last quarter of what it logged. Their 95 % intervals are "
     "bootstrapped over these steps: they say how steady a training was, not how another seed would do. "
     "Of fewer than three values the last is shown, without interval."
 )
-_SCORES: dict[str, tuple[str, Style]] = {
-    "identity_preservation": ("identity", "score"),
-    "prompt_consistency": ("prompt", "score"),
-    "detection_rate": ("detected", "share"),
-    "seconds_per_image": ("s per picture", "seconds"),
-    "personalization_seconds_per_subject": ("s to personalise", "seconds"),
-    "images": ("pictures", "count"),
-}
 _LOGGED: dict[str, tuple[str, Style]] = {
     "val/denoise_loss": ("denoising loss, held out", "score"),
     "val/localization_loss": ("localization loss, held out", "score"),
@@ -47,55 +38,7 @@ _ATTENTION: dict[str, tuple[str, Style]] = {
     "subjects": ("subjects", "count"),
 }
 _LEFT_OUT = ("epoch", "step", "train/learning_rate")
-_PLOTTED = (
-    "identity_preservation",
-    "prompt_consistency",
-    "inside",
-    "val/",
-    "train/denoise_loss",
-    "train/images",
-)
-_WRITTEN = 10  # letters of a number that somebody may have written
 _LEAST = 3  # values for an interval
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a job has measured under one choice of settings of its own.
-
-    Attributes:
-        job: The job.
-        series: What tells it from other entries of the job, such as method and alpha; may be empty.
-        values: Figures by name.
-    """
-
-    job: Job
-    series: str
-    values: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Figures that can be compared.
-
-    Attributes:
-        key: Short name.
-        title: Heading.
-        entries: By job.
-        columns: Title and style of each figure, by name.
-        note: How the intervals were made.
-    """
-
-    key: str
-    title: str
-    entries: tuple[Entry, ...]
-    columns: Mapping[str, tuple[str, Style]]
-    note: str
-
-    @property
-    def plotted(self) -> list[str]:
-        """Names of the figures that are worth a plot."""
-        return [name for name in self.columns if name.startswith(_PLOTTED)]
 
 
 @dataclass(frozen=True)
@@ -108,6 +51,7 @@ class Sweep:
         keys: What was swept.
         jobs: All jobs.
         groups: What those that measured anything have measured.
+        unscored: Trainings of a grid that have finished and of which no pictures are scored.
     """
 
     folder: Path
@@ -115,6 +59,12 @@ class Sweep:
     keys: tuple[str, ...]
     jobs: tuple[Job, ...]
     groups: tuple[Group, ...]
+    unscored: tuple[Job, ...] = ()
+
+    @property
+    def evaluation(self) -> str:
+        """The call that draws and scores with what the jobs have trained, where it is known."""
+        return "" if self.plan is None else self.plan.evaluation
 
     @property
     def undone(self) -> list[Job]:
@@ -122,45 +72,42 @@ class Sweep:
         return [job for job in self.jobs if job.status != "finished"]
 
 
-def read_measured(folder: str | Path) -> Sweep:
+def read_measured(folder: str | Path, baseline: int | None = None) -> Sweep:
     """Read a sweep.
 
     Args:
         folder: Of ``train -m`` or ``evaluate -m``.
+        baseline: Number of the job that the others are compared with; ``None`` for the one that changes
+            nothing, where there is one, else the first.
 
     Raises:
         FileNotFoundError: If there are no jobs in it.
+        ValueError: If there is no such job.
     """
     root = Path(folder)
     jobs = tuple(read_jobs(root))
     if not jobs:
-        raise FileNotFoundError(f"sweep={root}: no jobs in it; train -m and evaluate -m leave them")
+        what = "no jobs in it; train -m and evaluate -m leave them"
+        if (root / "results.json").is_file():
+            what = f"one evaluation, no sweep: report what=results results={root}"
+        raise FileNotFoundError(f"sweep={root}: {what}")
+    numbers = [job.number for job in jobs]
+    if baseline is not None and baseline not in numbers:
+        raise ValueError(f"baseline={baseline}: no such job; there are {', '.join(map(str, numbers))}")
     done = [job for job in jobs if job.status == "finished"]
     plan = read_plan(root)
-    found = (*_evaluations(done), _group("attention", "Attention", _ATTENTION, done, _attention, ""))
+    keys = swept_keys(root, jobs)
+    if baseline is None and (plan is None or plan.goal is None):
+        baseline = numbers[0] if plan is None or plan.baseline is None else plan.baseline
+    trained = plan is not None and plan.command == "train"
+    scores = score_groups(root, done, keys, baseline, trained)
+    wanted = plan is not None and bool(plan.evaluation)
+    unscored = tuple(job for job in done if scored_folder(root, job) is None) if wanted else ()
+    attention = _group("attention", "Attention", _ATTENTION, done, lambda job: _attention(root, job), "")
+    found = (*scores, attention)
     training = _group("training", "Training", _LOGGED, done, _trained, OVER_STEPS)
     groups = tuple(group for group in (*found, training) if group.entries)
-    return Sweep(root, plan, swept_keys(root, jobs), jobs, groups)
-
-
-def chosen_label(job: Job, keys: Sequence[str]) -> str:
-    """The swept values of a job in a line."""
-    values = {key: _shorter(text) for key, text in job.chosen.items()}
-    if len(keys) == 1:
-        return values.get(keys[0], f"job {job.number}")
-    said = ", ".join(f"{short(key)} {values[key]}" for key in keys if key in values)
-    return said or f"job {job.number}"
-
-
-def _shorter(text: str) -> str:
-    """A number that nobody wrote by hand, in a few digits."""
-    value = _number(text) if len(text) > _WRITTEN else None
-    return text if value is None else f"{value:.4g}"
-
-
-def short(key: str) -> str:
-    """The last words of a key, which say what it is about."""
-    return ".".join(key.split(".")[-2:])
+    return Sweep(root, plan, keys, jobs, groups, unscored)
 
 
 def group_table(group: Group, keys: Sequence[str]) -> Table:
@@ -169,7 +116,7 @@ def group_table(group: Group, keys: Sequence[str]) -> Table:
     lines = []
     for entry in group.entries:
         label = ": ".join(filter(None, (chosen_label(entry.job, keys), entry.series)))
-        cells = tuple(_cell(entry.values.get(name)) for name in group.columns)
+        cells = tuple(_cell(entry.values.get(name), style) for name, (_, style) in group.columns.items())
         lines.append(Line(label, cells))
     first = " × ".join(short(key) for key in keys) or "job"
     return Table(
@@ -182,27 +129,12 @@ def group_table(group: Group, keys: Sequence[str]) -> Table:
     )
 
 
-def _cell(estimate: Estimate | None) -> Cell:
+def _cell(estimate: Estimate | None, style: Style) -> Cell:
+    """A figure, with its interval where that reads otherwise than the figure itself."""
     if estimate is None:
         return Cell()
-    low, high = estimate.ci95
-    return Cell(estimate.mean, estimate.ci95 if high > low else None)
-
-
-def _evaluations(jobs: Iterable[Job]) -> list[Group]:
-    entries: dict[str, list[Entry]] = {}
-    for job in jobs:
-        file = job.folder / "results.json"
-        if not file.is_file():
-            continue
-        for row in read_results(file).rows:
-            said = [method_name(row.method), *(f"{key} {value}" for key, value in row.settings.items())]
-            figures = {name: getattr(row, name) for name in _SCORES}
-            values = {name: _estimate(value) for name, value in figures.items() if value is not None}
-            entries.setdefault(row.benchmark, []).append(Entry(job, ", ".join(said), values))
-    return [
-        Group(name, BENCHMARKS[name], tuple(found), _SCORES, OVER_SUBJECTS) for name, found in entries.items()
-    ]
+    alike = len({written(value, style) for value in (estimate.mean, *estimate.ci95)}) == 1
+    return Cell(estimate.mean, None if alike else estimate.ci95)
 
 
 def _group(
@@ -215,14 +147,17 @@ def _group(
     return Group(key, title, tuple(entries), columns, note)
 
 
-def _attention(job: Job) -> list[tuple[str, dict[str, Estimate]]]:
-    try:
-        content = json.loads((job.folder / "attention.json").read_text())
-    except (OSError, ValueError):
-        return []
-    return [
-        (name, {key: _estimate(value) for key, value in found.items()}) for name, found in content.items()
-    ]
+def _attention(root: Path, job: Job) -> list[tuple[str, dict[str, Estimate]]]:
+    for folder in (job.folder, fresh_evaluation(root, job)):
+        try:
+            content = json.loads(((folder or job.folder) / "attention.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return [
+            (name if len(content) > 1 else "", {key: _estimate(value) for key, value in found.items()})
+            for name, found in content.items()
+        ]
+    return []
 
 
 def _trained(job: Job) -> list[tuple[str, dict[str, Estimate]]]:
