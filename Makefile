@@ -83,7 +83,7 @@ test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" i
 
 soak: export OMP_NUM_THREADS = 1
 soak: setup ## Kill, fill disks, damage files: FAULTS=200 at random moments of the four long jobs, at most MINUTES=30
-	PYTHONPATH=tests/data $(PY) tests/soak/soak.py --faults $(FAULTS) --minutes $(MINUTES)
+	PYTHONPATH=tests/helpers $(PY) tests/soak/soak.py --faults $(FAULTS) --minutes $(MINUTES)
 
 lint: setup ## Check style and formatting
 	$(PY) -m ruff check .
