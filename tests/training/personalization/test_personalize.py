@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from learning_beside import learn_beside_another
 from PIL import Image
 
 from fastcomposer.data.portraits import ReferenceSet
@@ -179,3 +181,19 @@ def test_fingerprints_follow_the_weights(small_base: Path, tmp_path: Path) -> No
     file.write_bytes(content)
     assert base_fingerprint(tmp_path / "base") != base_fingerprint(small_base)
     assert base_fingerprint("some/model") == "some/model"
+
+
+def test_a_process_learns_people_without_waiting_for_others(
+    factory: Factory, people: tuple[ReferenceSet, ...], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    arguments = (tmp_path, factory("dreambooth"), TRAINER, people)
+    both = [context.Process(target=learn_beside_another, args=(rank, *arguments)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        process.kill()  # one that waits for people whom nobody learns
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert {file.parent.name for file in tmp_path.glob("*/concept.json")} == {"adam", "eve"}

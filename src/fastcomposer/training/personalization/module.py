@@ -154,10 +154,6 @@ class PersonalizationModule(RecipeModule):
 
     # --- training ------------------------------------------------------------------------------------------
 
-    def prepare_data(self) -> None:
-        """Let the base draw the class pictures that are not on disk yet."""
-        self.draw_class_pictures(self.trainer.datamodule.people, self.trainer.strategy.root_device)  # type: ignore[attr-defined]
-
     def draw_class_pictures(self, people: Sequence[ReferenceSet], device: torch.device) -> None:
         """Let the base draw the class pictures that are not on disk yet; only an untrained one can."""
         settings, side = self.class_pictures, self.pictures.resolution
@@ -184,11 +180,16 @@ class PersonalizationModule(RecipeModule):
         return pipeline
 
     def setup(self, stage: str) -> None:
-        """Meet the people, and prepare what is trained."""
+        """Meet the people, have missing class pictures drawn, and prepare what is trained."""
         people = tuple(self.trainer.datamodule.people)  # type: ignore[attr-defined]
         if self.people and self.people != people:
             raise ValueError("this module has learned other people: make another one")
         if not self.people:
+            # Not in prepare_data, around which Lightning waits for all processes that there are, even for
+            # those that this training does not run on: an evaluation lets each learn people of its own.
+            if self.trainer.local_rank == 0:
+                self.draw_class_pictures(people, self.trainer.strategy.root_device)
+            self.trainer.strategy.barrier("class pictures")
             self.people = people
             self.choose_trained()
 
