@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -36,15 +37,20 @@ class ResumableStage(L.LightningModule):
     def finish(self) -> None:
         """Whatever remains when every task is done; called on the first process."""
 
+    def pictures_of(self, task: Any) -> int:
+        """How many pictures a task has: processes get as many of these as each other."""
+        raise NotImplementedError
+
     def num_pictures(self) -> int:
         """How many pictures this process's tasks have, for showing progress."""
-        raise NotImplementedError
+        return sum(map(self.pictures_of, self.tasks))
 
     def predict_dataloader(self) -> DataLoader[int]:
         """Numbers of this process's tasks."""
         # Lightning lets no process pass before all are here, so nothing is written while files are looked up.
         tasks = self.trainer.strategy.broadcast(self.missing_tasks() if self.trainer.is_global_zero else [])
-        self.tasks = tasks[self.global_rank :: self.trainer.world_size]
+        shares = even_shares([self.pictures_of(task) for task in tasks], self.trainer.world_size)
+        self.tasks = [tasks[number] for number in shares[self.global_rank]]
         return DataLoader(_Numbers(len(self.tasks)), batch_size=None)
 
     def on_predict_end(self) -> None:
@@ -53,6 +59,27 @@ class ResumableStage(L.LightningModule):
         if self.trainer.is_global_zero:
             self.finish()
         self.trainer.strategy.barrier("finished")
+
+
+def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal out tasks so that nobody has much more to do than others.
+
+    The largest go first, each to whoever has least so far (Graham's rule: at most a third above the best).
+
+    Args:
+        sizes: How much each task is.
+        count: Number of shares.
+
+    Returns:
+        For each share the numbers of its tasks, in their order.
+    """
+    loads = [(0, share) for share in range(count)]
+    shares: list[list[int]] = [[] for _ in range(count)]
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        load, share = heapq.heappop(loads)
+        shares[share].append(number)
+        heapq.heappush(loads, (load + sizes[number], share))
+    return [sorted(share) for share in shares]
 
 
 class _Numbers(IterableDataset[int]):

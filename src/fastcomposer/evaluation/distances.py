@@ -61,9 +61,9 @@ class DistanceStage(ResumableStage):
             if read_distances(run.store.folder, self._key(run), self._made_from) is None
         ]
 
-    def num_pictures(self) -> int:
+    def pictures_of(self, task: int) -> int:
         """See :class:`ResumableStage`."""
-        return sum(len(self.runs[number].benchmark.cases) for number in self.tasks)
+        return len(self.runs[task].benchmark.cases)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Measure a run and write its distances; returns how many pictures it has."""

@@ -137,9 +137,9 @@ class GenerationStage(ResumableStage):
         ]
         return self.method.groups(jobs)
 
-    def num_pictures(self) -> int:
+    def pictures_of(self, task: tuple[Job, ...]) -> int:
         """See :class:`ResumableStage`."""
-        return sum(map(len, self.tasks))
+        return len(task)
 
     def on_predict_start(self) -> None:
         """Forget how much memory others took."""

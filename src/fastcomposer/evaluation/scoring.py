@@ -109,9 +109,9 @@ class ScoringStage(ResumableStage):
             if read_table(run.store.part_file(part.number), self._part_key(part)) is None
         ]
 
-    def num_pictures(self) -> int:
+    def pictures_of(self, task: _Part) -> int:
         """See :class:`ResumableStage`."""
-        return sum(len(part.cases) for part in self.tasks)
+        return len(task.cases)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Score a part and write it; returns how many pictures."""

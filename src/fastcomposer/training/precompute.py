@@ -114,9 +114,9 @@ class CacheStage(ResumableStage):
         with ThreadPoolExecutor(_READERS) as pool:
             return [part for part in self.parts if not self._is_current(part, pool)]
 
-    def num_pictures(self) -> int:
+    def pictures_of(self, task: _Part) -> int:
         """See :class:`ResumableStage`."""
-        return sum(len(part.places) for part in self.tasks)
+        return len(task.places)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Encode and write a part; returns how many records it has."""

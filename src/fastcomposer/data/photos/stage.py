@@ -145,9 +145,9 @@ class PreparationStage(ResumableStage):
         size = self.batch_size
         return [tuple(self._missing[i : i + size]) for i in range(0, len(self._missing), size)]
 
-    def num_pictures(self) -> int:
+    def pictures_of(self, task: tuple[int, ...]) -> int:
         """See :class:`ResumableStage`."""
-        return sum(map(len, self.tasks))
+        return len(task)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Take a batch of photos all the way; returns how many."""
