@@ -136,6 +136,18 @@ def test_a_sheet_has_a_place_for_every_picture_and_title() -> None:
     assert [0, 0, 255] in pixels
 
 
+def test_curves_are_drawn_of_what_was_logged_more_than_once(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    log = "step,train/loss,val/denoise_loss,samples/identity,train/grad_norm\n"
+    log += "10,0.4,,,1.5\n20,0.3,0.31,0.2,1.2\n30,0.2,,,\n"
+    (tmp_path / "logs" / "metrics.csv").write_text(log)
+    two = notebooks.curves(tmp_path)  # loss and gradient norm
+    (tmp_path / "logs" / "metrics.csv").write_text(log + "40,,0.30,0.3,\n")
+    four = notebooks.curves(tmp_path)
+    assert two.width == pytest.approx(four.width, rel=0.05)
+    assert four.height == pytest.approx(2 * two.height, rel=0.05)
+
+
 def test_each_pixel_has_the_colour_of_the_word_that_looks_at_it() -> None:
     attention = torch.zeros(2, 4, 4)
     attention[0, :, :2], attention[1, :, 2:] = 5.0, 0.1  # each is scaled by its own maximum

@@ -22,7 +22,8 @@ from PIL import Image
 from fastcomposer.panels import PANELS
 
 _DPI = 110
-_SMALL = 128  # pixels; up to this side pictures are enlarged pixel by pixel
+_SPLITS = {"train": "training", "val": "held out"}
+_SMALL = 128  # pixels; up to this side pictures are enlarged
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#aa4499", "#5d6f7d")
 
 
@@ -109,7 +110,7 @@ def curves(run_dir: str | Path, smooth: int = 5) -> Image.Image:
     found = []
     for panel in PANELS:
         lines = {key: _points(rows, key) for key in panel.keys if panel.kind == "lines"}
-        if any(lines.values()):
+        if any(len(points) > 1 for points in lines.values()):  # a point alone says nothing
             found.append((panel.title, lines))
     count = -(-len(found) // 3)
     figure = Figure(figsize=(9, 2.3 * count), layout="constrained")
@@ -119,11 +120,19 @@ def curves(run_dir: str | Path, smooth: int = 5) -> Image.Image:
         for colour, (key, points) in zip(_COLOURS, lines.items(), strict=False):
             steps, values = _averaged(points, smooth if key.startswith("train/") else 1)
             mark = "" if len(steps) > 20 else "o"
-            axes.plot(steps, values, color=colour, label=key.partition("/")[0], marker=mark, markersize=3)
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                label=_SPLITS.get(key.partition("/")[0], key),
+                marker=mark,
+                markersize=3,
+            )
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8)
         axes.ticklabel_format(style="sci", scilimits=(-3, 4), axis="y")
         axes.set_xlabel("step", fontsize=8)
+        axes.yaxis.get_offset_text().set_fontsize(7)
         _plain(axes)
     for axes in grid:
         axes.set_axis_off()
@@ -230,7 +239,7 @@ def _show(axes: Axes, picture: Image.Image | None) -> None:
         backing = Image.new("RGBA", picture.size, (238, 238, 238, 255))
         small = max(picture.size) <= _SMALL
         whole = Image.alpha_composite(backing, picture.convert("RGBA"))
-        axes.imshow(np.asarray(whole), interpolation="nearest" if small else "antialiased")
+        axes.imshow(np.asarray(whole), interpolation="bicubic" if small else "antialiased")
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
