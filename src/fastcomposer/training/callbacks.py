@@ -159,7 +159,11 @@ class TrainingProgress(RichProgressBar):
         loss = trainer.callback_metrics.get("train/loss")
         told = "" if loss is None else f", loss {float(loss):.3g}"
         passed = timedelta(seconds=round(seconds))
-        return f"{trainer.default_root_dir}: step {trainer.global_step}{of} after {passed}{told}"
+        run = Path(
+            os.path.relpath(trainer.default_root_dir)
+        )  # as the user named it, where it is not elsewhere
+        name = trainer.default_root_dir if ".." in run.parts else run
+        return f"{name}: step {trainer.global_step}{of} after {passed}{told}"
 
 
 class Throughput(Callback):
