@@ -1,7 +1,8 @@
-"""Targets in configurations that earlier versions saved, such as a run's ``.hydra/config.yaml``."""
+"""Targets in what earlier versions saved: the configuration of a run, the record of a sweep's job."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,3 +26,13 @@ def rename_targets(config: DictConfig | ListConfig) -> None:
             rename_targets(value)
         elif key == "_target_" and value in MOVED:
             config[key] = MOVED[value]
+
+
+def with_present_targets(settings: Any) -> Any:
+    """The same for settings in plain values, which stay as they are."""
+    if isinstance(settings, Mapping):
+        renamed = {key: with_present_targets(value) for key, value in settings.items()}
+        if "_target_" in renamed:
+            renamed["_target_"] = MOVED.get(renamed["_target_"], renamed["_target_"])
+        return renamed
+    return [with_present_targets(entry) for entry in settings] if isinstance(settings, list) else settings

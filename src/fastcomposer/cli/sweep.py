@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fastcomposer.cli.lock import is_first_process, sole_run
+from fastcomposer.cli.moved import with_present_targets
 from fastcomposer.cli.search import chosen_overrides, go_on_with, read_goal
 from fastcomposer.cli.sweep_jobs import evaluation_call, report_folder, unchanging_job
 from fastcomposer.jobs import JOB_NAME, TRACE_NAME, Job, Plan, read_job, read_jobs, read_plan, swept_keys
@@ -164,7 +165,11 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     plan = read_plan(hydra.sweep.dir)
     name = job.named(() if plan is None else plan.swept)
     earlier = read_job(folder) if config.get("resume", "auto") == "auto" else None
-    if earlier is not None and earlier.status == "finished" and earlier.settings == job.settings:
+    if (
+        earlier is not None
+        and earlier.status == "finished"
+        and with_present_targets(earlier.settings) == job.settings
+    ):
         print(f"{name} has finished before: skipped")
         if earlier.number != job.number:  # in a call for other jobs
             replace(earlier, number=job.number).write()
