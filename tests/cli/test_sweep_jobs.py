@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from configurations import composed
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from toy_evaluation import make_toy
 
+from fastcomposer.cli import evaluate, report, train
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.cli.sweep_jobs import check_trained, evaluation_call, unchanging_job, with_jobs
 from fastcomposer.jobs import Job, Plan
@@ -105,3 +109,41 @@ def test_the_call_that_evaluates_jobs_carries_model_and_data() -> None:
         f"{begin} model=sd15 sampler=paper metrics=paper benchmark=paper benchmark.pictures=/data/celeba"
     )
     assert not evaluation_call(Path("x"), together("experiment=mini_base", "method=vae"))
+
+
+def test_a_sweep_is_trained_evaluated_and_compared(
+    run: Callable[..., tuple[int, str, str]], settings: list[str], small_base: Path, tmp_path_factory: Any
+) -> None:
+    toy = make_toy(small_base, tmp_path_factory.mktemp("toy"))
+    base = f"model.base={toy.base}"
+    status, out, err = run(
+        train,
+        "-m",
+        *settings,
+        base,
+        "~callbacks.samples",
+        "name=ablation",
+        "trainer.max_steps=1",
+        "trainer.limit_val_batches=0",
+        "data.module.background=black,noise",
+    )
+    assert status == 0, err
+    assert "evaluate -m sweep=jobs jobs=multirun/ablation " in out and base in out
+    _, out, _ = run(report, "sweep=multirun/ablation")
+    assert "Likeness and prompt of jobs 0, 1 are not measured yet" in out
+
+    part = [
+        text for text in toy.arguments("alphas=[1.0]", "benchmark.multi=null") if "checkpoint" not in text
+    ]
+    call = ["-m", "sweep=jobs", "jobs=multirun/ablation", *(t for t in part if "benchmark.multi." not in t)]
+    status, out, err = run(evaluate, *call)
+    assert status == 0, err
+    assert "report sweep=multirun/ablation\n" in out
+    assert (Path("multirun/ablation/evaluation/1/results.json")).is_file()
+    status, out, err = run(report, "sweep=multirun/ablation")
+    assert status == 0 and "not measured" not in out, err
+    table = Path("multirun/ablation/tables.md").read_text()
+    assert "Differences are from job 1 (background noise)" in table  # noise is the experiment's own
+    assert "| identity, difference |" in table
+    status, out, err = run(evaluate, *call)
+    assert status == 0 and out.count("has finished before: skipped") == 2

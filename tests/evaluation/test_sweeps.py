@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
 from fastcomposer.evaluation.statistics import Estimate
@@ -90,7 +91,7 @@ def scored(folder: Path, identity: Sequence[float]) -> None:
     """Write what the evaluation of what a job has trained leaves: three people, one picture each."""
     people = ("ann", "bob", "eve")
     columns = {
-        "case": [f"{name}-0" for name in people],
+        "case": [f"single_subject/{name}/style_0/0" for name in people],
         "benchmark": ["single_subject"] * 3,
         "method": ["fastcomposer"] * 3,
         "settings": ['{"alpha": 0.8}'] * 3,
@@ -110,8 +111,12 @@ def scored(folder: Path, identity: Sequence[float]) -> None:
     run = folder / "single_subject" / "fastcomposer-alpha_0.8"
     run.mkdir(parents=True)
     pq.write_table(table, run / "scores.parquet")
+    (run / "images").mkdir()
+    for name in people:
+        Image.new("RGB", (8, 8)).save(run / "images" / f"{name}.png")
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
     write_results(folder / "results.json", [row_from_scores(table, Costs(1))], {})
-    Job(0, folder, ()).ended("finished").write()
+    Job(0, folder, (), {"benchmark": {"pictures": str(folder)}}).ended("finished").write()
 
 
 def ablation(folder: Path) -> None:
@@ -152,6 +157,10 @@ def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
     # The baseline has a line of its own beside the other plots' lines.
     assert [page.count(f">{label}</text>") for label in labels] == [5, 5]
 
+    # One case is seen of each, below its reference; which depends on its place alone.
+    alts = [f'alt="{name}: single_subject/ann/style_0/0"' for name in labels]
+    assert [page.count(alt) for alt in (*alts, 'alt="Reference of ann"')] == [1, 1, 1]
+
     measured = {"trained/1": {"inside": 0.4, "area": 0.2}}
     (tmp_path / "evaluation" / "1" / "attention.json").write_text(json.dumps(measured))
     attention = read_measured(tmp_path).groups[1]
@@ -162,6 +171,23 @@ def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
     assert other.entries[0].values["identity_preservation_difference"].mean == pytest.approx(-0.5 / 3)
     with pytest.raises(ValueError, match="baseline=7: no such job; there are 0, 1, 2, 3"):
         read_measured(tmp_path, baseline=7)
+
+
+def test_methods_are_named_once(tmp_path: Path) -> None:
+    Plan(
+        "evaluate", "", ("methods",), (("methods=[text_only,fastcomposer]",), ("methods=[dreambooth]",))
+    ).write(tmp_path)
+    score = Estimate(0.3, (0.2, 0.4))
+    for number, names in enumerate((("text_only", "fastcomposer"), ("dreambooth",))):
+        job = Job(number, tmp_path / str(number), (f"methods=[{','.join(names)}]",))
+        job.ended("finished").write()
+        rows = [ResultRow("single_subject", n, {}, 1, 8, score, score, 1.0, 0.0, 0, 0, 10) for n in names]
+        write_results(job.folder / "results.json", rows, {})
+    sweep, _, (file,) = write_sweep_report(tmp_path, ("html",))
+    table = group_table(sweep.groups[0], sweep.keys)
+    assert [line.label for line in table.lines] == ["Text only", "FastComposer", "DreamBooth"]
+    page = file.read_text()
+    assert page.count(">DreamBooth</text>") == 2 and "[dreambooth]" not in page
 
 
 def test_an_evaluation_of_what_was_trained_anew_is_left_out(tmp_path: Path) -> None:

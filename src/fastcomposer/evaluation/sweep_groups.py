@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fastcomposer.evaluation.collected import Run
 from fastcomposer.evaluation.report.table import Style
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.jobs import Job
@@ -25,6 +26,7 @@ _PLOTTED = (
 )
 _WRITTEN = 10  # letters of a number that somebody may have written
 _NUMBER = r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?"
+_TOLD = frozenset({"methods", "alphas"})  # keys of which the series tell already
 _SPOKEN = {"null": "none", "true": "on", "false": "off"}
 
 
@@ -36,11 +38,27 @@ class Entry:
         job: The job.
         series: What tells it from other entries of the job, such as method and alpha; may be empty.
         values: Figures by name.
+        run: What it has drawn.
     """
 
     job: Job
     series: str
     values: Mapping[str, Estimate]
+    run: Run | None = None
+
+    def label(self, keys: Sequence[str]) -> str:
+        """What tells it from all others."""
+        chosen = "" if self._is_told(keys) else chosen_label(self.job, keys)
+        return ": ".join(filter(None, (chosen, self.series)))
+
+    def place(self, keys: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+        """Its series in a plot, and what was chosen for it of each key."""
+        if self._is_told(keys):
+            return "", (self.series,)
+        return self.series, tuple(spoken(self.job.chosen.get(key, "")) for key in keys)
+
+    def _is_told(self, keys: Sequence[str]) -> bool:
+        return bool(self.series) and _TOLD.issuperset(keys)
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,23 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from fastcomposer.evaluation.collected import Run
 from fastcomposer.evaluation.report.files import FORMATS
+from fastcomposer.evaluation.report.gallery import Gallery, named_grid
 from fastcomposer.evaluation.report.html import Plot, page_environment
 from fastcomposer.evaluation.report.table import Table
 from fastcomposer.evaluation.report.table_files import markdown_table, to_csv, to_latex
 from fastcomposer.evaluation.search import best_sentences
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.sweep_groups import DIFFERENCE, Group, chosen_label, short, spoken
+from fastcomposer.evaluation.sweep_groups import DIFFERENCE, Group, short, spoken
 from fastcomposer.evaluation.sweep_plots import is_map, sweep_plot
+from fastcomposer.evaluation.sweep_scores import references_of
 from fastcomposer.evaluation.sweeps import Sweep, group_table, read_measured
 from fastcomposer.evaluation.trials import trial_plots, trial_table
 from fastcomposer.files import write_atomically
 from fastcomposer.jobs import Job
+
+_COLUMNS = 1  # of pictures, of each category of prompts
 
 
 def write_sweep_report(
@@ -110,13 +115,25 @@ def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: lis
             unscored=unscored_line(sweep),
             evaluation=sweep.evaluation,
             groups=[
-                (group, table, [] if goal is not None else _plots(group, sweep.keys))
+                (group, table, *(([], None) if goal is not None else _drawn(group, sweep.keys)))
                 for group, table in pairs
             ],
             searches=searches,
             trials=[] if goal is None else trial_plots(goal, sweep.jobs),
         )
     )
+
+
+def _drawn(group: Group, keys: tuple[str, ...]) -> tuple[list[Plot], Gallery | None]:
+    """Plots of a group's figures, and pictures of the same cases below each other."""
+    having = [entry for entry in group.entries if entry.run is not None and _has_pictures(entry.run)]
+    named = [(entry.label(keys), entry.run) for entry in having if entry.run is not None]
+    grid = named_grid(group.key, named, references_of(having), _COLUMNS) if named else None
+    return _plots(group, keys), grid
+
+
+def _has_pictures(run: Run) -> bool:
+    return any(picture.file.is_file() for picture in run.pictures)
 
 
 def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
@@ -128,28 +145,27 @@ def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:
         compared = name.endswith(DIFFERENCE)
         series: dict[str, dict[tuple[str, ...], Estimate]] = {}
         for entry in group.entries:
-            place = tuple(spoken(entry.job.chosen.get(key, "")) for key in keys)
+            line, place = entry.place(keys)
             if name in entry.values:
-                series.setdefault(entry.series, {})[place] = entry.values[name]
+                series.setdefault(line, {})[place] = entry.values[name]
             elif compared and entry.job.number == group.baseline:  # has its line, as in the plot beside it
-                series.setdefault(entry.series, {})[place] = Estimate(0.0, (0.0, 0.0))
+                series.setdefault(line, {})[place] = Estimate(0.0, (0.0, 0.0))
         if not series:
             continue
+        names = [short(key) for key in keys[: len(next(iter(next(iter(series.values())))))]]
         spread = any(
             e.values[name].ci95[0] < e.values[name].ci95[1] for e in group.entries if name in e.values
         )
         seen = (
-            "Bars are 95 % intervals." if spread and not is_map(series, keys) else "Intervals are not shown."
+            "Bars are 95 % intervals." if spread and not is_map(series, names) else "Intervals are not shown."
         )
         title = group.columns[name][0]
         said = "; ".join(
-            f"{chosen_label(entry.job, keys)}{f' ({entry.series})' * bool(entry.series)}: "
-            f"{entry.values[name].mean:.3g}"
+            f"{entry.label(keys)}: {entry.values[name].mean:.3g}"
             for entry in group.entries
             if name in entry.values
         )
         anchor = f"{group.key}-{number}".replace("_", "-")
-        names = [short(key) for key in keys]
         svg = sweep_plot(series, names, title, anchor, zero=compared)
         plots.append(Plot(Markup(svg), f"{title}. {said}.", f"{title[:1].upper()}{title[1:]}. {seen}"))
     return plots

@@ -57,6 +57,19 @@ def scored_folder(root: Path, job: Job) -> Path | None:
     return next((folder for folder in found if (folder / "results.json").is_file()), None)
 
 
+def references_of(entries: Sequence[Entry]) -> dict[str, Path]:
+    """Reference picture of each subject that was drawn, where the evaluations have said where these are."""
+    found: dict[str, Path] = {}
+    for run in (entry.run for entry in entries):
+        done = None if run is None or run.folder is None else read_job(run.folder.parents[1])
+        folder = (done.settings.get("benchmark") or {}).get("pictures") if done is not None else None
+        names = {name for picture in run.pictures for name in picture.subjects} if run and folder else set()
+        for name in names - found.keys():
+            if files := sorted(Path(str(folder)).glob(f"{name}.*")):
+                found[name] = files[0]
+    return found
+
+
 def score_groups(
     root: Path, jobs: Sequence[Job], keys: Sequence[str], baseline: int | None, trained: bool
 ) -> list[Group]:
@@ -86,7 +99,8 @@ def _group(
     common, names = _series([run for _, run in found])
     first = {name: run for name, (job, run) in zip(names, found, strict=True) if job.number == baseline}
     entries = [
-        Entry(job, name, _values(run, first.get(name))) for name, (job, run) in zip(names, found, strict=True)
+        Entry(job, name, _values(run, first.get(name)), run)
+        for name, (job, run) in zip(names, found, strict=True)
     ]
     measured = {name for entry in entries for name in entry.values}
     idle = {name for name in _SPARED if not any(e.values[name].mean for e in entries if name in e.values)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table, written
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
-from fastcomposer.evaluation.sweep_groups import Entry, Group, chosen_label, short
+from fastcomposer.evaluation.sweep_groups import Entry, Group, short
 from fastcomposer.evaluation.sweep_scores import fresh_evaluation, score_groups, scored_folder
 from fastcomposer.jobs import Job, Plan, read_jobs, read_plan, swept_keys
 
@@ -115,9 +115,8 @@ def group_table(group: Group, keys: Sequence[str]) -> Table:
     columns = tuple(Column(title, style) for title, style in group.columns.values())
     lines = []
     for entry in group.entries:
-        label = ": ".join(filter(None, (chosen_label(entry.job, keys), entry.series)))
         cells = tuple(_cell(entry.values.get(name), style) for name, (_, style) in group.columns.items())
-        lines.append(Line(label, cells))
+        lines.append(Line(entry.label(keys), cells))
     first = " × ".join(short(key) for key in keys) or "job"
     return Table(
         f"sweep_{group.key}",
@@ -130,11 +129,12 @@ def group_table(group: Group, keys: Sequence[str]) -> Table:
 
 
 def _cell(estimate: Estimate | None, style: Style) -> Cell:
-    """A figure, with its interval where that reads otherwise than the figure itself."""
+    """A figure, with its interval where there is one to see."""
     if estimate is None:
         return Cell()
-    alike = len({written(value, style) for value in (estimate.mean, *estimate.ci95)}) == 1
-    return Cell(estimate.mean, None if alike else estimate.ci95)
+    low, high = estimate.ci95
+    alike = style != "score" and len({written(value, style) for value in (estimate.mean, low, high)}) == 1
+    return Cell(estimate.mean, estimate.ci95 if high > low and not alike else None)
 
 
 def _group(

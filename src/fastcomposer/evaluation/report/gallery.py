@@ -84,7 +84,25 @@ def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> G
     if not runs:
         return None
     named = list(zip(distinguishing(runs), runs, strict=True))
-    return _gallery(collected, benchmark, named, chosen_cases(runs, per_category))
+    return named_grid(benchmark, named, collected.references, per_category)
+
+
+def named_grid(
+    benchmark: str, runs: Sequence[tuple[str, Run]], references: Mapping[str, Path], per_category: int
+) -> Gallery | None:
+    """Put the same cases of some runs below each other.
+
+    Args:
+        benchmark: Its name.
+        runs: With the name of each.
+        references: Reference picture of each subject, as far as known.
+        per_category: Columns of each prompt category.
+
+    Returns:
+        The grid; ``None`` where no case is common to all.
+    """
+    cases = chosen_cases([run for _, run in runs], per_category)
+    return _gallery(references, benchmark, runs, cases) if cases else None
 
 
 def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Gallery | None:
@@ -108,7 +126,7 @@ def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Ga
     common = set.intersection(*(having[id(run)] for run in runs))
     cases = [picture for picture in runs[0].pictures if picture.case in common]
     named = [("With localization" if run.localized else "Without localization", run) for run in runs]
-    return _gallery(collected, benchmark, named, _spread(cases, columns), maps=True)
+    return _gallery(collected.references, benchmark, named, _spread(cases, columns), maps=True)
 
 
 def attention_files(run: Run, picture: Picture) -> list[Path]:
@@ -164,7 +182,7 @@ def shown(file: Path, alt: str) -> Shown:
 
 
 def _gallery(
-    collected: Collected,
+    references: Mapping[str, Path],
     benchmark: str,
     runs: Sequence[tuple[str, Run]],
     cases: Sequence[Picture],
@@ -181,7 +199,7 @@ def _gallery(
         )
         for name, run in runs
     ]
-    return Gallery(benchmark, captions, (*_references(collected.references, cases), *strips))
+    return Gallery(benchmark, captions, (*_references(references, cases), *strips))
 
 
 def _cell(picture: Picture | None, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:

@@ -90,7 +90,6 @@ def render_html(
         environment=flat(collected.environment),
         settings=_settings(collected),
         sections=SECTIONS,
-        benchmark_names=BENCHMARKS,
     )
 
 
@@ -108,6 +107,7 @@ def page_environment() -> Environment:
         "quoted_text": quoted_text,
         "missing": MISSING,
         "groups": _groups,
+        "benchmark_names": BENCHMARKS,
     }
     return environment
 
