@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fastcomposer.evaluation.collected import collect
 from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.sweep_groups import full_label, spoken
@@ -188,6 +189,20 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
     assert [line.label for line in table.lines] == ["Text only", "FastComposer", "DreamBooth"]
     page = file.read_text()
     assert page.count(">DreamBooth</text>") == 2 and "[dreambooth]" not in page
+
+    # The jobs are one evaluation, unless they have drawn the same in two ways.
+    assert [run.name for run in collect(tmp_path, 0.6).runs] == ["Text only", "FastComposer", "DreamBooth"]
+    one, other = (
+        ResultRow("single_subject", "text_only", {}, 1, 8, score, s, 1.0, 0.0, 0, 0, 10)
+        for s in (score, Estimate(0.32, (0.2, 0.4)))
+    )
+    write_results(tmp_path / "1" / "results.json", [one], {})
+    assert len(collect(tmp_path, 0.6).runs) == 2
+    write_results(tmp_path / "1" / "results.json", [other], {})
+    with pytest.raises(
+        ValueError, match=r"1 has drawn Text only otherwise .*; report sweep=.* compares them"
+    ):
+        collect(tmp_path, 0.6)
 
 
 def test_an_evaluation_of_what_was_trained_anew_is_left_out(tmp_path: Path) -> None:

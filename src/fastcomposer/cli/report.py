@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, show_table
-from fastcomposer.cli.summary import Step, again, conclude, opened
+from fastcomposer.cli.summary import Step, again, call, carried, conclude, opened, value
 
 SPOKEN = ("sweep", "jobs")
 """``sweep=`` names a folder here, which is the key ``jobs``; to Hydra it is the group of sweeps."""
@@ -33,7 +33,7 @@ def report_results(config: DictConfig) -> None:
         from fastcomposer.evaluation.report.readme import check_section
 
         check_section(config.readme, "results")
-    if not (results / "results.json").is_file():
+    if not any(results.glob("**/results.json")):
         raise FileNotFoundError(f"results={results}: no results.json there; evaluate writes it")
 
     from hydra.utils import instantiate
@@ -68,6 +68,9 @@ def report_sweep(config: DictConfig) -> None:
     steps = [Step("look at the page", opened(file)) for file in files if file.suffix == ".html"]
     if sweep.unscored:
         print(unscored_line(sweep), sweep.evaluation, sep="\n")
+    if sweep.groups and set(sweep.keys) == {"methods"}:
+        tables = call("report", "what=results", f"results={value(Path(config.jobs))}", *carried("benchmark"))
+        steps.append(Step("the paper's tables of it, in place of these", tables))
     if sweep.plan is not None and (best := sweep.plan.best(sweep.jobs)):
         steps.append(Step("go on from the best", best[1]))
     conclude({"tables and page": config.jobs}, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.statistics import Estimate, bootstrap, paired_difference
+from fastcomposer.jobs import read_jobs
 
 OURS = "fastcomposer"
 TEXT_ONLY = "text_only"
@@ -30,6 +32,7 @@ NAMES = {
 """Methods in the order of the paper's tables, then later work."""
 BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject"}
 SCORES = "scores.parquet"
+_ROUNDING = 1e-3
 Score = Literal["identity", "prompt_consistency"]
 
 
@@ -168,28 +171,53 @@ def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = 
     """Read an evaluation's folder.
 
     Args:
-        folder: Holds ``results.json`` and of each run ``<benchmark>/<run>/scores.parquet`` and its pictures.
+        folder: Holds ``results.json`` and of each run ``<benchmark>/<run>/scores.parquet`` and its pictures;
+            or the jobs of ``evaluate -m``, each of which does.
         alpha: See :class:`Collected`.
         benchmarks: Where references are looked up.
 
     Raises:
         FileNotFoundError: If there is no ``results.json``.
-        ValueError: If it has no rows.
+        ValueError: If it has no rows, or jobs have drawn the same otherwise.
     """
     root = Path(folder)
-    file = root / "results.json"
-    if not file.is_file():
+    parts = [root] if (root / "results.json").is_file() else [job.folder for job in read_jobs(root)]
+    parts = [part for part in parts if (part / "results.json").is_file()]
+    if not parts:
         raise FileNotFoundError(f"results={root}: no results.json there; evaluate writes it")
-    results = read_results(file)
-    if not results.rows:
-        raise ValueError(f"{file}: rows: empty, so there is nothing to report")
-    scored = {_key(*_settings_of(scores)): scores.parent for scores in sorted(root.glob(f"*/*/{SCORES}"))}
+    found: dict[tuple[str, str, str], Run] = {}
+    for part in parts:
+        for run in _runs(part):
+            known = found.setdefault(_key(run.row.benchmark, run.row.method, run.row.settings), run)
+            if not _alike(known.row, run.row):
+                raise ValueError(
+                    f"{part} has drawn {run.name} otherwise than another job: these are no tables of one "
+                    f"evaluation; report sweep={root} compares them"
+                )
+    runs = list(found.values())
+    if not runs:
+        raise ValueError(f"{parts[0] / 'results.json'}: rows: empty, so there is nothing to report")
+    references = {subject.id: subject.reference for benchmark in benchmarks for subject in benchmark.subjects}
+    environment = read_results(parts[0] / "results.json").environment
+    return Collected(tuple(runs), environment, alpha, references)
+
+
+def _runs(folder: Path) -> list[Run]:
+    """The runs of an evaluation."""
+    scored = {_key(*_settings_of(scores)): scores.parent for scores in sorted(folder.glob(f"*/*/{SCORES}"))}
     runs = []
-    for row in results.rows:
+    for row in read_results(folder / "results.json").rows:
         place = scored.get(_key(row.benchmark, row.method, row.settings))
         runs.append(Run(row, place, () if place is None else read_pictures(place)))
-    references = {subject.id: subject.reference for benchmark in benchmarks for subject in benchmark.subjects}
-    return Collected(tuple(runs), results.environment, alpha, references)
+    return runs
+
+
+def _alike(one: ResultRow, other: ResultRow) -> bool:
+    """Whether two rows may be of the same pictures, but for rounding."""
+    means = [(row.identity_preservation.mean, row.prompt_consistency.mean) for row in (one, other)]
+    return one.images == other.images and all(
+        math.isclose(a, b, abs_tol=_ROUNDING) for a, b in zip(*means, strict=True)
+    )
 
 
 def read_pictures(run: Path) -> tuple[Picture, ...]:
