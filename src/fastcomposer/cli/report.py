@@ -69,7 +69,9 @@ def report_sweep(config: DictConfig) -> None:
     if sweep.unscored:
         print(unscored_line(sweep), sweep.evaluation, sep="\n")
     if sweep.groups and set(sweep.keys) == {"methods"}:
-        tables = call("report", "what=results", f"results={value(Path(config.jobs))}", *carried("benchmark"))
+        folder = f"results={value(Path(config.jobs))}"
+        same = carried("benchmark", "data.root", given={"benchmark": "mini_full"})  # the report's own choice
+        tables = call("report", "what=results", folder, *same)
         steps.append(Step("the paper's tables of it, in place of these", tables))
     if sweep.plan is not None and (best := sweep.plan.best(sweep.jobs)):
         steps.append(Step("go on from the best", best[1]))
