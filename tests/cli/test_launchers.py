@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file
 from small_training import bare_training
 
+from fastcomposer.cli import train
+from fastcomposer.cli.processes import check_processes, devices_of
 from fastcomposer.cli.sweep import as_job
 from fastcomposer.jobs import read_job, read_jobs
 
@@ -117,3 +120,40 @@ def test_a_job_in_the_queue_again_is_not_finished(tmp_path: Path, monkeypatch: p
     job = read_job(folder)
     assert job is not None
     assert (job.status, job.reason) == ("stopped", "put into the queue again")
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "ray_cluster"])
+def test_workers_of_a_launcher_are_not_given_jobs_of_several_processes(
+    run: Callable[..., tuple[int, str, str]], launcher: str
+) -> None:
+    call = ["-m", "experiment=mini", "seed=1,2", f"hydra/launcher={launcher}"]
+    status, _, err = run(train, *call, "trainer=ddp", "trainer.devices=2")
+    assert status == 1
+    assert (
+        f"error: hydra/launcher={launcher} with trainer.devices=2 and trainer.num_nodes=1: its workers" in err
+    )
+    assert not Path("multirun").exists()  # before anything is begun
+
+
+def test_a_job_counts_the_devices_that_it_sees() -> None:
+    for call, gpus, several in (
+        (["hydra/launcher=joblib"], 2, True),
+        (["hydra/launcher=joblib"], 1, False),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"], 2, False),
+        (["hydra/launcher=joblib", "trainer=cpu"], 2, False),
+        (["hydra/launcher=joblib", "trainer.devices=1", "trainer.num_nodes=2"], 2, True),
+        (["hydra/launcher=slurm", "hydra.launcher.tasks_per_node=2"], 2, False),
+        ([], 2, False),
+    ):
+        config = composed("train", "trainer=ddp", *call)
+        if several:
+            with pytest.raises(ValueError, match=r"hydra/launcher=joblib with trainer.devices=(-1|1) and"):
+                check_processes(config, config.hydra, lambda gpus=gpus: gpus)  # type: ignore[misc]
+        else:
+            check_processes(config, config.hydra, lambda gpus=gpus: gpus)  # type: ignore[misc]
+
+
+def test_devices_are_counted_as_lightning_does() -> None:
+    asked: tuple[Any, ...] = (1, "2", [0, 3], "0,1,3", "1,", -1, "auto")
+    assert [devices_of(one, "gpu", lambda: 8) for one in asked] == [1, 2, 2, 3, 1, 8, 8]
+    assert devices_of("auto", "cpu", lambda: 8) == 1

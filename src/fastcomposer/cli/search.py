@@ -26,6 +26,7 @@ STUDY_NAME = "search.db"
 DIRECTIONS = ("minimize", "maximize")
 _JOB = "job"  # a trial's attribute: number of the job that it is tried by
 _FEW = 3  # failures that do not end a search yet
+_DIGITS = 4  # of a number that is chosen between two
 _NAMED = 3  # differences that a message names
 
 _WATCHING = ("logger", "callbacks", "data.module.num_workers")  # what changes nothing that is measured
@@ -80,7 +81,7 @@ class Search:
         self._tidy()
         while batch := self._next():
             for first, jobs in _neighbours(batch):
-                overrides = [[*(f"{k}={v}" for k, v in trial.params.items()), *self.fixed] for trial in jobs]
+                overrides = [[*_written(trial.params), *self.fixed] for trial in jobs]
                 for trial, value in zip(jobs, launch(overrides, first), strict=True):
                     if value is None or not math.isfinite(value):
                         self.study.tell(trial.number, state=TrialState.FAIL)
@@ -255,6 +256,14 @@ def _study(folder: Path, direction: str) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = f"sqlite:///{(folder / STUDY_NAME).absolute()}"
     return optuna.create_study(study_name="search", storage=file, direction=direction, load_if_exists=True)
+
+
+def _written(chosen: Mapping[str, Any]) -> list[str]:
+    """What was chosen as overrides, in digits that a reader can take over."""
+    return [
+        f"{key}={value:.{_DIGITS}g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in chosen.items()
+    ]
 
 
 def _job(trial: FrozenTrial) -> int:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fastcomposer.cli.lock import is_first_process, sole_run
 from fastcomposer.cli.moved import with_present_targets
+from fastcomposer.cli.processes import check_processes
 from fastcomposer.cli.search import chosen_overrides, go_on_with, read_goal
 from fastcomposer.cli.sweep_jobs import evaluation_call, report_folder, unchanging_job
 from fastcomposer.jobs import JOB_NAME, TRACE_NAME, Job, Plan, read_job, read_jobs, read_plan, swept_keys
@@ -68,6 +69,7 @@ def watched(
     resume = config.get("resume", "auto")
     try:
         plan = _plan(command, call, config, given, check_objective)
+        check_processes(config, config.hydra, visible=lambda: 1)  # "all of them" is for the jobs to count
         if plan.goal is None:
             plan = replace(plan, evaluation=evaluation_call(folder, config))
         with sole_run(folder):
@@ -179,6 +181,7 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     began = time.monotonic()
     reason, value = "", None
     try:
+        check_processes(config, hydra, _visible_gpus)
         with _alone(list(hydra.overrides.task), folder):
             value = work()
     except Exception as error:
@@ -314,6 +317,12 @@ def _arguments(arguments: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _leave_processes() -> None:

@@ -49,14 +49,16 @@ def write_sweep_report(
         raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
     sweep = read_measured(folder, baseline)
     sentences, searches = best_sentences(folder)
-    if sweep.plan is not None and sweep.plan.goal is not None:
-        found = sweep.plan.best(sweep.jobs)
-        sentences, searches = list(found or ()), [trial_table(sweep.plan.goal, sweep.jobs)]
     tables = [group_table(group, sweep.keys) for group in sweep.groups]
+    listed = [*tables, *searches]
+    if sweep.plan is not None and sweep.plan.goal is not None:
+        sentences = list(sweep.plan.best(sweep.jobs) or ())
+        searches = [trial_table(sweep.plan.goal, sweep.jobs)]
+        listed = [*searches, *tables]
     makers: dict[str, Callable[[], str]] = {
-        "md": lambda: _markdown(sweep, sentences, [*tables, *searches]),
-        "csv": lambda: to_csv([*tables, *searches]),
-        "tex": lambda: to_latex([*tables, *searches]),
+        "md": lambda: _markdown(sweep, sentences, listed),
+        "csv": lambda: to_csv(listed),
+        "tex": lambda: to_latex(listed),
         "html": lambda: _page(sweep, sentences, tables, searches),
     }
     files = []
