@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +20,9 @@ from toy_evaluation import SIZE, judged_base, write_checkpoint, write_definition
 
 from fastcomposer.cli import evaluate, report, train
 from fastcomposer.cli.search import Search, chosen_overrides, distribution
+from fastcomposer.cli.sweep import begin_sweep
 from fastcomposer.evaluation.results import read_results
-from fastcomposer.jobs import read_job, read_jobs
+from fastcomposer.jobs import Goal, Job, Plan, read_job, read_jobs
 from fastcomposer.training.checkpoints import read_step
 
 
@@ -271,3 +277,68 @@ def test_alpha_and_guidance_are_searched(
     assert out.startswith("Best of 2: job ") and "identity_x_prompt" in out
     assert f"checkpoint={tmp_path / 'trained.safetensors'}" in out.splitlines()[1]
     assert "# go on from the best" in err
+
+
+def test_what_an_earlier_search_left_is_gone_on_with_forgotten_or_refused(tmp_path: Path) -> None:
+    goal = Goal("loss", "minimize", 3, {"x": "interval(0.0,1.0)"}, {"seed": 1, "data": {"root": "a"}})
+    plan = Plan("train", "python -m fastcomposer.cli.train -m x=1", ("x",), goal=goal)
+    job = Job(0, tmp_path / "0", ("x=0.5",))
+    job.ended("finished", value=0.1).write()
+    with pytest.raises(ValueError, match="holds jobs of a sweep that was no search: name=<other>"):
+        begin_sweep(tmp_path, plan, "auto")
+    begun(tmp_path)
+    plan.write(tmp_path)
+    begin_sweep(tmp_path, plan, "auto")
+    assert [one.status for one in read_jobs(tmp_path)] == ["finished", "waiting", "waiting"]
+    begin_sweep(
+        tmp_path, replace(plan, goal=replace(goal, trials=9, common={**goal.common, "logger": 1})), "auto"
+    )
+    others = [
+        (
+            replace(goal, ranges={"x": "interval(0.0,2.0)"}),
+            r"range of x: interval\(0.0,1.0\), now interval\(0.0,2.0\)",
+        ),
+        (replace(goal, direction="maximize"), "hydra.sweeper.direction: minimize, now maximize"),
+        (replace(goal, common={"seed": 1, "data": {"root": "b"}}), "data.root: a, now b"),
+    ]
+    for other, message in others:
+        with pytest.raises(ValueError, match=message):
+            begin_sweep(tmp_path, replace(plan, goal=other), "auto")
+    with pytest.raises(ValueError, match="an earlier sweep, of which 1 jobs have finished; resume=auto"):
+        begin_sweep(tmp_path, plan, None)
+    with pytest.raises(ValueError, match=r"hydra.sweep.subdir: a search names the folders of its jobs by"):
+        begin_sweep(tmp_path, plan, "auto", by_number=False)
+    begin_sweep(tmp_path, plan, "restart")
+    assert not (tmp_path / "search.db").exists() and not job.folder.exists()
+    assert [one.status for one in read_jobs(tmp_path)] == ["waiting"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]]
+)
+def test_a_search_whose_process_is_killed_ends_as_the_one_that_was_not(
+    trained: list[str], tmp_path: Path, launcher: list[str]
+) -> None:
+    call = [sys.executable, "-m", "fastcomposer.cli.train", *trained, *launcher, "hydra.sweeper.n_trials=4"]
+    found = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / "multirun" / name
+        if name == "killed":
+            process = subprocess.Popen([*call, f"name={name}"], cwd=tmp_path, start_new_session=True)
+            while not (folder / "1" / "job.json").exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert {job.status for job in read_jobs(folder)} >= {"running", "waiting"}
+        result = subprocess.run(
+            [*call, f"name={name}", "resume=auto"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        found.append([(job.number, job.status, job.chosen, job.value) for job in read_jobs(folder)])
+    for one, other in zip(*found, strict=True):
+        names = one[2].pop("name"), other[2].pop("name")
+        assert names == ("whole", "killed")
+        assert one[:3] == other[:3]
+        assert one[3] == pytest.approx(other[3], rel=1e-6)

@@ -11,7 +11,7 @@ _IN_PLACE = ("BasicLauncher", "SlurmLauncher")  # in this process, or with a tas
 _ALL = ("-1", "auto")
 
 
-def check_processes(config: DictConfig, hydra: DictConfig, visible: Callable[[], int]) -> None:
+def check_processes(config: DictConfig, hydra: Any, visible: Callable[[], int]) -> None:
     """Refuse jobs of several processes in workers of a launcher.
 
     Lightning starts the other processes of a job by calling the program again, which in such a worker is the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import sys
@@ -298,12 +299,19 @@ def _alone(overrides: Sequence[str], folder: Path) -> Iterator[None]:
     """Let a job be as if called by itself: Lightning starts further processes by the same call."""
     config: Any = HydraConfig.instance().cfg
     variables = dict(os.environ)
+    method = multiprocessing.get_start_method(allow_none=True)
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.run.dir = str(folder)
+    known = multiprocessing.get_all_start_methods()
+    foreign = method is not None and method not in known  # joblib's, which cannot start torch's data workers
+    if foreign:
+        multiprocessing.set_start_method(known[0], force=True)
     try:
         with _arguments(overrides):
             yield
     finally:
+        if foreign:
+            multiprocessing.set_start_method(method, force=True)
         os.environ.clear()
         os.environ.update(variables)
         _leave_processes()
