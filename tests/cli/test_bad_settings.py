@@ -24,7 +24,7 @@ _JUNK = (
     | st.lists(st.integers(-2, 2), max_size=3)
     | st.dictionaries(st.sampled_from(["a", "b"]), st.integers(-2, 2), max_size=2)
 )
-_NODES = ("data.module", "trainer", "method.model.loss_config", "callbacks.checkpoint", "callbacks.progress")
+_NODES = ("data.module", "trainer", "method.model.loss_config", "callbacks.checkpoint")
 _PATHS = {
     "root",
     "dirpath",

@@ -232,8 +232,13 @@ def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
     given = [inputs.prompt, inputs.people]
     inputs.prompt.change(told(page.state), given, state, trigger_mode="always_last", **_QUICK)
     taken = [inputs.refused, inputs.people, *state]
-    inputs.tray.upload(told(page.add), [inputs.tray, *given], [inputs.tray, *taken], **_QUICK)
-    inputs.camera.input(told(page.take_photo), [inputs.camera, *given], [inputs.camera, *taken], **_QUICK)
+    uploaded = inputs.tray.upload(told(page.add), [inputs.tray, *given], [inputs.tray, *taken], **_QUICK)
+    photo = inputs.camera.input(
+        told(page.take_photo), [inputs.camera, *given], [inputs.camera, *taken], **_QUICK
+    )
+    # Whoever writes while pictures are on their way would be told of the prompt as it was before.
+    for event in (uploaded, photo):
+        event.then(told(page.state), given, state, **_QUICK)
     inputs.cards.click(told(page.arrange), given, [inputs.people, *state], **_QUICK)
     inputs.chips.click(told(page.mark), given, [inputs.prompt, *state], **_QUICK)
     inputs.dice.click(partial(random.randint, 0, MOST_SEED), None, inputs.seed, **_QUICK)
