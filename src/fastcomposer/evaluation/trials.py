@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fastcomposer.evaluation.report.html import Plot
 from fastcomposer.evaluation.report.plots import COLOURS, figure
@@ -86,6 +86,9 @@ def _against(
         else:
             if logarithmic:
                 axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+                axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             _dots(axes, [float(number or 0.0) for number in numbers], values, best)
         axes.set_xlabel(key)
 
