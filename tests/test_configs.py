@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcomposer.cli import evaluate, train
 from fastcomposer.cli.common import CONFIG_FOLDER
-from fastcomposer.cli.search import chosen_overrides, read_goal
+from fastcomposer.cli.sweeps.search import chosen_overrides, read_goal
 
 COMMANDS = ("train", "generate", "demo", "prepare", "evaluate", "bench", "report")
 GROUPS = {

@@ -10,7 +10,7 @@ from hydra._internal.utils import _locate
 from omegaconf import OmegaConf
 
 from fastcomposer.cli.moved import MOVED, rename_targets, with_present_targets
-from fastcomposer.cli.sweep import as_job
+from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.jobs import JOB_NAME
 
 

@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.cli.moved import rename_targets
-from fastcomposer.cli.sweep import as_job, watched
+from fastcomposer.cli.sweeps.job import as_job
+from fastcomposer.cli.sweeps.watch import watched
 from fastcomposer.faults import FaultError
 from fastcomposer.workers import said_in_worker
 

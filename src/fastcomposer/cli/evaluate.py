@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from fastcomposer.cli.common import command, load_base_model, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
-from fastcomposer.cli.sweep_jobs import check_trained, with_jobs
+from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
 
 _RESUME = ("auto", "restart")
 
@@ -29,7 +29,7 @@ def check_objective(config: DictConfig) -> None:
         return
     if config.what != "scores":
         raise ValueError(f"objective={config.objective}: what={config.what} measures none; what=scores does")
-    from fastcomposer.evaluation.objective import Objective
+    from fastcomposer.evaluation.sweeps.objective import Objective
 
     Objective.read(config.objective, list(config.metrics.measures))
 
@@ -106,7 +106,7 @@ def judgement(
     """
     if config.objective is None:
         return None
-    from fastcomposer.evaluation.objective import Objective
+    from fastcomposer.evaluation.sweeps.objective import Objective
 
     objective = Objective.read(config.objective, list(config.metrics.measures))
     method, settings = objective.chosen(methods, [benchmark.name for benchmark in benchmarks])

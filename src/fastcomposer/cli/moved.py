@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 MOVED = {
     "fastcomposer.models.composer.FastComposer.from_pretrained": "fastcomposer.FastComposer.from_pretrained",
     "fastcomposer.evaluation.speed_step.StepSettings": "fastcomposer.evaluation.speed.step.StepSettings",
+    "fastcomposer.evaluation.search.load_search": "fastcomposer.evaluation.sweeps.grid_search.load_search",
     "fastcomposer.evaluation.growth.Machines": "fastcomposer.evaluation.speed.growth.Machines",
 }
 """What a target was called, and what it is called now."""

@@ -59,7 +59,7 @@ def report_sweep(config: DictConfig) -> None:
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
-    from fastcomposer.evaluation.sweep_report import undone_line, unscored_line, write_sweep_report
+    from fastcomposer.evaluation.sweeps.report import undone_line, unscored_line, write_sweep_report
 
     sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats), config.baseline)
     print(*sentences, *files, sep="\n")

@@ -8,6 +8,6 @@ In the order in which an evaluation walks:
 - scores: ``scoring``, ``distances``, ``attention``; ``sample_scores`` while a model is trained
 - results: ``statistics``, ``published``, ``rows``, ``results``, ``summary``, ``result_logs``
 - what is shown: ``collected`` reads an evaluation for ``report/``
-- several of them: the ``sweep…`` modules; a search's ``search``, ``objective`` and ``trials``
+- several of them: ``sweeps/``, searches of settings among them
 - measurements of other things: ``base/`` of the embedded base, ``speed/``
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Benchmark
@@ -38,9 +38,7 @@ def write_report(
         FileNotFoundError: If there is no ``results.json``.
         ValueError: If a format is unknown, or there are no rows.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
+    check_formats(formats)
     collected = collect(results, alpha, benchmarks)
     tables = make_tables(collected)
     expected, different = expectations(collected), deviations(collected)
@@ -50,11 +48,37 @@ def write_report(
         "tex": lambda: to_latex(tables),
         "html": lambda: render_html(collected, tables, expected, different),
     }
+    return write_formats(results, formats, makers)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that there are none of.
+
+    Raises:
+        ValueError: Naming them, and those there are.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
+
+
+def write_formats(
+    folder: str | Path, formats: Sequence[str], makers: Mapping[str, Callable[[], str]]
+) -> list[Path]:
+    """Write each format into its file; a file that was there stays whole until its successor is.
+
+    Args:
+        folder: Where they go.
+        formats: Which of them.
+        makers: Makes the text of each format.
+
+    Returns:
+        The files.
+    """
     files = []
     for name in formats:
-        file = Path(results) / FORMATS[name]
-        _write(file, makers[name]())
-        files.append(file)
+        files.append(Path(folder) / FORMATS[name])
+        _write(files[-1], makers[name]())
     return files
 
 

@@ -8,19 +8,18 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fastcomposer.evaluation.collected import Run
-from fastcomposer.evaluation.report.files import FORMATS
+from fastcomposer.evaluation.report.files import FORMATS, check_formats, write_formats
 from fastcomposer.evaluation.report.gallery import Gallery, named_grid
 from fastcomposer.evaluation.report.html import Plot, page_environment
 from fastcomposer.evaluation.report.table import Table
 from fastcomposer.evaluation.report.table_files import markdown_table, to_csv, to_latex
-from fastcomposer.evaluation.search import best_sentences
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.sweep_groups import DIFFERENCE, Group, short, spoken
-from fastcomposer.evaluation.sweep_plots import is_map, sweep_plot
-from fastcomposer.evaluation.sweep_scores import references_of
-from fastcomposer.evaluation.sweeps import Sweep, group_table, read_measured
-from fastcomposer.evaluation.trials import trial_plots, trial_table
-from fastcomposer.files import write_atomically
+from fastcomposer.evaluation.sweeps.grid_search import best_sentences
+from fastcomposer.evaluation.sweeps.groups import DIFFERENCE, Group, short, spoken
+from fastcomposer.evaluation.sweeps.measured import Sweep, group_table, read_measured
+from fastcomposer.evaluation.sweeps.plots import is_map, sweep_plot
+from fastcomposer.evaluation.sweeps.scores import references_of
+from fastcomposer.evaluation.sweeps.trials import trial_plots, trial_table
 from fastcomposer.jobs import Job
 
 _COLUMNS = 1  # of pictures, of each category of prompts
@@ -44,29 +43,23 @@ def write_sweep_report(
         FileNotFoundError: If there are no jobs.
         ValueError: If a format is unknown, or the baseline.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
+    check_formats(formats)
     sweep = read_measured(folder, baseline)
-    sentences, searches = best_sentences(folder)
     tables = [group_table(group, sweep.keys) for group in sweep.groups]
-    listed = [*tables, *searches]
     if sweep.plan is not None and sweep.plan.goal is not None:
         sentences = list(sweep.plan.best(sweep.jobs) or ())
         searches = [trial_table(sweep.plan.goal, sweep.jobs)]
         listed = [*searches, *tables]
+    else:
+        sentences, searches = best_sentences(folder)
+        listed = [*tables, *searches]
     makers: dict[str, Callable[[], str]] = {
         "md": lambda: _markdown(sweep, sentences, listed),
         "csv": lambda: to_csv(listed),
         "tex": lambda: to_latex(listed),
         "html": lambda: _page(sweep, sentences, tables, searches),
     }
-    files = []
-    for name in formats:
-        text = makers[name]()
-        files.append(Path(folder) / FORMATS[name])
-        write_atomically(files[-1], lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
-    return sweep, sentences, files
+    return sweep, sentences, write_formats(folder, formats, makers)
 
 
 def undone_line(job: Job, keys: tuple[str, ...]) -> str:

@@ -16,10 +16,10 @@ from PIL import Image
 from fastcomposer.evaluation.collected import collect
 from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.sweep_groups import full_label, spoken
-from fastcomposer.evaluation.sweep_plots import sweep_plot
-from fastcomposer.evaluation.sweep_report import write_sweep_report
-from fastcomposer.evaluation.sweeps import group_table, last_steps, read_measured
+from fastcomposer.evaluation.sweeps.groups import full_label, spoken
+from fastcomposer.evaluation.sweeps.measured import group_table, last_steps, read_measured
+from fastcomposer.evaluation.sweeps.plots import sweep_plot
+from fastcomposer.evaluation.sweeps.report import write_sweep_report
 from fastcomposer.jobs import Goal, Job, Plan
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastcomposer.evaluation.collected import BENCHMARKS, Run, Score, collect, difference
 from fastcomposer.evaluation.report.table import Style
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.evaluation.sweep_groups import DIFFERENCE, Entry, Group, full_label
+from fastcomposer.evaluation.sweeps.groups import DIFFERENCE, Entry, Group, full_label
 from fastcomposer.jobs import JOB_NAME, Job, evaluation_of, read_job
 
 OVER_SUBJECTS = "Intervals (95 %) are bootstrapped over subjects."

@@ -11,7 +11,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from fastcomposer.evaluation.report.html import Plot
 from fastcomposer.evaluation.report.plots import COLOURS, figure
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
-from fastcomposer.evaluation.sweep_groups import short
+from fastcomposer.evaluation.sweeps.groups import short
 from fastcomposer.jobs import Goal, Job
 
 _HEIGHT = 2.6  # inches

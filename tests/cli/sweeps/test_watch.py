@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastcomposer.cli import train
-from fastcomposer.cli.sweep import begin_sweep, resumed
+from fastcomposer.cli.sweeps.watch import begin_sweep, resumed
 from fastcomposer.jobs import Job, Plan, read_job, read_jobs, swept_keys
 from fastcomposer.training.checkpoints import read_step
 

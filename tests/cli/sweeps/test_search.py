@@ -19,21 +19,17 @@ from optuna.samplers import TPESampler
 from toy_evaluation import SIZE, judged_base, write_checkpoint, write_definitions
 
 from fastcomposer.cli import evaluate, report, train
-from fastcomposer.cli.search import Search, chosen_overrides, distribution
-from fastcomposer.cli.sweep import begin_sweep
+from fastcomposer.cli.sweeps.search import Search, chosen_overrides, distribution
+from fastcomposer.cli.sweeps.watch import begin_sweep
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.jobs import Goal, Job, Plan, read_job, read_jobs
 from fastcomposer.training.checkpoints import read_step
 
 
-def test_learning_rate_and_steps_are_searched(
-    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    call = [
-        "evaluate",
-        "-m",
-        "sweep=search_textual_inversion",
+@pytest.fixture
+def small_benchmark(small_base: Path, tmp_path: Path) -> list[str]:
+    """Two people of a small world, a prompt of each category, two steps a picture."""
+    return [
         f"model.base={judged_base(small_base, tmp_path / 'base')}",
         f"model.resolution={SIZE}",
         f"benchmark.folder={write_definitions(tmp_path / 'definitions')}",
@@ -43,6 +39,21 @@ def test_learning_rate_and_steps_are_searched(
         f"+sampler.height={SIZE}",
         f"+sampler.width={SIZE}",
         "sampler.num_inference_steps=2",
+    ]
+
+
+def test_learning_rate_and_steps_are_searched(
+    small_benchmark: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = [
+        "evaluate",
+        "-m",
+        "sweep=search_textual_inversion",
+        *small_benchmark,
         "methods.textual_inversion.personalize.method.steps=1,2",
         "methods.textual_inversion.personalize.method.optimizer.lr=0.01",
     ]
@@ -246,21 +257,13 @@ def test_a_search_that_cannot_be_made_ends_before_its_first_job(
 
 
 def test_alpha_and_guidance_are_searched(
-    run: Callable[..., tuple[int, str, str]], small_base: Path, tmp_path: Path
+    run: Callable[..., tuple[int, str, str]], small_benchmark: list[str], small_base: Path, tmp_path: Path
 ) -> None:
     call = [
         "-m",
         "sweep=search_sampling",
-        f"model.base={judged_base(small_base, tmp_path / 'base')}",
+        *small_benchmark,
         f"checkpoint={write_checkpoint(small_base, tmp_path / 'trained.safetensors')}",
-        f"model.resolution={SIZE}",
-        f"benchmark.folder={write_definitions(tmp_path / 'definitions')}",
-        "benchmark.people.numbers=[0,5]",
-        "benchmark.people.scenes.num_identities=8",
-        "benchmark.part.prompts_per_category=1",
-        f"+sampler.height={SIZE}",
-        f"+sampler.width={SIZE}",
-        "sampler.num_inference_steps=2",
         "hydra.sweeper.n_trials=2",
     ]
     status, _, err = run(evaluate, *call, "objective=identity")

@@ -12,10 +12,16 @@ from fastcomposer.data.scenes import AvatarScenes, held_out_identities
 from fastcomposer.evaluation.benchmark import Subset
 from fastcomposer.evaluation.report.table_files import markdown_table
 from fastcomposer.evaluation.results import ResultRow, write_results
-from fastcomposer.evaluation.search import best_of, best_sentences, differing, load_search, read_sweep
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.sweeps.grid_search import (
+    best_of,
+    best_sentences,
+    differing,
+    load_search,
+    read_sweep,
+)
 
-DEFINITIONS = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "mini"
+DEFINITIONS = Path(__file__).resolve().parents[3] / "data" / "benchmarks" / "mini"
 
 
 def row(method: str, identity: float, prompt: float, images: int = 8) -> ResultRow:

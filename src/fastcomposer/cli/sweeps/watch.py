@@ -1,37 +1,29 @@
-"""Sweeps: every job on its own, those that did not finish listed, and only these run again."""
+"""A sweep from its first job to its last: planned, those that did not finish listed, only these run again."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import shlex
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.lock import is_first_process, sole_run
-from fastcomposer.cli.moved import with_present_targets
-from fastcomposer.cli.processes import check_processes
-from fastcomposer.cli.search import chosen_overrides, go_on_with, read_goal
-from fastcomposer.cli.sweep_jobs import evaluation_call, report_folder, unchanging_job
-from fastcomposer.jobs import JOB_NAME, TRACE_NAME, Job, Plan, read_job, read_jobs, read_plan, swept_keys
+from fastcomposer.cli.sweeps.job import arguments_replaced, settings_of
+from fastcomposer.cli.sweeps.processes import check_processes
+from fastcomposer.cli.sweeps.search import chosen_overrides, go_on_with, read_goal
+from fastcomposer.cli.sweeps.trained import evaluation_call, report_folder, unchanging_job
+from fastcomposer.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
 
 _FLAGS = ("-m", "--multirun")
 _OTHER_FLAGS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info")
 _DIRS = ("--config-dir", "-cd")
-_DECIDES_NOTHING = ("resume", "threads")
 _REPORTED = ("train", "evaluate")
 _BY_NUMBER = "${hydra.job.num}"
 _GRID, _SEARCH = ".BasicSweeper", ".SearchSweeper"
@@ -76,7 +68,9 @@ def watched(
         with sole_run(folder):
             begin_sweep(folder, plan, resume, _by_number(config))
             try:
-                with _arguments([*arguments, f"hydra.sweep.dir={_quoted(folder)}"]):  # the time names it once
+                with arguments_replaced(
+                    [*arguments, f"hydra.sweep.dir={_quoted(folder)}"]
+                ):  # the time names it once
                     yield
             except BaseException:
                 list_undone(folder, call)
@@ -143,71 +137,6 @@ def _check_place(job: Job, plan: Plan) -> None:
         )
 
 
-def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exception], str | None]) -> Any:
-    """Do one job of a sweep, and keep in its folder how it ended.
-
-    A job that fails leaves the others alone: its reason is kept, and its trace in ``error.log``. With
-    ``resume=auto`` a job that has finished under the same settings is skipped.
-
-    Args:
-        work: What the command does.
-        config: Of the job.
-        told: What to say of an error; ``None`` where that is a defect of ours.
-
-    Returns:
-        What the work returned; ``None`` where it failed.
-    """
-    hydra = HydraConfig.get()
-    if not is_first_process():
-        return work()
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and "resume" in config:
-        config.resume = "auto"  # SLURM has put the job into its queue again
-    folder = Path(hydra.runtime.output_dir)
-    overrides = tuple(text for text in hydra.overrides.task if text.partition("=")[0] not in _DECIDES_NOTHING)
-    job = Job(int(hydra.job.num), folder, overrides, _settings(config))
-    plan = read_plan(hydra.sweep.dir)
-    name = job.named(() if plan is None else plan.swept)
-    earlier = read_job(folder) if config.get("resume", "auto") == "auto" else None
-    if (
-        earlier is not None
-        and earlier.status == "finished"
-        and with_present_targets(earlier.settings) == job.settings
-    ):
-        print(f"{name} has finished before: skipped")
-        if earlier.number != job.number:  # in a call for other jobs
-            replace(earlier, number=job.number).write()
-        return earlier.value
-    job.write()
-    (folder / TRACE_NAME).unlink(missing_ok=True)
-    began = time.monotonic()
-    reason, value = "", None
-    try:
-        check_processes(config, hydra, _visible_gpus)
-        with _alone(list(hydra.overrides.task), folder):
-            value = work()
-    except Exception as error:
-        reason = told(error) or f"{type(error).__name__}: {error}"
-        (folder / TRACE_NAME).write_text(traceback.format_exc(), encoding="utf-8")
-    except SystemExit as end:
-        if isinstance(end.code, int) and end.code > 128:
-            job.ended("stopped", reason=f"stopped by signal {end.code - 128}").write()
-            raise
-        if isinstance(end.code, int) and end.code < 0:  # so submitit leaves a job that SLURM will start again
-            job.ended("stopped", reason="put into the queue again").write()
-            raise
-        reason = f"ended with status {end.code}" if end.code else ""
-    except BaseException as end:
-        job.ended("stopped", reason=type(end).__name__).write()
-        raise
-    seconds = time.monotonic() - began
-    if reason:
-        print(f"error: {name}: {reason}", file=sys.stderr)
-        job.ended("failed", reason=reason, seconds=seconds).write()
-        return None
-    job.ended("finished", seconds=seconds, value=value).write()
-    return value
-
-
 def list_undone(folder: Path, call: str) -> list[Job]:
     """Print the jobs that did not finish, and how to run only these again.
 
@@ -269,7 +198,7 @@ def _plan(
         if check_objective is None or config.objective is None:
             raise ValueError(f"objective: {command} needs one to search by")
         check_objective(config)
-        common = {key: value for key, value in _settings(config).items() if key != "hydra"}
+        common = {key: value for key, value in settings_of(config).items() if key != "hydra"}
         return Plan(command, call, names, goal=read_goal(config, chosen, common))
     if not str(sweeper._target_).endswith(_GRID):
         return Plan(command, call, names)
@@ -281,65 +210,6 @@ def _plan(
 def _by_number(config: DictConfig) -> bool:
     sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     return isinstance(sweep, dict) and sweep["subdir"] == _BY_NUMBER
-
-
-def _settings(config: DictConfig) -> dict[str, Any]:
-    """What decides a job's results; where a setting cannot be resolved, the job itself will say so."""
-    try:
-        plain = OmegaConf.to_container(config, resolve=True)
-    except Exception:
-        plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    kept = {name: value for name, value in plain.items() if name not in _DECIDES_NOTHING}
-    return json.loads(json.dumps(kept, default=str))
-
-
-@contextmanager
-def _alone(overrides: Sequence[str], folder: Path) -> Iterator[None]:
-    """Let a job be as if called by itself: Lightning starts further processes by the same call."""
-    config: Any = HydraConfig.instance().cfg
-    variables = dict(os.environ)
-    method = multiprocessing.get_start_method(allow_none=True)
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.run.dir = str(folder)
-    known = multiprocessing.get_all_start_methods()
-    foreign = method is not None and method not in known  # joblib's, which cannot start torch's data workers
-    if foreign:
-        multiprocessing.set_start_method(known[0], force=True)
-    try:
-        with _arguments(overrides):
-            yield
-    finally:
-        if foreign:
-            multiprocessing.set_start_method(method, force=True)
-        os.environ.clear()
-        os.environ.update(variables)
-        _leave_processes()
-
-
-@contextmanager
-def _arguments(arguments: Sequence[str]) -> Iterator[None]:
-    before = sys.argv
-    sys.argv = [before[0], *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-def _visible_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _leave_processes() -> None:
-    """Forget the processes that a job has worked with."""
-    if "torch.distributed" in sys.modules:
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
 
 
 def _quoted(folder: Path) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table, written
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
-from fastcomposer.evaluation.sweep_groups import Entry, Group, short
-from fastcomposer.evaluation.sweep_scores import fresh_evaluation, score_groups, scored_folder
+from fastcomposer.evaluation.sweeps.groups import Entry, Group, short
+from fastcomposer.evaluation.sweeps.scores import fresh_evaluation, score_groups, scored_folder
 from fastcomposer.jobs import Job, Plan, read_jobs, read_plan, swept_keys
 
 OVER_STEPS = (

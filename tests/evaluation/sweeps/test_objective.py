@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastcomposer.evaluation.objective import Objective
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.sweeps.objective import Objective
 
 
 def row(benchmark: str, method: str, alpha: float, identity: float, prompt: float) -> ResultRow:
