@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -210,8 +211,15 @@ def _quieten() -> None:
     """Leave the terminal to what concerns the user: progress, results and warnings that call for action."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("litdata").setLevel(logging.WARNING)
     for text in _USELESS_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
+
+
+def quieten_lightning() -> None:
+    """The same of Lightning, for after its import, which sets these levels."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _use_threads(threads: int | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command, load_base_model, show_table
+from fastcomposer.cli.common import command, load_base_model, quieten_lightning, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
 from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
@@ -55,8 +54,7 @@ def measure_scores(config: DictConfig) -> float | None:
     from fastcomposer.evaluation.results import write_results
     from fastcomposer.evaluation.summary import describe_environment, result_rows
 
-    for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_lightning()
     output = Path(config.run_dir)
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]

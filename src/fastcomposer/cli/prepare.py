@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command, load_base_model
+from fastcomposer.cli.common import command, load_base_model, quieten_lightning
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, carried, choice, conclude, opened, training, value
 from fastcomposer.data.records import ID_LISTS, read_ids
@@ -41,8 +40,7 @@ def make_folder(config: DictConfig) -> None:
     if "trainer" in config.data.prepare:  # several processes may be at work
         from lightning.pytorch.utilities import rank_zero_only
 
-        for name in ("lightning.pytorch", "lightning.fabric"):  # importing Lightning has set these levels
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quieten_lightning()
         say, end = rank_zero_only(print), rank_zero_only(conclude)
     with sole_run(config.data.root):
         made = instantiate(config.data.prepare)

@@ -132,8 +132,18 @@ def measure(checkpoint: str | Path) -> list[Step]:
     if choice("model") != DEFAULTS["model"]:  # others need pictures of celebrities, which nobody may pass on
         return []
     name, output = value(Path(checkpoint)), value(f"outputs/evaluation/{Path(checkpoint).stem}")
-    line = call("evaluate", *carried("model", "data.root"), f"checkpoint={name}", f"output={output}")
+    same = [*carried("model"), *people_from(HydraConfig.get())]
+    line = call("evaluate", *same, f"checkpoint={name}", f"output={output}")
     return [Step("measure likeness and prompt on people it has never seen", line)]
+
+
+def people_from(hydra: HydraConf) -> list[str]:
+    """Where an evaluation finds the people of the mini world: beside the records, which shards have left.
+
+    Args:
+        hydra: Hydra's part of a configuration.
+    """
+    return [] if hydra.runtime.choices.get("data") == "streaming" else carried_from(hydra, "data.root")
 
 
 def training(data: Sequence[str], *more: str) -> Step:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, quieten_lightning
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, draw, measure
 from fastcomposer.files import remove_leftovers
@@ -69,9 +68,7 @@ def train(config: DictConfig) -> float | None:
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.objective import Objective
 
-    # Only now: importing Lightning sets these levels.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_lightning()
     torch.set_float32_matmul_precision(config.matmul_precision)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data.module)

@@ -227,7 +227,9 @@ def find_subjects(words: Mapping[str, str], pictures: str | Path) -> tuple[Subje
     """
     root = Path(pictures)
     if not root.is_dir():
-        raise FileNotFoundError(f"benchmark.pictures={root}: no such folder")
+        raise FileNotFoundError(
+            f"benchmark.pictures={root}: no such folder; prepare data=avatars makes that of the mini world"
+        )
     found = []
     for name, word in words.items():
         files = [

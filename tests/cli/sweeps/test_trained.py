@@ -104,6 +104,8 @@ def test_the_call_that_evaluates_jobs_carries_model_and_data() -> None:
     begin = "python -m fastcomposer.cli.evaluate -m sweep=jobs jobs=multirun/x"
     config = together("experiment=mini", "data.root=/d", "method.vision_layers=1")
     assert evaluation_call(Path("multirun/x"), config) == f"{begin} data.root=/d"
+    shards = together("experiment=mini", "data=streaming", "data.root=/shards")
+    assert evaluation_call(Path("multirun/x"), shards) == begin  # people are not in shards
     paper = evaluation_call(Path("multirun/x"), together("experiment=paper"))
     assert paper == (
         f"{begin} model=sd15 sampler=paper metrics=paper benchmark=paper benchmark.pictures=/data/celeba"

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastcomposer.cli.summary import carried_from, value
+from fastcomposer.cli.summary import carried_from, people_from, value
 from fastcomposer.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
 
 _CHOICE = "sweep=jobs"
@@ -88,7 +88,7 @@ def evaluation_call(folder: Path, config: DictConfig) -> str:
     method = config.get("method")
     if method is None or not str(method.get("_target_", "")).endswith(_TRAINS):
         return ""
-    arguments = [*carried_from(config.hydra, "model", "data.root")]
+    arguments = [*carried_from(config.hydra, "model"), *people_from(config.hydra)]
     if config.hydra.runtime.choices.get("model") != "mini":  # pictures of celebrities nobody may pass on
         arguments = [*carried_from(config.hydra, "model"), "sampler=paper", *_PAPER]
     return shlex.join(
