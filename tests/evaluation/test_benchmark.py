@@ -258,7 +258,5 @@ def test_pictures_are_found_beside_and_in_folders(tmp_path: Path) -> None:
     assert found[1].other_pictures == ()
     with pytest.raises(FileNotFoundError, match=r"no picture of subject 000181; put .*000181\.jpg there"):
         find_subjects({"a": "man", "000181": "man"}, tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match="no such folder; prepare data=avatars"
-    ):
+    with pytest.raises(FileNotFoundError, match="no such folder; prepare data=avatars"):
         find_subjects({"a": "man"}, "nowhere")
