@@ -117,6 +117,15 @@ def test_a_pass_begins_anywhere_and_goes_on_into_the_next_epoch() -> None:
         assert list(sampler) == list(sampler) == stream[2 * start : 2 * start + 4]
 
 
+def test_a_pass_never_breaks_off_a_step() -> None:
+    plain = sampler_of(9, 2)  # 4 batches an epoch
+    stream = [pair for epoch in range(6) for pair in passes(plain, epoch)]
+    for step, batches in ((1, 4), (3, 6), (4, 4), (5, 5), (9, 9)):
+        sampler = sampler_of(9, 2, step=step, position=lambda: 6)
+        assert len(sampler) == 2 * batches
+        assert list(sampler) == stream[12 : 12 + 2 * batches]
+
+
 def test_loaders(folder: Path, tokenizer: Any) -> None:
     data = module(folder, tokenizer, batch_size=3)
     train = data.train_dataloader()
@@ -264,6 +273,15 @@ def test_shortened_epochs(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
     for name in ("batch-end-2", "batch-end-3", "epoch-end-3", "batch-end-7"):
         resumed = fit(module(folder, tokenizer), checkpoint=tmp_path / f"{name}.ckpt", **limits)
         assert resumed == straight[int(name.split("-")[-1]) :], name
+
+
+def test_every_step_accumulates_as_many_batches(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    straight = fit(module(folder, tokenizer), max_steps=15)  # 4 batches an epoch
+    assert fit(module(folder, tokenizer), keep=tmp_path, max_steps=5, accumulate_grad_batches=3) == straight
+    fit(module(folder, tokenizer), keep=tmp_path, max_steps=3, accumulate_grad_batches=3)
+    settings: dict[str, Any] = {"checkpoint": tmp_path / "end-3.ckpt", "accumulate_grad_batches": 3}
+    assert fit(module(folder, tokenizer), max_steps=5, **settings) == straight[9:]
+    assert len(fit(module(folder, tokenizer), max_steps=2, accumulate_grad_batches=9)) == 18
 
 
 def test_the_place_is_kept_in_samples_of_all_processes(folder: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ def test_a_signal_waits_for_the_gradients_of_the_step(
     assert data.state_dict()["batches"] == 6
 
 
+def test_a_signal_is_heard_where_an_epoch_is_less_than_a_step(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    class Interrupt(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            if (trainer.global_step, batch_idx) == (1, 0):
+                signal.raise_signal(signal.SIGTERM)
+
+    module, data = make_module(), make_data(batch_size=12)  # 2 batches an epoch
+    callbacks = [GracefulStop(tmp_path), Interrupt()]
+    make_trainer(max_steps=6, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
+    assert module.global_step == 2
+    assert data.state_dict()["batches"] == 6
+
+
 def test_a_log_has_a_line_now_and_then(
     make_module: Make, make_data: Make, make_trainer: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -214,6 +214,7 @@ class SubjectDataModule(LightningDataModule):
             rank=rank,
             seed=self.seed,
             position=None if self.trainer is None else self._batches_done,
+            step=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
         return self._loader(self.train_dataset, sampler=sampler, drop_last=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +15,10 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
     """Draws permutation after permutation of a dataset as (epoch, index) pairs, from any batch on.
 
     Batches are counted through from the first epoch; each epoch has as many as it fills. One pass gives as
-    many batches as an epoch has, and goes on into the next epoch where it began within one. The epoch travels
-    with the index, because workers that outlive an epoch keep their copy of the dataset. The samples of all
-    processes together are the same whatever their number. Being a ``DistributedSampler`` keeps Lightning from
-    putting its own in place of it.
+    many batches as an epoch has, rounded up to whole steps, and goes on into the next epoch where one ends
+    within it. The epoch travels with the index, because workers that outlive an epoch keep their copy of the
+    dataset. The samples of all processes together are the same whatever their number. Being a
+    ``DistributedSampler`` keeps Lightning from putting its own in place of it.
 
     Args:
         dataset: Anything with a length.
@@ -27,6 +28,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         seed: Seed of the permutations.
         position: Called when a pass begins: how many batches came before it. ``None`` begins with the epoch
             that was set.
+        step: Batches that are accumulated to one step, which a pass never breaks off.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         rank: int = 0,
         seed: int = 0,
         position: Callable[[], int] | None = None,
+        step: int = 1,
     ) -> None:
         super().__init__(
             dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
@@ -45,10 +48,12 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         self.batch_size = batch_size
         self.batches = len(dataset) // num_replicas // batch_size  # type: ignore[arg-type]
         self.position = position
+        self.passed = math.ceil(self.batches / step) * step
+        """Batches of a pass."""
 
     def __len__(self) -> int:
         """Samples of a pass for this process."""
-        return self.batches * self.batch_size
+        return self.passed * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
         start = self.epoch * self.batches if self.position is None else self.position()
@@ -56,8 +61,9 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
 
     def _stream(self, start: int) -> Iterator[tuple[int, int]]:
         first_epoch, done = divmod(start, self.batches)
+        filled = self.batches * self.batch_size * self.num_replicas
         for epoch in itertools.count(first_epoch):
-            mine = self.order(epoch)[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
+            mine = self.order(epoch)[:filled][self.rank :: self.num_replicas]
             yield from ((epoch, int(index)) for index in mine[done * self.batch_size :])
             done = 0
 
