@@ -239,3 +239,16 @@ def test_validation_measures_recall_and_auc(
         trainer.fit(module, data)
         for name in measures:
             assert 0 <= trainer.callback_metrics[f"val/{name}"] <= 1
+
+
+def test_scenes_go_on_after_the_batches_of_the_steps_that_are_done(world: Path) -> None:
+    from fastcomposer.data.bank import SceneDataModule
+
+    class Trainer:
+        global_step, accumulate_grad_batches = 3, 2
+
+    data, straight = (SceneDataModule(world, batch_size=4) for _ in range(2))
+    data.trainer = Trainer()  # type: ignore[assignment]
+    batches = iter(straight.train_dataloader())
+    expected = [next(batches).index.tolist() for _ in range(7)][6]
+    assert next(iter(data.train_dataloader())).index.tolist() == expected

@@ -160,7 +160,8 @@ class SceneDataModule(L.LightningDataModule):
         """Loader that goes on where a checkpoint left off."""
         bank = self.train
         batches = _SeededBatches(len(bank), min(self.batch_size, len(bank)), self.seed)
-        batches.step = self.trainer.global_step if self.trainer is not None else 0
+        trainer = self.trainer
+        batches.step = 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
 
         def collate(index: list[int]) -> SceneBatch:
             flip = torch.from_numpy(np.random.default_rng([self.seed, *index[:4]]).random(len(index)) < 0.5)
