@@ -29,18 +29,20 @@ def two() -> dict[str, Any]:
 
 
 class _Notes(Callback):
-    """Keeps each process's records, gradients of the first step, and logged losses."""
+    """Keeps each process's records, gradients of the first step, learning rates and logged losses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records: list[str] = []
         self.gradients: dict[str, torch.Tensor] = {}
         self.losses: list[float] = []
+        self.rates: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self.records += batch.record_ids
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
         if trainer.global_step == 0:
             trained = module.trained_parameters()
             self.gradients = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
@@ -52,9 +54,8 @@ class _Notes(Callback):
         weights = {name: p.detach() for name, p in module.trained_parameters().items()}
         averages = dict(zip(weights, module.ema.shadow_params, strict=True))
         content = {"records": self.records, "gradients": self.gradients, "losses": self.losses}
-        torch.save(
-            {**content, "weights": weights, "averages": averages}, self.folder / f"{trainer.global_rank}.pt"
-        )
+        content |= {"rates": self.rates, "weights": weights, "averages": averages}
+        torch.save(content, self.folder / f"{trainer.global_rank}.pt")
 
 
 @pytest.fixture
@@ -107,6 +108,15 @@ def test_a_step_masks_all_of_its_batches_or_none(fit: Make) -> None:
     (never,) = fit("never", 8, 6, module={"loss_config": LossConfig(mask_loss_probability=0)})
     masked = [a != pytest.approx(b, rel=0.02) for a, b in zip(never["losses"], alone["losses"], strict=True)]
     assert 0 < sum(masked) < 6
+
+
+def test_processes_cool_down_by_one_clock(fit: Make) -> None:
+    budget = {"max_time": {"seconds": 100}, "max_epochs": 1, "limit_train_batches": 3}
+    first, second = fit("two", 4, -1, module={"cooldown": 1.0, "warmup_steps": 0}, **budget, **two())
+    assert first["rates"][0] == 1e-3
+    assert 1e-3 > first["rates"][1] > first["rates"][2] > 0
+    assert first["rates"] == second["rates"]
+    assert furthest(first["weights"], second["weights"]) == 0
 
 
 def test_accumulated_batches_train_as_one(fit: Make) -> None:

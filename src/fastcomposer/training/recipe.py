@@ -98,16 +98,19 @@ class RecipeModule(L.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1; 0 without a budget."""
+        """Share of the budget that is used, 0 to 1; 0 without one. All processes have to ask together."""
         trainer = self.trainer
         shares = [0.0]
         if trainer.max_steps and trainer.max_steps > 0:
             shares.append(trainer.global_step / trainer.max_steps)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Timer) and callback.time_remaining() is not None:
-                used, left = callback.time_elapsed(), callback.time_remaining()
-                shares.append(used / (used + left) if used + left else 1.0)  # type: ignore[operator]
-        return min(max(shares), 1.0)
+        timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+        for timer in timers:
+            used, left = timer.time_elapsed(), timer.time_remaining()
+            if left is not None:
+                shares.append(used / (used + left) if used + left else 1.0)
+        found = min(max(shares), 1.0)
+        # Each process has a clock of its own, and with a learning rate of its own its weights would part.
+        return float(trainer.strategy.broadcast(found)) if timers else found
 
     @property
     def length(self) -> TrainingLength:
