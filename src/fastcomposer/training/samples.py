@@ -19,6 +19,7 @@ from torchvision.transforms.functional import to_tensor
 from fastcomposer.files import write_atomically
 from fastcomposer.panels import SAMPLE_PICTURES, SAMPLE_ROWS
 from fastcomposer.pictures import attention_overlay, grid
+from fastcomposer.prompt import MARKER
 from fastcomposer.schedulers import split_scheduler, use_scheduler
 
 
@@ -85,8 +86,8 @@ class SampleImages(Callback):
     """Draw the same prompts and references from the same noise at every validation.
 
     Each row of the picture shows the references, the sample, and where each subject's word attended. Loggers
-    get the means of the scores, the picture, and a table with a row for each subject; beside the pictures,
-    the table without pictures is ``step_<n>.csv``.
+    get the mean identity of all subjects and the mean prompt consistency of all pictures, the picture, and a
+    table with a row for each subject; beside the pictures, the table without pictures is ``step_<n>.csv``.
 
     Args:
         folder: Where ``step_<n>.png`` goes.
@@ -96,6 +97,10 @@ class SampleImages(Callback):
         sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
             scheduler; see :func:`~fastcomposer.schedulers.split_scheduler`.
         scores: Scores the pictures; ``None`` for no scores.
+
+    Raises:
+        FileNotFoundError: If a reference is missing.
+        ValueError: If a prompt has not as many references as markers, or none.
     """
 
     LOGGED: ClassVar[tuple[str, ...]] = ("samples/identity", "samples/prompt_consistency")
@@ -113,6 +118,12 @@ class SampleImages(Callback):
             raise ValueError(
                 f"callbacks.samples: {len(prompts)} prompts, but references for {len(references)}"
             )
+        for prompt, row in zip(prompts, references, strict=True):
+            if not row or prompt.count(MARKER) != len(row):
+                raise ValueError(
+                    f"callbacks.samples: {len(row)} references for {prompt!r}: one for each {MARKER}, and "
+                    "at least one"
+                )
         missing = [name for row in references for name in row if not Path(name).exists()]
         if missing:
             raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
@@ -141,7 +152,7 @@ class SampleImages(Callback):
             file = self.folder / f"step_{trainer.global_step:06d}.png"
             picture.save(file)
             _write_scores(file.with_suffix(".csv"), rows)
-            _log(trainer, picture, rows)
+            _log(trainer, picture, rows, _means(groups))
         trainer.strategy.barrier("samples")
 
     def _draw(self, module: Any) -> list[list[SampleRow]]:
@@ -195,12 +206,20 @@ def _write_scores(file: Path, rows: Sequence[SampleRow]) -> None:
     write_atomically(file, lambda stream: stream.write(text.getvalue().encode()))
 
 
-def _log(trainer: L.Trainer, picture: Image.Image, rows: Sequence[SampleRow]) -> None:
-    step, means = trainer.global_step, {}
-    for name in _SCORES:
-        values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
-        if values:
-            means[f"samples/{name}"] = sum(values) / len(values)
+def _means(groups: Sequence[Sequence[SampleRow]]) -> dict[str, float]:
+    """Means of the scores by name: identity over subjects, prompt consistency over pictures."""
+    scores = {
+        "identity": [row.identity for group in groups for row in group],
+        "prompt_consistency": [group[0].prompt_consistency for group in groups],
+    }
+    known = {name: [value for value in found if value is not None] for name, found in scores.items()}
+    return {f"samples/{name}": sum(values) / len(values) for name, values in known.items() if values}
+
+
+def _log(
+    trainer: L.Trainer, picture: Image.Image, rows: Sequence[SampleRow], means: dict[str, float]
+) -> None:
+    step = trainer.global_step
     trainer.callback_metrics.update({name: torch.tensor(mean) for name, mean in means.items()})
     for logger in trainer.loggers:
         if means:
