@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from fastcomposer import SubjectFusion
-from fastcomposer.models.fusion import FusionConfig, ReferenceAttention
+from fastcomposer.models.fusion import FusionConfig, PairedFusion, ReferenceAttention
 
 B, T, K, D = 3, 7, 2, 8
 
@@ -134,6 +136,22 @@ def test_pooling_is_saved_with_the_fusion_and_exists_only_where_asked_for(tmp_pa
     again = SubjectFusion.from_pretrained(tmp_path)
     assert again.kind == FusionConfig("add", "attention")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in fusion.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [partial(SubjectFusion, D), partial(PairedFusion, (D, 2 * D), image_dim=D)])
+def test_pooling_fetches_an_offloaded_fusion(make: Any) -> None:
+    """``enable_model_cpu_offload`` moves a model when it is called; several references are pooled before."""
+    fetched: list[torch.nn.Module] = []
+
+    class Offload(ModelHook):
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **options: Any) -> Any:
+            fetched.append(module)
+            return args, options
+
+    fusion = make(pooling="attention")
+    add_hook_to_module(fusion, Offload())
+    fusion.pool(torch.randn(1, 2, D), torch.ones(1, 2, dtype=torch.bool))
+    assert fetched == [fusion]
 
 
 @pytest.mark.parametrize("name", ["mode", "pooling"])

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 Mode = Literal["mlp", "add", "replace"]
@@ -148,6 +149,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
             fused = subject_embeds + word_embeds if self.kind.mode == "add" else subject_embeds
         return self.layer_norm(self.mlp2(fused))
 
+    @apply_forward_hook  # what is offloaded is fetched for a call, which this may be the first of
     def pool(self, embeds: Tensor, present: Tensor) -> Tensor:
         """Make one embedding of the references of each subject.
 
@@ -235,6 +237,7 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Load a saved fusion, as every diffusers model does."""
         return _with_own_memory(super().from_pretrained(*args, **kwargs))
 
+    @apply_forward_hook  # what is offloaded is fetched for a call, which this may be the first of
     def pool(self, embeds: Tensor, present: Tensor) -> Tensor:
         """Make one embedding of the references of each subject: :meth:`SubjectFusion.pool`."""
         return _pooled(embeds, present, self.reference_attention)
