@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from PIL import Image
 
 from fastcomposer import FastComposer, FastComposerPipeline
-from fastcomposer.sampling import guided_calls
+from fastcomposer.schedulers import guided_calls
 from fastcomposer.variants import Variant
 
 PROMPT = "a photo of a man <|image|> on the beach"

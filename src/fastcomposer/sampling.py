@@ -16,6 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.schedulers import guided_calls
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Schedule:
         num_steps: Number of steps N.
         order: Calls per step: 2 for schedulers of second order, which make 2N − 1 calls.
         guided: For each call whether guidance is applied; ``None`` for every call.
+        runge_kutta_calls: Calls of the Runge-Kutta steps that some schedulers begin with, four each.
     """
 
     timesteps: Tensor
     num_steps: int
     order: int = 1
     guided: tuple[bool, ...] | None = None
+    runge_kutta_calls: int = 0
 
     @property
     def num_calls(self) -> int:
@@ -67,6 +70,8 @@ class Schedule:
         text_steps = round((1 - alpha) * num_steps)
         if text_steps in (0, num_steps):
             return 0 if text_steps == 0 else self.num_calls
+        if 4 * text_steps <= self.runge_kutta_calls:
+            return 4 * text_steps
         return text_steps * self.order + max(0, self.num_calls - num_steps * self.order)
 
 
@@ -79,28 +84,6 @@ def check_interval(interval: Sequence[float]) -> tuple[float, float]:
     if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
         raise ValueError(f"guidance_interval is a lower and a higher noise level, not {list(interval)}")
     return float(interval[0]), float(interval[1])
-
-
-def guided_calls(timesteps: Tensor, scheduler: Any, low: float, high: float) -> tuple[bool, ...]:
-    """Where guidance is applied: at noise levels in (low, high] (Kynkäänniemi et al. 2024, eq. 6).
-
-    The noise level of a timestep is σ = √((1 − ᾱ) / ᾱ), whatever the scheduler makes of it.
-
-    Args:
-        timesteps: (calls,) of the schedule.
-        scheduler: Knows ᾱ of every training timestep.
-        low: σ below which, and at which, there is none.
-        high: σ above which there is none.
-
-    Raises:
-        ValueError: If the scheduler knows no ᾱ.
-    """
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"guidance_interval: {type(scheduler).__name__} has no noise levels to compare with")
-    alphas = scheduler.alphas_cumprod.double().cpu()
-    places = timesteps.detach().double().cpu().round().long().clamp(0, len(alphas) - 1)
-    sigmas = ((1 - alphas) / alphas).sqrt()[places]
-    return tuple(((sigmas > low) & (sigmas <= high)).tolist())
 
 
 @dataclass(frozen=True)
@@ -247,7 +230,9 @@ class DelayedConditioningPipeline:
             self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
         )
         guided = None if interval is None else guided_calls(calls, self.scheduler, *interval)
-        return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1), guided)
+        runge_kutta = getattr(self.scheduler, "prk_timesteps", None)
+        first = 0 if runge_kutta is None else len(runge_kutta)
+        return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1), guided, first)
 
     def _denoise(
         self,

@@ -1,10 +1,13 @@
-"""The scheduler that a sampler's settings name, in place of the base's own."""
+"""The scheduler that a sampler's settings name, in place of the base's own, and its levels of noise."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def split_scheduler(sampler: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
@@ -37,6 +40,28 @@ def use_scheduler(pipeline: Any, scheduler: Mapping[str, Any] | None) -> None:
     if scheduler is not None:
         settings = {key: value for key, value in scheduler.items() if key != "name"}
         pipeline.scheduler = _scheduler_class(scheduler).from_config(pipeline.scheduler.config, **settings)
+
+
+def guided_calls(timesteps: Tensor, scheduler: Any, low: float, high: float) -> tuple[bool, ...]:
+    """Where guidance is applied: at noise levels in (low, high] (Kynkäänniemi et al. 2024, eq. 6).
+
+    The noise level of a timestep is σ = √((1 − ᾱ) / ᾱ), whatever the scheduler makes of it.
+
+    Args:
+        timesteps: (calls,) of the schedule.
+        scheduler: Knows ᾱ of every training timestep.
+        low: σ below which, and at which, there is none.
+        high: σ above which there is none.
+
+    Raises:
+        ValueError: If the scheduler knows no ᾱ.
+    """
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"guidance_interval: {type(scheduler).__name__} has no noise levels to compare with")
+    alphas = scheduler.alphas_cumprod.double().cpu()
+    places = timesteps.detach().double().cpu().round().long().clamp(0, len(alphas) - 1)
+    sigmas = ((1 - alphas) / alphas).sqrt()[places]
+    return tuple(((sigmas > low) & (sigmas <= high)).tolist())
 
 
 def _scheduler_class(scheduler: Mapping[str, Any]) -> Any:

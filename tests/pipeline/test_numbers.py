@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    StableDiffusionPipeline,
-)
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from tiny_pipeline import ONE, SCHEDULERS, SIZE, TWO, reference, seeded, stable_diffusion
 
 from fastcomposer import FastComposerPipeline
@@ -68,6 +66,17 @@ class TestDelayedConditioning:
         self, alpha: float, steps: int, calls: int, order: int, first: int
     ) -> None:
         assert Schedule(torch.zeros(calls), steps, order).first_subject_call(alpha) == first
+
+    @pytest.mark.parametrize(
+        ("alpha", "first"), [(1.0, 0), (0.8, 4), (0.6, 8), (0.4, 12), (0.2, 13), (0.0, 14)]
+    )
+    def test_runge_kutta_steps_are_counted_whole(
+        self, alpha: float, first: int, pipe: FastComposerPipeline
+    ) -> None:
+        """Of five steps the first three take four calls each."""
+        pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=False)
+        schedule = pipe._schedule(5, None, None)
+        assert schedule.num_calls == 14 and schedule.first_subject_call(alpha) == first
 
     def test_embeddings_of_each_call(self) -> None:
         text, subject, negative = (torch.full((2, 1, 1), float(value)) for value in (1, 2, 3))
