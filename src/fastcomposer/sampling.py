@@ -157,6 +157,11 @@ class DelayedConditioning:
         prompt = self.subject if self.subject is not None and self.sees_subjects(call) else self.text
         return torch.cat([self.negative, prompt]) if guided and self.negative is not None else prompt
 
+    def tensors(self, call: int, *, guided: bool) -> dict[str, Tensor]:
+        """All that a call depends on, under the names that callbacks know."""
+        told = {} if self.added is None else self.added.at(guided=guided)
+        return {"prompt_embeds": self.at(call, guided=guided), **told}
+
 
 @dataclass(frozen=True)
 class StepOptions:
@@ -248,20 +253,21 @@ class DelayedConditioningPipeline:
         state: dict[str, Any] = {"latents": latents}
         state |= {"negative_prompt_embeds": conditioning.negative}
         state |= {"subject_prompt_embeds": conditioning.subject}
-        phase: tuple[bool, bool] | None = None
+        joined: bool | None = None
         with self.progress_bar(total=sum(map(schedule.ends_step, calls))) as progress:
             for call in calls:
                 if self.interrupt:
                     continue
                 timestep = schedule.timesteps[call]
                 guided = self.do_classifier_free_guidance and schedule.guides(call)
-                # Joined anew only where the phase changes, so that what a callback sets lasts until then.
-                if (conditioning.sees_subjects(call), guided) != phase:
-                    phase = (conditioning.sees_subjects(call), guided)
-                    state["prompt_embeds"] = conditioning.at(call, guided=guided)
-                    if conditioning.added is not None:
-                        state |= conditioning.added.at(guided=guided)
                 inputs = torch.cat([state["latents"]] * 2) if guided else state["latents"]
+                # Joined anew only where the subjects come in or there are other rows, so that what a callback
+                # sets lasts until then.
+                anew = conditioning.sees_subjects(call) is not joined
+                for name, value in conditioning.tensors(call, guided=guided).items():
+                    if anew or len(state[name]) != len(inputs):
+                        state[name] = value
+                joined = conditioning.sees_subjects(call)
                 inputs = self.scheduler.scale_model_input(inputs, timestep)
                 watch = options.attention
                 with nullcontext() if watch is None else watch.step(call, len(inputs)):

@@ -128,7 +128,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             added,
             attention,
             request.callback,
-            tuple(request.callback_inputs or ["latents"]),
+            ("latents",) if request.callback_inputs is None else tuple(request.callback_inputs),
         )
         calls = range(schedule.num_calls if request.num_calls is None else request.num_calls)
         latents = self._denoise(latents, schedule, conditioning, options, calls)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
-from tiny_pipeline import ONE, SIZE, TWO, reference, seeded
+from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
 
 from fastcomposer import FastComposer, FastComposerPipeline
 from fastcomposer.evaluation.pipelines import load_trained
@@ -137,6 +138,48 @@ class TestCallbacks:
             **SIZE,
         )
         assert rows == [2, 1, 1, 1]
+
+    @pytest.mark.parametrize(("before", "after"), [(5.0, 0.0), (1.0, 5.0)])
+    def test_a_callback_that_turns_guidance_on_or_off_may_bring_its_own_prompt(
+        self, before: float, after: float, pipe: FastComposerPipeline
+    ) -> None:
+        other, negative = pipe.encode_prompt("a woman smiling", torch.device("cpu"), 1, True)
+
+        def callback(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step != 1:
+                return tensors
+            pipeline._guidance_scale = after
+            return {"prompt_embeds": torch.cat([negative, other]) if after > 1 else other}
+
+        ours, theirs = (
+            each(
+                "a man",
+                guidance_scale=before,
+                generator=seeded(),
+                callback_on_step_end=callback,
+                callback_on_step_end_tensor_inputs=["prompt_embeds"],
+                output_type="latent",
+                **SIZE,
+            ).images
+            for each in (pipe, stable_diffusion(pipe))
+        )
+        assert torch.equal(ours, theirs)
+
+    def test_a_callback_may_ask_for_nothing(self, pipe: FastComposerPipeline) -> None:
+        seen: list[dict[str, Any]] = []
+
+        def callback(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+            seen.append(tensors)
+            return tensors
+
+        pipe(
+            "a man",
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=[],
+            output_type="latent",
+            **SIZE,
+        )
+        assert seen == [{}] * 4
 
     def test_interrupt_ends_the_loop(self, pipe: FastComposerPipeline) -> None:
         steps: list[int] = []
