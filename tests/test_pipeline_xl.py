@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from diffusers.callbacks import SDXLCFGCutoffCallback
 from PIL import Image
 from tiny_architectures import narrow
 
 from fastcomposer import FastComposer, FastComposerXLPipeline
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "np"}
+HALF: dict[str, Any] = {"num_inference_steps": 10, "denoising_end": 0.5, "output_type": "latent"}
 MAN = "a man <|image|> on the beach"
 
 
@@ -48,7 +50,10 @@ def picture() -> Image.Image:
         {"original_size": (40, 80), "crops_coords_top_left": (3, 5), "target_size": (64, 32)},
         {"negative_original_size": (8, 8), "negative_target_size": (9, 9), "negative_prompt": ""},
         {"prompt_2": "a woman", "negative_prompt": "red", "negative_prompt_2": "blue", "clip_skip": 1},
-        {"denoising_end": 0.5, "output_type": "latent"},
+        HALF,
+        {**HALF, "callback_on_step_end": SDXLCFGCutoffCallback(0.5)},
+        {"width": None, "height": 32},
+        {"width": 32, "height": None},
     ],
 )
 def test_code_for_stable_diffusion_xl_runs_unchanged(
@@ -58,6 +63,20 @@ def test_code_for_stable_diffusion_xl_runs_unchanged(
     ours = pipe("a man", generator=seeded(), **given).images
     theirs = stock("a man", generator=seeded(), **given).images
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_schedules_with_a_timestep_twice_begin_at_the_first(
+    pipe: FastComposerXLPipeline, stock: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = []
+    for each in (pipe, stock):
+        # The levels of noise at the beginning are so near to each other that their timesteps are the same.
+        scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_beta_sigmas=True)
+        monkeypatch.setattr(each, "scheduler", scheduler)
+        options = {**SIZE, "num_inference_steps": 60, "output_type": "latent"}
+        pictures.append(each("a man", generator=seeded(), **options).images)
+        assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    assert torch.equal(*pictures)
 
 
 def test_signature_begins_with_that_of_stable_diffusion_xl() -> None:

@@ -25,7 +25,7 @@ from transformers import (
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.text import check_tokenizers
-from fastcomposer.sampling import AddedConditioning, DelayedConditioning
+from fastcomposer.sampling import AddedConditioning, DelayedConditioning, Schedule
 from fastcomposer.subjects import Request, tensor_inputs
 from fastcomposer.variants import VariantPipeline
 
@@ -260,6 +260,18 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
             for value in (text, *others)
         ]
         return tuple(repeated)  # type: ignore[return-value]
+
+    def _image_size(self, height: int | None, width: int | None) -> _Size:
+        """As Stable Diffusion XL has it: one side may be given without the other."""
+        rows, columns = super()._image_size(None, None)
+        return super()._image_size(height or rows, width or columns)
+
+    def _schedule(self, *arguments: Any) -> Schedule:
+        """Set the timesteps, and begin with the first also where rounding has made the second the same."""
+        schedule = super()._schedule(*arguments)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        return schedule
 
     def _conditions(
         self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: _Size

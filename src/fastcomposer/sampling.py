@@ -249,7 +249,6 @@ class DelayedConditioningPipeline:
     ) -> Tensor:
         """Carry latents (N, C, h, w) through consecutive U-Net calls, all of them from noise to picture."""
         guidance_embedding = self._guidance_embedding(latents)
-        self._num_timesteps = schedule.num_calls
         state: dict[str, Any] = {"latents": latents}
         state |= {"negative_prompt_embeds": conditioning.negative}
         state |= {"subject_prompt_embeds": conditioning.subject}

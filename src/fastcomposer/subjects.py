@@ -131,6 +131,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             ("latents",) if request.callback_inputs is None else tuple(request.callback_inputs),
         )
         calls = range(schedule.num_calls if request.num_calls is None else request.num_calls)
+        self._num_timesteps = len(calls)
         latents = self._denoise(latents, schedule, conditioning, options, calls)
         images, unsafe = self._finish(latents, request.output_type, request.generator, texts.text.dtype)
         self.maybe_free_model_hooks()

@@ -259,6 +259,7 @@ class VariantPipeline(SubjectPromptPipeline):
     def _draw(self, point: _Point, plan: _Branching, output_type: str | None) -> VariantsOutput:
         """Carry n images of every variant from noise to pictures."""
         count, generators, dtype = len(point.latents), point.generators, plan.text.text.dtype
+        self._num_timesteps = plan.schedule.num_calls
         output = VariantsOutput.of(len(plan.starts), plan.calls_of(count))
         try:
             for members, final, maps in self._walk(point, plan):
