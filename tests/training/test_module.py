@@ -298,12 +298,14 @@ def test_compiled_training_is_training(
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_fused_steps_cannot_be_clipped_where_float16_is_scaled(
-    make_module: Make, make_data: Make, make_trainer: Make
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_fused_steps_are_refused_where_float16_is_scaled(
+    clip: float | None, make_module: Make, make_data: Make, make_trainer: Make
 ) -> None:
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"set method\.optimizer\.implementation=foreach"):
-        make_trainer(max_steps=1, plugins=[scaled]).fit(make_module(optimizer=AdamW()), make_data())
+        trainer = make_trainer(max_steps=1, plugins=[scaled], gradient_clip_val=clip)
+        trainer.fit(make_module(optimizer=AdamW()), make_data())
 
 
 def test_the_moving_average_is_that_of_one_tensor_after_the_other(

@@ -81,13 +81,14 @@ class RecipeModule(L.LightningModule):
         """Build optimizer and schedule over the trained parameters.
 
         Raises:
-            ValueError: If gradients that float16 scales are to be clipped before a fused optimizer.
+            ValueError: If gradients that float16 scales go to a fused optimizer.
         """
         optimizer = self.optimizer_factory(list(self.trained_parameters().values()))
-        if self._scales_gradients and _unscales_itself(optimizer) and self.trainer.gradient_clip_val:
+        if self._scales_gradients and _unscales_itself(optimizer):
             raise ValueError(
-                "trainer.precision=16-mixed with trainer.gradient_clip_val: set "
-                "method.optimizer.implementation=foreach; fused takes the scaling back only after clipping"
+                "trainer.precision=16-mixed: set method.optimizer.implementation=foreach; fused takes the "
+                "scaling back only after clipping and after the guard against gradients that are not finite, "
+                "which would hide from the scaler that it has to scale less"
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
