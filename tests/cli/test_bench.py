@@ -62,6 +62,8 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
     assert 0 < step["share_of_peak"] < 1
     calls = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "evaluation"}
     assert calls == {"three alphas, each by itself": 12, "three alphas, shared steps": 11}
+    drawn = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "sampler"}
+    assert drawn == {"4 steps, batch 1": 4, "4 steps, batch 2": 8}  # as three pictures by themselves take 12
     readme = Path("README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and "stale" not in readme
     assert readme.count("\n| step | tuned without localization | ") == 1

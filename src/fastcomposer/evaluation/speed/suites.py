@@ -124,7 +124,7 @@ def time_sampler(
     def case(batch: int, number: int) -> Case:
         prompts, references = [_PROMPT] * batch, [[portrait]] * batch
         draw = partial(pipeline, prompts, references=references, **options)
-        return Case(draw, number, unet_calls=2 * steps * batch)
+        return Case(draw, number, unet_calls=steps * batch)
 
     for unit in ("images/s", "steps/s"):
         cases = {
