@@ -13,12 +13,12 @@ SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = "fastcomposer"
 # Each row imports from rows above it, and its members from those before them in the row.
 ROOMS = (
-    ("faults", "files", "progress", "draws", "memory", "schedulers", "settings"),
-    ("stages", "workers", "jobs", "pairing", "pictures", "panels"),
+    ("runtime",),
+    ("draws", "pairing", "pictures", "panels"),
     ("prompt", "batch", "losses"),
     ("data",),
     ("models", "metrics"),
-    ("sampling", "subjects", "variants", "pipeline", "pipeline_xl", "pipeline_kinds"),
+    ("pipeline",),
     ("composer",),
     ("training",),
     ("provenance",),

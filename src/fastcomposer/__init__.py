@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from fastcomposer.batch import SubjectBatch
     from fastcomposer.composer import FastComposer
     from fastcomposer.models.fusion import SubjectFusion
-    from fastcomposer.pipeline import FastComposerPipeline
-    from fastcomposer.pipeline_kinds import open_pipeline
-    from fastcomposer.pipeline_xl import FastComposerXLPipeline
+    from fastcomposer.pipeline.kinds import open_pipeline
+    from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+    from fastcomposer.pipeline.stable_diffusion_xl import FastComposerXLPipeline
     from fastcomposer.prompt import PromptError
 
 __version__ = "0.1.0"
@@ -23,11 +23,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "FastComposer": "fastcomposer.composer",
     "FastComposerPipeline": "fastcomposer.pipeline",
-    "FastComposerXLPipeline": "fastcomposer.pipeline_xl",
+    "FastComposerXLPipeline": "fastcomposer.pipeline",
     "PromptError": "fastcomposer.prompt",
     "SubjectBatch": "fastcomposer.batch",
     "SubjectFusion": "fastcomposer.models.fusion",
-    "open_pipeline": "fastcomposer.pipeline_kinds",
+    "open_pipeline": "fastcomposer.pipeline",
 }
 
 __all__ = [

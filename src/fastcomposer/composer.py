@@ -18,10 +18,10 @@ from fastcomposer.models.attention import AttentionCapture, Implementation, sele
 from fastcomposer.models.conditioning import encode_references
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.text import TextStates
-from fastcomposer.pipeline_kinds import pipeline_class
+from fastcomposer.pipeline.kinds import pipeline_class
 
 if TYPE_CHECKING:
-    from fastcomposer.pipeline import FastComposerPipeline
+    from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 
 _TARGETS = ("epsilon", "v_prediction")
 

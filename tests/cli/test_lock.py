@@ -16,7 +16,7 @@ import pytest
 
 from fastcomposer.cli import evaluate, prepare, train
 from fastcomposer.cli.lock import LOCK_NAME, sole_run
-from fastcomposer.faults import FaultError
+from fastcomposer.runtime.faults import FaultError
 
 _CONTEXT = multiprocessing.get_context("fork")
 

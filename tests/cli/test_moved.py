@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fastcomposer.cli.moved import MOVED, rename_targets, with_present_targets
 from fastcomposer.cli.sweeps.job import as_job
-from fastcomposer.jobs import JOB_NAME
+from fastcomposer.runtime.jobs import JOB_NAME
 
 
 @pytest.mark.parametrize(("was", "now"), MOVED.items())

@@ -32,7 +32,7 @@ GENERATE = (
     "fastcomposer.composer",
     "fastcomposer.models.trained",
     "fastcomposer.pictures",
-    "fastcomposer.pipeline",
+    "fastcomposer.pipeline.stable_diffusion",
 )
 
 

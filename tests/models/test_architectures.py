@@ -24,9 +24,9 @@ from fastcomposer import FastComposer, SubjectBatch
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.loading import load_tokenizer, open_source
 from fastcomposer.models.trained import load_trained_weights, save_trained_weights
-from fastcomposer.pipeline_kinds import open_pipeline
+from fastcomposer.pipeline.kinds import open_pipeline
+from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import parse_prompt, strip_markers
-from fastcomposer.variants import Variant
 
 NAMES = ("sd15", "sd21", "sdxl")
 PROMPT = "a man <|image|> and a woman <|image|> on the beach"

@@ -12,8 +12,8 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from tiny_pipeline import ONE, SCHEDULERS, SIZE, TWO, reference, seeded, stable_diffusion
 
 from fastcomposer import FastComposerPipeline
+from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule
 from fastcomposer.prompt import strip_markers
-from fastcomposer.sampling import DelayedConditioning, Schedule
 
 if TYPE_CHECKING:
     from tests.conftest import Golden

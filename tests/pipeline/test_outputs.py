@@ -14,7 +14,7 @@ from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
 from fastcomposer import FastComposer, FastComposerPipeline
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.models.trained import save_trained_weights
-from fastcomposer.pipeline import FastComposerPipelineOutput
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipelineOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from small_training import small_training
 from toy_evaluation import Toy
 
 from fastcomposer.data.shards import ShardedRecords
-from fastcomposer.faults import FaultError
+from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.checkpoints import read_step
 
 OUTPUT = "run"

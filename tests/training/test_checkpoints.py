@@ -18,7 +18,7 @@ from configurations import composed
 from hydra.utils import instantiate
 
 from fastcomposer.cli.train import find_checkpoint
-from fastcomposer.faults import FaultError
+from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.checkpoints import CheckpointFiles, check_whole, newest_whole, read_step
 
 Make = Callable[..., Any]

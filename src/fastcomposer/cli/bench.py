@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, show_table
 from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, training
-from fastcomposer.files import write_atomically
+from fastcomposer.runtime.files import write_atomically
 
 SUITES = (
     "scenes",

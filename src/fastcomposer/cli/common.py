@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fastcomposer.cli.moved import rename_targets
 from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.cli.sweeps.watch import watched
-from fastcomposer.faults import FaultError
-from fastcomposer.workers import said_in_worker
+from fastcomposer.runtime.faults import FaultError
+from fastcomposer.runtime.workers import said_in_worker
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,7 +126,7 @@ def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) ->
 
     Args:
         config: Of the command.
-        scheduler: See :func:`~fastcomposer.schedulers.use_scheduler`.
+        scheduler: See :func:`~fastcomposer.pipeline.schedulers.use_scheduler`.
 
     Returns:
         The pipeline, on the GPU where there is one.
@@ -134,7 +134,7 @@ def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) ->
     import torch
 
     from fastcomposer.evaluation.pipelines import load_trained
-    from fastcomposer.schedulers import use_scheduler
+    from fastcomposer.pipeline.schedulers import use_scheduler
 
     model = config.model
     pipeline: Any = load_trained(

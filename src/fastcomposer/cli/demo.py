@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
 def _serve(config: DictConfig, address: Any, limits: Any) -> None:
     from hydra.utils import instantiate
 
-    from fastcomposer.schedulers import split_scheduler
+    from fastcomposer.pipeline.schedulers import split_scheduler
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     scheduler, _ = split_scheduler(settings["sampler"])

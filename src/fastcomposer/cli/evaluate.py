@@ -157,7 +157,7 @@ def measure_attention(config: DictConfig) -> None:
 
     from fastcomposer.evaluation.attention import attention_share
     from fastcomposer.models.trained import load_trained_weights
-    from fastcomposer.progress import tracked
+    from fastcomposer.runtime.progress import tracked
 
     data = instantiate(config.data.module)
     table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")

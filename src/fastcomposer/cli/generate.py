@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     from PIL import Image
 
     from fastcomposer.models.compilation import check_backend, compile_blocks
-    from fastcomposer.schedulers import split_scheduler
+    from fastcomposer.pipeline.schedulers import split_scheduler
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     del settings["settings"]
@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
 
     from fastcomposer.pictures import grid
     from fastcomposer.provenance import picture_text
-    from fastcomposer.settings import file_digest
+    from fastcomposer.runtime.settings import file_digest
 
     pipeline = trained_pipeline(config, scheduler)
     if config.compile is not None:

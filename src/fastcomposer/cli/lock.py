@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from fastcomposer.faults import FaultError
+from fastcomposer.runtime.faults import FaultError
 
 LOCK_NAME = ".lock"
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from fastcomposer.cli.common import command, quieten_lightning
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, draw, measure
-from fastcomposer.files import remove_leftovers
-from fastcomposer.workers import data_worker_faults
+from fastcomposer.runtime.files import remove_leftovers
+from fastcomposer.runtime.workers import data_worker_faults
 
 BASE_PARTS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder")
 """Trainings of the embedded base's parts, in their order."""

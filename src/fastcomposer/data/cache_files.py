@@ -26,8 +26,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastcomposer.data.transforms import TargetTransform
-from fastcomposer.files import write_atomically
-from fastcomposer.settings import differences
+from fastcomposer.runtime.files import write_atomically
+from fastcomposer.runtime.settings import differences
 
 _MANIFEST = "cache.json"
 _VERSION = 2

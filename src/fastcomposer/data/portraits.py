@@ -23,7 +23,7 @@ from fastcomposer.data.pixels import open_picture
 from fastcomposer.data.prepare import other_looks
 from fastcomposer.data.scenes import AvatarScenes, reference_picture
 from fastcomposer.data.transforms import pad_to_square
-from fastcomposer.files import write_atomically
+from fastcomposer.runtime.files import write_atomically
 
 View = Literal["far", "whole", "close"]
 """How large the person is in a picture; captions say so."""

@@ -21,7 +21,7 @@ from fastcomposer.data.cache_files import (
     target_differences,
 )
 from fastcomposer.data.records import LoadedRecord
-from fastcomposer.settings import differences
+from fastcomposer.runtime.settings import differences
 
 
 class StateCache:

@@ -16,9 +16,9 @@ from fastcomposer.data.records import (
     write_record,
 )
 from fastcomposer.data.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
-from fastcomposer.files import remove_leftovers, write_atomically
-from fastcomposer.progress import LongWork
-from fastcomposer.workers import in_processes
+from fastcomposer.runtime.files import remove_leftovers, write_atomically
+from fastcomposer.runtime.progress import LongWork
+from fastcomposer.runtime.workers import in_processes
 
 TEST_OFFSET = 90_000_000
 """Number of the first held-out record; training records count from 0."""

@@ -31,8 +31,8 @@ from fastcomposer.data.record import RecordError as RecordError
 from fastcomposer.data.record import RecordFiles as RecordFiles
 from fastcomposer.data.record import Segment as Segment
 from fastcomposer.data.record import record_error
-from fastcomposer.files import write_atomically
 from fastcomposer.prompt import MARKER
+from fastcomposer.runtime.files import write_atomically
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
 """Name of the id list of each split."""

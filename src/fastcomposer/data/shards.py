@@ -32,10 +32,10 @@ from fastcomposer.data.records import (
     read_files,
     write_atomically,
 )
-from fastcomposer.files import remove_leftovers
-from fastcomposer.progress import tracked
-from fastcomposer.settings import differences
-from fastcomposer.workers import in_processes
+from fastcomposer.runtime.files import remove_leftovers
+from fastcomposer.runtime.progress import tracked
+from fastcomposer.runtime.settings import differences
+from fastcomposer.runtime.workers import in_processes
 
 _MANIFEST = "shards.json"
 _INDEX = "index.json"  # litdata's name

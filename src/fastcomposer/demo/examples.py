@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastcomposer.data.prepare import reference_name
 from fastcomposer.data.scenes import held_out_identities, reference_picture
-from fastcomposer.files import write_atomically
+from fastcomposer.runtime.files import write_atomically
 
 _SIDE = 128
 _TRIES = (

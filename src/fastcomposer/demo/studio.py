@@ -16,10 +16,10 @@ from torch import Generator, Tensor
 from fastcomposer.demo.marking import subject_words
 from fastcomposer.demo.uploads import Person
 from fastcomposer.pictures import attention_overlay
+from fastcomposer.pipeline.sampling import Schedule
+from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import strip_markers
 from fastcomposer.provenance import picture_text
-from fastcomposer.sampling import Schedule
-from fastcomposer.variants import Variant
 
 _LARGE = 384  # pixels; smaller pictures are enlarged for overlays, so that these are smooth
 

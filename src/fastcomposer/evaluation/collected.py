@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.statistics import Estimate, bootstrap, paired_difference
-from fastcomposer.jobs import read_jobs
+from fastcomposer.runtime.jobs import read_jobs
 
 OURS = "fastcomposer"
 TEXT_ONLY = "text_only"

@@ -17,7 +17,7 @@ from fastcomposer.evaluation.rows import Distances
 from fastcomposer.evaluation.scoring import extractor_facts
 from fastcomposer.evaluation.store import digest, pictures_key, read_distances, write_distances
 from fastcomposer.metrics.distribution import PictureFeatures, feature_distance
-from fastcomposer.stages import ResumableStage
+from fastcomposer.runtime.stages import ResumableStage
 
 
 class DistanceStage(ResumableStage):

@@ -15,8 +15,8 @@ from torch import Generator, Tensor, nn
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.pipelines import networks_of, pipeline_facts
 from fastcomposer.evaluation.results import Costs
-from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 
 _Item = TypeVar("_Item")
 PipelineFactory = Callable[[], FastComposerPipeline]
@@ -96,7 +96,8 @@ class Sampling:
 
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
-        sampler: As :func:`~fastcomposer.schedulers.split_scheduler` takes it; its ``alpha`` is not used.
+        sampler: As :func:`~fastcomposer.pipeline.schedulers.split_scheduler` takes it; its ``alpha`` is not
+            used.
         batch_size: Most pictures in one U-Net call. It does not decide pixels but for rounding.
         group_size: Most pictures of a group: what an interruption loses.
 

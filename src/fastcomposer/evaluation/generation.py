@@ -15,10 +15,10 @@ from torch import nn
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
 from fastcomposer.evaluation.drawing import Job, Method
 from fastcomposer.evaluation.store import PictureFacts, RunStore, write_all
-from fastcomposer.memory import peak_memory_bytes
-from fastcomposer.progress import tracked
-from fastcomposer.settings import differences, digest, file_digest
-from fastcomposer.stages import ResumableStage
+from fastcomposer.runtime.memory import peak_memory_bytes
+from fastcomposer.runtime.progress import tracked
+from fastcomposer.runtime.settings import differences, digest, file_digest
+from fastcomposer.runtime.stages import ResumableStage
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Generator
 from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES, Subject
 from fastcomposer.evaluation.drawing import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
 from fastcomposer.evaluation.results import Costs
-from fastcomposer.variants import Variant
+from fastcomposer.pipeline.variants import Variant
 
 _Key = tuple[tuple[str, ...], int]  # subjects and setting
 

@@ -10,8 +10,8 @@ from typing import Any
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.drawing import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
 from fastcomposer.evaluation.results import METHODS, Costs
-from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.settings import described
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+from fastcomposer.runtime.settings import described
 from fastcomposer.training.personalization.concept import Concept, apply_concepts, rewrite_prompt
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.loading import Weights
 from fastcomposer.models.trained import load_trained_weights
-from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.pipeline_kinds import open_pipeline
-from fastcomposer.settings import weights_digest
+from fastcomposer.pipeline.kinds import open_pipeline
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+from fastcomposer.runtime.settings import weights_digest
 
 _FOR_SUBJECTS = ("image_encoder", "fusion")
 

@@ -25,8 +25,8 @@ from fastcomposer.evaluation.rows import Distances as Distances
 from fastcomposer.evaluation.rows import ResultRow as ResultRow
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.statistics import paired_difference as paired_difference
-from fastcomposer.files import write_atomically
 from fastcomposer.metrics.measure import COLUMN
+from fastcomposer.runtime.files import write_atomically
 
 SCHEMA_VERSION = 1
 SCORES = pa.schema(

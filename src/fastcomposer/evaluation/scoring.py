@@ -26,8 +26,8 @@ from fastcomposer.metrics.identity import IdentityScore, identity_score
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.metrics.measure import COLUMN, PictureMeasure
 from fastcomposer.metrics.similarity import copy_paste
-from fastcomposer.settings import digest, file_digest, weights_digest
-from fastcomposer.stages import ResumableStage
+from fastcomposer.runtime.settings import digest, file_digest, weights_digest
+from fastcomposer.runtime.stages import ResumableStage
 
 _BACKING = 238 / 255  # behind transparent references
 

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances
-from fastcomposer.files import remove_leftovers, write_atomically
 from fastcomposer.pictures import attention_overlay
 from fastcomposer.provenance import picture_text, read_facts
-from fastcomposer.settings import differences, digest
+from fastcomposer.runtime.files import remove_leftovers, write_atomically
+from fastcomposer.runtime.settings import differences, digest
 
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"

@@ -21,7 +21,7 @@ from fastcomposer.models.single_file import SingleFileSource, is_single_file
 from fastcomposer.models.source import ModelSource, declares, existing_file, with_dtype
 from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
 from fastcomposer.models.untrained import RandomSource
-from fastcomposer.settings import base_fingerprint
+from fastcomposer.runtime.settings import base_fingerprint
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 Weights = Literal["pretrained", "random"]

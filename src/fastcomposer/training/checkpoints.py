@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from fastcomposer.faults import FaultError
-from fastcomposer.files import disk_error
+from fastcomposer.runtime.faults import FaultError
+from fastcomposer.runtime.files import disk_error
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.models.trained import WEIGHTS_NAME, find_weights_file
-from fastcomposer.settings import base_fingerprint
+from fastcomposer.runtime.settings import base_fingerprint
 from fastcomposer.training.loggers import PatientWandbLogger
 
 

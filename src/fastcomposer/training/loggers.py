@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcomposer.files import disk_error, write_atomically
+from fastcomposer.runtime.files import disk_error, write_atomically
 
 
 class ContinuedCSVLogger(CSVLogger):

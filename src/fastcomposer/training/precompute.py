@@ -26,9 +26,9 @@ from fastcomposer.data.cache_files import (
 )
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
-from fastcomposer.files import remove_leftovers
-from fastcomposer.settings import weights_digest
-from fastcomposer.stages import ResumableStage
+from fastcomposer.runtime.files import remove_leftovers
+from fastcomposer.runtime.settings import weights_digest
+from fastcomposer.runtime.stages import ResumableStage
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 _READERS = 8

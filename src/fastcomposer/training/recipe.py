@@ -15,8 +15,8 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Timer
 from torch import Generator, Tensor, nn
 
-from fastcomposer.faults import FaultError
 from fastcomposer.models.trained import TrainingLength
+from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import gathered, share, share_of, whole
 

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from fastcomposer.files import write_atomically
 from fastcomposer.panels import SAMPLE_PICTURES, SAMPLE_ROWS
 from fastcomposer.pictures import attention_overlay, grid
+from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.prompt import MARKER
-from fastcomposer.schedulers import split_scheduler, use_scheduler
+from fastcomposer.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SampleImages(Callback):
         references: For each prompt, the files of its references.
         seed: Seed of the noise.
         sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
-            scheduler; see :func:`~fastcomposer.schedulers.split_scheduler`.
+            scheduler; see :func:`~fastcomposer.pipeline.schedulers.split_scheduler`.
         scores: Scores the pictures; ``None`` for no scores.
 
     Raises:

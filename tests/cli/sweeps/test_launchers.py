@@ -20,7 +20,7 @@ from small_training import bare_training
 from fastcomposer.cli import train
 from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.cli.sweeps.processes import check_processes, devices_of
-from fastcomposer.jobs import read_job, read_jobs
+from fastcomposer.runtime.jobs import read_job, read_jobs
 
 _RAY = ["hydra/launcher=ray_cluster", "hydra.launcher.ray.init.address=local"]
 

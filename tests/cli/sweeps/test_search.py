@@ -22,7 +22,7 @@ from fastcomposer.cli import evaluate, report, train
 from fastcomposer.cli.sweeps.search import Search, chosen_overrides, distribution
 from fastcomposer.cli.sweeps.watch import begin_sweep
 from fastcomposer.evaluation.results import read_results
-from fastcomposer.jobs import Goal, Job, Plan, read_job, read_jobs
+from fastcomposer.runtime.jobs import Goal, Job, Plan, read_job, read_jobs
 from fastcomposer.training.checkpoints import read_step
 
 

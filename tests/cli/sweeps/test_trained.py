@@ -16,7 +16,7 @@ from toy_evaluation import make_toy
 from fastcomposer.cli import evaluate, report, train
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.cli.sweeps.trained import check_trained, evaluation_call, unchanging_job, with_jobs
-from fastcomposer.jobs import Job, Plan
+from fastcomposer.runtime.jobs import Job, Plan
 
 CALL = ["-m", "sweep=jobs", "jobs=trained", "alphas=[0.6]"]
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fastcomposer.cli import train
 from fastcomposer.cli.sweeps.watch import begin_sweep, resumed
-from fastcomposer.jobs import Job, Plan, read_job, read_jobs, swept_keys
+from fastcomposer.runtime.jobs import Job, Plan, read_job, read_jobs, swept_keys
 from fastcomposer.training.checkpoints import read_step
 
 Run = Callable[..., tuple[int, str, str]]

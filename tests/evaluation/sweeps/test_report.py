@@ -20,7 +20,7 @@ from fastcomposer.evaluation.sweeps.groups import full_label, spoken
 from fastcomposer.evaluation.sweeps.measured import group_table, last_steps, read_measured
 from fastcomposer.evaluation.sweeps.plots import sweep_plot
 from fastcomposer.evaluation.sweeps.report import write_sweep_report
-from fastcomposer.jobs import Goal, Job, Plan
+from fastcomposer.runtime.jobs import Goal, Job, Plan
 
 
 def training_sweep(folder: Path, keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fastcomposer.composer import FastComposer
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.models.text import encode_text
-from fastcomposer.pipeline import FastComposerPipeline
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.prompt import PromptError
 from fastcomposer.training.personalization.concept import (
     Concept,

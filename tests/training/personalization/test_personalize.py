@@ -18,7 +18,7 @@ from learning_beside import learn_beside_another
 from PIL import Image
 
 from fastcomposer.data.portraits import ReferenceSet
-from fastcomposer.settings import base_fingerprint, described, differences
+from fastcomposer.runtime.settings import base_fingerprint, described, differences
 from fastcomposer.training.personalization.concept import Concept
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.module import PersonalizationModule

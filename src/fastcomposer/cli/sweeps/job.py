@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from fastcomposer.cli.lock import is_first_process
 from fastcomposer.cli.moved import with_present_targets
 from fastcomposer.cli.sweeps.processes import check_processes
-from fastcomposer.jobs import TRACE_NAME, Job, read_job, read_plan
+from fastcomposer.runtime.jobs import TRACE_NAME, Job, read_job, read_plan
 
 _DECIDES_NOTHING = ("resume", "threads")
 

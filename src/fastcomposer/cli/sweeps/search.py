@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
-from fastcomposer.jobs import Goal, Job, read_plan
+from fastcomposer.runtime.jobs import Goal, Job, read_plan
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -197,7 +197,7 @@ def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mappin
     Args:
         config: Of the sweep.
         chosen: Overrides by key.
-        common: See :class:`~fastcomposer.jobs.Goal`.
+        common: See :class:`~fastcomposer.runtime.jobs.Goal`.
 
     Raises:
         ValueError: If a setting is wrong, with its key.

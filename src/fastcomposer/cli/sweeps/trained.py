@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.cli.summary import carried_from, people_from, value
-from fastcomposer.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
+from fastcomposer.runtime.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
 
 _CHOICE = "sweep=jobs"
 _PAPER = ("metrics=paper", "benchmark=paper", "benchmark.pictures=/data/celeba")

@@ -19,7 +19,7 @@ from fastcomposer.cli.sweeps.job import arguments_replaced, settings_of
 from fastcomposer.cli.sweeps.processes import check_processes
 from fastcomposer.cli.sweeps.search import chosen_overrides, go_on_with, read_goal
 from fastcomposer.cli.sweeps.trained import evaluation_call, report_folder, unchanging_job
-from fastcomposer.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
+from fastcomposer.runtime.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
 
 _FLAGS = ("-m", "--multirun")
 _OTHER_FLAGS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info")

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastcomposer.data.photos.interfaces import Photo
 from fastcomposer.data.photos.pretrained import load_with_processor
-from fastcomposer.settings import base_fingerprint
+from fastcomposer.runtime.settings import base_fingerprint
 
 
 class PretrainedCaptioner(nn.Module):

@@ -15,7 +15,7 @@ from fastcomposer.data.cutout import cut_out
 from fastcomposer.data.photos.interfaces import Match, Scene
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.pairing import greedy_pairs
-from fastcomposer.settings import base_fingerprint, described
+from fastcomposer.runtime.settings import base_fingerprint, described
 
 BACKGROUNDS = ("noise", "grey", "keep")
 

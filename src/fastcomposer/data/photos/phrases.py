@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.data.photos.interfaces import NounPhrase
-from fastcomposer.settings import base_fingerprint
+from fastcomposer.runtime.settings import base_fingerprint
 
 Words = Mapping[str, Sequence[str]]
 """Label of regions → words, in the singular, that name one of them."""

@@ -12,7 +12,7 @@ from torch import nn
 from fastcomposer.data.photos.interfaces import Photo, Region, Segmentation
 from fastcomposer.data.photos.pretrained import load_with_processor
 from fastcomposer.data.photos.source import UnusablePhotoError
-from fastcomposer.settings import base_fingerprint
+from fastcomposer.runtime.settings import base_fingerprint
 
 TASKS = ("panoptic", "instance")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from fastcomposer.data.pixels import eight_bit
-from fastcomposer.settings import digest
+from fastcomposer.runtime.settings import digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """Files that count as photos; those that Pillow cannot open are listed, not passed over."""

@@ -22,8 +22,8 @@ from fastcomposer.data.photos.statistics import write_report
 from fastcomposer.data.photos.store import LeftOut, Outcome, PreparedFolder
 from fastcomposer.data.records import Record, RecordError, Segment
 from fastcomposer.prompt import MARKER
-from fastcomposer.settings import differences, digest
-from fastcomposer.stages import ResumableStage
+from fastcomposer.runtime.settings import differences, digest
+from fastcomposer.runtime.stages import ResumableStage
 
 _READERS = 4
 

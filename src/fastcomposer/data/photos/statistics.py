@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fastcomposer.data.photos.samples import Sample, draw_sample
 from fastcomposer.data.photos.source import PhotoFile
 from fastcomposer.data.photos.store import Outcome, PreparedFolder
-from fastcomposer.files import write_atomically
-from fastcomposer.settings import digest
+from fastcomposer.runtime.files import write_atomically
+from fastcomposer.runtime.settings import digest
 
 REPORT = "report.html"
 _SIDES = (256, 384, 512, 768, 1024, 1536, 2048)  # pixels

@@ -29,8 +29,8 @@ from fastcomposer.data.records import (
     write_ids,
     write_record,
 )
-from fastcomposer.files import remove_leftovers
-from fastcomposer.settings import differences, digest
+from fastcomposer.runtime.files import remove_leftovers
+from fastcomposer.runtime.settings import differences, digest
 
 FOLDER = "preparation"
 FIELD = "preparation"

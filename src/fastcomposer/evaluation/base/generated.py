@@ -18,8 +18,8 @@ from fastcomposer.evaluation.base.quality import (
     subjects,
 )
 from fastcomposer.models.detector import HeadDetector
-from fastcomposer.progress import tracked
-from fastcomposer.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
+from fastcomposer.runtime.progress import tracked
 
 _BATCH = 32
 

@@ -18,7 +18,7 @@ from fastcomposer.evaluation.base.captions import caption_accuracy
 from fastcomposer.models.detector import HeadDetector, count_matches
 from fastcomposer.models.embedder import IdentityEmbedder, pair_up
 from fastcomposer.models.loading import load_tokenizer
-from fastcomposer.progress import tracked
+from fastcomposer.runtime.progress import tracked
 from fastcomposer.training.base.degradation import occlude
 
 _BATCH = 64

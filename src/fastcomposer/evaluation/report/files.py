@@ -11,7 +11,7 @@ from fastcomposer.evaluation.report.expectations import deviations, expectations
 from fastcomposer.evaluation.report.html import render_html
 from fastcomposer.evaluation.report.table_files import to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.report.tables import make_tables
-from fastcomposer.files import write_atomically
+from fastcomposer.runtime.files import write_atomically
 
 FORMATS = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
 """File of each format."""

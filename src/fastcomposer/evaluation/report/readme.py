@@ -9,7 +9,7 @@ from fastcomposer.evaluation.collected import Collected
 from fastcomposer.evaluation.report.table import Table
 from fastcomposer.evaluation.report.table_files import markdown_table
 from fastcomposer.evaluation.report.tables import PUBLISHED, localization_table, main_table
-from fastcomposer.files import write_atomically
+from fastcomposer.runtime.files import write_atomically
 
 _COLUMNS = (
     ("", "references"),

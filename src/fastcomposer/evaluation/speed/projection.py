@@ -20,8 +20,8 @@ from PIL import Image
 from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
 from fastcomposer.data.prepare import NUM_TUNING_PICTURES
 from fastcomposer.evaluation.collected import OURS
-from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.training.personalization.module import PersonalizationModule
 from fastcomposer.training.personalization.personalize import QUIET, quietly
 

@@ -24,9 +24,9 @@ from fastcomposer.data.scenes import AvatarScenes
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.evaluation.speed.figures import Case, Stopwatch
 from fastcomposer.evaluation.speed.plain_loading import plain_augmentation, plain_sample
-from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.schedulers import split_scheduler, use_scheduler
-from fastcomposer.variants import Variant
+from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+from fastcomposer.pipeline.variants import Variant
 
 _PROMPT = "a man <|image|> on the beach"
 

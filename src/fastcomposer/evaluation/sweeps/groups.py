@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastcomposer.evaluation.collected import Run
 from fastcomposer.evaluation.report.table import Style
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.jobs import Job
+from fastcomposer.runtime.jobs import Job
 
 DIFFERENCE = "_difference"
 """Ends the names of figures that are differences from the baseline."""

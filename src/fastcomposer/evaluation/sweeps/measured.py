@@ -13,7 +13,7 @@ from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Tabl
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.sweeps.groups import Entry, Group, short
 from fastcomposer.evaluation.sweeps.scores import fresh_evaluation, score_groups, scored_folder
-from fastcomposer.jobs import Job, Plan, read_jobs, read_plan, swept_keys
+from fastcomposer.runtime.jobs import Job, Plan, read_jobs, read_plan, swept_keys
 
 OVER_STEPS = (
     "Figures of a training are means over the last quarter of what it logged. Their 95 % intervals are "

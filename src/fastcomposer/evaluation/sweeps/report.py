@@ -20,7 +20,7 @@ from fastcomposer.evaluation.sweeps.measured import Sweep, group_table, read_mea
 from fastcomposer.evaluation.sweeps.plots import is_map, sweep_plot
 from fastcomposer.evaluation.sweeps.scores import references_of
 from fastcomposer.evaluation.sweeps.trials import trial_plots, trial_table
-from fastcomposer.jobs import Job
+from fastcomposer.runtime.jobs import Job
 
 _COLUMNS = 1  # of pictures, of each category of prompts
 

@@ -9,7 +9,7 @@ from fastcomposer.evaluation.collected import BENCHMARKS, Run, Score, collect, d
 from fastcomposer.evaluation.report.table import Style
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.sweeps.groups import DIFFERENCE, Entry, Group, full_label
-from fastcomposer.jobs import JOB_NAME, Job, evaluation_of, read_job
+from fastcomposer.runtime.jobs import JOB_NAME, Job, evaluation_of, read_job
 
 OVER_SUBJECTS = "Intervals (95 %) are bootstrapped over subjects."
 ONE_TRAINING = "Each job is one training: how another seed would do is not in them."

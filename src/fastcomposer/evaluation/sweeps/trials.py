@@ -12,7 +12,7 @@ from fastcomposer.evaluation.report.html import Plot
 from fastcomposer.evaluation.report.plots import COLOURS, figure
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
 from fastcomposer.evaluation.sweeps.groups import short
-from fastcomposer.jobs import Goal, Job
+from fastcomposer.runtime.jobs import Goal, Job
 
 _HEIGHT = 2.6  # inches
 

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.bank import SceneBank, SceneBatch
 from fastcomposer.models.text import encode_text
-from fastcomposer.progress import tracked
+from fastcomposer.runtime.progress import tracked
 from fastcomposer.training.base.vae import encoder_of, save_half
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 

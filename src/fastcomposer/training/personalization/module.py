@@ -20,10 +20,10 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
 from fastcomposer.losses import denoising_loss
-from fastcomposer.memory import peak_memory_bytes
 from fastcomposer.models.loading import Weights, open_source, source_fingerprint
 from fastcomposer.models.source import ModelSource
 from fastcomposer.models.text import encode_text
+from fastcomposer.runtime.memory import peak_memory_bytes
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
 from fastcomposer.training.personalization.prior import ClassPictures
 from fastcomposer.training.personalization.tokens import NewTokens, with_tokens, word_embedding

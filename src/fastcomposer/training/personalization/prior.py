@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from fastcomposer.files import write_atomically
-from fastcomposer.progress import tracked
+from fastcomposer.runtime.files import write_atomically
+from fastcomposer.runtime.progress import tracked
 
 
 @dataclass(frozen=True)

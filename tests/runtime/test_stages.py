@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from fastcomposer.stages import even_shares
+from fastcomposer.runtime.stages import even_shares
 
 
 def test_blocks_and_their_remainders_do_not_pile_up() -> None:

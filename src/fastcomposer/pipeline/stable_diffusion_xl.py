@@ -25,9 +25,9 @@ from transformers import (
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.text import check_tokenizers
-from fastcomposer.sampling import AddedConditioning, DelayedConditioning, Schedule
-from fastcomposer.subjects import Request, tensor_inputs
-from fastcomposer.variants import VariantPipeline
+from fastcomposer.pipeline.sampling import AddedConditioning, DelayedConditioning, Schedule
+from fastcomposer.pipeline.subjects import Request, tensor_inputs
+from fastcomposer.pipeline.variants import VariantPipeline
 
 if TYPE_CHECKING:
     from fastcomposer.models.networks import Networks
@@ -41,7 +41,7 @@ class FastComposerXLPipelineOutput(StableDiffusionXLPipelineOutput):
 
     Attributes:
         images: List of PIL images, array (N, H, W, 3) or tensor, by ``output_type``.
-        attention_maps: See :class:`~fastcomposer.pipeline.FastComposerPipelineOutput`.
+        attention_maps: See :class:`~fastcomposer.pipeline.stable_diffusion.FastComposerPipelineOutput`.
         nsfw_content_detected: Always ``None``: Stable Diffusion XL has no safety checker.
     """
 
@@ -170,8 +170,8 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
 
         Arguments are those of ``StableDiffusionXLPipeline``; ``references``, ``alpha``,
         ``subject_prompt_embeds`` (B, T, d₁ + d₂), ``return_attention`` and ``guidance_interval`` are those
-        of :class:`~fastcomposer.pipeline.FastComposerPipeline`. The markers are those of ``prompt``, and the
-        pooled embedding that the U-Net is told stays that of the text.
+        of :class:`~fastcomposer.pipeline.stable_diffusion.FastComposerPipeline`. The markers are those of
+        ``prompt``, and the pooled embedding that the U-Net is told stays that of the text.
 
         Returns:
             Images and, where asked for, attention maps.

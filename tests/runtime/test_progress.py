@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastcomposer.progress import LongWork, tracked
+from fastcomposer.runtime.progress import LongWork, tracked
 
 
 class Clock:

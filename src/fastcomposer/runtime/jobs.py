@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastcomposer.files import write_atomically
+from fastcomposer.runtime.files import write_atomically
 
 Status = Literal["running", "finished", "failed", "stopped", "waiting"]
 

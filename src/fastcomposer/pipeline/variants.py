@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 
 from fastcomposer.models.attention import AttentionAverage
 from fastcomposer.models.conditioning import subject_slots
-from fastcomposer.sampling import DelayedConditioning, Schedule, StepOptions
-from fastcomposer.subjects import SubjectPromptPipeline, Subjects
+from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions
+from fastcomposer.pipeline.subjects import SubjectPromptPipeline, Subjects
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from omegaconf import OmegaConf
 
 from fastcomposer.composer import FastComposer
-from fastcomposer.pipeline import FastComposerPipeline
-from fastcomposer.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 
 SIZE = {"height": 32, "width": 32, "output_type": "np"}
 CLASSES = {

@@ -19,9 +19,9 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import SubjectFusion
-from fastcomposer.sampling import DelayedConditioning
-from fastcomposer.subjects import Request, tensor_inputs
-from fastcomposer.variants import VariantPipeline
+from fastcomposer.pipeline.sampling import DelayedConditioning
+from fastcomposer.pipeline.subjects import Request, tensor_inputs
+from fastcomposer.pipeline.variants import VariantPipeline
 
 if TYPE_CHECKING:
     from fastcomposer.models.networks import Networks

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
-from fastcomposer.progress import LongWork
+from fastcomposer.runtime.progress import LongWork
 
 
 class ResumableStage(L.LightningModule):

@@ -12,10 +12,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 def pipeline_class(components: Container[str]) -> Any:
     """Class of the pipeline for a model's components, given by name; only that one is imported."""
     if "text_encoder_2" in components:
-        from fastcomposer.pipeline_xl import FastComposerXLPipeline
+        from fastcomposer.pipeline.stable_diffusion_xl import FastComposerXLPipeline
 
         return FastComposerXLPipeline
-    from fastcomposer.pipeline import FastComposerPipeline
+    from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 
     return FastComposerPipeline
 

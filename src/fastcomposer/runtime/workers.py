@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from fastcomposer.faults import FaultError
+from fastcomposer.runtime.faults import FaultError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from fastcomposer.faults import FaultError
-from fastcomposer.workers import data_worker_faults, in_processes, said_in_worker
+from fastcomposer.runtime.faults import FaultError
+from fastcomposer.runtime.workers import data_worker_faults, in_processes, said_in_worker
 
 _SLEEPER = """
 import os, time
-from fastcomposer.workers import in_processes
+from fastcomposer.runtime.workers import in_processes
 if __name__ == "__main__":
     list(in_processes(time.sleep, [600], 1))
 """

@@ -16,8 +16,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from PIL import Image
 
 from fastcomposer import FastComposer, FastComposerPipeline
-from fastcomposer.schedulers import guided_calls
-from fastcomposer.variants import Variant
+from fastcomposer.pipeline.schedulers import guided_calls
+from fastcomposer.pipeline.variants import Variant
 
 PROMPT = "a photo of a man <|image|> on the beach"
 FACE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))

@@ -13,8 +13,13 @@ from torch import Generator, Tensor
 from fastcomposer.data.reference import prepare_reference, reference_rows
 from fastcomposer.models.attention import AttentionAverage
 from fastcomposer.models.conditioning import fuse_references, parse_prompts, subject_slots
+from fastcomposer.pipeline.sampling import (
+    DelayedConditioning,
+    DelayedConditioningPipeline,
+    Schedule,
+    StepOptions,
+)
 from fastcomposer.prompt import ParsedPrompt, strip_markers
-from fastcomposer.sampling import DelayedConditioning, DelayedConditioningPipeline, Schedule, StepOptions
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention import AttentionAverage
-from fastcomposer.schedulers import guided_calls
+from fastcomposer.pipeline.schedulers import guided_calls
 
 
 @dataclass(frozen=True)

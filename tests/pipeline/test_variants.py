@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fastcomposer import FastComposer, FastComposerPipeline, PromptError
-from fastcomposer.variants import Variant
+from fastcomposer.pipeline.variants import Variant
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

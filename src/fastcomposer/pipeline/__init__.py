@@ -1,0 +1,24 @@
+"""The pipelines: one sampler, with delayed subject conditioning.
+
+- how steps are taken: ``schedulers``, ``sampling``
+- what a call is given: ``subjects``; several ways to draw one prompt: ``variants``
+- the two pipelines: ``stable_diffusion``, ``stable_diffusion_xl``; which of them a model is for: ``kinds``
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "FastComposerPipeline": "fastcomposer.pipeline.stable_diffusion",
+    "FastComposerXLPipeline": "fastcomposer.pipeline.stable_diffusion_xl",
+    "open_pipeline": "fastcomposer.pipeline.kinds",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a pipeline on first use: a training needs neither."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
