@@ -6,29 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _MARGIN = 6
+_LINE = 20  # height of a line of a title
 _OWNERS = ((230, 90, 40), (40, 120, 220), (20, 160, 110), (200, 150, 0))  # of subjects
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192) -> Image.Image:
+def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192, titles: Sequence[str] = ()) -> Image.Image:
     """Put pictures into rows on white, each enlarged to the same square.
 
     Args:
         rows: Pictures of each row; rows may differ in length. Transparent ones are shown on light grey.
         side: Side of a picture in pixels.
+        titles: What to write above each column; a title may have several lines.
     """
     columns = max(len(row) for row in rows)
-    step = side + _MARGIN
-    sheet = Image.new("RGB", (columns * step + _MARGIN, len(rows) * step + _MARGIN), "white")
+    step, head = side + _MARGIN, max((1 + title.count("\n") for title in titles), default=0) * _LINE
+    sheet = Image.new("RGB", (columns * step + _MARGIN, head + len(rows) * step + _MARGIN), "white")
+    for x, title in enumerate(titles):
+        place, font = (x * step + _MARGIN + side / 2, head), ImageFont.load_default(_LINE * 0.7)
+        ImageDraw.Draw(sheet).multiline_text(place, title, "black", font, anchor="md", align="center")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             # Nearest pixels for small pictures: what the model drew, not what interpolation adds.
             how = Image.Resampling.NEAREST if max(picture.size) <= side // 2 else Image.Resampling.LANCZOS
             tile = picture.convert("RGBA").resize((side, side), how)
-            place = (x * step + _MARGIN, y * step + _MARGIN)
+            place = (x * step + _MARGIN, head + y * step + _MARGIN)
             sheet.paste(Image.new("RGB", (side, side), (238, 238, 238)), place)
             sheet.paste(tile, place, tile)
     return sheet

@@ -1,0 +1,75 @@
+"""Draw pairs of people in several scenes: ``python scripts/gallery.py data/mini/samples/pairs.png``.
+
+All pairs of a column begin with the same noise; neither people nor seeds are chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+from fastcomposer.evaluation.pipelines import load_trained
+from fastcomposer.pictures import grid
+from fastcomposer.provenance import picture_text
+
+SCENES = {
+    "… on\nthe beach": "{} and {} on the beach",
+    "… with a mountain\nin the background": "{} and {} with a mountain in the background",
+    "… laughing\nin the jungle": "{} and {} laughing in the jungle",
+    "… with a city\nin the background": "{} and {} with a city in the background",
+    "a watercolor\npainting of …": "a watercolor painting of {} and {}",
+}
+"""Prompt of each column by its title."""
+SETTINGS = {"alpha": 0.8, "num_inference_steps": 30, "guidance_scale": 3.0}
+
+
+def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int) -> Image.Image:
+    """Draw each two people after another in all scenes.
+
+    Args:
+        base: Folder of the base model.
+        checkpoint: Trained weights.
+        people: Pictures, named ``<number>_<class word>.png``.
+        seed: Seed of the first scene's noise; those of the others follow.
+    """
+    pipeline = load_trained(str(base), checkpoint=str(checkpoint))
+    pipeline.set_progress_bar_config(disable=True)
+    rows = []
+    for pair in track([people[i : i + 2] for i in range(0, len(people), 2)], "Drawing"):
+        named = [f"a {file.stem.split('_')[1]} <|image|>" for file in pair]
+        drawn = pipeline(
+            [scene.format(*named) for scene in SCENES.values()],
+            references=[pair] * len(SCENES),
+            generator=[torch.Generator().manual_seed(seed + number) for number in range(len(SCENES))],
+            **SETTINGS,
+        )
+        rows.append([*map(Image.open, pair), *drawn.images])
+    return grid(rows, side=128, titles=["one picture\nof a person", "one picture\nof another", *SCENES])
+
+
+def main() -> None:
+    """Draw, save, and say where."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--base", type=Path, default=Path("data/mini"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("data/mini/fastcomposer.safetensors"))
+    parser.add_argument("--people", type=Path, default=Path("data/avatars/references"))
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=42)
+    given = parser.parse_args()
+    people = sorted(given.people.glob("*.png"))[: 2 * given.pairs]
+    if len(people) < 2:
+        parser.error(f"--people={given.people}: no pictures of two people; prepare data=avatars makes some")
+    sheet = gallery(given.base, given.checkpoint, people, given.seed)
+    told = {"prompts": [*SCENES.values()], "people": [file.name for file in people], "seed": given.seed}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(given.output, pnginfo=picture_text({**told, **SETTINGS}), optimize=True)
+    print(given.output)
+
+
+if __name__ == "__main__":
+    main()
