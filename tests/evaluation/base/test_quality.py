@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastcomposer.data.avatars import Appearance
@@ -36,6 +38,8 @@ from fastcomposer.evaluation.base.quality import (
 from fastcomposer.models.conditioning import ReferenceNormalizer
 from fastcomposer.models.detector import Detections, HeadDetector
 from fastcomposer.models.embedder import IdentityEmbedder
+
+MINI = Path(__file__).parents[3] / "data" / "mini"
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +234,7 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
     for heading in ("Intended use", "Limits", "Consent and misuse"):
         assert f"\n## {heading}\n" in card
     # All that the command does not measure stands in the card that is there.
-    committed = (Path(__file__).parents[3] / "data" / "mini" / "README.md").read_text()
+    committed = (MINI / "README.md").read_text()
     told, measured = card.partition("## Parts")[0], "## Quality"
     assert committed.startswith(told)
     assert committed.partition(measured)[2].endswith(card.partition(measured)[2].rpartition("|\n")[2])
@@ -250,3 +254,24 @@ def test_lengths_outlive_the_runs(tmp_path: Path) -> None:
     assert read_lengths(base, runs) == expected
     write_lengths(base, expected)
     assert read_lengths(base, tmp_path / "gone") == expected
+
+
+def test_the_checkpoints_know_their_own_length(tmp_path: Path) -> None:
+    entry = {"method": "fastcomposer", "steps": 7, "minutes": 2.0, "seed": 5, "machine": "an abacus"}
+    (tmp_path / "training.json").write_text(json.dumps([entry]))
+    for folder in (tmp_path, tmp_path / "without_localization"):
+        folder.mkdir(exist_ok=True)
+        metadata = {"steps": "15589", "minutes": "168.61", "fusion": "{}"}
+        save_file({"x": torch.zeros(1)}, folder / "fastcomposer.safetensors", metadata)
+    assert read_lengths(tmp_path, tmp_path / "gone") == [
+        Training("fastcomposer", 15589, 168.6, 5, "an abacus"),
+        Training("without_localization", 15589, 168.6),
+    ]
+
+
+def test_the_committed_card_has_the_lengths_of_the_committed_weights() -> None:
+    lengths = read_lengths(MINI, MINI / "no runs")
+    assert [asdict(length) for length in lengths] == json.loads((MINI / "training.json").read_text())
+    card = (MINI / "README.md").read_text()
+    for length in lengths:
+        assert f"| {length.method} | {length.steps:,} | " in card

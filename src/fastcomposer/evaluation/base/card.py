@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fastcomposer.evaluation.base.parts import BaseReport
 from fastcomposer.evaluation.base.quality import Row
-from fastcomposer.models.trained import TrainingLength
+from fastcomposer.models.trained import WEIGHTS_NAME, TrainingLength, read_training_length
 
 METHODS = (
     "vae",
@@ -30,6 +30,7 @@ METHODS = (
 
 The last two are those of the checkpoints: ``experiment=mini`` in runs of these names.
 """
+_CHECKPOINTS = {"fastcomposer": ".", "without_localization": "without_localization"}  # where in the base
 RECORD = "training.json"
 """File in the base's folder that keeps how long each part was trained."""
 
@@ -58,7 +59,8 @@ def read_lengths(base: str | Path, runs: str | Path) -> list[Training]:
 
     Args:
         base: Folder of the base, whose ``training.json`` holds what an earlier call collected.
-        runs: Folder of the runs ``mini_base_<method>``; a run that is there is newer than the file.
+        runs: Folder of the runs ``mini_base_<method>``; a run that is there is newer than the file. Of the
+            checkpoints, which were trained several times, the weights themselves know the whole length.
     """
     file = Path(base) / RECORD
     entries = json.loads(file.read_text()) if file.exists() else []
@@ -67,6 +69,12 @@ def read_lengths(base: str | Path, runs: str | Path) -> list[Training]:
         run = Path(runs) / f"mini_base_{method}"
         if (run / "checkpoints" / "last.ckpt").exists():
             known[method] = _length_of(run, method)
+    for method, folder in _CHECKPOINTS.items():
+        weights = Path(base) / folder / WEIGHTS_NAME
+        if weights.exists():
+            length = read_training_length(weights)
+            entry = known.get(method, Training(method, 0))
+            known[method] = replace(entry, steps=length.steps, minutes=round(length.minutes, 1))
     return [known[method] for method in METHODS if method in known]
 
 
