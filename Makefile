@@ -61,7 +61,7 @@ results: setup ## Write the results of outputs/reproduce into the README (OUT=..
 
 samples: setup ## Draw the pictures of the README and of the base's card anew, into data/mini/samples
 	$(PY) -m fastcomposer.cli.prepare data=avatars
-	$(PY) scripts/gallery.py $(MINI)/samples/pairs.png
+	$(PY) scripts/gallery.py $(MINI)/samples/pairs_of_people_in_several_scenes.png
 	$(MAKE) --no-print-directory pictures OUT=outputs/samples
 	cp outputs/samples/*_sheet.png $(MINI)/samples/
 

@@ -1,4 +1,4 @@
-"""Draw pairs of people in several scenes: ``python scripts/gallery.py data/mini/samples/pairs.png``.
+"""Draw pairs of people in several scenes: ``python scripts/gallery.py outputs/pairs.png``.
 
 All pairs of a column begin with the same noise; neither people nor seeds are chosen.
 """
@@ -24,10 +24,10 @@ SCENES = {
     "a watercolor\npainting of …": "a watercolor painting of {} and {}",
 }
 """Prompt of each column by its title."""
-SETTINGS = {"alpha": 0.8, "num_inference_steps": 30, "guidance_scale": 3.0}
+SAMPLER = {"alpha": 0.8, "guidance_scale": 3.0}
 
 
-def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int) -> Image.Image:
+def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int, steps: int) -> Image.Image:
     """Draw each two people after another in all scenes.
 
     Args:
@@ -35,6 +35,7 @@ def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int) -> Imag
         checkpoint: Trained weights.
         people: Pictures, named ``<number>_<class word>.png``.
         seed: Seed of the first scene's noise; those of the others follow.
+        steps: Sampling steps.
     """
     pipeline = load_trained(str(base), checkpoint=str(checkpoint))
     pipeline.set_progress_bar_config(disable=True)
@@ -45,7 +46,8 @@ def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int) -> Imag
             [scene.format(*named) for scene in SCENES.values()],
             references=[pair] * len(SCENES),
             generator=[torch.Generator().manual_seed(seed + number) for number in range(len(SCENES))],
-            **SETTINGS,
+            num_inference_steps=steps,
+            **SAMPLER,
         )
         rows.append([*map(Image.open, pair), *drawn.images])
     return grid(rows, side=128, titles=["one picture\nof a person", "one picture\nof another", *SCENES])
@@ -60,14 +62,16 @@ def main() -> None:
     parser.add_argument("--people", type=Path, default=Path("data/avatars/references"))
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--steps", type=int, default=30)
     given = parser.parse_args()
     people = sorted(given.people.glob("*.png"))[: 2 * given.pairs]
     if len(people) < 2:
         parser.error(f"--people={given.people}: no pictures of two people; prepare data=avatars makes some")
-    sheet = gallery(given.base, given.checkpoint, people, given.seed)
+    sheet = gallery(given.base, given.checkpoint, people, given.seed, given.steps)
     told = {"prompts": [*SCENES.values()], "people": [file.name for file in people], "seed": given.seed}
+    settings = {**told, **SAMPLER, "num_inference_steps": given.steps}
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(given.output, pnginfo=picture_text({**told, **SETTINGS}), optimize=True)
+    sheet.save(given.output, pnginfo=picture_text(settings), optimize=True)
     print(given.output)
 
 
