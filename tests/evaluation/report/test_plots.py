@@ -77,6 +77,11 @@ def test_bars_say_seconds_and_ratio() -> None:
     assert "2 s" in found
 
 
+def test_large_figures_are_written_out() -> None:
+    found = texts(speed_bars({"Slow": 2500.0, "Quick": 99.7, "FastComposer": 2.0}, "speed", "FastComposer"))
+    assert "2,500 s  (1,250×)" in found and "100 s  (50×)" in found
+
+
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_figures_fit_into_a_page(name: str) -> None:
     svg = alpha_curve(CURVE, name)

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Literal
 
-from fastcomposer.evaluation.collected import BENCHMARKS, TEXT_ONLY, Collected, Run, Score, difference
+from fastcomposer.evaluation.collected import (
+    BENCHMARKS,
+    TEXT_ONLY,
+    Collected,
+    Run,
+    Score,
+    difference,
+    distinguishing,
+)
 from fastcomposer.evaluation.published import PublishedFigure, read_published
 from fastcomposer.evaluation.report.table import written
 from fastcomposer.evaluation.report.tables import first_picture
@@ -56,9 +64,9 @@ def identity_above_baselines(collected: Collected, benchmark: str) -> Expectatio
         return _not_measured(claim, "FastComposer" if ours is None else "a baseline", benchmark)
     value = ours.row.identity_preservation.mean
     evidence = []
-    for run in baselines:
+    for run, name in zip(baselines, distinguishing(baselines), strict=True):
         against = f"{_figure(value)} against {_figure(run.row.identity_preservation.mean)}"
-        evidence.append(f"{run.name}: {against}{compare(ours, run, 'identity').words}.")
+        evidence.append(f"{name}: {against}{compare(ours, run, 'identity').words}.")
     held = all(run.row.identity_preservation.mean < value for run in baselines)
     return Expectation(claim, _verdict(held), tuple(evidence))
 
@@ -223,9 +231,9 @@ def _against_fine_tuned(
         return _not_measured(claim, "FastComposer" if ours is None else "a fine-tuning baseline", benchmark)
     value = get(ours)
     evidence = []
-    for run in others:
-        text = f"{run.name}: {_amount(get(run), unit)} against {_amount(value, unit)}"
-        ratio = f", {get(run) / value:,.3g} times as much" if value > 0 else ""
+    for run, name in zip(others, distinguishing(others), strict=True):
+        text = f"{name}: {_amount(get(run), unit)} against {_amount(value, unit)}"
+        ratio = f", {written(get(run) / value, 'ratio').rstrip('×')} times as much" if value > 0 else ""
         evidence.append(f"{text}{ratio}.")
     return Expectation(claim, _verdict(all(holds(value, get(run)) for run in others)), tuple(evidence))
 

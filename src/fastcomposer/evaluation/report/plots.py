@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from fastcomposer.evaluation.report.table import written
 from fastcomposer.evaluation.statistics import Estimate
 
 # Roles of colours on light paper. Each hue is one of Okabe and Ito's, which colour-blind readers tell apart;
@@ -197,7 +198,7 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
         for place, (method, value) in enumerate(seconds.items()):
             text = f"{_seconds(value)} s"
             if first is not None and method != first:
-                text += f"  ({value / seconds[first]:,.3g}×)"
+                text += f"  ({written(value / seconds[first], 'ratio')})"
             axes.annotate(text, (value, place), xytext=(4, 0), textcoords="offset points", va="center")
         axes.set_xscale("log")
         low, high = min(values), max(values)
@@ -214,7 +215,7 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
 
 
 def _seconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def bars(estimates: Sequence[Estimate]) -> list[list[float]]:
