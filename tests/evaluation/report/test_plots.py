@@ -77,6 +77,22 @@ def test_bars_say_seconds_and_ratio() -> None:
     assert "2 s" in found
 
 
+def test_long_names_leave_room_for_what_is_drawn(recwarn: pytest.WarningsRecorder) -> None:
+    long = [f"FastComposer (localization a_setting_with_a_name_of_many_letters_{i})" for i in range(6)]
+    bars = texts(speed_bars({name: 2.0 + i for i, name in enumerate(long)}, "speed", long[0]))
+    assert max(map(len, bars)) < len("seconds to the first picture of a new person") + 1
+    scores = {"style": Estimate(0.3, (0.2, 0.4)), "context": Estimate(0.4, (0.3, 0.5))}
+    svg = category_dots(dict.fromkeys(long, scores), "dots")
+    placed = re.findall(r"translate\(([\d.]+) [^>]*>([^<]*)</text>", svg)
+    ends = [float(x) + 5 * len(text) for x, text in placed]
+    assert max(ends) < 5 * 72
+    assert not recwarn.list  # matplotlib warns where it finds no room
+
+
+def test_a_dollar_is_a_letter() -> None:
+    assert "the $x^$" in texts(speed_bars({"the $x^$": 2.0, "other": 1.0}, "speed"))
+
+
 def test_large_figures_are_written_out() -> None:
     found = texts(speed_bars({"Slow": 2500.0, "Quick": 99.7, "FastComposer": 2.0}, "speed", "FastComposer"))
     assert "2,500 s  (1,250×)" in found and "100 s  (50×)" in found

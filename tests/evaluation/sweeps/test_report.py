@@ -248,6 +248,7 @@ def test_the_kind_of_plot_follows_from_what_was_swept() -> None:
     assert ">0.001<" in drawn(["w"], ("0",), ("0.001",), ("1",))  # none, and wide apart: evenly spaced
     assert ">none<" in drawn(["w"], ("none",), ("mini",))
     assert ">2<" in drawn(["a", "b"], ("1", "x"), ("1", "y"), ("2", "x"))
+    assert ">inf<" in drawn(["w"], ("1",), ("inf",))  # has no place on an axis of numbers
 
 
 def search(folder: Path, direction: str = "maximize") -> None:

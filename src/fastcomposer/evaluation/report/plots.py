@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -34,6 +36,9 @@ COLOURS = {
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 5.0  # inches; the page scales the figure
 _FONT = 9.5  # points
+_NAME = 26  # letters in a line of a name beside an axis
+_LEGEND = 62  # letters in a line of a legend
+_ROW = 0.16  # inches of a line of text
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ def category_dots(
     categories = list(dict.fromkeys(category for scores in series.values() for category in scores))
     step = 0.8 / max(len(series), 1)
     order = list(methods or series)
+    labels = {method: textwrap.fill(method, _LEGEND - 10) for method in series}
+    columns = _legend_columns(list(series))
 
     def draw(axes: Axes) -> None:
         for row, (method, scores) in enumerate(series.items()):
@@ -162,7 +169,7 @@ def category_dots(
                 markersize=5,
                 markerfacecolor=colour if number == 0 else COLOURS["paper"],
                 elinewidth=1.0,
-                label=method,
+                label=labels[method],
             )
         for border in range(1, len(categories)):
             axes.axhline(border - 0.5, color=COLOURS["rule"], linewidth=0.8)
@@ -173,10 +180,11 @@ def category_dots(
         axes.set_xlabel("identity preservation")
         axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
         legend: Any = {"frameon": False, "handletextpad": 0.3, "columnspacing": 1.2, "borderaxespad": 0.2}
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), **legend)
+        axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0.0, 1.0), **legend)
 
     rows = len(categories) * max(len(series), 2)
-    return figure(name, 1.1 + 0.16 * rows, draw)
+    lines = sum(1 + label.count("\n") for label in labels.values())
+    return figure(name, 1.1 + _ROW * (rows + max(math.ceil(lines / columns) - 2, 0)), draw)
 
 
 def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None) -> str:
@@ -190,6 +198,8 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
     Returns:
         An ``<svg>`` element.
     """
+    names = [textwrap.fill(method, _NAME) for method in seconds]
+    lines = sum(name.count("\n") for name in names)
 
     def draw(axes: Axes) -> None:
         methods, values = list(seconds), list(seconds.values())
@@ -205,13 +215,23 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
         axes.set_xlim(low / 5, high * (high / low * 5) ** 0.45)  # room for the figures behind the bars
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _seconds(value)))
         axes.xaxis.minorticks_off()
-        axes.set_yticks(range(len(methods)), methods)
+        axes.set_yticks(range(len(methods)), names)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("seconds to the first picture of a new person")
         axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
 
-    return figure(name, 0.75 + 0.32 * len(seconds), draw)
+    return figure(name, 0.75 + 0.32 * len(seconds) + _ROW * lines, draw)
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    """How many columns, three at most, a legend of these names has room for; they are filled one by one."""
+    for columns in (3, 2):
+        rows = math.ceil(len(names) / columns)
+        widest = [max(map(len, names[at : at + rows])) + 4 for at in range(0, len(names), rows)]
+        if sum(widest) <= _LEGEND:
+            return columns
+    return 1
 
 
 def _seconds(value: float) -> str:
@@ -239,6 +259,7 @@ def figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     """
     style: Any = {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a $ in a setting is a letter
         "svg.hashsalt": name,
         "font.family": "sans-serif",
         "font.size": _FONT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
@@ -15,6 +16,8 @@ from fastcomposer.evaluation.sweeps.groups import short
 from fastcomposer.runtime.jobs import Goal, Job
 
 _HEIGHT = 2.6  # inches
+_LETTERS = 48  # that fit below an axis
+_SHORTEST = 5  # letters that a name is broken after
 
 
 def trial_table(goal: Goal, jobs: Sequence[Job]) -> Table:
@@ -81,7 +84,8 @@ def _against(
     def draw(axes: Axes) -> None:
         if None in numbers:
             _dots(axes, [float(names.index(text)) for text, _ in points], values, best)
-            axes.set_xticks(range(len(names)), names)
+            width = max(_LETTERS // len(names), _SHORTEST)
+            axes.set_xticks(range(len(names)), [textwrap.fill(name, width) for name in names])
             axes.set_xlim(-0.5, len(names) - 0.5)
         else:
             if logarithmic:
