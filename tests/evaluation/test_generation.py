@@ -128,6 +128,21 @@ def test_more_cases_and_more_alphas_join_what_is_there(toy: Toy, trained: Any, t
     assert before.items() <= contents(tmp_path).items()
 
 
+def test_alphas_that_were_drawn_otherwise_are_told_apart(toy: Toy, trained: Any, tmp_path: Path) -> None:
+    part = toy.benchmarks(single=Subset(num_subjects=2, images_per_prompt=1), multi=None)
+    generate(FastComposerMethod(trained, SAMPLER, [0.5]), part, tmp_path)
+    before = contents(tmp_path)
+    sampler = {**SAMPLER, "guidance_scale": 4.0}
+    message = r"alpha_0.5 was made under other settings \(sampler.guidance_scale: 3.0, not 4.0\).*labels="
+    for restart in (False, True):
+        with pytest.raises(ValueError, match=message):
+            generate(FastComposerMethod(trained, sampler, [1.0]), part, tmp_path, restart=restart)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "single_subject" / "fastcomposer-alpha_1.0").exists()
+    generate(FastComposerMethod(trained, sampler, [1.0], labels={"guidance": 4}), part, tmp_path)
+    generate(FastComposerMethod(trained, sampler, [0.5, 1.0]), part, tmp_path, restart=True)
+
+
 @pytest.mark.parametrize("change", ["sampler", "weights", "seed", "reference"])
 def test_changed_settings_are_seen(
     change: str, toy: Toy, trained: Any, tmp_path: Path, small_base: Path

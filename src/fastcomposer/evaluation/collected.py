@@ -58,6 +58,11 @@ class Picture:
     prompt_consistency: float
     file: Path
 
+    @property
+    def drawn_as(self) -> tuple[str, int]:
+        """What it has in common with the pictures it may be compared with."""
+        return self.case, self.seed
+
 
 @dataclass(frozen=True)
 class Run:
@@ -241,10 +246,10 @@ def difference(one: Run, other: Run, score: Score) -> Estimate | None:
     """Mean difference of a score over the cases that both runs drew, resampled by who is in the picture.
 
     Returns:
-        ``one`` minus ``other``; ``None`` without common cases.
+        ``one`` minus ``other``; ``None`` without common cases, or where these started from other noise.
     """
-    others = {picture.case: picture for picture in other.pictures}
-    common = [(picture, others[picture.case]) for picture in one.pictures if picture.case in others]
+    others = {picture.drawn_as: picture for picture in other.pictures}
+    common = [(picture, others[picture.drawn_as]) for picture in one.pictures if picture.drawn_as in others]
     if not common:
         return None
     return paired_difference(

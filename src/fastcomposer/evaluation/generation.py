@@ -73,12 +73,16 @@ def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) 
         restart: Whether to forget what is there, of the runs and of what was learned.
 
     Raises:
-        ValueError: If there are pictures drawn under other settings, with what differs and how to go on.
+        ValueError: If there are pictures drawn under other settings, with what differs and how to go on; also
+            of other alphas, which would make one curve with these.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
     if restart:
         shutil.rmtree(concepts, ignore_errors=True)
+    folders = [run.store.folder for run in runs]
+    for run in runs:
+        run.store.check_other_alphas(folders)
     for run in runs:
         run.store.open(restart)
 

@@ -106,6 +106,27 @@ class RunStore:
             content = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
             _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "decides": dict(self.decides)})
 
+    def check_other_alphas(self, opened: Sequence[Path]) -> None:
+        """Refuse to stand beside runs that seem to differ by alpha alone, but were drawn otherwise.
+
+        Args:
+            opened: Folders that :meth:`open` looks at itself.
+
+        Raises:
+            ValueError: If there is such a run, with what differs and how to go on.
+        """
+        own = json.loads(json.dumps(dict(self.decides)))
+        for file in sorted(self.folder.parent.glob(f"*/{RUN_NAME}")):
+            run = None if file.parent in opened else read_run(file.parent)
+            if run is None or run["method"] != self.method or _rest(run["settings"]) != _rest(self.settings):
+                continue
+            if changed := differences(_rest(run["decides"]), _rest(own)):
+                raise ValueError(
+                    f"{file.parent} was made under other settings ({'; '.join(changed)}) and would be taken "
+                    "for another alpha of the same: labels={<name>: <value>} tells them apart, "
+                    "output=<other> writes beside it; to forget it, name its alpha, too, with resume=restart"
+                )
+
     def write_costs(self, costs: Costs) -> None:
         """Keep what the method takes to know a subject, which pictures do not tell."""
         stored = read_run(self.folder) or {}
@@ -206,6 +227,11 @@ class RunStore:
                 raise ValueError(f"{self.part_file(number)}: missing or damaged; evaluate again")
         write_table(self.scores_file, pa.concat_tables(parts).sort_by("case"), key)
         shutil.rmtree(self.folder / "scores", ignore_errors=True)
+
+
+def _rest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """All but alpha."""
+    return {name: value for name, value in values.items() if name != "alpha"}
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

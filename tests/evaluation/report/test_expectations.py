@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastcomposer.evaluation.collected import collect
+from fastcomposer.evaluation.collected import collect, difference
 from fastcomposer.evaluation.report.expectations import (
     Expectation,
     compare,
@@ -17,6 +17,7 @@ from fastcomposer.evaluation.report.expectations import (
     expectations,
     tally,
 )
+from fastcomposer.evaluation.report.gallery import named_grid
 
 Evaluation = tuple[Path, list[Any]]
 
@@ -131,6 +132,16 @@ def test_other_orders_than_the_papers_are_said(whole_evaluation: Evaluation) -> 
     assert not any("Text only" in text for text in found)
     (close,) = (text for text in found if "Custom Diffusion (0.434 [R]) above DreamBooth" in text)
     assert close.endswith("0.430 against 0.470, difference \N{MINUS SIGN}0.040 " + CLOSE)
+
+
+def test_pictures_of_other_noise_are_not_paired(whole_evaluation: Evaluation) -> None:
+    collected = collect(whole_evaluation[0], alpha=0.6)
+    ours = collected.ours("single_subject")
+    assert ours is not None
+    assert difference(ours, ours, "identity") is not None
+    moved = replace(ours, pictures=tuple(replace(one, seed=one.seed + 1000) for one in ours.pictures))
+    assert difference(ours, moved, "identity") is None
+    assert named_grid("single_subject", [("ours", ours), ("moved", moved)], {}, 1) is None
 
 
 def test_without_common_pictures_intervals_are_compared(whole_evaluation: Evaluation) -> None:

@@ -148,10 +148,10 @@ def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Picture]:
         runs: The runs.
         per_category: Cases of each category; fewer where it has fewer prompts.
     """
-    common = set.intersection(*({picture.case for picture in run.pictures} for run in runs))
+    common = set.intersection(*({picture.drawn_as for picture in run.pictures} for run in runs))
     prompts: dict[str, dict[str, list[Picture]]] = {}
     for picture in runs[-1].pictures:
-        if picture.case in common:
+        if picture.drawn_as in common:
             prompt = picture.case.split("/")[-2]  # of <benchmark>/<subjects>/<category>_<prompt>/<image>
             prompts.setdefault(picture.category, {}).setdefault(prompt, []).append(picture)
     chosen = [cases for group in prompts.values() for cases in _spread(list(group.values()), per_category)]
