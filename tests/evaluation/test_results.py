@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,24 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.87 <= covered / 200 <= 0.98  # the percentile interval of 20 groups is slightly narrow
 
 
+@pytest.mark.parametrize(("people", "least"), [(15, 0.87), (6, 0.8)])
+def test_the_interval_of_pairs_covers_the_truth_as_often(people: int, least: float) -> None:
+    rng = np.random.default_rng(0)
+    pairs = list(combinations(range(people), 2))
+    covered = 0
+    for trial in range(200):
+        of_subject = rng.normal(0.5, 0.2, people)
+        values = [of_subject[list(pair)].mean() + rng.normal(0, 0.1) for pair in pairs]
+        low, high = bootstrap(values, pairs, seed=trial, draws=400).ci95
+        covered += low <= 0.5 <= high
+    assert least <= covered / 200 <= 0.99
+
+
 def test_intervals_are_the_same_every_time() -> None:
     values, groups = [0.1, 0.5, 0.4, 0.9], ["a", "b", "a", "c"]
     assert bootstrap(values, groups) == bootstrap(values, groups)
-    pairs = [(0, 1), (0, 2), (0, 1), (1, 2)]
-    assert bootstrap(values, pairs) == bootstrap(values, groups)
+    subjects = [("a",), ("b",), ("a",), ("c",)]
+    assert bootstrap(values, subjects) == bootstrap(values, groups)
 
 
 def test_one_group_speaks_of_itself() -> None:

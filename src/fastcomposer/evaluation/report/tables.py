@@ -86,7 +86,7 @@ def _measure(name: str, run: Run) -> Cell:
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
-    notes = ["Brackets hold 95 % intervals from resampling " + _who(benchmark) + "."]
+    notes = ["Brackets hold 95 % intervals from resampling subjects."]
     main = collected.ours(benchmark)
     if main is not None and main.alpha is not None:
         notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
@@ -171,7 +171,7 @@ def localization_table(collected: Collected) -> Table | None:
     columns = (Column("identity", "score"), Column("prompt", "score"), Column("pictures", "count"))
     note = (
         "Differences are taken case by case, over the same people, prompts and noise; their intervals come "
-        "from resampling the subjects or pairs. One that is apart from 0 does not hang on who was pictured."
+        "from resampling the subjects. One that is apart from 0 does not hang on who was pictured."
     )
     return Table("localization", "Cross-attention localization", "training", columns, tuple(lines), (note,))
 
@@ -252,7 +252,3 @@ def estimated(estimate: Estimate | None) -> Cell:
 def _quote(figures: Sequence[PublishedFigure], method: str, measure: str) -> Cell:
     found = [f for f in figures if f.method == method and f.measure == measure]
     return Cell(quoted=tuple(Quoted(f.value, f.tag, f.note) for f in found))
-
-
-def _who(benchmark: str) -> str:
-    return {"single_subject": "subjects", "multi_subject": "pairs of subjects"}[benchmark]
