@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,19 +74,22 @@ def bootstrap(
         of_group = np.arange(len(numbers))
         members = [(number,) for number in range(len(numbers))]
     totals, counts = np.bincount(of_group, numbers), np.bincount(of_group)
-    known = {one: number for number, one in enumerate(dict.fromkeys(one for all_ in members for one in all_))}
-    drawn = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
-    times = np.array([np.bincount(row, minlength=len(known)) for row in drawn])
-    weights = np.ones((draws, len(members)))
-    for column, group in enumerate(members):
-        for one in group:
-            weights[:, column] *= times[:, known[one]]
+    weights = _drawn(members, seed, draws)
     sizes = weights @ counts
     shown = sizes > 0  # a draw may hold nobody's partner
     # Groups may differ in their number of images, so sums are divided rather than means averaged.
     means = (weights @ totals)[shown] / sizes[shown]
     low, high = np.percentile(means, (2.5, 97.5))
     return Estimate(float(numbers.mean()), (float(low), float(high)))
+
+
+def _drawn(members: Sequence[Sequence[Hashable]], seed: int, draws: int) -> np.ndarray:
+    """(draws, groups) how often each group counts where its members are drawn with replacement."""
+    people = {person: number for number, person in enumerate(dict.fromkeys(itertools.chain(*members)))}
+    drawn = np.random.default_rng(seed).integers(len(people), size=(draws, len(people)))
+    times = np.array([np.bincount(row, minlength=len(people)) for row in drawn])
+    weights = [times[:, [people[person] for person in group]].prod(axis=1) for group in members]
+    return np.stack(weights, axis=1)
 
 
 def paired_difference(
