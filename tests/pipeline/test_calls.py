@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion
 from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
 
-from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion
+from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion, pipeline
 from fastcomposer.prompt import strip_markers
 
 
@@ -106,6 +107,23 @@ class TestBatches:
         )
         other = pipe(ONE, references=[reference(0)], generator=seeded(), output_type="np", **SIZE)
         assert not np.array_equal(image.images, other.images)
+
+    def test_scale_of_lora_layers_holds_for_an_earlier_layer_too(
+        self, pipe: FastComposerPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Layers that are scaled stand in for LoRA's, whose library is not needed here."""
+        weight = pipe.text_encoder.encoder.layers[0].mlp.fc1.weight.data
+
+        def encode(scale: float, clip_skip: int | None) -> torch.Tensor:
+            device = torch.device("cpu")
+            return pipe.encode_prompt("a man", device, 1, False, lora_scale=scale, clip_skip=clip_skip)[0]
+
+        for module in (pipeline, pipeline_stable_diffusion):
+            monkeypatch.setattr(module, "USE_PEFT_BACKEND", True)
+            monkeypatch.setattr(module, "scale_lora_layers", lambda _, scale: weight.mul_(scale))
+            monkeypatch.setattr(module, "unscale_lora_layers", lambda _, scale: weight.div_(scale))
+        assert torch.equal(encode(0.5, 0), encode(0.5, None))
+        assert not torch.allclose(encode(0.5, 1), encode(1.0, 1), atol=1e-3)
 
 
 class TestErrors:

@@ -14,6 +14,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusion
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils.constants import USE_PEFT_BACKEND
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from torch import Generator, Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -254,7 +256,7 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             )
         captions = self._captions(prompt)
         if clip_skip is not None and prompt_embeds is None:
-            prompt_embeds = self._earlier_states(captions, clip_skip, device)
+            prompt_embeds = self._earlier_states(captions, clip_skip, device, lora_scale)
         text, negative = super().encode_prompt(
             captions,
             device,
@@ -269,7 +271,9 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         text = text.repeat_interleave(num_images_per_prompt, dim=0)
         return text, None if negative is None else negative.repeat_interleave(num_images_per_prompt, dim=0)
 
-    def _earlier_states(self, captions: Any, clip_skip: int, device: torch.device) -> Tensor:
+    def _earlier_states(
+        self, captions: Any, clip_skip: int, device: torch.device, lora_scale: float | None
+    ) -> Tensor:
         """Hidden states of an earlier layer; diffusers looks for them in a ``text_model`` that is gone."""
         tokens = self.tokenizer(
             self.maybe_convert_prompt(captions, self.tokenizer),
@@ -278,7 +282,12 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             truncation=True,
             return_tensors="pt",
         )
+        scale = lora_scale if USE_PEFT_BACKEND else None
+        if scale is not None:
+            scale_lora_layers(self.text_encoder, scale)
         states = self.text_encoder(tokens.input_ids.to(device), output_hidden_states=True).hidden_states
+        if scale is not None:
+            unscale_lora_layers(self.text_encoder, scale)
         encoder = getattr(self.text_encoder, "text_model", self.text_encoder)
         return encoder.final_layer_norm(states[-(clip_skip + 1)])
 
