@@ -78,6 +78,25 @@ class TestReferenceNumbers:
                 found.append((losses.loss.item(), torch.nn.utils.get_total_norm(gradients).item()))
             assert found[0] == pytest.approx(found[1], rel=1e-5)
 
+    @pytest.mark.parametrize("localization", ["balanced_l1", "cross_entropy", "token_compose"])
+    def test_batches_without_slots_are_those_of_empty_ones(
+        self, localization: Any, golden_model: FastComposer, golden: Golden
+    ) -> None:
+        golden_model.loss_config = LossConfig(localization=localization, mask_loss_per_sample=True)
+        given = golden.batch()
+        nobody = given.replace(subject_present=torch.zeros_like(given.subject_present))
+        names = ("subject_pixel_values", "subject_token_idx", "subject_present", "subject_masks")
+        none = given.replace(**{name: getattr(given, name)[:, :0] for name in names})
+        found = []
+        for batch in (nobody, none):
+            golden_model.zero_grad()
+            losses = golden_model.training_losses(batch, generator=torch.Generator().manual_seed(0))
+            losses.loss.backward()
+            gradients = [p.grad for p in golden_model.unet.parameters() if p.grad is not None]
+            found.append((losses.loss.item(), torch.nn.utils.get_total_norm(gradients).item()))
+        assert losses.subject_embeds.shape == (3, 0, 32) and losses.localization_loss.item() == 0
+        assert found[0] == pytest.approx(found[1], rel=1e-5)
+
     @pytest.mark.parametrize("checkpointed", [False, True])
     def test_gradients(self, checkpointed: bool, golden_model: FastComposer, golden: Golden) -> None:
         golden_model.loss_config = CONFIGS["paper"]

@@ -102,6 +102,8 @@ def subject_union(subject_masks: Tensor, subject_present: Tensor, size: tuple[in
     Returns:
         (B, 1, h, w) float in [0, 1], resized bilinearly; all zero for a sample without subjects.
     """
+    if not subject_masks.shape[1]:
+        return subject_masks.new_zeros(len(subject_masks), 1, *size, dtype=torch.float32)
     present = subject_present[:, :, None, None]
     union = (subject_masks.float() * present).amax(dim=1, keepdim=True)
     return F.interpolate(union, size=size, mode="bilinear", align_corners=False)
@@ -150,6 +152,8 @@ def map_size(num_positions: int, latent_size: tuple[int, int]) -> tuple[int, int
 def resize_masks(subject_masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks (B, K, H, W) at the size of an attention map, (B, K, h, w) in [0, 1] (PAPER.md, Method 3)."""
     masks = subject_masks.float()
+    if not masks.shape[1]:  # interpolation takes no empty batch
+        return masks.new_zeros(*masks.shape[:2], *size)
     return F.interpolate(masks, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 

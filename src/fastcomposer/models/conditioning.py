@@ -108,6 +108,9 @@ def encode_references(
         (..., d).
     """
     shape = pixels.shape[:-3]
+    if not shape.numel():  # the encoder takes no empty batch
+        width = image_encoder.config.projection_dim
+        return pixels.new_zeros(*shape, width, dtype=image_encoder.dtype)
     flat = pixels.flatten(0, -4)
     chosen = None
     if present is not None and pixels.device.type == "cpu":
