@@ -61,6 +61,28 @@ def test_subject_token_is_the_last_token_of_its_word(tokenizer: Any) -> None:
     assert tokens[13] == "<|endoftext|>"
 
 
+@pytest.mark.parametrize("word", ["cafe\u0301", "आदमी", "ผู้"])
+def test_words_may_end_in_marks(word: str, tokenizer: Any) -> None:
+    parsed = parse_prompt(f"a {word} {M} on the beach", tokenizer)
+    last = len(tokenizer(word, add_special_tokens=False).input_ids)
+    assert parsed.subject_token_idx == [1 + last]
+    with pytest.raises(PromptError, match="no word before it"):
+        parse_prompt(f"a {word}, {M}", tokenizer)
+
+
+def test_words_of_textual_inversion_are_words(tiny_base: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
+    with pytest.raises(PromptError, match="no word before it"):
+        parse_prompt(f"a <cat> {M}", tokenizer)
+    tokenizer.add_tokens("<cat>")
+    parsed = parse_prompt(f"a <cat> {M} on", tokenizer)
+    assert tokenizer.convert_ids_to_tokens(parsed.input_ids)[parsed.subject_token_idx[0]] == "<cat>"
+    with pytest.raises(PromptError, match="no word before it"):
+        parse_prompt(f"a man<|endoftext|> {M}", tokenizer)
+
+
 def test_words_stay_apart_where_only_a_marker_stood() -> None:
     assert strip_markers(f"a man {M}and a woman{M}.") == "a man and a woman."
 

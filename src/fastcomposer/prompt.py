@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def parse_prompt(
         raise PromptError(
             f"{num_markers} subjects in prompt {caption!r}; the model takes {max_subjects} at most"
         )
-    _check_places(caption)
+    _check_places(caption, tokenizer)
     text, ends = split_markers(caption)
     # No truncation here, so that a subject cut off is seen below instead of being lost in silence.
     encoded = tokenizer(
@@ -151,11 +152,21 @@ def parse_prompt(
     return ParsedPrompt(text, padded, positions, truncated=len(ids) > len(kept))
 
 
-def _check_places(caption: str) -> None:
-    """Refuse markers without a word before them."""
+def ends_in_word(text: str) -> bool:
+    """Whether text, but for space after it, ends in a digit or in a letter with its marks."""
+    # Marks are accents written apart, and vowels of Devanagari, Thai and other scripts.
+    marks = {character for character in text if unicodedata.category(character).startswith("M")}
+    return re.search(r"\w$", text.rstrip().rstrip("".join(marks))) is not None
+
+
+def _check_places(caption: str, tokenizer: Any) -> None:
+    """Refuse markers without a word before them; words that textual inversion has added are words, too."""
     pieces = caption.split(MARKER)
     for number, piece in enumerate(pieces[:-1]):
-        if not re.search(r"\w\s*$", piece):
+        if ends_in_word(piece):
+            continue
+        added = tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens}
+        if not any(map(piece.rstrip().endswith, added)):
             place = len(MARKER.join(pieces[: number + 1]))
             raise PromptError(
                 f"marker {number + 1} at character {place} has no word before it in prompt {caption!r}; "

@@ -162,7 +162,12 @@ def test_defects_of_the_json(folder: Path, change: Change, message: str) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [having(caption="a man and a woman."), having(0, bbox=[2.0, 4.0, 10, 20]), having(0, identity=None)],
+    [
+        having(caption="a man and a woman."),
+        having(caption="a me\u0301 and a woman"),  # the accent is a character of its own
+        having(0, bbox=[2.0, 4.0, 10, 20]),
+        having(0, identity=None),
+    ],
 )
 def test_harmless_variants_of_the_json(folder: Path, change: Change) -> None:
     change_json(folder, change)

@@ -13,7 +13,6 @@ Segments may carry one field more than the published format, ``"identity"``.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -31,13 +30,11 @@ from fastcomposer.data.record import RecordError as RecordError
 from fastcomposer.data.record import RecordFiles as RecordFiles
 from fastcomposer.data.record import Segment as Segment
 from fastcomposer.data.record import record_error
-from fastcomposer.prompt import MARKER
+from fastcomposer.prompt import MARKER, ends_in_word
 from fastcomposer.runtime.files import write_atomically
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
 """Name of the id list of each split."""
-
-_WORD_AT_END = re.compile(r"\w\s*$")
 
 
 def record_path(root: str | Path, record_id: str, suffix: str) -> Path:
@@ -228,7 +225,7 @@ def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
         raise record_error(
             path, f"{name}.end", f"{end} lies outside the caption of {len(caption)} characters"
         )
-    if not _WORD_AT_END.search(caption[:end]):
+    if not ends_in_word(caption[:end]):
         raise record_error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
     box = _field(entry, "bbox", list, path, f"{name}.bbox")
     if len(box) != 4 or not all(_is_whole(value) for value in box):
