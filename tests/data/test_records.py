@@ -283,6 +283,22 @@ def test_id_lists(tmp_path: Path) -> None:
         read_ids(tmp_path, "val")
 
 
+def test_an_id_list_may_begin_with_a_mark_of_its_encoding(folder: Path) -> None:
+    file = folder / "image_ids_train.txt"
+    ids = read_ids(folder, "train")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_ids(folder, "train") == ids
+
+
+@pytest.mark.parametrize("on_bad_record", ["raise", "skip"])
+def test_zeroed_id_lists_are_named(folder: Path, on_bad_record: str) -> None:
+    file = folder / "image_ids_train.txt"
+    content = file.read_bytes()
+    file.write_bytes(content[:2] + bytes(len(content) - 2))
+    with pytest.raises(RecordError, match=r"image_ids_train\.txt: line 1: .* cannot be the name"):
+        RecordIndex(folder, "train", on_bad_record)
+
+
 # --- index -------------------------------------------------------------------------------------------------
 
 

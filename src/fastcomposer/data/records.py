@@ -60,7 +60,7 @@ def read_ids(root: str | Path, split: str) -> list[str]:
         raise ValueError(f"split must be one of {', '.join(ID_LISTS)}, not {split!r}")
     path = Path(root) / ID_LISTS[split]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except FileNotFoundError:
         raise record_error(path, "id list", f"file is missing; split {split!r} needs it") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -86,8 +86,8 @@ def write_ids(root: str | Path, split: str, record_ids: Iterable[str]) -> None:
 
 
 def _check_id(path: Path, record_id: str, field_name: str) -> None:
-    if not record_id or record_id.startswith(".") or "/" in record_id or "\\" in record_id:
-        raise record_error(path, field_name, f"{record_id!r} cannot be the name of a record")
+    if not record_id or record_id.startswith(".") or not {"/", "\\", "\0"}.isdisjoint(record_id):
+        raise record_error(path, field_name, f"{record_id!r:.80} cannot be the name of a record")
 
 
 # --- writing -----------------------------------------------------------------------------------------------
