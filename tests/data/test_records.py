@@ -149,6 +149,9 @@ JSON_DEFECTS: list[tuple[Change, str]] = [
     (without("coco_label", 0), "segments[0].coco_label: field is missing"),
     (having(0, coco_label=None), "segments[0].coco_label: must be str, not None"),
     (having(0, identity=3), "segments[0].identity: must be a string, not 3"),
+    (having(caption="a \ud83d man"), "caption: character 2 is '\\ud83d', half of one"),
+    (having(0, coco_label="\ud83d"), "segments[0].coco_label: character 0 is '\\ud83d', half of one"),
+    (having(0, identity="\ud83d"), "segments[0].identity: character 0 is '\\ud83d', half of one"),
 ]
 
 

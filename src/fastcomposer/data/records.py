@@ -235,8 +235,10 @@ def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
         raise record_error(path, f"{name}.bbox", f"x1, y1, x2, y2 = {box} encloses nothing")
     label = _field(entry, "coco_label", str, path, f"{name}.coco_label")
     identity = entry.get("identity")
-    if identity is not None and not isinstance(identity, str):
-        raise record_error(path, f"{name}.identity", f"must be a string, not {identity!r}")
+    if identity is not None:
+        if not isinstance(identity, str):
+            raise record_error(path, f"{name}.identity", f"must be a string, not {identity!r}")
+        _check_text(identity, path, f"{name}.identity")
     return Segment(segment_id, (x1, y1, x2, y2), end, label, identity)
 
 
@@ -246,7 +248,18 @@ def _field(content: dict[str, Any], key: str, kind: type, path: Path, name: str)
     value = content[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise record_error(path, name, f"must be {kind.__name__}, not {value!r:.80}")
+    if isinstance(value, str):
+        _check_text(value, path, name)
     return value
+
+
+def _check_text(value: str, path: Path, name: str) -> None:
+    """Refuse halves of characters, which JSON can hold; no tokenizer and no file takes them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise record_error(path, name, f"character {error.start} is {half!r}, half of one") from None
 
 
 def _is_whole(value: Any) -> bool:
