@@ -226,6 +226,42 @@ def test_stale_caches_are_refused_with_what_changed(
         make_data(cache=cache)
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5])
+def test_damaged_parts_are_named_and_renewed(
+    kept: float, fill: Fill, make_data: Make, tmp_path: Path
+) -> None:
+    fill()
+    part = tmp_path / "cache" / "part-00001.safetensors"
+    whole = part.read_bytes()
+    data = make_data(cache=tmp_path / "cache")
+    data.setup("fit")
+    part.write_bytes(whole[: int(kept * len(whole))])
+    message = r"part-00001\.safetensors is damaged \(.*\); .*prepare cache=.*renews it"
+    with pytest.raises(StaleCacheError, match=message):
+        data.train_dataset[12]
+    with pytest.raises(StaleCacheError, match=message):
+        make_data(cache=tmp_path / "cache").setup("fit")
+    assert fill().num_pictures() == 10
+    assert part.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [{}, {"target": None}, {"target": {}}, {"weights": None}])
+def test_damaged_manifests_are_named(
+    damage: dict[str, Any], fill: Fill, make_data: Make, tmp_path: Path
+) -> None:
+    fill()
+    file = tmp_path / "cache" / "cache.json"
+    content = json.loads(file.read_text())
+    if damage:
+        content.update(damage)
+    else:
+        del content["weights"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(StaleCacheError, match=r"cache\.json is unreadable|stale: weights"):
+        data = make_data(cache=tmp_path / "cache")
+        data.cache.check_weights({"vae": "0"})
+
+
 def test_half_precision_takes_half_the_space(fill: Fill, make_data: Make, tmp_path: Path) -> None:
     fill()
     file = tmp_path / "cache" / "part-00000.safetensors"

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -95,10 +97,30 @@ def write_part(folder: str | Path, number: int, part: CachePart) -> None:
 
 
 def read_part_records(file: Path) -> tuple[list[str], dict[str, str], np.ndarray]:
-    """Read which records a part holds, which of its records were bad and why, and the digests."""
-    with safe_open(file, framework="pt") as part:
+    """Read which records a part holds, which of its records were bad and why, and the digests.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        StaleCacheError: If it is damaged.
+    """
+    with naming_damage(file), safe_open(file, framework="pt") as part:
         records = json.loads(part.metadata()["records"])
         return records["ids"], records["bad"], part.get_tensor("digests").numpy()
+
+
+@contextmanager
+def naming_damage(file: Path) -> Iterator[None]:
+    """Name a part that cannot be read, and say how to mend it.
+
+    Raises:
+        StaleCacheError: If reading it failed inside the block.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise StaleCacheError(f"{file} is damaged ({error}); {renewal(file.parent)} renews it") from None
 
 
 def content_digest(picture_file: bytes, caption: str) -> bytes:
@@ -199,11 +221,20 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
         version = content["version"]
+        if version == _VERSION:
+            _check_fields(content)
     except (ValueError, LookupError, TypeError) as error:
-        raise StaleCacheError(f"{path} is unreadable ({error}); {restart(folder)}") from None
+        raise StaleCacheError(f"{path} is unreadable ({error!r}); {restart(folder)}") from None
     if version != _VERSION:
         raise StaleCacheError(f"{path} is of version {version}, not {_VERSION}; {restart(folder)}")
     return content
+
+
+def _check_fields(content: Mapping[str, Any]) -> None:
+    """Look for every field that is compared later; a damaged file may lack any."""
+    itemgetter("weights", "precision")(content)
+    itemgetter("resolution", "decoding")(content["target"])
+    bytes.fromhex(content["target"]["crop"])
 
 
 def target_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

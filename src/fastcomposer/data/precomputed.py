@@ -13,6 +13,7 @@ from torch import Tensor
 from fastcomposer.data.cache_files import (
     StaleCacheError,
     content_digest,
+    naming_damage,
     part_file,
     read_manifest,
     read_part_records,
@@ -137,9 +138,10 @@ class _OpenPart:
     """A part of which tables are in memory and moments and states on disk."""
 
     def __init__(self, file: Path) -> None:
-        self._file = safe_open(file, framework="pt")
-        self.digests, self.captions, self.input_ids = (
-            self._file.get_tensor(name).numpy() for name in ("digests", "captions", "input_ids")
-        )
-        self.pooled = self._file.get_tensor("pooled")
-        self.moments, self.states = self._file.get_slice("moments"), self._file.get_slice("states")
+        with naming_damage(file):
+            self._file = safe_open(file, framework="pt")
+            self.digests, self.captions, self.input_ids = (
+                self._file.get_tensor(name).numpy() for name in ("digests", "captions", "input_ids")
+            )
+            self.pooled = self._file.get_tensor("pooled")
+            self.moments, self.states = self._file.get_slice("moments"), self._file.get_slice("states")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.data.cache_files import (
     CachePart,
+    StaleCacheError,
     Target,
     check_manifest,
     clear,
@@ -175,7 +175,7 @@ class CacheStage(ResumableStage):
         """Whether a part's file is there and its records are as they were."""
         try:
             ids, bad, digests = read_part_records(part_file(self.folder, part.number))
-        except (FileNotFoundError, SafetensorError, ValueError, LookupError):
+        except (FileNotFoundError, StaleCacheError):
             return False
         names = [self.datasets[number].record_ids[place] for number, place in part.places]
         if bad or ids != names:  # what was bad may have been mended
