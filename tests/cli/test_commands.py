@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_prepare_train_resume_generate_evaluate(
-    run: Run, settings: list[str], world: Path, small_base: Path
+    run: Run, settings: list[str], world: Path, small_base: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     status, _, err = run(train, *settings)
     assert status == 0, err
@@ -33,8 +33,10 @@ def test_prepare_train_resume_generate_evaluate(
     assert status == 1
     assert "resume=auto" in err
 
+    recwarn.clear()
     status, _, err = run(train, *settings, "trainer.max_steps=5", "resume=auto")
     assert status == 0, err
+    assert not [one for one in recwarn if "not empty" in str(one.message)]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
     portraits = sorted(str(path) for path in (world / "references").glob("*.png"))[:2]

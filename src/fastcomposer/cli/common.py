@@ -40,6 +40,7 @@ _USELESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning
     r".*in eval mode at the start of training",  # frozen parts are in eval mode on purpose
     r".*does not have many workers",
+    r"Checkpoint directory .* exists and is not empty",  # a training that goes on finds its own there
 )
 
 
