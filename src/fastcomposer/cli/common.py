@@ -89,6 +89,7 @@ def command(
 
         @wraps(function)
         def entry() -> None:
+            _quieten()  # a search checks its objective before its jobs, and what that imports reads this
             if free_text is not None:
                 sys.argv = [quoted(argument, free_text) for argument in sys.argv]
             if spoken is not None:

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
 from toy_evaluation import SIZE, judged_base, write_checkpoint, write_definitions
 
 from fastcomposer.cli import evaluate, report, train
+from fastcomposer.cli.common import command
 from fastcomposer.cli.sweeps.search import Search, chosen_overrides, distribution
 from fastcomposer.cli.sweeps.watch import begin_sweep
 from fastcomposer.evaluation.results import read_results
@@ -345,3 +347,22 @@ def test_a_search_whose_process_is_killed_ends_as_the_one_that_was_not(
         assert names == ("whole", "killed")
         assert one[:3] == other[:3]
         assert one[3] == pytest.approx(other[3], rel=1e-6)
+
+
+def test_what_a_search_imports_before_its_jobs_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, seen = "HF_HUB_DISABLE_PROGRESS_BARS", []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(name, raising=False)
+
+    def look(config: DictConfig) -> None:
+        seen.append(os.environ.get(name))  # read by the hub's client when it is imported
+        raise ValueError("that is enough")
+
+    main = command("train", check_objective=look)(lambda config: None)
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "sweep=search_training", "experiment=mini"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: that is enough\n"
+    assert seen == ["1"]
