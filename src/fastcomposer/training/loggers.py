@@ -147,6 +147,8 @@ class PatientWandbLogger(WandbLogger):
 
         name = name or run_name(options.get("save_dir", "."))
         super().__init__(name=name, **options, settings=wandb.Settings(init_timeout=timeout))
+        # Lightning always hands it over, and wandb warns that it does nothing.
+        self._wandb_init.pop("anonymous", None)
         self.artifacts, self.pictures = artifacts, pictures
         self.kept_open = False
         """Whether the run goes on when the training ends, until :meth:`close`."""
