@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import segmentation
 from skimage.data import astronaut
 
 from fastcomposer.data.photos.faces import FaceSegmenter, outlines
@@ -59,6 +61,18 @@ def test_a_face_before_somebody_elses_body_stays_its_own() -> None:
     people = outlines(flat, [behind, before])
     assert people[40, 60] == 1 and people[105, 65] == 2
     assert people[80, 60] == 1  # the body of the one behind
+
+
+@pytest.mark.filterwarnings("error")
+def test_outlines_of_dark_clothes_are_those_of_an_exact_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In large even parts of a picture the solver is far from done, and yet it is clear who is where.
+    hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    image = Image.open(hopper).convert("RGB").resize((512, 606)).crop((0, 0, 512, 512))
+    faces = [np.array([170.9, 110.6, 353.5, 331.2])]
+    people = outlines(image, faces)
+    solve = segmentation.random_walker
+    monkeypatch.setattr(segmentation, "random_walker", lambda *a, **k: solve(*a, **{**k, "mode": "bf"}))
+    assert (people == outlines(image, faces)).mean() > 0.999
 
 
 def test_settings_are_checked() -> None:

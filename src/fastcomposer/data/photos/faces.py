@@ -115,7 +115,8 @@ def outlines(image: Image.Image, faces: Sequence[np.ndarray], side: int = 192) -
     for number, face in enumerate(faces):
         seeds[_head(x, y, face * scale, _SURE_HEAD)] = number + 1
     if (seeds == 0).any() and small.std() > 0:  # without any edge nobody is more than what is sure
-        seeds = random_walker(small, seeds, beta=300, mode="cg_j", tol=1e-5, prob_tol=0.01, channel_axis=-1)
+        # Only who is likeliest counts, which is settled before probabilities are: prob_tol says when to warn.
+        seeds = random_walker(small, seeds, beta=300, mode="cg_j", tol=1e-5, prob_tol=1e9, channel_axis=-1)
     people = np.where(seeds == nobody, 0, seeds).astype(np.uint8)
     enlarged = Image.fromarray(people).resize(image.size, Image.Resampling.NEAREST)
     return np.asarray(enlarged).astype(np.int64)
