@@ -146,6 +146,9 @@ def test_curves_are_drawn_of_what_was_logged_more_than_once(tmp_path: Path) -> N
     four = notebooks.curves(tmp_path)
     assert two.width == pytest.approx(four.width, rel=0.05)
     assert four.height == pytest.approx(2 * two.height, rel=0.05)
+    (tmp_path / "logs" / "metrics.csv").write_text("step,train/loss\n10,0.4\n")
+    with pytest.raises(ValueError, match=r"metrics.csv: nothing was logged twice, .* train longer"):
+        notebooks.curves(tmp_path)
 
 
 def test_each_pixel_has_the_colour_of_the_word_that_looks_at_it() -> None:

@@ -104,14 +104,18 @@ def curves(run_dir: str | Path, smooth: int = 5) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no log.
+        ValueError: If nothing was logged twice.
     """
-    with (Path(run_dir) / "logs" / "metrics.csv").open() as file:
+    log = Path(run_dir) / "logs" / "metrics.csv"
+    with log.open() as file:
         rows = list(csv.DictReader(file))
     found = []
     for panel in PANELS:
         lines = {key: _points(rows, key) for key in panel.keys if panel.kind == "lines"}
         if any(len(points) > 1 for points in lines.values()):  # a point alone says nothing
             found.append((panel.title, lines))
+    if not found:
+        raise ValueError(f"{log}: nothing was logged twice, so there are no curves; train longer")
     count = -(-len(found) // 3)
     figure = Figure(figsize=(9, 2.3 * count), layout="constrained")
     grid = figure.subplots(count, 3, squeeze=False).flat
