@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
 from fastcomposer.models.attention import (
     AttentionAverage,
@@ -99,6 +100,27 @@ def test_processors_are_set_on_chosen_layers_only_and_put_back() -> None:
         raise KeyboardInterrupt
     assert ours == ["mid_block.attentions.0.transformer_blocks.0.attn2.processor"]
     assert unet.attn_processors == before
+
+
+def test_processors_that_compute_something_else_are_not_replaced() -> None:
+    class Doubled(AttnProcessor2_0):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return 2 * super().__call__(*args, **options)
+
+    unet = small_unet()
+    capture = AttentionCapture(unet, ["mid_block"])
+    for processor in (AttnProcessor(), SlicedAttnProcessor(1), AttnProcessor2_0()):
+        unet.set_attn_processor(processor)
+        with torch.no_grad(), capture.record(POSITIONS) as maps:
+            unet(*call(unet))
+        assert len(maps) == 1
+    unet.set_attn_processor(Doubled())
+    with (
+        pytest.raises(RuntimeError, match=r"attention of mid_block\..*attn2 cannot be captured: a Doubled"),
+        capture.record(POSITIONS),
+    ):
+        pass
+    assert all(type(processor) is Doubled for processor in unet.attn_processors.values())
 
 
 def test_unet_computes_the_same_with_and_without_capture() -> None:

@@ -10,7 +10,15 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    AttnProcessorNPU,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +27,15 @@ from fastcomposer.losses import map_size
 from fastcomposer.models.subject_attention import explicit_attention, fused_attention
 
 Implementation = Literal["fused", "explicit"]
+# They differ in speed and memory alone, so that others may stand in for them.
+_PLAIN = (
+    AttnProcessor,
+    AttnProcessor2_0,
+    AttnProcessorNPU,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 _BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.")
 
 
@@ -115,10 +132,23 @@ class AttentionCapture:
 
         Yields:
             Layer name to (B, heads, positions, K) attention in float32, filled by the call.
+
+        Raises:
+            RuntimeError: If a layer has a processor that computes something else, such as an IP-Adapter's.
         """
+        self._refuse_other_processors()
         maps: dict[str, Tensor] = {}
         with self._active(_Recording(subject_token_idx, maps, detach)):
             yield maps
+
+    def _refuse_other_processors(self) -> None:
+        for name, module in self._modules.items():
+            processor: Any = module.processor
+            if type(processor) not in (*_PLAIN, SubjectAttnProcessor):
+                raise RuntimeError(
+                    f"attention of {name} cannot be captured: a {type(processor).__name__} is set there, and "
+                    "without it the U-Net would compute something else: remove it first"
+                )
 
     @contextmanager
     def _active(self, recording: _Recording) -> Iterator[None]:
