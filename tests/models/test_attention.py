@@ -132,6 +132,19 @@ def test_unet_computes_the_same_with_and_without_capture() -> None:
         assert torch.equal(unet(*call(unet)).sample, plain)
 
 
+def test_a_compiled_unet_is_watched_as_it_is() -> None:
+    unet = small_unet()
+    found = []
+    for each in (unet, torch.compile(unet, backend="eager")):
+        assert select_blocks(each) == select_blocks(unet)
+        with torch.no_grad(), AttentionCapture(each, ["mid_block"]).record(POSITIONS) as maps:
+            output = each(*call(unet)).sample
+        found.append((output, maps))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys() and len(found[0][1]) == 1
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 def test_maps_are_columns_of_the_softmax() -> None:
     unet = small_unet()
     capture = AttentionCapture(unet, ["mid_block"])

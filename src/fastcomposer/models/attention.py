@@ -41,6 +41,7 @@ _BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.")
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, list[str]]:
     """Names of a U-Net's cross-attention modules by block, from the first down block to the last up block."""
+    unet = getattr(unet, "_orig_mod", unet)  # torch.compile wraps it
     names = [
         name
         for part in ("down_blocks", "mid_block", "up_blocks")
@@ -119,6 +120,7 @@ class AttentionCapture:
         layers = cross_attention_layers(unet)
         self.layers = tuple(name for block in select_blocks(unet, blocks) for name in layers[block])
         self.implementation = implementation
+        unet = getattr(unet, "_orig_mod", unet)
         self._modules = {name: cast(Attention, unet.get_submodule(name)) for name in self.layers}
         self._recording: _Recording | None = None
 
