@@ -54,6 +54,9 @@ class TestDelayedConditioning:
             (0.0, 10, 10, 1, 10),
             (0.01, 10, 10, 1, 10),
             (0.99, 10, 10, 1, 0),
+            (0.5, 5, 5, 1, 2),  # a half goes to the even number
+            (0.5, 3, 3, 1, 2),
+            (0.5, 1, 1, 1, 0),
             (0.6, 10, 11, 1, 5),  # the first step runs twice
             (0.0, 10, 11, 1, 11),
             (1.0, 10, 11, 1, 0),

@@ -59,6 +59,8 @@ class Schedule:
     def first_subject_call(self, alpha: float) -> int:
         """Index of the first call that sees the subjects: the first round((1 − α)·N) steps are text-only.
 
+        A half goes to the even number, as Python's ``round`` has it: 2 of 5 steps at α = 0.5, and 2 of 3.
+
         Args:
             alpha: Ratio of steps with subjects, in [0, 1].
 
