@@ -174,3 +174,12 @@ def test_errors_are_words() -> None:
         told(broken)()
     with pytest.raises(gr.Error, match="It is late"):
         list(told_on_the_way(slow)())
+
+
+def test_what_is_not_read_of_a_prompt_is_told_and_drawn_without(page: Page, two: list[Person]) -> None:
+    prompt = f"a man <|image|> and a woman <|image|> by the {'sea ' * 100}"
+    _, notice, _ = page.state(prompt, two)
+    assert "This is longer than the model reads: it does not see “" in notice
+    assert "sea sea sea” and what follows." in notice
+    assert page.order(prompt, two, *SETTINGS.values()).prompt == prompt
+    assert "There are pictures of 2 people" in page.state(f"a man {'sea ' * 100}", two)[1]  # this comes first

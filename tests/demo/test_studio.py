@@ -152,3 +152,10 @@ def test_who_has_left_is_not_drawn_for(studio: Studio, order: Make, error: Excep
     with pytest.raises(InterruptedError):
         studio.draw(order(), [1.0], 1, leave)
     assert len(studio.draw(order(steps=1), [1.0], 1, ignore)) == 1  # and the next one has their turn
+
+
+def test_the_end_of_a_long_prompt_is_not_read(studio: Studio) -> None:
+    limit = studio.pipeline.tokenizer.model_max_length - 2
+    words = ["man", "<|image|>", *["man"] * (limit - 1)]
+    assert studio.unread(" ".join(words)) == ""
+    assert studio.unread(" ".join([*words, "woman", "man"])) == "woman man"

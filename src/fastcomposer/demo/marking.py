@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastcomposer.prompt import MARKER, place_markers, split_markers
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_QUOTED = 4  # words
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
@@ -97,6 +98,21 @@ def advice(prompt: str, pictured: int, most: int | None = None) -> str | None:
             f"Click the word that names the {missing}, or remove a picture.{same}"
         )
     return None
+
+
+def too_long(unread: str) -> str | None:
+    """Say what of a prompt the model does not read, which does not keep anybody from drawing it.
+
+    Args:
+        unread: The end of the prompt that is not read.
+
+    Returns:
+        A sentence; ``None`` where all is read.
+    """
+    if not unread:
+        return None
+    begin = " ".join(unread.split()[:_QUOTED])
+    return f"This is longer than the model reads: it does not see “{begin}” and what follows."
 
 
 def _people(count: int) -> str:

@@ -16,7 +16,7 @@ from gradio.utils import get_upload_folder
 
 from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
-from fastcomposer.demo.marking import advice, toggle_marker
+from fastcomposer.demo.marking import advice, toggle_marker, too_long
 from fastcomposer.demo.studio import Drawn, Order, Studio, file_name, overlays
 from fastcomposer.demo.uploads import (
     Limits,
@@ -74,7 +74,7 @@ class Page:
 
     def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
         """Words, advice and pictures, as they are shown."""
-        words = advice(prompt, len(people), self.studio.max_subjects)
+        words = advice(prompt, len(people), self.studio.max_subjects) or too_long(self.studio.unread(prompt))
         return parts.chips(prompt), parts.notice(words), parts.cards(people)
 
     def add(self, files: list[str] | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import threading
@@ -80,6 +81,8 @@ class Studio:
         ours = ("scheduler", "alpha", "num_inference_steps", "guidance_scale", "negative_prompt")
         self._options = {key: value for key, value in settings["sampler"].items() if key not in ours}
         self._turn = threading.Lock()
+        # One of its own: asked while somebody's prompt is encoded, the pipeline's would change under it.
+        self._tokenizer, self._reading = copy.deepcopy(pipeline.tokenizer), threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
     @property
@@ -91,6 +94,23 @@ class Studio:
     def checks_safety(self) -> bool:
         """Whether pictures go through a safety checker."""
         return getattr(self.pipeline, "safety_checker", None) is not None
+
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that is too long for the text encoder; empty where all of it is read.
+
+        Args:
+            prompt: Text with markers.
+        """
+        if self._tokenizer is None:
+            return ""
+        text = strip_markers(prompt)
+        with self._reading:
+            tokens = self._tokenizer(
+                text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
+            )
+        kept = self._tokenizer.model_max_length - 2  # begin and end have a place each
+        beyond = tokens.offset_mapping[kept:]
+        return text[beyond[0][0] :].strip() if beyond else ""
 
     def draw(
         self, order: Order, alphas: Sequence[float], count: int, on_call: Callable[[int, int], None]
