@@ -11,7 +11,8 @@ import torch
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion
 from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
 
-from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion, pipeline
+from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion
+from fastcomposer.pipeline import stable_diffusion as ours
 from fastcomposer.prompt import strip_markers
 
 
@@ -118,7 +119,7 @@ class TestBatches:
             device = torch.device("cpu")
             return pipe.encode_prompt("a man", device, 1, False, lora_scale=scale, clip_skip=clip_skip)[0]
 
-        for module in (pipeline, pipeline_stable_diffusion):
+        for module in (ours, pipeline_stable_diffusion):
             monkeypatch.setattr(module, "USE_PEFT_BACKEND", True)
             monkeypatch.setattr(module, "scale_lora_layers", lambda _, scale: weight.mul_(scale))
             monkeypatch.setattr(module, "unscale_lora_layers", lambda _, scale: weight.div_(scale))
