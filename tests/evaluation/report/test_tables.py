@@ -186,6 +186,7 @@ def test_latex_escapes_and_groups(tables: dict[str, Table]) -> None:
     ("value", "style", "text"),
     [
         (-0.0104, "score", "\N{MINUS SIGN}0.010"),
+        (-0.0004, "score", "0.000"),
         (0.0312, "seconds", "0.031"),
         (2.04, "seconds", "2.0"),
         (1084, "seconds", "1,084"),

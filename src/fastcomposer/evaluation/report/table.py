@@ -104,7 +104,7 @@ class Table:
 def written(value: float, style: Style) -> str:
     """Write a figure as readers expect it."""
     if style == "score":
-        return f"{value:.3f}".replace("-", MINUS)
+        return f"{value:z.3f}".replace("-", MINUS)
     if style == "number":
         return f"{value:.4g}".replace("-", MINUS)
     if style == "share":
