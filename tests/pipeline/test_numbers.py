@@ -126,7 +126,14 @@ class TestDelayedConditioning:
         theirs = [*inspect.signature(StableDiffusionPipeline.__call__).parameters][:-1]  # **kwargs
         ours = [*inspect.signature(FastComposerPipeline.__call__).parameters]
         assert ours[: len(theirs)] == theirs
-        more = ["references", "alpha", "subject_prompt_embeds", "return_attention", "guidance_interval"]
+        more = [
+            "references",
+            "alpha",
+            "subject_prompt_embeds",
+            "return_attention",
+            "guidance_interval",
+            "kwargs",
+        ]
         assert ours[len(theirs) :] == more
         parameters = inspect.signature(FastComposerPipeline.__call__).parameters
         for name, parameter in inspect.signature(StableDiffusionPipeline.__call__).parameters.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
+from tiny_pipeline import ONE, SCHEDULERS, SIZE, TWO, reference, seeded, stable_diffusion
 
 from fastcomposer import FastComposer, FastComposerPipeline
 from fastcomposer.evaluation.pipelines import load_trained
@@ -99,6 +99,25 @@ class TestOutputs:
 
 
 class TestCallbacks:
+    @pytest.mark.parametrize("scheduler", ["ddim", "heun", "pndm"])
+    def test_callbacks_of_before_are_called_as_by_stable_diffusion(
+        self, pipe: FastComposerPipeline, scheduler: str
+    ) -> None:
+        pipe.scheduler = SCHEDULERS[scheduler]()
+        seen: list[list[Any]] = [[], []]
+        for pipeline, calls in zip((pipe, stable_diffusion(pipe)), seen, strict=True):
+            alone = {"alpha": 0} if pipeline is pipe else {}
+
+            def callback(step: int, timestep: Any, latents: Any, calls: list[Any] = calls) -> None:
+                calls.append((step, int(timestep), latents.sum().item()))
+
+            given = {"callback": callback, "callback_steps": 2, "generator": seeded(), **SIZE, **alone}
+            pipeline("a beach", **given)
+        assert seen[0] == seen[1]
+        assert seen[0]
+        with pytest.raises(ValueError, match="callback_steps"):
+            pipe("a beach", alpha=0, callback=print, callback_steps=-1, **SIZE)
+
     def test_callback_sees_and_changes_tensors(self, pipe: FastComposerPipeline) -> None:
         seen: list[tuple[int, int]] = []
 

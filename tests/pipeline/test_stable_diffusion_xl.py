@@ -84,7 +84,7 @@ def test_signature_begins_with_that_of_stable_diffusion_xl() -> None:
     ours = inspect.signature(FastComposerXLPipeline.__call__).parameters
     names = [*theirs][:-1]  # **kwargs
     assert [*ours][: len(names)] == names
-    more = ["references", "alpha", "subject_prompt_embeds", "return_attention", "guidance_interval"]
+    more = ["references", "alpha", "subject_prompt_embeds", "return_attention", "guidance_interval", "kwargs"]
     assert [*ours][len(names) :] == more
     differing = [name for name in names if ours[name].default != theirs[name].default]
     assert differing == ["callback_on_step_end_tensor_inputs"]

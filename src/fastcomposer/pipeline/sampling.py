@@ -175,6 +175,7 @@ class StepOptions:
         attention: Averages the subjects' attention, where asked for.
         callback: Called after every step.
         callback_inputs: Names of the tensors that it is given.
+        latents_callback: Called after every whole step with its last call, timestep and latents.
     """
 
     scheduler: dict[str, Any]
@@ -182,6 +183,7 @@ class StepOptions:
     attention: AttentionAverage | None = None
     callback: Callable[..., Any] | None = None
     callback_inputs: tuple[str, ...] = ("latents",)
+    latents_callback: Callable[[int, Tensor, Tensor], None] | None = None
 
 
 class DelayedConditioningPipeline:
@@ -296,6 +298,8 @@ class DelayedConditioningPipeline:
                     )
                 if schedule.ends_step(call):
                     progress.update()
+                    if options.latents_callback is not None:
+                        options.latents_callback(call, timestep, state["latents"])
         return state["latents"]
 
     def _guide(self, prediction: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import SubjectFusion
 from fastcomposer.pipeline.sampling import DelayedConditioning
-from fastcomposer.pipeline.subjects import Request, tensor_inputs
+from fastcomposer.pipeline.subjects import Request, latents_callback, tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         subject_prompt_embeds: Tensor | None = None,
         return_attention: int = 0,
         guidance_interval: Sequence[float] | None = None,
+        **kwargs: Any,
     ) -> FastComposerPipelineOutput | tuple[Any, ...]:
         """Sample images of the subjects.
 
@@ -185,19 +186,23 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
                 0 for none.
             guidance_interval: Two noise levels σ, above the first and up to the second of which guidance is
                 applied; the other U-Net calls take half the time. ``None`` for guidance at every call.
+            **kwargs: ``callback`` and ``callback_steps``, which diffusers still takes.
 
         Returns:
             Images, safety verdicts and, where asked for, attention maps.
 
         Raises:
             PromptError: If markers and references do not match; only with α = 0 may references be left out.
+            TypeError: If there is an argument of another name.
             ValueError: If another argument is out of range or contradicts another.
         """
+        told = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         size = self._image_size(height, width)
         embeds = (prompt_embeds, negative_prompt_embeds)
         images = (ip_adapter_image, ip_adapter_image_embeds)
-        self.check_inputs(prompt, *size, None, negative_prompt, *embeds, *images, inputs)
+        every = kwargs.get("callback_steps")
+        self.check_inputs(prompt, *size, every, negative_prompt, *embeds, *images, inputs)
         subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
         self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
         schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
@@ -210,6 +215,7 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         request = Request(
             size, subjects, repeats, eta, generator, latents, images, output_type, callback, inputs
         )
+        request = replace(request, latents_callback=told)
         drawn, unsafe, maps = self._sample(DelayedConditioning(text, None, negative, 0), schedule, request)
         if not return_dict:
             return (drawn, unsafe) if maps is None else (drawn, unsafe, maps)

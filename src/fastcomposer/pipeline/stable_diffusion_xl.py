@@ -26,7 +26,7 @@ from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.text import check_tokenizers
 from fastcomposer.pipeline.sampling import AddedConditioning, DelayedConditioning, Schedule
-from fastcomposer.pipeline.subjects import Request, tensor_inputs
+from fastcomposer.pipeline.subjects import Request, latents_callback, tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 
 if TYPE_CHECKING:
@@ -165,13 +165,14 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         subject_prompt_embeds: Tensor | None = None,
         return_attention: int = 0,
         guidance_interval: Sequence[float] | None = None,
+        **kwargs: Any,
     ) -> FastComposerXLPipelineOutput | tuple[Any, ...]:
         """Sample images of the subjects.
 
         Arguments are those of ``StableDiffusionXLPipeline``; ``references``, ``alpha``,
-        ``subject_prompt_embeds`` (B, T, d₁ + d₂), ``return_attention`` and ``guidance_interval`` are those
-        of :class:`~fastcomposer.pipeline.stable_diffusion.FastComposerPipeline`. The markers are those of
-        ``prompt``, and the pooled embedding that the U-Net is told stays that of the text.
+        ``subject_prompt_embeds`` (B, T, d₁ + d₂), ``return_attention``, ``guidance_interval`` and what is
+        deprecated are those of :class:`~fastcomposer.pipeline.stable_diffusion.FastComposerPipeline`. The
+        markers are those of ``prompt``; the pooled embedding that the U-Net is told stays that of the text.
 
         Returns:
             Images and, where asked for, attention maps.
@@ -181,9 +182,11 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
             ValueError: If another argument is out of range or contradicts another, or ``prompt_2`` comes with
                 references: a subject's word must be at one place for both encoders.
         """
+        told = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         size = self._image_size(height, width)
-        texts = (prompt, prompt_2, *size, None, negative_prompt, negative_prompt_2)
+        every = kwargs.get("callback_steps")
+        texts = (prompt, prompt_2, *size, every, negative_prompt, negative_prompt_2)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         images = (ip_adapter_image, ip_adapter_image_embeds)
         self.check_inputs(*texts, *embeds, *images, inputs)
@@ -208,7 +211,8 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         request = Request(
             size, subjects, repeats, eta, generator, latents, images, output_type, callback, inputs
         )
-        request = replace(request, num_calls=self._calls_until_end(schedule.timesteps))
+        num_calls = self._calls_until_end(schedule.timesteps)
+        request = replace(request, num_calls=num_calls, latents_callback=told)
         conditioning = self._conditioning(encoded, sizes, negative_sizes)
         drawn, _, maps = self._sample(conditioning, schedule, request)
         if not return_dict:

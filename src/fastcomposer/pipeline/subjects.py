@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,7 @@ class Request:
         callback: Called after every step.
         callback_inputs: Names of its tensors.
         num_calls: U-Net calls to make of those in the schedule; ``None`` for all.
+        latents_callback: See :func:`latents_callback`.
     """
 
     size: tuple[int, int]
@@ -70,12 +71,36 @@ class Request:
     callback: Callable[..., Any] | None
     callback_inputs: Sequence[str] | None
     num_calls: int | None = None
+    latents_callback: Callable[[int, Tensor, Tensor], None] | None = None
 
 
 def tensor_inputs(callback: Any, names: list[str] | None) -> list[str] | None:
     """Names of the tensors that a callback is given: those it says itself, or the caller's."""
     known = isinstance(callback, PipelineCallback | MultiPipelineCallbacks)
     return callback.tensor_inputs if known else names
+
+
+def latents_callback(options: Mapping[str, Any], order: int) -> Callable[[int, Tensor, Tensor], None] | None:
+    """Make what diffusers had before ``callback_on_step_end``, and still takes, ready for the loop.
+
+    Args:
+        options: ``callback``, called as ``callback(step, timestep, latents)``, and ``callback_steps``.
+        order: Calls per step.
+
+    Raises:
+        TypeError: If there is any other option.
+    """
+    for name in options.keys() - {"callback", "callback_steps"}:
+        raise TypeError(f"__call__() got an unexpected keyword argument {name!r}")
+    callback, every = options.get("callback"), options.get("callback_steps") or 1
+    if callback is None:
+        return None
+
+    def after_step(call: int, timestep: Tensor, latents: Tensor) -> None:
+        if call % every == 0:
+            callback(call // order, timestep, latents)
+
+    return after_step
 
 
 class SubjectPromptPipeline(DelayedConditioningPipeline):
@@ -134,6 +159,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             attention,
             request.callback,
             ("latents",) if request.callback_inputs is None else tuple(request.callback_inputs),
+            request.latents_callback,
         )
         calls = range(schedule.num_calls if request.num_calls is None else request.num_calls)
         self._num_timesteps = len(calls)
