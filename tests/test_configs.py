@@ -158,6 +158,23 @@ def test_help_and_cfg_answer_at_once(command: str) -> None:
         assert f"python -m fastcomposer.cli.{command}" in result.stdout or option == ["--cfg", "job"]
 
 
+@pytest.mark.parametrize("overrides", [[], ["experiment=mini", "method.ema_decay=0.5"]])
+def test_help_is_that_of_hydra(overrides: list[str]) -> None:
+    call = [sys.executable, "-m", "fastcomposer.cli.train", *overrides, "--help"]
+    ours = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    # With any other option it is Hydra's own.
+    theirs = subprocess.run([*call, "--config-name=train"], capture_output=True, text=True, check=True).stdout
+    assert ours == theirs
+    assert "method: clip, custom_diffusion" in ours
+
+
+def test_wrong_choices_are_named_beside_help() -> None:
+    call = [sys.executable, "-m", "fastcomposer.cli.train", "experiment=nothing", "--help"]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Could not find 'experiment/nothing'" in result.stderr
+
+
 def test_heavy_libraries_wait_for_the_configuration() -> None:
     commands = ", ".join(f"fastcomposer.cli.{name}" for name in ("train", "generate", "demo"))
     code = f"import sys, {commands}; print([m for m in sys.modules])"

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fastcomposer.cli.help import show_help
 from fastcomposer.cli.moved import rename_targets
 from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.cli.sweeps.watch import watched
@@ -100,6 +101,8 @@ def command(
                 except (ValueError, OSError) as error:
                     print(f"error: {error}", file=sys.stderr)
                     sys.exit(1)
+            if show_help(config_name, CONFIG_FOLDER, sys.argv[1:]):
+                return
             with watched(config_name, CONFIG_FOLDER, check_objective):
                 main()
 
