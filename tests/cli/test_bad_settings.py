@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import told
+from fastcomposer.cli.train import train
 
 _JUNK = (
     st.none()
@@ -86,3 +87,9 @@ def test_wrong_kinds_are_told_with_their_constructor(nodes: dict[str, DictConfig
 def test_defects_keep_their_trace() -> None:
     assert told(TypeError("a defect")) is None
     assert told(ValueError("a setting")) == "a setting"
+
+
+@pytest.mark.parametrize("seed", [-3, 2**32, "abc", 0.5])
+def test_seeds_that_no_generator_takes_are_named(seed: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^seed={seed}: a whole number from 0 to 4294967295$"):
+        train(composed("train", f"seed={seed}", f"run_dir={tmp_path}"))

@@ -71,3 +71,21 @@ def test_eight_bits_come_from_their_library_where_it_is(monkeypatch: pytest.Monk
 def test_unknown_implementations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"method\.optimizer\.implementation='4bit': one of foreach, fused"):
         AdamW(implementation="4bit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1}, r"method\.optimizer\.lr=-1: a number from 0 on"),
+        ({"lr": "fast"}, r"method\.optimizer\.lr=fast"),
+        ({"eps": float("nan")}, r"method\.optimizer\.eps=nan"),
+        ({"weight_decay": -0.1}, r"method\.optimizer\.weight_decay=-0\.1"),
+        ({"betas": [0.9]}, r"method\.optimizer\.betas=\[0\.9\]: two numbers from 0 to below 1"),
+        ({"betas": [1.5, 0.9]}, r"method\.optimizer\.betas="),
+    ],
+)
+def test_numbers_out_of_range_are_refused_when_it_is_configured(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdamW(**settings)

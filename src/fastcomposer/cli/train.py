@@ -57,6 +57,8 @@ def train(config: DictConfig) -> float | None:
     if config.matmul_precision not in _MATMUL_PRECISIONS:
         known = ", ".join(_MATMUL_PRECISIONS)
         raise ValueError(f"matmul_precision={config.matmul_precision}: one of {known}")
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed={config.seed}: a whole number from 0 to {2**32 - 1}")
     check_objective(config)
 
     import lightning as L

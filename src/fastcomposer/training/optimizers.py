@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -26,7 +27,7 @@ class AdamW:
             instead of 8. A checkpoint of one of the first two resumes with the other.
 
     Raises:
-        ValueError: If the implementation is unknown, or its library is not installed.
+        ValueError: If a number is out of range, or the implementation is unknown or not installed.
     """
 
     lr: float = 1e-5
@@ -36,6 +37,11 @@ class AdamW:
     implementation: Implementation = "fused"
 
     def __post_init__(self) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            if not 0 <= _number(getattr(self, name)) < math.inf:
+                raise ValueError(f"method.optimizer.{name}={getattr(self, name)}: a number from 0 on")
+        if len(self.betas) != 2 or not all(0 <= _number(beta) < 1 for beta in self.betas):
+            raise ValueError(f"method.optimizer.betas={self.betas}: two numbers from 0 to below 1")
         if self.implementation not in get_args(Implementation):
             known = ", ".join(get_args(Implementation))
             raise ValueError(f"method.optimizer.implementation={self.implementation!r}: one of {known}")
@@ -56,6 +62,11 @@ class AdamW:
         made = torch.optim.AdamW(parameters, **settings, **{self.implementation: True})  # type: ignore[arg-type]
         made.register_load_state_dict_pre_hook(_keep_implementation)
         return made
+
+
+def _number(value: Any) -> float:
+    """The value, or NaN where it is no number."""
+    return value if isinstance(value, int | float) else math.nan
 
 
 def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

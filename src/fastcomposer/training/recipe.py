@@ -42,6 +42,9 @@ class RecipeModule(L.LightningModule):
         seed: Seed of everything drawn in a step.
         ema_decay: Highest decay of the exponential moving average of the weights; ``None`` for no EMA.
         max_bad_steps: How many consecutive steps with a NaN or infinite loss are skipped before giving up.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     LOGGED: ClassVar[tuple[str, ...]] = ("train/grad_norm",)
@@ -56,6 +59,9 @@ class RecipeModule(L.LightningModule):
         max_bad_steps: int = 10,
     ) -> None:
         super().__init__()
+        for name, value in (("warmup_steps", warmup_steps), ("seed", seed), ("max_bad_steps", max_bad_steps)):
+            if value < 0:
+                raise ValueError(f"method.{name}={value}: must not be negative")
         if not 0 <= cooldown <= 1:
             raise ValueError(f"cooldown={cooldown}: a share of the budget between 0 and 1")
         if ema_decay is not None and not 0 < ema_decay < 1:
