@@ -41,6 +41,7 @@ def module(folder: Path, tokenizer: Any, **changes: Any) -> SubjectDataModule:
         ({"train_split": "val"}, "split must be one of train, test, all, not 'val'"),
         ({"max_subjects": 0}, "max_subjects must be at least 1"),
         ({"train_share": 0}, "train_share must be above 0 and at most 1, not 0"),
+        ({"labels": "person"}, r"labels must be a list, such as \[person\], or null for all"),
     ],
 )
 def test_settings_are_checked_at_construction(
@@ -48,6 +49,13 @@ def test_settings_are_checked_at_construction(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         module(folder, tokenizer, **changes)
+
+
+def test_labels_that_nobody_has_are_refused(folder: Path, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"data\.module\.labels=\['persn'\]: no segment of split 'train'"):
+        module(folder, tokenizer, labels=["persn"]).setup("fit")
+    for labels in ([], ["persn", "person"], None):
+        module(folder, tokenizer, labels=labels).setup("fit")
 
 
 def test_missing_data_is_found_at_construction(folder: Path, tokenizer: Any) -> None:

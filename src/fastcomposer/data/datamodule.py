@@ -117,7 +117,9 @@ class SubjectDataModule(LightningDataModule):
             "num_references": num_references,
             "background": background,
         }
-        check_settings(max_subjects=max_subjects, share=train_share, flip=flip, seed=seed, **references)
+        check_settings(
+            max_subjects=max_subjects, labels=labels, share=train_share, flip=flip, seed=seed, **references
+        )
         self._target = (TargetTransform(resolution), scaled_decoding, reference, reference_size, labels)
         ReferenceTransform(reference_size, augmentation)
         self.root = root
@@ -153,9 +155,19 @@ class SubjectDataModule(LightningDataModule):
         return describe_target(*self._target)
 
     def setup(self, stage: str | None = None) -> None:
-        """Index the data; a second call does nothing."""
+        """Index the data; a second call does nothing.
+
+        Raises:
+            ValueError: If nothing in the training data has one of the labels.
+        """
         if self.train_dataset is None and stage in (None, "fit"):
-            self.train_dataset = self._dataset(self.train_split, self._training)
+            train = self._dataset(self.train_split, self._training)
+            if train.labels and not any(train.index.num_subjects(i, train.labels) for i in train.record_ids):
+                raise ValueError(
+                    f"data.module.labels={sorted(train.labels)}: no segment of split {self.train_split!r} in "
+                    f"{self.root} has one of these as its coco_label, so there is nobody to learn from"
+                )
+            self.train_dataset = train
         if self.val_dataset is None and self.val_split is not None and stage in (None, "fit", "validate"):
             self.val_dataset = self._dataset(self.val_split, {"flip": 0.0, "augmentation": None})
 

@@ -106,6 +106,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             reference=reference,
             num_references=num_references,
             background=background,
+            labels=labels,
             share=share,
             flip=flip,
             seed=seed,
@@ -121,8 +122,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self.index = records or RecordIndex(root, split, on_bad_record)
         found = [i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects]
         self.record_ids = tuple(found[: math.ceil(share * len(found))])
+        wanted = "any label" if self.labels is None else f"coco_label in {sorted(self.labels)}"
         if not self.record_ids:
-            wanted = "any label" if self.labels is None else f"coco_label in {sorted(self.labels)}"
             raise RecordError(
                 f"{self.root}: no record of split {split!r} has {min_subjects} segments, {wanted}"
             )
@@ -132,8 +133,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         others = self.index.by_identity(self.labels) if reference == "other_image" else None
         if others is not None and not others:
             raise ValueError(
-                f"reference=other_image needs the field segments[].identity, which no segment in {root} "
-                "has; use reference=same_image"
+                f"reference=other_image needs the field segments[].identity, which no segment in {root}, "
+                f"{wanted}, has; use reference=same_image"
             )
         if others is not None and share < 1:  # what is left out shows nobody, either
             taken = frozenset(self.record_ids)
@@ -298,6 +299,7 @@ def check_settings(
     reference: str,
     num_references: int,
     background: str,
+    labels: Collection[str] | None,
     share: float,
     flip: float,
     seed: int,
@@ -315,6 +317,8 @@ def check_settings(
         raise ValueError(f"num_references must be at least 1, not {num_references}")
     if background not in BACKGROUNDS:
         raise ValueError(f"background must be one of {', '.join(BACKGROUNDS)}, not {background!r}")
+    if isinstance(labels, str):
+        raise ValueError(f"labels must be a list, such as [{labels}], or null for all")
     if not 0 < share <= 1:
         raise ValueError(f"train_share must be above 0 and at most 1, not {share}")
     if not 0 <= flip <= 1:
