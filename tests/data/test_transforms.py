@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -275,3 +276,22 @@ def test_sizes_tell_the_way_of_a_picture() -> None:
     assert target.sizes(1024, 1536) == (1024, 1536, 0, 128, 512, 512)
     assert target.sizes(1500, 1000) == (1500, 1000, 0, 0, 512, 512)
     assert target.sizes(300, 300) == (300, 300, 0, 0, 512, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("zoom", 1.5),
+        ("max_zoom", 0.5),
+        ("degrees", -10),
+        ("jitter_strength", -1),
+        ("blur_kernel", 4),
+        ("blur_kernel", -5),
+        ("blur_sigma", [2.0, 1.0]),
+        ("blur_sigma", [0.1]),
+        ("elastic_sigma", 0),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^augmentation\.{name} must"):
+        ReferenceAugmentation(**{name: value})

@@ -87,6 +87,9 @@ class ReferenceAugmentation:
         elastic: Elastic deformation.
         elastic_alpha: Magnitude of its displacements before smoothing.
         elastic_sigma: Standard deviation of the smoothing in pixels.
+
+    Raises:
+        ValueError: If one is out of range, with its name.
     """
 
     zoom: float = 0.5
@@ -110,6 +113,18 @@ class ReferenceAugmentation:
                 raise ValueError(f"augmentation.{name} must be a probability, not {getattr(self, name)}")
         if self.max_zoom < 1:
             raise ValueError(f"augmentation.max_zoom must be at least 1, not {self.max_zoom}")
+        for name in ("degrees", "jitter_strength"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"augmentation.{name} must not be negative, not {getattr(self, name)}")
+        if self.blur_kernel < 1 or self.blur_kernel % 2 != 1:
+            raise ValueError(f"augmentation.blur_kernel must be odd and positive, not {self.blur_kernel}")
+        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(
+                "augmentation.blur_sigma must be a smallest and a largest number above 0, not "
+                f"{list(self.blur_sigma)}"
+            )
+        if self.elastic_sigma <= 0:
+            raise ValueError(f"augmentation.elastic_sigma must be above 0, not {self.elastic_sigma}")
         object.__setattr__(self, "blur_sigma", tuple(self.blur_sigma))  # a list, where it comes from YAML
 
 
