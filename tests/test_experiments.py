@@ -135,6 +135,7 @@ def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: 
                 reference=module.reference,
                 num_references=module.num_references,
                 background=module.background,
+                labels=module.labels,
                 share=module.train_share,
                 flip=module.flip,
                 seed=module.seed,
