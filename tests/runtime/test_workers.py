@@ -96,6 +96,29 @@ def test_a_dead_worker_is_named_when_putting_things_away_fails_over_it() -> None
             raise RuntimeError("nothing to put away")
 
 
+def test_a_connection_to_a_dead_worker_is_known_below_other_errors() -> None:
+    with pytest.raises(FaultError, match="DataLoader worker exited unexpectedly"), data_worker_faults():
+        try:
+            list(DataLoader(_Unconnected()))
+        finally:
+            raise RuntimeError("nothing to put away")
+    with pytest.raises(RuntimeError, match="nothing to put away"), data_worker_faults():
+        try:
+            raise ConnectionResetError("of something else")
+        finally:
+            raise RuntimeError("nothing to put away")
+
+
+class _Unconnected(Dataset[int]):
+    """Fails as the connection to a worker does that has just died."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise ConnectionResetError("of a worker")
+
+
 class _Bad(Dataset[int]):
     """Refuses its second sample."""
 

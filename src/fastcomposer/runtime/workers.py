@@ -107,18 +107,21 @@ def said_in_worker(message: str) -> str:
 
 def _told_of_death(error: BaseException) -> str | None:
     """What torch says of a dead worker; ``None`` if the error is of something else."""
+    chain: list[BaseException] = []
     one: BaseException | None = error
     while one is not None:  # what is raised while things are put away hides it
         if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker"):
             return str(one)
+        chain.append(one)
         one = one.__cause__ or one.__context__
-    if isinstance(error, RuntimeError):
+    lost = [one for one in chain if isinstance(one, ConnectionError | EOFError)]
+    if not lost:
         return None
     try:
         time.sleep(1)  # the signal is on its way
     except RuntimeError as told:
         return _told_of_death(told)
     # Or it came where an error is not passed on.
-    frames = traceback.walk_tb(error.__traceback__)
-    through_torch = any(frame.f_globals.get("__name__") == _DATA_LOADER for frame, _ in frames)
+    frames = [frame for one in lost for frame, _ in traceback.walk_tb(one.__traceback__)]
+    through_torch = any(frame.f_globals.get("__name__") == _DATA_LOADER for frame in frames)
     return "DataLoader worker exited unexpectedly" if through_torch else None
