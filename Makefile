@@ -1,9 +1,8 @@
-# Every target sets up what it needs first; once that is done it costs a tenth of a second.
+# Every target sets up what it needs first; once that is done it costs nothing.
 PY := .venv/bin/python
 WORKERS ?= 2
 FAULTS ?= 200
 MINUTES ?= 30
-export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce demo notebooks pictures results samples completion reference card test soak lint types format bench lock clean
@@ -11,8 +10,19 @@ export PYTHON
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: ## Install the locked environment into .venv (PYTHON=python3.11 chooses the interpreter)
-	@scripts/setup.sh
+setup: .venv/complete ## Install everything that uv.lock lists into .venv (PYTHON=3.12 chooses the interpreter)
+
+# uv from PATH, else one of .venv's own.
+SYNC = if command -v uv >/dev/null; then uv=uv; else uv=.venv/bin/uv; \
+	test -x $$uv || { python3 -m venv .venv && $(PY) -m pip install --quiet uv; }; fi; \
+	$$uv sync --frozen $(if $(PYTHON),--python $(PYTHON))
+
+.venv/complete: pyproject.toml uv.lock
+	@$(SYNC) --all-extras && touch .venv/core $@
+
+# What `make reproduce` needs: neither extras nor tools of development.
+.venv/core: pyproject.toml uv.lock
+	@$(SYNC) --no-dev --inexact && touch $@
 
 OUT ?= outputs/reproduce
 MINI := data/mini
@@ -31,7 +41,7 @@ ALPHAS ?= $(if $(FULL),[0.8],[0.6,0.8,1.0])
 EVALUATE = $(PY) -m fastcomposer.cli.evaluate trainer.devices=$(PROCESSES)
 BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
 
-reproduce: setup ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
+reproduce: .venv/core ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
 	$(PY) -m fastcomposer.cli.prepare data=avatars
 	$(PY) -m fastcomposer.cli.train experiment=mini resume=restart
 	$(EVALUATE) what=attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
@@ -48,7 +58,7 @@ demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., 
 notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
 	$(PY) scripts/notebooks.py $(ARGS)
 
-pictures: setup ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
+pictures: .venv/core ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
 		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
@@ -101,9 +111,9 @@ bench: setup ## Measure speed and memory; writes the table of the README
 	$(PY) -m fastcomposer.cli.prepare data=avatars
 	$(PY) -m fastcomposer.cli.bench readme=README.md
 
-lock: ## Resolve the dependencies anew and write requirements.lock (Linux)
-	@scripts/setup.sh lock
+lock: setup ## Resolve the dependencies to their newest versions and write uv.lock
+	.venv/bin/uv lock --upgrade
 
-clean: ## Remove .venv and caches (outputs, data and the shared environment stay)
+clean: ## Remove .venv and caches (outputs and data stay)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
 	find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
