@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, show_table
-from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, training
+from fastcomposer.cli.summary import conclude
 from fastcomposer.runtime.files import write_atomically
 
 SUITES = (
@@ -96,8 +96,7 @@ def measure_speed(config: DictConfig) -> None:
     if config.readme is not None:
         write_section(config.readme, "bench", text)
     print(file)
-    table = Step("put the table where README.md has room for it", again("bench", readme="README.md"))
-    conclude({"figures": file}, [table] if config.readme is None else [])
+    conclude({"figures": file})
 
 
 def _write_json(file: Path, content: Any) -> None:
@@ -143,10 +142,7 @@ def project_personalization(config: DictConfig) -> None:
         table.add_row(name, step, f"{one.training_steps:,}", *shown)
     show_table(table)
     print(file)
-    learned = "methods=[mini_textual_inversion,mini_dreambooth,mini_custom_diffusion]"
-    line = call("evaluate", learned, *carried("model", "data.root"))
-    real = Step("learn and draw the people of the benchmark, in place of a projection", line)
-    conclude({"projection": file}, [real] if choice("model") == "mini" else [])
+    conclude({"projection": file})
 
 
 def project_growth(config: DictConfig) -> None:
@@ -207,7 +203,7 @@ def project_growth(config: DictConfig) -> None:
     content |= {"machines": asdict(machines), "rows": [plan.as_dict() for plan in plans]}
     _write_json(file, content)
     print(file)
-    conclude({"projection": file}, [training(carried("data.root"))])
+    conclude({"projection": file})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.cli.help import show_help
-from fastcomposer.cli.moved import rename_targets
 from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.cli.sweeps.watch import watched
 from fastcomposer.runtime.faults import FaultError
@@ -71,7 +70,6 @@ def command(
         @wraps(function)
         def main(config: DictConfig) -> Any:
             def work() -> Any:
-                rename_targets(config)
                 _quieten()
                 _use_threads(config.get("threads"))
                 with _ending_on_sigterm():

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, load_base_model, quieten_lightning, show_table
 from fastcomposer.cli.lock import sole_run
-from fastcomposer.cli.summary import Step, call, carried, conclude, measure, value
+from fastcomposer.cli.summary import conclude
 from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
 
 _RESUME = ("auto", "restart")
@@ -88,9 +88,7 @@ def measure_scores(config: DictConfig) -> float | None:
     log_scores(config, loggers, rows, file)
     show_scores(rows)
     print(file)
-    scored = [f"results={value(output)}", *carried("benchmark", given={}), *carried("sampler", "data.root")]
-    report = Step("tables, plots and a page of them", call("report", "what=results", *scored))
-    conclude({"scores": file, "pictures and their scores": output}, [report])
+    conclude({"scores": file, "pictures and their scores": output})
     return None if objective is None else objective(rows)
 
 
@@ -177,7 +175,7 @@ def measure_attention(config: DictConfig) -> None:
     file = output / "attention.json"
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(file)
-    conclude({"figures": file}, measure(config.checkpoints[0]))
+    conclude({"figures": file})
 
 
 MEASUREMENTS: dict[str, Callable[[DictConfig], float | None]] = {

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, trained_pipeline
-from fastcomposer.cli.summary import Step, again, conclude, measure
+from fastcomposer.cli.summary import conclude
 from fastcomposer.prompt import check_references, strip_markers
 
 _GROUPS = ("model", "sampler")
@@ -74,16 +74,7 @@ def main(config: DictConfig) -> None:
     shown = [Image.open(file) for files in references for file in files]
     grid([[*shown, *images]]).save(sheet, pnginfo=picture_text(settings))
     print(sheet)
-    conclude({"pictures, each with its settings inside": output}, what_follows(config))
-
-
-def what_follows(config: DictConfig) -> list[Step]:
-    """What to try with the same prompt, and how to measure what was tried."""
-    steps = [Step("other pictures of the same", again("generate", seed=config.seed + config.num_images))]
-    if config.references and config.alpha > 0:
-        line = again("generate", alpha=round(max(config.alpha - 0.2, 0.0), 2))
-        steps.append(Step("closer to the prompt, less alike", line))
-    return steps + measure(config.checkpoint)
+    conclude({"pictures, each with its settings inside": output})
 
 
 def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | None:

@@ -9,8 +9,7 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, load_base_model, quieten_lightning
 from fastcomposer.cli.lock import sole_run
-from fastcomposer.cli.summary import Step, carried, choice, conclude, opened, training, value
-from fastcomposer.data.records import ID_LISTS, read_ids
+from fastcomposer.cli.summary import conclude
 
 
 @command("prepare")
@@ -50,38 +49,10 @@ def make_folder(config: DictConfig) -> None:
     places = {
         "records": root,
         "references": root / "references",
+        "50 records with their masks": page,
         "photos left out": page.with_name("left_out.csv"),
     }
-    look = [Step("look at 50 records with their masks", opened(page))] if page.is_file() else []
-    more = adapted(root, config.data.module.batch_size)
-    end(places, look if more is None else [*look, training(records(), *more)])
-
-
-def records() -> list[str]:
-    """What a training is told to read the data folder; each experiment names some of it itself."""
-    usual = "avatars" if choice("model") == "mini" else "ffhq"
-    return [told for told in carried("data", given={"data": usual}) if not told.startswith("data.prepare.")]
-
-
-def adapted(root: Path, batch_size: int) -> list[str] | None:
-    """What a training has to do without or with less of, because the data folder is small.
-
-    Args:
-        root: The data folder, as ``prepare`` left it.
-        batch_size: That of a training in the mini world, unless its experiment says otherwise.
-
-    Returns:
-        What to tell it; ``None`` where there is nothing to train on.
-    """
-    if not (root / ID_LISTS["train"]).is_file():
-        return None
-    told = [] if (root / ID_LISTS["test"]).is_file() else ["data.module.val_split=null"]
-    if choice("model") != "mini":
-        return told
-    samples = [] if (root / "references").is_dir() else ["callbacks=default"]
-    count = len(read_ids(root, "train"))
-    fewer = [f"data.module.batch_size={count}"] if count < batch_size else []
-    return [*samples, *told, *fewer]
+    end(places)
 
 
 def split_up(config: DictConfig) -> None:
@@ -90,9 +61,7 @@ def split_up(config: DictConfig) -> None:
 
     written = instantiate(config.sharding)
     print(f"{written} records written; data=streaming data.root={config.shards}")
-    data = ["data=streaming", f"data.root={value(Path(config.shards))}", *carried("data.module")]
-    portraits = ["callbacks=default"] if choice("model") == "mini" else []  # they stay in the data folder
-    conclude({"shards": config.shards}, [training(data, *portraits)])
+    conclude({"shards": config.shards})
 
 
 def fill_cache(config: DictConfig) -> None:
@@ -109,8 +78,7 @@ def fill_cache(config: DictConfig) -> None:
     trainer.predict(stage, return_predictions=False)
     if trainer.is_global_zero:
         print(f"data.module.cache={config.cache}")
-        cache = f"data.module.cache={value(Path(config.cache))}"
-        conclude({"cache": config.cache}, [training(records(), cache)])
+        conclude({"cache": config.cache})
 
 
 if __name__ == "__main__":

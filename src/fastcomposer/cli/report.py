@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, show_table
-from fastcomposer.cli.summary import Step, again, call, carried, conclude, opened, value
+from fastcomposer.cli.summary import conclude
 
 SPOKEN = ("sweep", "jobs")
 """``sweep=`` names a folder here, which is the key ``jobs``; to Hydra it is the group of sweeps."""
@@ -50,8 +50,7 @@ def report_results(config: DictConfig) -> None:
 
         write_section(config.readme, "results", results_section(collect(results, config.alpha)))
         print(config.readme)
-    pages = [file for file in files if file.suffix == ".html"]
-    conclude({"tables and page": results}, [Step("look at the page", opened(page)) for page in pages])
+    conclude({"tables and page": results})
 
 
 def report_sweep(config: DictConfig) -> None:
@@ -65,17 +64,9 @@ def report_sweep(config: DictConfig) -> None:
     print(*sentences, *files, sep="\n")
     for job in sweep.undone:
         print(f"not finished: {undone_line(job, sweep.keys)}")
-    steps = [Step("look at the page", opened(file)) for file in files if file.suffix == ".html"]
     if sweep.unscored:
-        print(unscored_line(sweep), sweep.evaluation, sep="\n")
-    if sweep.groups and set(sweep.keys) == {"methods"}:
-        folder = f"results={value(Path(config.jobs))}"
-        same = carried("benchmark", "data.root", given={"benchmark": "mini_full"})  # the report's own choice
-        tables = call("report", "what=results", folder, *same)
-        steps.append(Step("the paper's tables of it, in place of these", tables))
-    if sweep.plan is not None and (best := sweep.plan.best(sweep.jobs)):
-        steps.append(Step("go on from the best", best[1]))
-    conclude({"tables and page": config.jobs}, steps)
+        print(unscored_line(sweep))
+    conclude({"tables and page": config.jobs})
 
 
 def report_workspace(config: DictConfig) -> None:
@@ -119,9 +110,7 @@ def report_base(config: DictConfig) -> None:
         card = base_card(report, lengths, config.num_scenes, samples)
         Path(config.card).write_text(card, encoding="utf-8")
         print(config.card)
-    card_of = Step("write the card of the base", again("report", card=f"{config.model.base}/README.md"))
-    places = {"figures": file, "card": config.card}
-    conclude(places, [card_of] if config.card is None else [])
+    conclude({"figures": file, "card": config.card})
 
 
 def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, quieten_lightning
 from fastcomposer.cli.lock import sole_run
-from fastcomposer.cli.summary import Step, again, call, carried, choice, conclude, draw, measure
+from fastcomposer.cli.summary import conclude
 from fastcomposer.runtime.files import remove_leftovers
 from fastcomposer.runtime.workers import data_worker_faults
 
-BASE_PARTS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder")
-"""Trainings of the embedded base's parts, in their order."""
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
@@ -93,7 +90,8 @@ def train(config: DictConfig) -> float | None:
         return None
     received = [callback.received for callback in callbacks if isinstance(callback, GracefulStop)]
     stopped = next((number for number in received if number is not None), None)
-    print(f"{trainer.global_step} steps are done.")
+    goes_on = "" if stopped is None else " resume=auto continues from here."
+    print(f"{trainer.global_step} steps are done.{goes_on}")
     conclude(
         {
             "weights": config.export,
@@ -102,33 +100,11 @@ def train(config: DictConfig) -> float | None:
             "pictures drawn on the way": run_dir / "samples",
             "TensorBoard's log": run_dir / "tensorboard",
             "configuration": run_dir / ".hydra" / "config.yaml",
-        },
-        [Step("go on where it stopped", again("train", resume="auto"))] * (stopped is not None)
-        + what_follows(config, module),
+        }
     )
     if stopped is not None:
         sys.exit(128 + stopped)  # not finished: nothing that follows should take it for that
     return None if objective is None else objective.measured()
-
-
-def what_follows(config: DictConfig, module: Any) -> list[Step]:
-    """What to do with what was trained."""
-    from fastcomposer.training.module import FastComposerModule
-
-    if isinstance(module, FastComposerModule):
-        return [*draw(config, config.export), *measure(config.export)]
-    method, model = str(choice("method")), carried("model", "data.root")
-    if method in BASE_PARTS:
-        following = [*BASE_PARTS[BASE_PARTS.index(method) + 1 :], None][0]
-        if following is None:
-            return [Step("measure the parts", call("report", "what=mini_base", *carried("model")))]
-        return [
-            Step("train the next part", call("train", "experiment=mini_base", f"method={following}", *model))
-        ]
-    if method.startswith("mini_"):
-        line = call("evaluate", *model, f"methods=[{method}]")
-        return [Step("measure it on people of the benchmark, whom it learns first", line)]
-    return []
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:

@@ -109,7 +109,7 @@ class Plan:
         jobs: Overrides of every job that are swept, by place; empty for a search, which chooses on the way.
         goal: Of a search; ``None`` for a grid.
         baseline: Place of the job that changes nothing of what all have in common, where there is one.
-        evaluation: The call that draws and scores with what the jobs have trained, where they train that.
+        scorable: Whether the jobs train weights that ``evaluate sweep=jobs`` can score.
     """
 
     command: str
@@ -118,7 +118,7 @@ class Plan:
     jobs: tuple[tuple[str, ...], ...] = ()
     goal: Goal | None = None
     baseline: int | None = None
-    evaluation: str = ""
+    scorable: bool = False
 
     def alone(self, job: Job) -> str:
         """The call that does by itself, and without the sweep's own settings, what a job was chosen to do."""
@@ -163,7 +163,7 @@ def read_plan(folder: str | Path) -> Plan | None:
     try:
         jobs = tuple(tuple(overrides) for overrides in content["jobs"])
         goal = Goal(**content["goal"]) if content.get("goal") else None
-        further = {name: content[name] for name in ("baseline", "evaluation") if name in content}
+        further = {name: content[name] for name in ("baseline", "scorable") if name in content}
         swept = tuple(content["swept"])
         return Plan(content["command"], content["call"], swept, jobs, goal, **further)
     except (KeyError, TypeError):

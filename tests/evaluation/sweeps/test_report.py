@@ -124,8 +124,7 @@ def ablation(folder: Path) -> None:
     """Write what a training sweep of four jobs leaves, of which two were evaluated."""
     values = ("{background:black}", "{}", "{jitter:0,augmentation:null}", "{flip:0}")
     planned = tuple((f"data.module={value}",) for value in values)
-    line = "python -m fastcomposer.cli.evaluate -m sweep=jobs jobs=x"
-    Plan("train", "", ("data.module",), planned, baseline=1, evaluation=line).write(folder)
+    Plan("train", "", ("data.module",), planned, baseline=1, scorable=True).write(folder)
     for number, overrides in enumerate(planned):
         Job(number, folder / str(number), overrides).ended("finished", seconds=9.0).write()
     scored(folder / "evaluation" / "1", [0.2, 0.4, 0.6])
@@ -148,7 +147,7 @@ def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
     assert "| jitter 0, augmentation none | 0.567 [0.300, 0.900] | 0.167 [0.100, 0.300] |" in text
     assert "FastComposer, alpha 0.8." in text and "s to personalise" not in text
     for said in (text, page):
-        assert "Likeness and prompt of jobs 0, 3 are not measured yet" in said
+        assert "Identity and prompt of jobs 0, 3 are not measured yet" in said
         assert "evaluate -m sweep=jobs jobs=x" in said
         assert "Differences are from job 1 (as in the experiment)" in said
         assert "Each job is one training" in said

@@ -18,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fastcomposer.cli.lock import is_first_process
-from fastcomposer.cli.moved import with_present_targets
 from fastcomposer.cli.sweeps.processes import check_processes
 from fastcomposer.runtime.jobs import TRACE_NAME, Job, read_job, read_plan
 
@@ -50,11 +49,7 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     plan = read_plan(hydra.sweep.dir)
     name = job.named(() if plan is None else plan.swept)
     earlier = read_job(folder) if config.get("resume", "auto") == "auto" else None
-    if (
-        earlier is not None
-        and earlier.status == "finished"
-        and with_present_targets(earlier.settings) == job.settings
-    ):
+    if earlier is not None and earlier.status == "finished" and earlier.settings == job.settings:
         print(f"{name} has finished before: skipped")
         if earlier.number != job.number:  # in a call for other jobs
             replace(earlier, number=job.number).write()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastcomposer.cli.summary import carried_from, people_from, value
 from fastcomposer.runtime.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
 
 _CHOICE = "sweep=jobs"
-_PAPER = ("metrics=paper", "benchmark=paper", "benchmark.pictures=/data/celeba")
-_TRAINS = ".FastComposerModule"
 
 
 def with_jobs(arguments: Sequence[str]) -> list[str]:
@@ -50,7 +46,7 @@ def with_jobs(arguments: Sequence[str]) -> list[str]:
         if record.is_file() and trained.is_file() and record.stat().st_mtime < trained.stat().st_mtime:
             record.unlink()
     names = [str(job.folder.relative_to(folder)) for job in jobs]
-    return [*arguments, f"job={','.join(name if name.isdigit() else value(name) for name in names)}"]
+    return [*arguments, f"job={','.join(name if name.isdigit() else quoted(name) for name in names)}"]
 
 
 def check_trained(config: DictConfig) -> None:
@@ -73,27 +69,20 @@ def check_trained(config: DictConfig) -> None:
         raise ValueError(f"{folder} was trained on another model than this evaluation names: {said}")
 
 
+def trains_fastcomposer(config: DictConfig) -> bool:
+    """Whether the jobs of a sweep train weights that an evaluation can score."""
+    method = config.get("method")
+    return method is not None and str(method.get("_target_", "")).endswith(".FastComposerModule")
+
+
+def quoted(text: str | Path) -> str:
+    """A path or a sentence as a value on the command line, in Hydra's quotes."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def report_folder(folder: Path) -> Path:
     """The folder whose report shows a sweep: of evaluations of jobs, that of the jobs."""
     return folder.parent if folder.name == EVALUATION else folder
-
-
-def evaluation_call(folder: Path, config: DictConfig) -> str:
-    """The line that evaluates the jobs of a sweep; empty where they do not train FastComposer.
-
-    Args:
-        folder: Of the sweep.
-        config: What its jobs have in common, with Hydra's part.
-    """
-    method = config.get("method")
-    if method is None or not str(method.get("_target_", "")).endswith(_TRAINS):
-        return ""
-    arguments = [*carried_from(config.hydra, "model"), *people_from(config.hydra)]
-    if config.hydra.runtime.choices.get("model") != "mini":  # pictures of celebrities nobody may pass on
-        arguments = [*carried_from(config.hydra, "model"), "sampler=paper", *_PAPER]
-    return shlex.join(
-        ["python", "-m", "fastcomposer.cli.evaluate", "-m", _CHOICE, f"jobs={folder}", *arguments]
-    )
 
 
 def unchanging_job(config: DictConfig, jobs: Iterable[Sequence[str]]) -> int | None:

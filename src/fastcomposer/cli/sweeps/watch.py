@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from fastcomposer.cli.lock import is_first_process, sole_run
 from fastcomposer.cli.sweeps.job import arguments_replaced, settings_of
 from fastcomposer.cli.sweeps.processes import check_processes
 from fastcomposer.cli.sweeps.search import chosen_overrides, go_on_with, read_goal
-from fastcomposer.cli.sweeps.trained import evaluation_call, report_folder, unchanging_job
+from fastcomposer.cli.sweeps.trained import quoted, report_folder, trains_fastcomposer, unchanging_job
 from fastcomposer.runtime.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
 
 _FLAGS = ("-m", "--multirun")
@@ -63,13 +62,11 @@ def watched(
     try:
         plan = _plan(command, call, config, given, check_objective)
         check_processes(config, config.hydra, visible=lambda: 1)  # "all of them" is for the jobs to count
-        if plan.goal is None:
-            plan = replace(plan, evaluation=evaluation_call(folder, config))
         with sole_run(folder):
             begin_sweep(folder, plan, resume, _by_number(config))
             try:
                 with arguments_replaced(
-                    [*arguments, f"hydra.sweep.dir={_quoted(folder)}"]
+                    [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
                 ):  # the time names it once
                     yield
             except BaseException:
@@ -85,8 +82,6 @@ def watched(
         sys.exit(1)
     if command in _REPORTED:
         print("All jobs have finished.")
-        if plan.evaluation:
-            print(f"What they draw, scored on the same cases: {plan.evaluation}")
         print(f"Their table: python -m fastcomposer.cli.report sweep={report_folder(folder)}")
 
 
@@ -204,13 +199,10 @@ def _plan(
         return Plan(command, call, names)
     choices = ([f"{key}={value}" for value in one.sweep_string_iterator()] for key, one in swept.items())
     jobs = tuple(product(*choices))
-    return Plan(command, call, names, jobs, baseline=unchanging_job(config, jobs))
+    baseline, scorable = unchanging_job(config, jobs), trains_fastcomposer(config)
+    return Plan(command, call, names, jobs, baseline=baseline, scorable=scorable)
 
 
 def _by_number(config: DictConfig) -> bool:
     sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     return isinstance(sweep, dict) and sweep["subdir"] == _BY_NUMBER
-
-
-def _quoted(folder: Path) -> str:
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"

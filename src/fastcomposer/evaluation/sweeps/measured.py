@@ -62,11 +62,6 @@ class Sweep:
     unscored: tuple[Job, ...] = ()
 
     @property
-    def evaluation(self) -> str:
-        """The call that draws and scores with what the jobs have trained, where it is known."""
-        return "" if self.plan is None else self.plan.evaluation
-
-    @property
     def undone(self) -> list[Job]:
         """Jobs that did not finish."""
         return [job for job in self.jobs if job.status != "finished"]
@@ -101,7 +96,7 @@ def read_measured(folder: str | Path, baseline: int | None = None) -> Sweep:
         baseline = numbers[0] if plan is None or plan.baseline is None else plan.baseline
     trained = plan is not None and plan.command == "train"
     scores = score_groups(root, done, keys, baseline, trained)
-    wanted = plan is not None and bool(plan.evaluation)
+    wanted = plan is not None and plan.scorable
     unscored = tuple(job for job in done if scored_folder(root, job) is None) if wanted else ()
     attention = _group("attention", "Attention", _ATTENTION, done, lambda job: _attention(root, job), "")
     found = (*scores, attention)

@@ -70,18 +70,21 @@ def undone_line(job: Job, keys: tuple[str, ...]) -> str:
 
 
 def unscored_line(sweep: Sweep) -> str:
-    """Which trainings' pictures are not scored, and what scores them; empty where all are."""
+    """Which trainings' images are not scored, and the command that scores them; empty where all are."""
     if not sweep.unscored:
         return ""
     numbers = ", ".join(str(job.number) for job in sweep.unscored)
     which = f"job {numbers}" if len(sweep.unscored) == 1 else f"jobs {numbers}"
-    return f"Likeness and prompt of {which} are not measured yet. This draws the benchmark and scores it:"
+    return (
+        f"Identity and prompt of {which} are not measured yet; "
+        f"evaluate -m sweep=jobs jobs={sweep.folder} samples the benchmark and scores it."
+    )
 
 
 def _markdown(sweep: Sweep, sentences: list[str], tables: list[Table]) -> str:
     parts = [f"# {sweep.folder.name}", *map(_as_code, sentences)]
     if sweep.unscored:
-        parts += [unscored_line(sweep), f"    {sweep.evaluation}"]
+        parts += [unscored_line(sweep)]
     parts += map(markdown_table, tables)
     if sweep.undone:
         lines = "\n".join(f"- {undone_line(job, sweep.keys)}" for job in sweep.undone)
@@ -108,7 +111,6 @@ def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: lis
             undone=[undone_line(job, sweep.keys) for job in sweep.undone],
             sentences=sentences,
             unscored=unscored_line(sweep),
-            evaluation=sweep.evaluation,
             groups=[
                 (group, table, *(([], None) if goal is not None else _drawn(group, sweep.keys)))
                 for group, table in pairs
