@@ -148,7 +148,7 @@ def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
     assert "FastComposer, alpha 0.8." in text and "s to personalise" not in text
     for said in (text, page):
         assert "Identity and prompt of jobs 0, 3 are not measured yet" in said
-        assert "evaluate -m sweep=jobs jobs=x" in said
+        assert f"evaluate -m sweep=jobs jobs={tmp_path}" in said
         assert "Differences are from job 1 (as in the experiment)" in said
         assert "Each job is one training" in said
     assert "{}" not in page
