@@ -1,12 +1,12 @@
-"""Faults at random moments in the four long jobs, and whether anything is lost or done twice.
+"""Faults at random moments in the five long jobs, and whether anything is lost or done twice.
 
     make soak FAULTS=200 MINUTES=30
 
 Every job runs in processes of its own. At a moment anywhere in its work something happens to it: it is
-killed or asked to end, with or without its workers, the disk takes no larger files any more, its newest file
-is cut in two, records that it reads are damaged, or a second process is started beside it. Then it is called
-again. What was finished before must still be there and not have been made anew; what a job makes in the end
-must be what it makes when nothing happens.
+killed or asked to end, with or without its workers, the disk takes no larger files any more, a file that it
+made is cut in two or changed, records that it reads are damaged, its weights become NaN, or a second process
+is started beside it. Then it is called again. What was finished before must still be there and not have been
+made anew; what a job makes in the end must be what it makes when nothing happens.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--size", type=int, default=2)
-    parser.add_argument("--jobs", nargs="*", default=["train", "evaluate", "prepare", "shards"])
+    parser.add_argument("--jobs", nargs="*", default=["train", "evaluate", "prepare", "shards", "cache"])
     parser.add_argument("--output", type=Path, default=Path("outputs/soak"))
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed

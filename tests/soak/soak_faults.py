@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from soak_jobs import OUTPUT, WORLD, Job
+from soak_callbacks import TRIGGER
+from soak_jobs import OUTPUT, WORLD, Job, unvalidated
 from soak_server import Process
 
 _ROOM = 700  # bytes that a file may have on the full disk
@@ -136,6 +137,32 @@ def _damage_records(call: Call, process: Process, rng: random.Random) -> Blow:
     return Blow(True, (1,), names, mend=lambda: [file.write_bytes(whole[file]) for file in whole])
 
 
+def _burst(call: Call, process: Process, rng: random.Random) -> Blow:
+    """Make the weights of a training NaN, which it has to end for without keeping them."""
+    trigger = call.folder / TRIGGER
+    trigger.touch()
+    process.wait()
+    late = trigger.exists()
+    trigger.unlink(missing_ok=True)
+    return Blow(not late, (1,), ("finite",))
+
+
+def _flip(call: Call, rng: random.Random) -> Path:
+    """Flip a byte of a finished file, make some of it zeros or cut it; returns it."""
+    file = rng.choice(call.job.newest_files(call.folder))
+    content = bytearray(file.read_bytes())
+    place = rng.randrange(len(content))
+    how = rng.choice(("flip", "zeros", "cut"))
+    if how == "flip":
+        content[place] ^= 1 << rng.randrange(8)
+    elif how == "zeros":
+        content = bytearray(len(content))
+    else:
+        del content[place:]
+    file.write_bytes(content)
+    return file
+
+
 def _truncate(call: Call, rng: random.Random) -> Path:
     """Cut the newest file in two; returns it."""
     file = call.job.newest_files(call.folder)[-1]
@@ -145,6 +172,10 @@ def _truncate(call: Call, rng: random.Random) -> Path:
 
 def _leaves_another(call: Call, process: Process) -> bool:
     return len(call.job.newest_files(call.folder)) > 1
+
+
+def _has_finished(call: Call, process: Process) -> bool:
+    return bool(call.job.newest_files(call.folder))
 
 
 def _has_workers(call: Call, process: Process) -> bool:
@@ -163,6 +194,13 @@ FAULTS = {
     "truncate": Fault(_kill, _leaves_another, after=_truncate),
     "record": Fault(_damage_records, early=True),
     "second": Fault(_start_a_second),
+    "unvalidated": Fault(
+        _sends(signal.SIGKILL, -signal.SIGKILL, everything=True),
+        lambda call, process: unvalidated(call.folder),
+    ),
+    "nan": Fault(_burst),
+    "shard": Fault(_kill, _has_finished, after=_flip),
+    "cache": Fault(_kill, _has_finished, after=_flip),
 }
 
 

@@ -1,4 +1,4 @@
-"""The four long jobs of a soak: how each is called, and what must come out of it."""
+"""The five long jobs of a soak: how each is called, and what must come out of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastcomposer.data.shards import ShardedRecords
 from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.checkpoints import read_step
 
+_VALIDATED = 5  # steps between validations
 OUTPUT = "run"
 """Folder of a job's results, inside the one that it is called in."""
 WORLD = "world"
@@ -94,7 +95,9 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
         "~callbacks.throughput",  # no two are alike
         "callbacks.checkpoint.every_n_train_steps=2",
         f"trainer.max_steps={15 * size}",
-        "trainer.val_check_interval=5",
+        f"trainer.val_check_interval={_VALIDATED}",
+        "method.max_bad_steps=1",
+        "+callbacks.nan._target_=soak_callbacks.NanBurst",
         "trainer.limit_val_batches=1",
         "trainer.log_every_n_steps=1",
         "+trainer.enable_progress_bar=false",
@@ -122,13 +125,25 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
         "sharding.records_per_shard=2",
         "sharding.num_workers=1",
     )
+    caching = (
+        f"model.base={base}",
+        "model.resolution=32",
+        "model.reference_size=56",
+        f"data.root=../{WORLD}",
+        f"cache={OUTPUT}",
+        "data.module.num_workers=0",
+        "precompute.records_per_file=2",
+        "precompute.batch_size=2",
+        "threads=1",
+        "+trainer.accelerator=cpu",
+    )
     ends = ("kill", "term", "evict", "disk", "second")
     workers = ("outage", "worker")
     drawn, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("*.bin", "*.index.json")
     return (
         Job(
             *("train", "steps", "train", tuple(train), _training, _steps, _step),
-            (*ends, *workers, "record", "truncate"),
+            (*ends, *workers, "record", "truncate", "unvalidated", "nan"),
             ("checkpoints/*.ckpt",),
         ),
         Job(
@@ -137,7 +152,16 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
             ("*.png", "*.parquet"),
         ),
         Job("prepare", "records", "prepare", rendering, _bytes, _files("*.json"), made, (*ends, *workers)),
-        Job("shards", "shards", "prepare", sharding, _sharded, _shards, cut, (*ends, *workers, "record")),
+        Job(
+            *("shards", "shards", "prepare", sharding, _sharded, _shards, cut),
+            (*ends, *workers, "record", "shard"),
+            ("*/*.bin",),
+        ),
+        Job(
+            *("cache", "parts", "prepare", caching, _bytes, _files("*.safetensors"), _count("*.safetensors")),
+            (*ends, "cache"),
+            ("*.safetensors",),
+        ),
     )
 
 
@@ -150,14 +174,29 @@ def copy_world(world: Path, place: Path) -> None:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """The weights, and the log's row of every step, of which there is one."""
+    """The weights, and the log's row of every step and of every validation, of which there is one each."""
     found: dict[str, Any] = {}
     for name, value in load_file(folder / OUTPUT / "fastcomposer.safetensors").items():
         found[name] = _digest(value.numpy().tobytes())
     with (folder / OUTPUT / "logs" / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+        rows = [row for row in csv.DictReader(file) if row["train/loss"] or row["val/denoise_loss"]]
     rest = [tuple(sorted(pair for pair in row.items() if pair[0] != "epoch")) for row in rows]
-    return found | _once((f"step {row['step']}" for row in rows), rest)
+    names = (f"{'step' if row['train/loss'] else 'validation after step'} {row['step']}" for row in rows)
+    return found | _once(names, rest)
+
+
+def unvalidated(folder: Path) -> bool:
+    """Whether the newest checkpoint is of a step with a validation that the log does not have."""
+    step = _step(folder)
+    if not step or step % _VALIDATED:
+        return False
+    try:
+        with (folder / OUTPUT / "logs" / "metrics.csv").open() as file:
+            return not any(
+                row.get("val/denoise_loss") and int(row["step"]) == step - 1 for row in csv.DictReader(file)
+            )
+    except OSError:
+        return True
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -254,5 +293,5 @@ def _shards(folder: Path) -> dict[str, int]:
         for file in place.glob("*.bin"):
             number = file.stem.rpartition("-")[2]
             if everything or (place / f"{number}.index.json").exists():
-                complete[f"{split}/{file.name}"] = file.stat().st_mtime_ns
+                complete[f"{OUTPUT}/{split}/{file.name}"] = file.stat().st_mtime_ns
     return complete
