@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -24,13 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 from fastcomposer.cli.help import show_help
 from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.cli.sweeps.watch import watched
+from fastcomposer.runtime.assets import packaged
 from fastcomposer.runtime.faults import FaultError
 from fastcomposer.runtime.workers import said_in_worker
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "conf"
+CONFIG_FOLDER = packaged("conf")
 _WIDEST = 1000  # columns of a table in a log
 # What wrong settings, files and captions raise, and disks and processes that fail; anything else is a defect
 # of ours and keeps its trace.

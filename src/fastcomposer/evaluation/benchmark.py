@@ -17,6 +17,7 @@ from typing import Literal
 from fastcomposer.data.prepare import NUM_TUNING_PICTURES
 from fastcomposer.evaluation.definition import BenchmarkError, read_definition
 from fastcomposer.prompt import MARKER, strip_markers
+from fastcomposer.runtime.assets import asset
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
@@ -197,7 +198,7 @@ def load_benchmarks(
     """
     if single is None and multi is None:
         raise ValueError("benchmark: single and multi are both null, which leaves nothing to evaluate")
-    folder = Path(folder)
+    folder = asset(folder)
     definition = folder / "single_subject.json"
     words = read_definition(definition).subjects
     if words is None:

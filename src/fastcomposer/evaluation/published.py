@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.evaluation.definition import PLACEHOLDERS
+from fastcomposer.runtime.assets import packaged
 
-PUBLISHED = Path(__file__).resolve().parents[3] / "data" / "benchmarks" / "paper" / "published.json"
+PUBLISHED = packaged("data/benchmarks/paper/published.json")
 _KEYS = {"benchmark", "method", "measure", "value", "tag"}
 
 

@@ -21,6 +21,7 @@ from fastcomposer.models.single_file import SingleFileSource, is_single_file
 from fastcomposer.models.source import ModelSource, declares, existing_file, with_dtype
 from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
 from fastcomposer.models.untrained import RandomSource
+from fastcomposer.runtime.assets import asset
 from fastcomposer.runtime.settings import base_fingerprint
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
@@ -63,7 +64,7 @@ def open_source(
         base = existing_file(base, "base model")
         kind, place = SingleFileSource, _needed(architecture, f"the single file {base}")
         image_encoder = image_encoder or DEFAULT_IMAGE_ENCODER
-    configs = _checked(place, "architecture" if place is architecture else "base model")
+    configs = _checked(place, "base model" if kind is ModelSource else "architecture")
     encoder = None if image_encoder is None else _checked(image_encoder, "image encoder")
     index: Any = _read("base model", configs, lambda: DiffusionPipeline.load_config(configs, **options))
     subfolder = ""
@@ -211,7 +212,7 @@ def _needed(architecture: str | Path | None, what: str) -> str | Path:
             f"{what} needs an architecture: a folder of configurations, such as data/architectures/sd15 "
             "(model.architecture)"
         )
-    return architecture
+    return asset(architecture)
 
 
 def _checked(path: str | Path, what: str) -> str:

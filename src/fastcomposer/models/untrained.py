@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from fastcomposer.models.source import ModelSource, with_dtype
+from fastcomposer.runtime.assets import packaged
 
 # Merges of the embedded base: CLIP's own 48 894 are not in this repository.
-_WORDS = Path(__file__).resolve().parents[3] / "data" / "mini" / "tokenizer" / "tokenizer.json"
+_WORDS = packaged("data/mini/tokenizer/tokenizer.json")
 
 
 class RandomSource(ModelSource):
