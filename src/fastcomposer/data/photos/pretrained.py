@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 
-def load_with_processor(network: Any, processor: Any, model: str | Path, key: str) -> tuple[Any, Any]:
+def load_with_processor(
+    network: Any, processor: Any, model: str | Path, key: str, unused: Collection[str] = ()
+) -> tuple[Any, Any]:
     """Load a network for inference in float32, and its processor.
 
     Args:
@@ -14,6 +17,7 @@ def load_with_processor(network: Any, processor: Any, model: str | Path, key: st
         processor: Auto class of its preprocessing.
         model: Folder or hub id.
         key: Setting that ``model`` comes from, for messages.
+        unused: Names of weights that may be missing because nothing is computed with them.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -27,7 +31,7 @@ def load_with_processor(network: Any, processor: Any, model: str | Path, key: st
             f"{key}={model}: no folder or hub id with a model for {network.__name__} and its preprocessing: "
             f"{error}"
         ) from error
-    if info["missing_keys"]:
-        missing = sorted(map(str, info["missing_keys"]))
+    missing = sorted(set(map(str, info["missing_keys"])) - set(unused))
+    if missing:
         raise ValueError(f"{key}={model}: {len(missing)} weights are missing: {', '.join(missing[:12])}")
     return loaded.float().eval().requires_grad_(False), prepare

@@ -15,6 +15,8 @@ from fastcomposer.data.photos.source import UnusablePhotoError
 from fastcomposer.runtime.settings import base_fingerprint
 
 TASKS = ("panoptic", "instance")
+# transformers gives every Swin a final norm. The backbone does not use it, and released files lack it.
+_UNUSED = frozenset(f"model.pixel_level_module.encoder.swin.layernorm.{name}" for name in ("weight", "bias"))
 
 
 class PretrainedSegmenter(nn.Module):
@@ -69,8 +71,9 @@ class PretrainedSegmenter(nn.Module):
         """Read the weights."""
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
+        key = "data.segmenter.model"
         self.network, self._processor = load_with_processor(
-            AutoModelForUniversalSegmentation, AutoImageProcessor, self.model, "data.segmenter.model"
+            AutoModelForUniversalSegmentation, AutoImageProcessor, self.model, key, _UNUSED
         )
 
     @torch.no_grad()
