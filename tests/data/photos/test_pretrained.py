@@ -47,10 +47,9 @@ def test_a_prompt_begins_the_caption(tmp_path: Path) -> None:
     assert caption is not None and caption.startswith("a woman and")
 
 
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_segments_fill_the_photo(tmp_path: Path, task: str) -> None:
+def test_segments_fill_the_photo(tmp_path: Path) -> None:
     write_mask2former(tmp_path)
-    segmenter = PretrainedSegmenter(str(tmp_path), task, threshold=0.0, overlap=0.0)
+    segmenter = PretrainedSegmenter(str(tmp_path), threshold=0.0, overlap=0.0)
     segmenter.load()
     photos = [noise(0), noise(1, 30, 50)]
     found = segmenter.segment(photos)
@@ -69,7 +68,7 @@ def test_segments_fill_the_photo(tmp_path: Path, task: str) -> None:
             assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
     with torch.autocast("cpu", torch.bfloat16):
         assert len(segmenter.segment(photos)) == 2
-    none = PretrainedSegmenter(str(tmp_path), task, threshold=1.0)
+    none = PretrainedSegmenter(str(tmp_path), threshold=1.0)
     none.load()
     assert none.segment(photos[:1])[0].regions == ()
 
@@ -77,8 +76,6 @@ def test_segments_fill_the_photo(tmp_path: Path, task: str) -> None:
 def test_settings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.captioner: max_new_tokens"):
         PretrainedCaptioner("x", max_new_tokens=0)
-    with pytest.raises(ValueError, match=r"data\.segmenter\.task=semantic: unknown"):
-        PretrainedSegmenter("x", task="semantic")
     with pytest.raises(ValueError, match=r"data\.segmenter\.overlap=2"):
         PretrainedSegmenter("x", overlap=2)
     captioner = PretrainedCaptioner(str(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""Segments: from a panoptic or instance network, or from maps that are there already."""
+"""Segments: from a network, or from maps that are there already."""
 
 from __future__ import annotations
 
@@ -7,43 +7,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fastcomposer.data.photos.interfaces import Photo, Region, Segmentation
 from fastcomposer.data.photos.pretrained import load_with_processor
 from fastcomposer.data.photos.source import UnusablePhotoError
 from fastcomposer.runtime.settings import base_fingerprint
 
-TASKS = ("panoptic", "instance")
+# Networks that answer with logits of classes and of masks for each query.
+KINDS = ("mask2former", "maskformer")
 # transformers gives every Swin a final norm. The backbone does not use it, and released files lack it.
 _UNUSED = frozenset(f"model.pixel_level_module.encoder.swin.layernorm.{name}" for name in ("weight", "bias"))
 
 
 class PretrainedSegmenter(nn.Module):
-    """A segmentation network of transformers, such as Mask2Former.
+    """Mask2Former or MaskFormer, trained for panoptic or for instance segmentation.
+
+    A pixel belongs to the segment whose mask, weighted by its class, is likeliest there, or to none. Nothing
+    is fused: every person is a segment of their own.
 
     Args:
         model: Folder or hub id.
-        task: ``panoptic`` or ``instance``, whatever the network was trained for.
-        threshold: Least probability of a segment's class.
-        mask_threshold: Probability from which a pixel belongs to a segment.
-        overlap: Least share of a mask that must not be hidden by others (panoptic).
+        threshold: A segment's class must be likelier than this.
+        mask_threshold: Least probability with which a pixel belongs to a segment.
+        overlap: Least share of a mask that must not be hidden by others.
 
     Raises:
-        ValueError: If the task is unknown or a probability is none.
+        ValueError: If a probability or the share is outside [0, 1].
     """
 
     def __init__(
-        self,
-        model: str,
-        task: str = "panoptic",
-        threshold: float = 0.8,
-        mask_threshold: float = 0.5,
-        overlap: float = 0.8,
+        self, model: str, threshold: float = 0.8, mask_threshold: float = 0.5, overlap: float = 0.8
     ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"data.segmenter.task={task}: unknown; there is {', '.join(TASKS)}")
         for name, value in (
             ("threshold", threshold),
             ("mask_threshold", mask_threshold),
@@ -51,7 +48,7 @@ class PretrainedSegmenter(nn.Module):
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"data.segmenter.{name}={value}: must lie between 0 and 1")
-        self.model, self.task = model, task
+        self.model = model
         self.threshold, self.mask_threshold, self.overlap = threshold, mask_threshold, overlap
         self.network: Any = None
 
@@ -61,55 +58,76 @@ class PretrainedSegmenter(nn.Module):
         return {
             "segmenter": "pretrained",
             "model": base_fingerprint(self.model, parts=("",)),
-            "task": self.task,
             "threshold": self.threshold,
             "mask_threshold": self.mask_threshold,
             "overlap": self.overlap,
         }
 
     def load(self) -> None:
-        """Read the weights."""
+        """Read the weights.
+
+        Raises:
+            FileNotFoundError: If there is no such model.
+            ValueError: If it is of another kind, or weights are missing.
+        """
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
         key = "data.segmenter.model"
         self.network, self._processor = load_with_processor(
             AutoModelForUniversalSegmentation, AutoImageProcessor, self.model, key, _UNUSED
         )
+        kind = self.network.config.model_type
+        if kind not in KINDS:
+            raise ValueError(f"{key}={self.model}: a network of kind {kind}, not {' or '.join(KINDS)}")
 
     @torch.no_grad()
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
-        """Segment photos."""
-        images = [photo.image for photo in photos]
-        inputs = self._processor(images=images, return_tensors="pt").to(self.network.device)
-        outputs = self.network(pixel_values=inputs["pixel_values"], pixel_mask=inputs.get("pixel_mask"))
-        options: dict[str, Any] = {
-            "threshold": self.threshold,
-            "mask_threshold": self.mask_threshold,
-            "overlap_mask_area_threshold": self.overlap,
-            "target_sizes": [(image.height, image.width) for image in images],
-        }
-        if self.task == "panoptic":
-            # Nothing is fused: every person is a segment of their own.
-            found = self._processor.post_process_panoptic_segmentation(
-                outputs, label_ids_to_fuse=set(), **options
-            )
-        else:
-            found = self._processor.post_process_instance_segmentation(outputs, **options)
-        names = self.network.config.id2label
-        return [self._numbered(entry, names, photo) for entry, photo in zip(found, photos, strict=True)]
+        """Segment photos.
 
-    def _numbered(self, found: Mapping[str, Any], names: Mapping[int, str], photo: Photo) -> Segmentation:
-        """Number what is found from 1; pixels of nothing are 0."""
-        pixels = found["segmentation"]
+        What is found in a photo does not depend on the others. The processor pads a batch to one size, and
+        these networks take the padding for a part of the photo, so it is cut off again, and photos of one
+        size go through the network together.
+        """
+        inputs = self._processor(images=[photo.image for photo in photos], return_tensors="pt")
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number, mask in enumerate(inputs["pixel_mask"].bool()):
+            size = int(mask.any(1).sum()), int(mask.any(0).sum())
+            by_size.setdefault(size, []).append(number)
+        found: dict[int, Segmentation] = {}
+        for (height, width), numbers in by_size.items():
+            pixels = inputs["pixel_values"][numbers, :, :height, :width]
+            outputs = self.network(pixel_values=pixels.to(self.network.device))
+            logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
+            for number, (classes, masks) in zip(numbers, logits, strict=True):
+                found[number] = self._segmentation(classes.float(), masks.float(), photos[number])
+        return [found[number] for number in range(len(photos))]
+
+    def _segmentation(self, classes: Tensor, masks: Tensor, photo: Photo) -> Segmentation:
+        """Divide a photo among the queries that found something.
+
+        The post-processing of transformers gives every pixel to the likeliest mask, however unlikely it is:
+        where the background fails the ``threshold``, a person floods the photo.
+
+        Args:
+            classes: (Q, C + 1) logits; the last class is nothing.
+            masks: (Q, h, w) logits.
+            photo: The photo that they cover, of any size.
+        """
         size = (photo.image.height, photo.image.width)
-        source = np.zeros(size, np.int64) if pixels is None else pixels.cpu().numpy().astype(np.int64)
         segment_map = np.zeros(size, np.int64)
         regions: list[Region] = []
-        for entry in found["segments_info"]:
-            mask = source == entry["id"]
-            if mask.any():
-                regions.append(Region(len(regions) + 1, names[entry["label_id"]]))
-                segment_map[mask] = regions[-1].id
+        scores, labels = classes.softmax(-1).max(-1)
+        kept = (labels < classes.shape[-1] - 1) & (scores > self.threshold)
+        if not kept.any():
+            return Segmentation(segment_map, ())
+        probabilities = functional.interpolate(masks[kept][None], size, mode="bilinear")[0].sigmoid()
+        likeliest = (probabilities * scores[kept, None, None]).argmax(0)
+        for query, label in enumerate(labels[kept].tolist()):
+            mask = probabilities[query] >= self.mask_threshold
+            seen = mask & (likeliest == query)
+            if seen.any() and seen.sum() >= self.overlap * mask.sum():
+                regions.append(Region(len(regions) + 1, self.network.config.id2label[label]))
+                segment_map[seen.cpu().numpy()] = regions[-1].id
         return Segmentation(segment_map, tuple(regions))
 
 
