@@ -158,7 +158,8 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
 
     Path("people").mkdir()
     for name, word in (read_definition(PROTOCOL / "single_subject.json").subjects or {}).items():
-        (admiral if word == "man" else astronaut).save(f"people/{name}.jpg")
+        Path("people", name).mkdir()
+        (admiral if word == "man" else astronaut).save(f"people/{name}/000001.jpg")
     benchmark = [
         "benchmark=paper",
         f"benchmark.folder={PROTOCOL}",

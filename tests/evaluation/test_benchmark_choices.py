@@ -44,17 +44,39 @@ def test_the_mini_choice_asks_for_minutes_of_the_same_people(world: Path) -> Non
     assert all(whole[case.id] == case for case in (*single.cases, *multi.cases))
 
 
-def test_the_paper_choice_takes_the_users_pictures(tmp_path: Path) -> None:
+def celeba_folder(root: Path) -> list[str]:
+    """The published repository's layout: a folder of each identity with one picture; gives their names."""
     words = read_definition(BENCHMARKS / "paper" / "single_subject.json").subjects
     assert words is not None
-    for name in words:
-        (tmp_path / f"{name}.jpg").touch()
+    for number, name in enumerate(words):
+        (root / name).mkdir()
+        (root / name / f"{number:09d}.jpg").touch()
+    return list(words)
+
+
+def test_the_paper_choice_takes_the_published_layout(tmp_path: Path) -> None:
+    names = celeba_folder(tmp_path)
     single, multi = loaded("paper", tmp_path)
     assert (len(single.cases), len(multi.cases)) == (2400, 8820)
+    references = {subject.id: subject.pictures for subject in single.subjects}
+    assert references == {name: (tmp_path / name / f"{number:09d}.jpg",) for number, name in enumerate(names)}
     assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "pictures")
-    (tmp_path / "002937.jpg").unlink()
+    (tmp_path / "002937" / f"{names.index('002937'):09d}.jpg").unlink()
+    with pytest.raises(InstantiationException, match=r"of subject 002937; .* identity 2937 into .*002937/"):
+        loaded("paper", tmp_path)
+
+
+@pytest.mark.parametrize("folders_too", [False, True])
+def test_the_paper_choice_refuses_files_named_by_celeba_s_own_numbers(
+    folders_too: bool, tmp_path: Path
+) -> None:
+    if folders_too:
+        celeba_folder(tmp_path)
+    (tmp_path / "000181.jpg").touch()
+    (tmp_path / "000001").mkdir(exist_ok=True)
+    (tmp_path / "000001" / "a.jpg").touch()
     with pytest.raises(
-        InstantiationException, match=r"no picture of subject 002937; put .*002937\.jpg there"
+        InstantiationException, match=r"000181\.jpg shows somebody else than identity 181\..*identity_CelebA"
     ):
         loaded("paper", tmp_path)
 

@@ -181,6 +181,7 @@ def load_benchmarks(
     seed: int = 42,
     single: Subset | None = None,
     multi: Subset | None = None,
+    celeba_identities: bool = False,
 ) -> list[Benchmark]:
     """Load the two benchmarks of a folder, or parts of them.
 
@@ -190,9 +191,10 @@ def load_benchmarks(
         seed: Base seed; see :func:`load_benchmark`.
         single: How much of the single-subject benchmark; ``None`` leaves it out.
         multi: How much of the multi-subject benchmark; ``None`` leaves it out.
+        celeba_identities: Whether subjects' ids are CelebA identity numbers; see :func:`find_subjects`.
 
     Raises:
-        BenchmarkError: If a file is not as it must be.
+        BenchmarkError: If a file is not as it must be, or pictures are named by CelebA's file numbers.
         FileNotFoundError: If a file or a subject's picture is missing.
         ValueError: If nothing or too much is asked for.
     """
@@ -203,7 +205,7 @@ def load_benchmarks(
     words = read_definition(definition).subjects
     if words is None:
         raise BenchmarkError(f"{definition}: subjects: missing; a table of class words by subject")
-    subjects = find_subjects(words, pictures)
+    subjects = find_subjects(words, pictures, celeba_identities)
     wanted = {"single_subject": single, "multi_subject": multi}
     return [
         load_benchmark(folder / f"{name}.json", subjects, seed).subset(**asdict(part))
@@ -212,18 +214,23 @@ def load_benchmarks(
     ]
 
 
-def find_subjects(words: Mapping[str, str], pictures: str | Path) -> tuple[Subject, ...]:
-    """Find the pictures of subjects.
+def find_subjects(
+    words: Mapping[str, str], pictures: str | Path, celeba_identities: bool = False
+) -> tuple[Subject, ...]:
+    """Find the pictures of subjects; see :func:`subject_pictures`.
 
-    The reference of subject ``000001`` is ``000001.jpg`` (``.png``, ``.jpeg``); further pictures lie in the
-    folder ``000001`` beside it in the order of their names, ``2.jpg`` before ``10.jpg``. Without the former,
-    the first in the folder is the reference.
+    CelebA numbers its people and its files apart: identity 2880 is shown by several files, and ``002880.jpg``
+    shows somebody else. The published benchmark names identities, whose pictures lie in folders such as
+    ``002880``.
 
     Args:
         words: Class word by id.
         pictures: The folder.
+        celeba_identities: Whether ids are CelebA identity numbers: each has a folder, and a file of that name
+            is refused.
 
     Raises:
+        BenchmarkError: If pictures are named by CelebA's file numbers, with the layout that is expected.
         FileNotFoundError: If there is no picture of a subject, with the file that is missing.
     """
     root = Path(pictures)
@@ -233,18 +240,52 @@ def find_subjects(words: Mapping[str, str], pictures: str | Path) -> tuple[Subje
         )
     found = []
     for name, word in words.items():
-        files = [
-            file for file in (root / f"{name}{suffix}" for suffix in PICTURE_SUFFIXES) if file.is_file()
-        ][:1]
-        more = (root / name).iterdir() if (root / name).is_dir() else ()
-        files += sorted((file for file in more if file.suffix in PICTURE_SUFFIXES), key=_by_number)
+        if celeba_identities:
+            _refuse_celeba_files(root, name)
+        files = subject_pictures(root, name)
         if not files:
-            raise FileNotFoundError(
-                f"benchmark.pictures={root}: no picture of subject {name}; "
-                f"put {root / name}.jpg there, or pictures into {root / name}/"
-            )
-        found.append(Subject(name, word, tuple(files)))
+            wanted = f"put {root / name}.jpg there, or pictures into {root / name}/"
+            if celeba_identities:
+                wanted = f"put a picture of CelebA identity {int(name)} into {root / name}/"
+            raise FileNotFoundError(f"benchmark.pictures={root}: no picture of subject {name}; {wanted}")
+        found.append(Subject(name, word, files))
     return tuple(found)
+
+
+def subject_pictures(root: Path, name: str) -> tuple[Path, ...]:
+    """Pictures of a subject, the reference first; none where there are none.
+
+    The reference of subject ``ann`` is ``ann.jpg`` (``.png``, ``.jpeg``); further pictures lie in the folder
+    ``ann`` beside it in the order of their names, ``2.jpg`` before ``10.jpg``. Without the file, the first
+    in the folder is the reference.
+
+    Args:
+        root: The folder.
+        name: Id of the subject.
+    """
+    more = (root / name).iterdir() if (root / name).is_dir() else ()
+    in_folder = sorted((file for file in more if file.suffix in PICTURE_SUFFIXES), key=_by_number)
+    return (*_named_files(root, name)[:1], *in_folder)
+
+
+def _named_files(root: Path, name: str) -> list[Path]:
+    return [file for file in (root / f"{name}{suffix}" for suffix in PICTURE_SUFFIXES) if file.is_file()]
+
+
+def _refuse_celeba_files(root: Path, name: str) -> None:
+    if not re.fullmatch(r"\d{6}", name):
+        raise BenchmarkError(
+            f"subjects.{name}: no CelebA identity number of six digits; benchmark.celeba_identities=false "
+            "is for people of your own"
+        )
+    for file in _named_files(root, name):
+        raise BenchmarkError(
+            f"benchmark.pictures={root}: {file.name} is named like a file of CelebA, but the benchmark's "
+            f"subjects are CelebA identities, and CelebA numbers the two apart: {file.name} shows somebody "
+            f"else than identity {int(name)}. Put pictures of that identity into {root / name}/, as "
+            f"identity_CelebA.txt lists them, and take {file.name} away; benchmark.celeba_identities=false "
+            "is for people of your own"
+        )
 
 
 def load_benchmark(

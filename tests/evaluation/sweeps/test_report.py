@@ -20,6 +20,7 @@ from fastcomposer.evaluation.sweeps.groups import full_label, spoken
 from fastcomposer.evaluation.sweeps.measured import group_table, last_steps, read_measured
 from fastcomposer.evaluation.sweeps.plots import sweep_plot
 from fastcomposer.evaluation.sweeps.report import write_sweep_report
+from fastcomposer.evaluation.sweeps.scores import references_of
 from fastcomposer.runtime.jobs import Goal, Job, Plan
 
 
@@ -171,6 +172,19 @@ def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
     assert other.entries[0].values["identity_preservation_difference"].mean == pytest.approx(-0.5 / 3)
     with pytest.raises(ValueError, match="baseline=7: no such job; there are 0, 1, 2, 3"):
         read_measured(tmp_path, baseline=7)
+
+
+def test_references_are_found_in_folders_too(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    pictures = tmp_path / "evaluation" / "1"
+    (pictures / "ann").mkdir()
+    (pictures / "ann.png").rename(pictures / "ann" / "000000001.png")
+    found = references_of(read_measured(tmp_path).groups[0].entries[:1])
+    assert found == {
+        "ann": pictures / "ann" / "000000001.png",
+        "bob": pictures / "bob.png",
+        "eve": pictures / "eve.png",
+    }
 
 
 def test_methods_are_named_once(tmp_path: Path) -> None:

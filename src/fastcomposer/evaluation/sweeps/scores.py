@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastcomposer.evaluation.benchmark import subject_pictures
 from fastcomposer.evaluation.collected import BENCHMARKS, Run, Score, collect, difference
 from fastcomposer.evaluation.report.table import Style
 from fastcomposer.evaluation.statistics import Estimate
@@ -65,7 +66,7 @@ def references_of(entries: Sequence[Entry]) -> dict[str, Path]:
         folder = (done.settings.get("benchmark") or {}).get("pictures") if done is not None else None
         names = {name for picture in run.pictures for name in picture.subjects} if run and folder else set()
         for name in names - found.keys():
-            if files := sorted(Path(str(folder)).glob(f"{name}.*")):
+            if files := subject_pictures(Path(str(folder)), name):
                 found[name] = files[0]
     return found
 
