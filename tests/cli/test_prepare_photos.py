@@ -169,7 +169,7 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
     few = ["num_subjects=2", "prompts_per_category=1", "images_per_prompt=1"]
     parts = [f"benchmark.{part}.{few_of}" for part in ("single", "multi") for few_of in few]
     drawn = ["+sampler.height=64", "+sampler.width=64", "sampler.num_inference_steps=2", *paper_metrics]
-    drawn += ["scoring.reference_size=256", "checkpoint=outputs/paper", "alphas=[0.5]"]
+    drawn += ["checkpoint=outputs/paper", "alphas=[0.5]"]
     drawn += ["methods=[text_only,textual_inversion,fastcomposer]"]
     drawn += ["methods.textual_inversion.personalize.method.steps=1"]
     status, _, err = run(evaluate, *model, *benchmark, *parts, *drawn)

@@ -15,7 +15,9 @@ from toy_evaluation import make_toy
 
 from fastcomposer.cli import evaluate
 from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.results import read_results
+from fastcomposer.evaluation.scoring import know_subject
 from fastcomposer.metrics.identity import IdentityPreservation
 
 
@@ -45,6 +47,34 @@ def test_the_face_of_the_astronaut_is_found_and_recognized(
     assert -1 <= embedded.item() <= 1
 
 
+@pytest.mark.parametrize("model", ["mini", "sd15"])
+def test_faces_of_references_are_found_in_the_photo_s_own_pixels(model: str) -> None:
+    """With the metrics of the paper; those of the mini world see scenes of one size alone."""
+    samples = ["callbacks=scored_samples", "callbacks.samples.prompts=[]", "callbacks.samples.references=[]"]
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        for metrics, size in (("mini", {"mini": 64, "sd15": 512}[model]), ("paper", None)):
+            chosen = [f"model={model}", f"metrics={metrics}"]
+            assert compose("evaluate", chosen).scoring.reference_size == size
+            trained = compose("train", [*chosen, *samples])
+            assert trained.callbacks.samples.scores.reference_size == size
+
+
+def test_a_reference_s_face_is_the_published_scorer_s(
+    paper_metrics: list[str], astronaut: Image.Image, tmp_path: Path
+) -> None:
+    file = tmp_path / "000001.jpg"
+    astronaut.crop((60, 0, 360, 240)).resize((225, 180)).save(file)  # as small as CelebA's aligned files
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("evaluate", ["model=sd15", *paper_metrics])
+    faces = instantiate(config.metrics.faces)
+    known = know_subject(Subject("000001", "woman", (file,)), faces, config.scoring.reference_size)
+    with Image.open(file) as photo, torch.no_grad():
+        expected = faces.embedder(faces.detector(photo.convert("RGB"))[:1])[0]
+    assert (known.reference - expected).abs().max() < 1e-6
+    resized = know_subject(Subject("000001", "woman", (file,)), faces, 512)
+    assert (resized.reference - expected).abs().max() > 1e-4  # small, for the embedder is untrained
+
+
 def test_a_benchmark_is_scored_with_real_faces(
     paper_metrics: list[str],
     small_base: Path,
@@ -58,7 +88,6 @@ def test_a_benchmark_is_scored_with_real_faces(
         (admiral if "00_man" in str(file) else astronaut).resize((256, 256)).save(file)
     monkeypatch.chdir(tmp_path)
     options = ["alphas=[0.5]", "benchmark.multi=null", "sampler.num_inference_steps=1", "output=scores"]
-    options.append("scoring.reference_size=256")  # at the model's own 32 nobody is found
     monkeypatch.setattr(sys, "argv", ["fastcomposer", *toy.arguments(*paper_metrics, *options)])
     evaluate.main()
     rows = read_results(tmp_path / "scores" / "results.json")[0]
