@@ -68,7 +68,19 @@ def test_an_evaluation_is_reported_without_its_pictures(
     monkeypatch.chdir(tmp_path)
     score = Estimate(0.4, (0.3, 0.5))
     row = ResultRow(
-        "single_subject", "fastcomposer", {"alpha": 0.8}, 1, 48, score, score, 2.0, 0.0, 0, 0, 900
+        "single_subject",
+        "fastcomposer",
+        {"alpha": 0.8},
+        1,
+        48,
+        score,
+        score,
+        2.0,
+        0.0,
+        0,
+        0,
+        900,
+        identity_published=score,
     )
     write_results("results/results.json", [row], {"machine": "two cores"})
     call = ["report", "what=results", "results=results", "formats=[md,html]", "~benchmark"]
@@ -86,7 +98,9 @@ def test_results_go_into_a_readme(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     score = Estimate(0.4, (0.3, 0.5))
-    row = ResultRow("single_subject", "text_only", {}, 0, 48, score, score, 2.0, 0.0, 0, 0, 900)
+    row = ResultRow(
+        "single_subject", "text_only", {}, 0, 48, score, score, 2.0, 0.0, 0, 0, 900, identity_published=score
+    )
     write_results("results/results.json", [row], {"device": "abacus", "cpus": 2})
     monkeypatch.setattr(
         sys, "argv", ["report", "what=results", "results=results", "~benchmark", "readme=README.md"]

@@ -14,12 +14,16 @@ from PIL import Image
 if TYPE_CHECKING:
     from toy_evaluation import Toy
 
+PUBLISHED_MORE = 0.1
 BENCHMARKS = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "mini"
 
 
 @dataclass(frozen=True)
 class MadeUp:
-    """A method's scores: every picture has the same, apart from what the subjects add."""
+    """A method's scores: every picture has the same, apart from what the subjects add.
+
+    By the published protocol identity is :data:`PUBLISHED_MORE` above the corrected one.
+    """
 
     method: str
     identity: float
@@ -163,7 +167,7 @@ def _scores(
                 "subjects": list(case.subjects),
                 "seed": case.seed,
                 "identity": made_up.identity + offset,
-                "identity_published": made_up.identity,
+                "identity_published": made_up.identity + offset + PUBLISHED_MORE,
                 "detected": len(case.subjects),
                 "prompt_consistency": made_up.prompt + offset / 10,
                 "copy_paste": 0.03,

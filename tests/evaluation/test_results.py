@@ -159,7 +159,6 @@ def test_a_row_by_hand() -> None:
     assert row.identity_preservation.mean == pytest.approx(0.25)
     assert row.identity_preservation.ci95 == pytest.approx((0.2, 0.3))  # the means of the two pairs
     assert row.prompt_consistency.mean == pytest.approx(0.3)
-    assert row.identity_published is not None
     assert row.identity_published.mean == pytest.approx(0.3)
     assert row.detection_rate == Estimate(0.5, (0.0, 1.0))
     assert row.copy_paste is not None
@@ -207,7 +206,8 @@ def test_defects_of_scores_are_named(table: pa.Table, message: str) -> None:
 def result(**changes: Any) -> ResultRow:
     estimate = Estimate(0.5, (0.4, 0.6))
     row = ResultRow(
-        "single_subject", "text_only", {"alpha": 0}, 0, 48, estimate, estimate, 0.5, 0, 0, 10, 2880
+        *("single_subject", "text_only", {"alpha": 0}, 0, 48, estimate, estimate, 0.5, 0, 0, 10, 2880),
+        identity_published=Estimate(0.6, (0.5, 0.7)),
     )
     return replace(row, **changes)
 
@@ -232,6 +232,7 @@ def test_the_file_is_the_contract(tmp_path: Path) -> None:
                 "stored_bytes_per_subject": 0,
                 "peak_memory_bytes": 10,
                 "unet_calls": 2880,
+                "identity_published": {"mean": 0.6, "ci95": [0.5, 0.7]},
             }
         ],
     }
@@ -281,6 +282,7 @@ def edited(row: dict[str, Any], path: str, value: Any) -> None:
         ("settings", [], "settings: must be an object"),
         ("images", 1.5, r"images: must be a whole number from 0, not 1\.5"),
         ("images", None, "images is missing"),
+        ("identity_published", None, "identity_published is missing"),
         ("seconds_per_image", -1, "seconds_per_image: must be a number from 0, not -1"),
         ("speed", 3, "speed is unknown"),
         ("identity_preservation", 0.5, "identity_preservation: must be an object with mean and ci95"),

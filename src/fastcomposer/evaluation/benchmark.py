@@ -194,7 +194,7 @@ def load_benchmarks(
         celeba_identities: Whether subjects' ids are CelebA identity numbers; see :func:`find_subjects`.
 
     Raises:
-        BenchmarkError: If a file is not as it must be, or pictures are named by CelebA's file numbers.
+        BenchmarkError: If a file is not as it must be, or images are named by CelebA's file numbers.
         FileNotFoundError: If a file or a subject's picture is missing.
         ValueError: If nothing or too much is asked for.
     """
@@ -220,7 +220,7 @@ def find_subjects(
     """Find the pictures of subjects; see :func:`subject_pictures`.
 
     CelebA numbers its people and its files apart: identity 2880 is shown by several files, and ``002880.jpg``
-    shows somebody else. The published benchmark names identities, whose pictures lie in folders such as
+    shows somebody else. The published benchmark names identities, whose images lie in folders such as
     ``002880``.
 
     Args:
@@ -230,7 +230,7 @@ def find_subjects(
             is refused.
 
     Raises:
-        BenchmarkError: If pictures are named by CelebA's file numbers, with the layout that is expected.
+        BenchmarkError: If images are named by CelebA's file numbers, with the layout that is expected.
         FileNotFoundError: If there is no picture of a subject, with the file that is missing.
     """
     root = Path(pictures)
@@ -246,7 +246,7 @@ def find_subjects(
         if not files:
             wanted = f"put {root / name}.jpg there, or pictures into {root / name}/"
             if celeba_identities:
-                wanted = f"put a picture of CelebA identity {int(name)} into {root / name}/"
+                wanted = f"put an image of CelebA identity {int(name)} into {root / name}/"
             raise FileNotFoundError(f"benchmark.pictures={root}: no picture of subject {name}; {wanted}")
         found.append(Subject(name, word, files))
     return tuple(found)
@@ -282,7 +282,7 @@ def _refuse_celeba_files(root: Path, name: str) -> None:
         raise BenchmarkError(
             f"benchmark.pictures={root}: {file.name} is named like a file of CelebA, but the benchmark's "
             f"subjects are CelebA identities, and CelebA numbers the two apart: {file.name} shows somebody "
-            f"else than identity {int(name)}. Put pictures of that identity into {root / name}/, as "
+            f"else than identity {int(name)}. Put images of that identity into {root / name}/, as "
             f"identity_CelebA.txt lists them, and take {file.name} away; benchmark.celeba_identities=false "
             "is for people of your own"
         )

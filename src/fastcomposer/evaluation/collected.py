@@ -33,7 +33,7 @@ NAMES = {
 BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject"}
 SCORES = "scores.parquet"
 _ROUNDING = 1e-3
-Score = Literal["identity", "prompt_consistency"]
+Score = Literal["identity", "identity_published", "prompt_consistency"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Picture:
         category: What the prompt asks to change.
         subjects: Ids of who is to be seen.
         seed: Of the initial noise.
-        identity: Identity preservation.
+        identity: Identity preservation, corrected protocol.
+        identity_published: The same by the published protocol.
         prompt_consistency: Cosine of picture and prompt.
         file: The picture.
     """
@@ -55,6 +56,7 @@ class Picture:
     subjects: tuple[str, ...]
     seed: int
     identity: float
+    identity_published: float
     prompt_consistency: float
     file: Path
 
@@ -227,7 +229,8 @@ def _alike(one: ResultRow, other: ResultRow) -> bool:
 
 def read_pictures(run: Path) -> tuple[Picture, ...]:
     """Read the scores of a run's pictures."""
-    names = ["case", "category", "subjects", "seed", "identity", "prompt_consistency", "image"]
+    names = ["case", "category", "subjects", "seed", "identity", "identity_published"]
+    names += ["prompt_consistency", "image"]
     return tuple(
         Picture(
             line["case"],
@@ -235,6 +238,7 @@ def read_pictures(run: Path) -> tuple[Picture, ...]:
             tuple(line["subjects"]),
             line["seed"],
             line["identity"],
+            line["identity_published"],
             line["prompt_consistency"],
             run / line["image"],
         )

@@ -52,8 +52,8 @@ SCORES = pa.schema(
 _MEASURES = ("identity_preservation", "prompt_consistency")
 _NUMBERS = ("seconds_per_image", "personalization_seconds_per_subject")
 _COUNTS = ("reference_images", "images", "stored_bytes_per_subject", "peak_memory_bytes", "unet_calls")
-_OPTIONAL = ("detection_rate", "copy_paste", "identity_published")
-_REQUIRED = ("benchmark", "method", "settings", *_COUNTS, *_MEASURES, *_NUMBERS)
+_OPTIONAL = ("detection_rate", "copy_paste")
+_REQUIRED = ("benchmark", "method", "settings", *_COUNTS, *_MEASURES, "identity_published", *_NUMBERS)
 
 
 class ResultsError(ValueError):
@@ -221,7 +221,7 @@ def _row(path: str | Path, place: str, content: Any) -> ResultRow:
     for name in _NUMBERS:
         fits = _is_number(row[name]) and row[name] >= 0
         _require(fits, path, f"{place}.{name}", f"a number from 0, not {row[name]!r}")
-    for name in (*_MEASURES, *_OPTIONAL):
+    for name in (*_MEASURES, "identity_published", *_OPTIONAL):
         if name in row:
             row[name] = _estimate(path, f"{place}.{name}", row[name])
     measures = row.get("measures", {})

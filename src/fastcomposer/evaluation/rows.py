@@ -68,7 +68,7 @@ class ResultRow:
         unet_calls: Of all images together; calls that images share count once.
         detection_rate: Share of the images with at least as many faces as subjects.
         copy_paste: Over the images for which it is defined.
-        identity_published: Identity preservation under the published protocol.
+        identity_published: Under the published protocol: what stands beside published figures.
         by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
         distances: From real pictures, where they were asked for.
         measures: Further measures of the pictures, by name.
@@ -88,7 +88,7 @@ class ResultRow:
     unet_calls: int
     detection_rate: Estimate | None = None
     copy_paste: Estimate | None = None
-    identity_published: Estimate | None = None
+    identity_published: Estimate = field(kw_only=True)
     by_category: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     distances: Distances | None = None
     measures: Mapping[str, Estimate] = field(default_factory=dict)

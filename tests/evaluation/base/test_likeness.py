@@ -37,9 +37,10 @@ def run(benchmark: str, method: str, identity: float, prompt: float, **settings:
         stored_bytes_per_subject=0,
         peak_memory_bytes=1,
         unet_calls=1,
+        identity_published=Estimate(max(identity, 0.0), (0.0, 1.0)),
     )
     pictures = tuple(
-        Picture(f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, prompt, Path("x.png"))
+        Picture(f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, 0.0, prompt, Path("x.png"))
         for i in range(6)
     )
     return Run(row, None, pictures)

@@ -44,10 +44,12 @@ def test_results_are_narrow_enough_to_read(whole_evaluation: tuple[Path, list[An
         "### Multi subject, 24 pictures a method",
         "### Cross-attention localization",
     ]
-    head = "| method | references | identity | prompt | s / image | s to personalise | "
+    head = "| method | references | identity, published protocol | prompt | s / image | s to personalise | "
     assert lines.count(head + "published: identity | published: prompt |") == 2
     ours = next(line for line in lines if line.startswith("| **FastComposer** "))
-    assert ours.startswith("| **FastComposer** | 1 | 0.450 [")
+    assert ours.startswith("| **FastComposer** | 1 | 0.550 [")
     assert ours.endswith("| 2.0 | 0 | 0.514 [R] | 0.243 [R] |")
     assert "IP-Adapter" not in text  # only what was measured
+    gain = text[text.index("### Cross-attention localization") :]
+    assert "| training | identity, corrected |" in gain and "| Multi subject, with | 0.450 [" in gain
     assert "FastComposer is shown at α = 0.6." in text

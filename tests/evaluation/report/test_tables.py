@@ -97,12 +97,13 @@ def test_pictures_and_references_are_found(collected: Collected, whole_evaluatio
 def test_main_table_sets_measured_beside_published(tables: dict[str, Table]) -> None:
     single = row(tables["single_subject"], "DreamBooth")
     assert single["references"] == "5"
-    assert single["identity"] == "0.470 [0.450, 0.490]"
+    assert single["identity, published protocol"] == "0.570 [0.550, 0.590]"
+    assert single["identity, corrected"] == "0.470 [0.450, 0.490]"
     assert single["detected"] == "100.0 %"
     assert single["stored / subject"] == "44 MB"
     assert single["paper identity"] == "0.273 [R]"
     assert single["paper s / subject"] == "1,084 [M]"
-    assert row(tables["single_subject"], "PortraitBooth")["identity"] == "–"
+    assert row(tables["single_subject"], "PortraitBooth")["identity, published protocol"] == "–"
     multi = row(tables["multi_subject"], "FastComposer")
     assert multi["paper identity"] == "0.431 [M]; 0.380 re-run [R]"
     assert [line.label for line in tables["multi_subject"].lines if line.strong] == ["FastComposer"]
@@ -136,7 +137,7 @@ def test_localization_is_judged_case_by_case(collected: Collected, tables: dict[
     assert raised.ci95[1] - raised.ci95[0] < 0.9 * (
         pair[0].row.identity_preservation.ci95[1] - pair[0].row.identity_preservation.ci95[0]
     )
-    shown = row(tables["localization"], "Multi subject, difference")["identity"]
+    shown = row(tables["localization"], "Multi subject, difference")["identity, corrected"]
     assert shown.startswith("0.070 [0.0")
 
 
@@ -153,13 +154,16 @@ def test_csv_keeps_every_digit_interval_and_tag(collected: Collected, tables: di
     found = [
         line
         for line in lines
-        if (line["table"], line["line"], line["measure"]) == ("multi_subject", "FastComposer", "identity")
+        if (line["table"], line["line"]) == ("multi_subject", "FastComposer")
+        and line["measure"].startswith("identity")
     ]
     ours = collected.ours("multi_subject")
     assert ours is not None
-    assert [line["source"] for line in found] == ["measured", "published [M]", "published re-run [R]"]
-    assert float(found[0]["value"]) == ours.row.identity_preservation.mean
-    assert float(found[0]["ci95_low"]) == ours.row.identity_preservation.ci95[0]
+    assert [line["source"] for line in found] == ["measured"] * 2 + ["published [M]", "published re-run [R]"]
+    assert [line["measure"] for line in found[:2]] == ["identity, published protocol", "identity, corrected"]
+    assert float(found[0]["value"]) == ours.row.identity_published.mean
+    assert float(found[0]["ci95_low"]) == ours.row.identity_published.ci95[0]
+    assert float(found[1]["value"]) == ours.row.identity_preservation.mean
 
 
 def test_markdown_lines_have_as_many_cells_as_the_head(tables: dict[str, Table]) -> None:

@@ -15,7 +15,22 @@ def row(benchmark: str, method: str, alpha: float, identity: float, prompt: floa
     one, two = (Estimate(mean, (mean, mean)) for mean in (identity, prompt))
     sharpness = {"sharpness": Estimate(7.0, (7.0, 7.0))}
     settings = {"alpha": alpha} if method == "fastcomposer" else {}
-    return ResultRow(benchmark, method, settings, 1, 8, one, two, 1.5, 0.0, 0, 0, 10, measures=sharpness)
+    return ResultRow(
+        benchmark,
+        method,
+        settings,
+        1,
+        8,
+        one,
+        two,
+        1.5,
+        0.0,
+        0,
+        0,
+        10,
+        measures=sharpness,
+        identity_published=one,
+    )
 
 
 ROWS = [

@@ -50,7 +50,21 @@ def evaluation_sweep(folder: Path) -> None:
         job.ended("finished", seconds=60.0).write()
         score = Estimate(0.3 + number / 10, (0.25 + number / 10, 0.36 + number / 10))
         rows = [
-            ResultRow("single_subject", "fastcomposer", {"alpha": a}, 1, 8, score, score, 1.0, 0.0, 0, 0, 10)
+            ResultRow(
+                "single_subject",
+                "fastcomposer",
+                {"alpha": a},
+                1,
+                8,
+                score,
+                score,
+                1.0,
+                0.0,
+                0,
+                0,
+                10,
+                identity_published=score,
+            )
             for a in (0.6, 0.8)
         ]
         write_results(job.folder / "results.json", rows, {})
@@ -195,7 +209,12 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
     for number, names in enumerate((("text_only", "fastcomposer"), ("dreambooth",))):
         job = Job(number, tmp_path / str(number), (f"methods=[{','.join(names)}]",))
         job.ended("finished").write()
-        rows = [ResultRow("single_subject", n, {}, 1, 8, score, score, 1.0, 0.0, 0, 0, 10) for n in names]
+        rows = [
+            ResultRow(
+                "single_subject", n, {}, 1, 8, score, score, 1.0, 0.0, 0, 0, 10, identity_published=score
+            )
+            for n in names
+        ]
         write_results(job.folder / "results.json", rows, {})
     sweep, _, (file,) = write_sweep_report(tmp_path, ("html",))
     table = group_table(sweep.groups[0], sweep.keys)
@@ -206,7 +225,9 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
     # The jobs are one evaluation, unless they have drawn the same in two ways.
     assert [run.name for run in collect(tmp_path, 0.6).runs] == ["Text only", "FastComposer", "DreamBooth"]
     one, other = (
-        ResultRow("single_subject", "text_only", {}, 1, 8, score, s, 1.0, 0.0, 0, 0, 10)
+        ResultRow(
+            "single_subject", "text_only", {}, 1, 8, score, s, 1.0, 0.0, 0, 0, 10, identity_published=score
+        )
         for s in (score, Estimate(0.32, (0.2, 0.4)))
     )
     write_results(tmp_path / "1" / "results.json", [one], {})

@@ -8,12 +8,12 @@ from pathlib import Path
 from fastcomposer.evaluation.collected import Collected
 from fastcomposer.evaluation.report.table import Table
 from fastcomposer.evaluation.report.table_files import markdown_table
-from fastcomposer.evaluation.report.tables import PUBLISHED, localization_table, main_table
+from fastcomposer.evaluation.report.tables import BY_PUBLISHED, PUBLISHED, localization_table, main_table
 from fastcomposer.runtime.files import write_atomically
 
 _COLUMNS = (
     ("", "references"),
-    ("", "identity"),
+    ("", BY_PUBLISHED),
     ("", "prompt"),
     ("", "s / image"),
     ("", "s to personalise"),
@@ -80,8 +80,10 @@ def results_section(collected: Collected) -> str:
     )
     parts.append(
         f"Measured on {machine}, torch {facts.get('torch', '?')}.{shown} Brackets hold 95 % intervals. "
-        "Published figures are of Stable Diffusion 1.5 and photos: compare orders, not values. [R] quoted by "
-        "another paper, [M] recalled, unconfirmed."
+        "Published figures are of Stable Diffusion 1.5 and photos: compare orders, not values. Beside them "
+        "identity is scored by the published protocol; the corrected one takes the largest faces and the "
+        "best assignment and leaves negative scores as they are. [R] quoted by another paper, [M] recalled, "
+        "unconfirmed."
     )
     return "\n\n".join(parts).replace("\n## ", "\n### ").replace("## ", "### ", 1)
 
