@@ -119,6 +119,24 @@ def test_changed_settings_are_refused(run: Run) -> None:
     assert not set(before.items()) & set(pictures(Path("outputs")).items())
 
 
+def test_other_metrics_are_refused_beside_scores_that_stay(run: Run) -> None:
+    part = ["benchmark.multi=null", "alphas=[0.5]"]
+    assert run(*part, "methods=[text_only]")[0] == 0
+    before, folder = pictures(Path("outputs")), Path("outputs/evaluate")
+    results = (folder / "results.json").read_bytes()
+    status, _, err = run(*part, "methods=[fastcomposer]", "metrics.faces.threshold=0.2")
+    assert status == 1 and "Traceback" not in err
+    assert "text_only was scored under other settings (metrics.faces.threshold: 0.4, not 0.2)" in err
+    assert pictures(Path("outputs")) == before  # refused before anything is generated
+    assert (folder / "results.json").read_bytes() == results
+    # All at once are scored anew, from the images that are there.
+    status, _, err = run(*part, "methods=[text_only,fastcomposer]", "metrics.faces.threshold=0.2")
+    assert status == 0, err
+    assert before.items() <= pictures(Path("outputs")).items()
+    rows = read_results(folder / "results.json").rows
+    assert len(rows) == 2 and len({row.scored_by for row in rows}) == 1 and rows[0].scored_by
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -100,6 +100,19 @@ def test_what_has_changed_is_measured_anew(run: Run) -> None:
     assert json.loads((run.store.folder / "distances.json").read_text())["distances"]["real_images"] == 6
 
 
+def test_distances_from_other_pictures_do_not_mix(run: Run, tmp_path: Path) -> None:
+    assert measure([run]) == 5
+    distances = kept(run)
+    assert distances is not None and distances.scored_by
+    other = DistanceStage(Colours(2.0), Data(), num_real=6)
+    with pytest.raises(ValueError, match=r"metrics\.features\.gain: 1\.0, not 2\.0.*num_real: 1000, not 6"):
+        other.check_others(tmp_path, set())
+    other.check_others(tmp_path, {run.store.folder})
+    with pytest.raises(ValueError, match=r"\(data: '\w+', not '\w+'\)"):
+        DistanceStage(Colours(), Data(seed=1)).check_others(tmp_path, set())
+    DistanceStage(Colours(), Data()).check_others(tmp_path, set())
+
+
 def test_no_more_real_pictures_are_read_than_asked_for(run: Run) -> None:
     data = Data()
     measure([run], data=data, num_real=6)

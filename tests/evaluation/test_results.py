@@ -242,7 +242,8 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     distances = Distances(12.5, -0.001, 0.01, 1000, "InceptionFeatures")
     measured = result(measures={"colour": Estimate(0.5, (0.4, 0.6))})
-    rows = (result(), row_from_scores(scores(), COSTS), result(distances=distances), measured)
+    further = result(distances=replace(distances, scored_by="abc"), scored_by="def")
+    rows = (result(), row_from_scores(scores(), COSTS), result(distances=distances), further, measured)
     write_results(file, rows, {"device": "cpu"})
     found = read_results(file)
     assert found.rows == rows
@@ -288,6 +289,7 @@ def edited(row: dict[str, Any], path: str, value: Any) -> None:
         ("identity_preservation", 0.5, "identity_preservation: must be an object with mean and ci95"),
         ("identity_preservation.ci95", [0.4], r"identity_preservation\.ci95: must be two numbers.*\[0\.4\]"),
         ("distances", {"fid": 1.0}, r"distances: features is missing"),
+        ("scored_by", 3, r"scored_by: must be a text"),
         ("measures", {"colour": {"mean": 1.0}}, r"measures\.colour: ci95 is missing"),
         ("copy_paste.ci95", [0.6, 0.4], r"copy_paste\.ci95: must be two numbers, the lower first"),
         (

@@ -30,6 +30,7 @@ from fastcomposer.evaluation.store import read_table
 from fastcomposer.evaluation.summary import result_rows
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.metrics.image_text import ClipExtractor
+from fastcomposer.runtime.settings import digest
 
 EYE = torch.eye(4)
 
@@ -217,6 +218,33 @@ def test_other_metric_models_score_anew(drawn: tuple[Path, list[Run]], toy: Toy,
     with torch.no_grad():
         next(clip.parameters()).flatten()[0] += 1
     assert score(runs[:1], image_text=clip) == 8
+
+
+def test_scores_of_two_scorers_do_not_mix(drawn: tuple[Path, list[Run]]) -> None:
+    output, runs = drawn
+    ours, text = (run.store.folder for run in (runs[0], runs[2]))
+    assert score(runs[:1]) == 8
+    (row,) = result_rows(output)
+    other = ScoringStage(MeanFaces(tint=0.1), MeanImageText(), reference_size=16)
+    with pytest.raises(ValueError, match=r"metrics\.faces\.tint: 0\.0, not 0\.1") as refused:
+        other.check_others(output, {text})
+    for said in (str(ours), "metrics.reference_size: 32, not 16", "output=<other>", "scores.parquet"):
+        assert said in str(refused.value)
+    other.check_others(output, {ours, text})  # all that is there is scored anew
+    same = ScoringStage(MeanFaces(), MeanImageText(), reference_size=32)
+    same.check_others(output, {text})
+    with pytest.raises(ValueError, match=r"metrics\.measures\.light: None, not \{"):
+        ScoringStage(
+            MeanFaces(), MeanImageText(), reference_size=32, measures={"light": Brightness()}
+        ).check_others(output, {text})
+
+    score(runs[2:3], faces=MeanFaces(tint=0.1))
+    with pytest.raises(ValueError, match=r"metrics\.faces\.tint: 0\.0, not 0\.1") as refused:
+        result_rows(output)
+    assert str(ours) in str(refused.value) and str(text) in str(refused.value)
+    score(runs[2:3])
+    assert [found.scored_by for found in result_rows(output)] == [row.scored_by] * 2
+    assert row.scored_by == digest(same.scorer)
 
 
 class Brightness(nn.Module):

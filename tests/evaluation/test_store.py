@@ -19,14 +19,17 @@ from fastcomposer.evaluation.store import (
     COLUMNS,
     PictureFacts,
     RunStore,
+    read_scorer,
     read_table,
     write_all,
     write_table,
 )
 from fastcomposer.evaluation.summary import result_rows
 from fastcomposer.provenance import read_facts
+from fastcomposer.runtime.settings import digest
 
 CASE = Case("single_subject/ann/context_0/0", "single_subject", "context", "p <|image|>", "p", ("ann",), 42)
+SCORER = {"metrics": {"faces": {"class": "Faces", "threshold": 0.4}}}
 FACTS = PictureFacts(seconds=0.5, unet_calls=2.25, peak_memory_bytes=1000)
 
 
@@ -187,19 +190,20 @@ class TestScores:
         run = store(tmp_path)
         for number, cases in enumerate((("c", "d"), ("a", "b"))):
             table = pa.Table.from_pylist([row(case) for case in cases], COLUMNS)
-            write_table(run.part_file(number), table, f"part {number}")
-        run.merge_scores(["part 0", "part 1"], "all")
+            write_table(run.part_file(number), table, f"part {number}", SCORER)
+        run.merge_scores(["part 0", "part 1"], "all", SCORER)
         table = read_table(run.scores_file, "all")
         assert table is not None and table["case"].to_pylist() == ["a", "b", "c", "d"]
+        assert read_scorer(run.scores_file) == SCORER
         assert not run.part_file(0).parent.exists()
 
     def test_parts_that_are_not_what_is_wanted(self, tmp_path: Path) -> None:
         run = store(tmp_path)
-        write_table(run.part_file(0), pa.Table.from_pylist([row("a")], COLUMNS), "old")
+        write_table(run.part_file(0), pa.Table.from_pylist([row("a")], COLUMNS), "old", SCORER)
         assert read_table(run.part_file(0), "old") is not None
         assert read_table(run.part_file(0), "new") is None
         with pytest.raises(ValueError, match=r"part-00000\.parquet: missing or damaged"):
-            run.merge_scores(["new"], "all")
+            run.merge_scores(["new"], "all", SCORER)
         content = run.part_file(0).read_bytes()
         for kept in (0, 10, len(content) // 2, len(content) - 1):
             run.part_file(0).write_bytes(content[:kept])
@@ -217,7 +221,7 @@ class TestScores:
             run.open()
             common = {"settings": json.dumps(settings), "method": method, "identity": identity}
             lines = [row("a", **common), row("b", **common, peak_memory_bytes=700, unet_calls=4.25)]
-            write_table(run.scores_file, pa.Table.from_pylist(lines, COLUMNS), "key")
+            write_table(run.scores_file, pa.Table.from_pylist(lines, COLUMNS), "key", SCORER)
             run.write_costs(Costs(1, 3.0, 4, 600))
         rows = result_rows(tmp_path)
         assert [(r.method, r.settings.get("alpha")) for r in rows] == [
@@ -226,6 +230,7 @@ class TestScores:
             ("text_only", None),
         ]
         assert [r.identity_preservation.mean for r in rows] == [0.1, 0.5, 0]
+        assert {r.scored_by for r in rows} == {digest(SCORER)}
         assert rows[0].peak_memory_bytes == 700
         assert rows[0].unet_calls == 15
         assert rows[0].personalization_seconds_per_subject == 3.0

@@ -50,7 +50,7 @@ def measure_scores(config: DictConfig) -> float | None:
     """Draw, score, and write ``results.json``; returns the objective."""
     from hydra.utils import instantiate
 
-    from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
+    from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs, planned_folders
     from fastcomposer.evaluation.results import write_results
     from fastcomposer.evaluation.summary import describe_environment, result_rows
 
@@ -61,6 +61,10 @@ def measure_scores(config: DictConfig) -> float | None:
     objective = judgement(config, methods, benchmarks)
     scoring = instantiate(config.scoring)
     distances = instantiate(config.distances) if config.fid else None
+    folders = planned_folders(methods, benchmarks, output)
+    scoring.check_others(output, folders)
+    if distances is not None:
+        distances.check_others(output, folders)
     loggers = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
     trainer = instantiate(config.trainer)
     # Whatever precision pictures are drawn in, they are judged in full.
@@ -77,9 +81,9 @@ def measure_scores(config: DictConfig) -> float | None:
         stage = GenerationStage(method, planned, concepts, config.save_attention)
         trainer.predict(stage, return_predictions=False)
         runs += planned
-    judge.predict(scoring(runs=runs), return_predictions=False)
-    if distances is not None:
-        judge.predict(distances(runs=runs), return_predictions=False)
+    for stage in filter(None, (scoring, distances)):
+        stage.runs = runs
+        judge.predict(stage, return_predictions=False)
     if not judge.is_global_zero:
         return None
     rows = result_rows(output)

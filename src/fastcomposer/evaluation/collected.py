@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
+from fastcomposer.evaluation.scorers import check_same, scored_by
 from fastcomposer.evaluation.statistics import Estimate, bootstrap, paired_difference
 from fastcomposer.runtime.jobs import read_jobs
 
@@ -185,7 +186,7 @@ def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = 
 
     Raises:
         FileNotFoundError: If there is no ``results.json``.
-        ValueError: If it has no rows, or jobs have drawn the same otherwise.
+        ValueError: If it has no rows, jobs have drawn the same otherwise, or rows have different scorers.
     """
     root = Path(folder)
     parts = [root] if (root / "results.json").is_file() else [job.folder for job in read_jobs(root)]
@@ -193,8 +194,10 @@ def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = 
     if not parts:
         raise FileNotFoundError(f"results={root}: no results.json there; evaluate writes it")
     found: dict[tuple[str, str, str], Run] = {}
-    for part in parts:
-        for run in _runs(part):
+    by_part = {part: _runs(part) for part in parts}
+    check_same((part, run.row) for part, runs in by_part.items() for run in runs)
+    for part, its_runs in by_part.items():
+        for run in its_runs:
             known = found.setdefault(_key(run.row.benchmark, run.row.method, run.row.settings), run)
             if not _alike(known.row, run.row):
                 raise ValueError(
@@ -215,6 +218,11 @@ def _runs(folder: Path) -> list[Run]:
     runs = []
     for row in read_results(folder / "results.json").rows:
         place = scored.get(_key(row.benchmark, row.method, row.settings))
+        if place is not None and scored_by(place / SCORES) != row.scored_by:
+            raise ValueError(
+                f"{folder / 'results.json'}: {place} was scored anew since, with other metrics; evaluate "
+                "again, which writes it from today's scores"
+            )
         runs.append(Run(row, place, () if place is None else read_pictures(place)))
     return runs
 

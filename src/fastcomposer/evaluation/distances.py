@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 from fastcomposer.evaluation.drawing import blocks
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.rows import Distances
-from fastcomposer.evaluation.scoring import extractor_facts
-from fastcomposer.evaluation.store import digest, pictures_key, read_distances, write_distances
+from fastcomposer.evaluation.scorers import check_others, extractor_facts
+from fastcomposer.evaluation.store import DISTANCES_NAME, pictures_key, read_distances, write_distances
 from fastcomposer.metrics.distribution import PictureFeatures, feature_distance
+from fastcomposer.runtime.settings import digest
 from fastcomposer.runtime.stages import ResumableStage
 
 
@@ -28,7 +30,7 @@ class DistanceStage(ResumableStage):
     Args:
         features: Describes pictures.
         data: Data module with a validation loader, whose targets are the real pictures.
-        runs: Runs whose pictures are drawn.
+        runs: Runs whose pictures are drawn when measuring begins.
         num_real: Most real pictures, the first ones.
         batch_size: Pictures described together.
 
@@ -42,7 +44,7 @@ class DistanceStage(ResumableStage):
         self,
         features: PictureFeatures,
         data: Any,
-        runs: Sequence[Run],
+        runs: Sequence[Run] = (),
         num_real: int = 1000,
         batch_size: int = 64,
     ) -> None:
@@ -52,6 +54,10 @@ class DistanceStage(ResumableStage):
                 raise ValueError(f"distances.{name}={value}: at least {least}")
         self.features, self.data, self.runs = features, data, list(runs)
         self.num_real, self.batch_size = num_real, batch_size
+
+    def check_others(self, output: Path, redone: Collection[Path]) -> None:
+        """Refuse to measure beside distances from others; see the function of this name."""
+        check_others(output, DISTANCES_NAME, self._made_from, redone)
 
     def missing_tasks(self) -> list[int]:
         """Numbers of the runs without distances, or with such from other pictures."""
@@ -74,7 +80,8 @@ class DistanceStage(ResumableStage):
         ]
         measured = feature_distance(torch.cat(drawn), self._real)
         kind = type(self.features).__name__
-        distances = Distances(*measured, real_images=len(self._real), features=kind)
+        scored_by = digest(self._made_from)
+        distances = Distances(*measured, len(self._real), features=kind, scored_by=scored_by)
         write_distances(run.store.folder, self._key(run), self._made_from, distances)
         return len(run.benchmark.cases)
 
@@ -83,11 +90,15 @@ class DistanceStage(ResumableStage):
         return torch.cat([self._describe(pictures) for pictures in self._real_pictures()])[: self.num_real]
 
     @cached_property
-    def _made_from(self) -> str:
+    def _made_from(self) -> dict[str, Any]:
         """What tells the real pictures and the features from others; the first pictures stand for all."""
         first = next(self._real_pictures())
         pixels = (first * 255).round().byte().flatten(1).sum(1).tolist()
-        return digest([pixels, self.num_real, extractor_facts(self.features)])
+        return {
+            "metrics": {"features": extractor_facts(self.features)},
+            "distances": {"num_real": self.num_real},
+            "data": digest(pixels),
+        }
 
     def _real_pictures(self) -> Iterator[Tensor]:
         loader = self.data.val_dataloader()

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
 from fastcomposer.evaluation.drawing import Job, Method
-from fastcomposer.evaluation.store import PictureFacts, RunStore, write_all
+from fastcomposer.evaluation.store import PictureFacts, RunStore, run_folder, write_all
 from fastcomposer.runtime.memory import peak_memory_bytes
 from fastcomposer.runtime.progress import tracked
 from fastcomposer.runtime.settings import differences, digest, file_digest
@@ -48,9 +48,7 @@ def plan_runs(
         precision: In which the networks run, as Lightning names it.
     """
     runs = []
-    for benchmark in benchmarks:
-        if method.max_subjects is not None and len(benchmark.cases[0].subjects) > method.max_subjects:
-            continue
+    for benchmark in _drawable(method, benchmarks):
         pictures = {
             subject.id: digest([file_digest(file) for file in method.pictures(subject)])
             for subject in benchmark.subjects
@@ -60,6 +58,24 @@ def plan_runs(
             store = RunStore(Path(output), benchmark.name, method.name, chosen, decides, pictures)
             runs.append(Run(store, benchmark, setting))
     return runs
+
+
+def planned_folders(
+    methods: Sequence[Method], benchmarks: Sequence[Benchmark], output: str | Path
+) -> set[Path]:
+    """Folders of the runs that methods make; see :func:`plan_runs`. No weights are read."""
+    return {
+        run_folder(Path(output), benchmark.name, method.name, chosen)
+        for method in methods
+        for benchmark in _drawable(method, benchmarks)
+        for chosen in method.settings
+    }
+
+
+def _drawable(method: Method, benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+    """Benchmarks with no more subjects in a picture than the method takes."""
+    most = method.max_subjects
+    return [one for one in benchmarks if most is None or len(one.cases[0].subjects) <= most]
 
 
 def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) -> None:

@@ -210,11 +210,13 @@ def _results(path: str | Path, content: Any) -> Results:
 
 def _row(path: str | Path, place: str, content: Any) -> ResultRow:
     _require(isinstance(content, dict), path, place, "an object")
-    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, "by_category", "distances", "measures"})
+    nested = {"by_category", "distances", "measures"}
+    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, *nested, "scored_by"})
     row = dict(content)
     for name, known in (("benchmark", tuple(PLACEHOLDERS)), ("method", METHODS)):
         _require(row[name] in known, path, f"{place}.{name}", f"one of {', '.join(known)}, not {row[name]!r}")
     _require(isinstance(row["settings"], dict), path, f"{place}.settings", "an object")
+    _require(isinstance(row.get("scored_by", ""), str), path, f"{place}.scored_by", "a text")
     for name in _COUNTS:
         whole = isinstance(row[name], int) and not isinstance(row[name], bool) and row[name] >= 0
         _require(whole, path, f"{place}.{name}", f"a whole number from 0, not {row[name]!r}")
@@ -242,7 +244,7 @@ def _row(path: str | Path, place: str, content: Any) -> ResultRow:
 
 def _distances(path: str | Path, place: str, content: Any) -> Distances:
     _require(isinstance(content, dict), path, place, "an object")
-    _keys(path, place, content, {field.name for field in fields(Distances)})
+    _keys(path, place, content, {field.name for field in fields(Distances)} - {"scored_by"}, {"scored_by"})
     for name in ("fid", "kid", "kid_std", "real_images"):
         _require(_is_number(content[name]), path, f"{place}.{name}", f"a number, not {content[name]!r}")
     return Distances(**content)

@@ -40,6 +40,7 @@ class Distances:
         kid_std: Standard deviation of KID over subsets of the pictures.
         real_images: Number of real pictures.
         features: What describes the pictures, such as ``InceptionFeatures``.
+        scored_by: Digest of features and real pictures: those of one digest can be compared.
     """
 
     fid: float
@@ -47,6 +48,7 @@ class Distances:
     kid_std: float
     real_images: int
     features: str
+    scored_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class ResultRow:
         by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
         distances: From real pictures, where they were asked for.
         measures: Further measures of the pictures, by name.
+        scored_by: Digest of extractors, their settings and weights: rows of one digest can be compared.
     """
 
     benchmark: str
@@ -92,6 +95,7 @@ class ResultRow:
     by_category: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     distances: Distances | None = None
     measures: Mapping[str, Estimate] = field(default_factory=dict)
+    scored_by: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ``results.json``; what is not known is left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.drawing import blocks
 from fastcomposer.evaluation.generation import Run
-from fastcomposer.evaluation.store import COLUMNS, read_table, write_table
+from fastcomposer.evaluation.scorers import check_others, describe_scorer
+from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
 from fastcomposer.metrics.consistency import prompt_consistency
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.metrics.measure import COLUMN, PictureMeasure
 from fastcomposer.metrics.similarity import copy_paste
-from fastcomposer.runtime.settings import digest, file_digest, weights_digest
+from fastcomposer.runtime.settings import digest, file_digest
 from fastcomposer.runtime.stages import ResumableStage
 
 _BACKING = 238 / 255  # behind transparent references
@@ -63,7 +64,7 @@ class ScoringStage(ResumableStage):
     Args:
         faces: Finds and embeds faces.
         image_text: Embeds pictures and texts.
-        runs: Runs whose pictures are drawn.
+        runs: Runs whose pictures are drawn when scoring begins.
         reference_size: Side in pixels of the square that reference pictures are brought to before faces are
             looked for; ``None`` leaves photos as they are.
         batch_size: Pictures scored together.
@@ -79,7 +80,7 @@ class ScoringStage(ResumableStage):
         self,
         faces: FaceExtractor,
         image_text: ImageTextExtractor,
-        runs: Sequence[Run],
+        runs: Sequence[Run] = (),
         reference_size: int | None = None,
         batch_size: int = 64,
         measures: Mapping[str, PictureMeasure] | None = None,
@@ -94,10 +95,11 @@ class ScoringStage(ResumableStage):
             if isinstance(measure, nn.Module):  # moves to the device with this stage
                 self.add_module(f"measure_{len(self._modules)}", measure)
         self._known: dict[str, KnownSubject] = {}
-        extractors: list[Any] = [extractor_facts(faces), extractor_facts(image_text), reference_size]
-        if self.measures:
-            extractors.append({name: extractor_facts(one) for name, one in self.measures.items()})
-        self._extractors = digest(extractors)
+        self.scorer = describe_scorer(faces, image_text, reference_size, self.measures)
+
+    def check_others(self, output: Path, redone: Collection[Path]) -> None:
+        """Refuse to score beside scores from others; see the function of this name."""
+        check_others(output, SCORES_NAME, self.scorer, redone)
 
     def missing_tasks(self) -> list[_Part]:
         """Parts without scores, of runs without scores."""
@@ -149,7 +151,7 @@ class ScoringStage(ResumableStage):
             )
         columns = pa.schema([*COLUMNS, *(pa.field(column, pa.float64()) for column in measured)])
         table = pa.Table.from_pylist(rows, columns)
-        write_table(run.store.part_file(part.number), table, self._part_key(part))
+        write_table(run.store.part_file(part.number), table, self._part_key(part), self.scorer)
         return len(part.cases)
 
     def finish(self) -> None:
@@ -157,7 +159,8 @@ class ScoringStage(ResumableStage):
         for number, run in enumerate(self.runs):
             key = self._run_key(run)
             if read_table(run.store.scores_file, key) is None:
-                run.store.merge_scores([self._part_key(part) for part in self._parts(number)], key)
+                parts = [self._part_key(part) for part in self._parts(number)]
+                run.store.merge_scores(parts, key, self.scorer)
 
     def _parts(self, number: int) -> list[_Part]:
         cases = sorted(self.runs[number].benchmark.cases, key=lambda case: case.id)
@@ -169,7 +172,7 @@ class ScoringStage(ResumableStage):
             subject.id: [file_digest(file) for file in (subject.reference, *subject.other_pictures)]
             for subject in run.benchmark.subjects
         }
-        return digest([run.store.hash, self._extractors, pictures, sorted(c.id for c in run.benchmark.cases)])
+        return digest([run.store.hash, self.scorer, pictures, sorted(c.id for c in run.benchmark.cases)])
 
     def _part_key(self, part: _Part) -> str:
         return digest([self._run_key(self.runs[part.run]), [case.id for case in part.cases]])
@@ -273,10 +276,3 @@ def read_reference(file: Path, size: int | None) -> Tensor:
     if size is None:
         return picture
     return tvf.resize(pad_to_square(picture), [size, size], antialias=True).clamp(0, 1)
-
-
-def extractor_facts(extractor: Any) -> dict[str, Any]:
-    """What of an extractor decides scores: its kind, its plain settings and its weights."""
-    plain = {k: v for k, v in vars(extractor).items() if isinstance(v, int | float | str) and k != "training"}
-    weights = weights_digest(extractor) if isinstance(extractor, nn.Module) else None
-    return {"kind": type(extractor).__qualname__, "settings": plain, "weights": weights}

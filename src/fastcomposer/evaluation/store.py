@@ -37,7 +37,7 @@ SCORES_NAME = "scores.parquet"
 DISTANCES_NAME = "distances.json"
 COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
 """Columns of ``scores.parquet``: the contract's, and the most memory in use when a picture was drawn."""
-_TEXT = "fastcomposer"  # name of the tables' metadata
+_TEXT, _SCORER = "fastcomposer", "scorer"  # names of the tables' metadata
 _GO_ON = "output=<other> writes beside it, resume=restart forgets it"
 
 
@@ -79,8 +79,7 @@ class RunStore:
     @cached_property
     def folder(self) -> Path:
         """Where everything is."""
-        parts = [self.method, *(f"{key}_{value}" for key, value in self.settings.items())]
-        return self.output / self.benchmark / "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
+        return run_folder(self.output, self.benchmark, self.method, self.settings)
 
     @cached_property
     def hash(self) -> str:
@@ -210,12 +209,13 @@ class RunStore:
         """Where the scores of all pictures go."""
         return self.folder / SCORES_NAME
 
-    def merge_scores(self, part_keys: Sequence[str], key: str) -> None:
+    def merge_scores(self, part_keys: Sequence[str], key: str, scorer: Mapping[str, Any]) -> None:
         """Join parts, in the order of their cases, and remove them.
 
         Args:
             part_keys: What each part was made from, as it was written with.
             key: What all were made from.
+            scorer: See :func:`write_table`.
 
         Raises:
             ValueError: If a part is missing or damaged.
@@ -225,8 +225,14 @@ class RunStore:
             parts.append(read_table(self.part_file(number), part_key))
             if parts[-1] is None:
                 raise ValueError(f"{self.part_file(number)}: missing or damaged; evaluate again")
-        write_table(self.scores_file, pa.concat_tables(parts).sort_by("case"), key)
+        write_table(self.scores_file, pa.concat_tables(parts).sort_by("case"), key, scorer)
         shutil.rmtree(self.folder / "scores", ignore_errors=True)
+
+
+def run_folder(output: Path, benchmark: str, method: str, settings: Mapping[str, Any]) -> Path:
+    """Folder of a method's run under some settings; see :class:`RunStore`."""
+    parts = [method, *(f"{key}_{value}" for key, value in settings.items())]
+    return output / benchmark / "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
 
 
 def _rest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,16 +260,18 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "decides" in content else None
 
 
-def write_table(file: Path, table: pa.Table, key: str) -> None:
+def write_table(file: Path, table: pa.Table, key: str, scorer: Mapping[str, Any]) -> None:
     """Write scores.
 
     Args:
         file: Where to.
         table: With :data:`COLUMNS`.
         key: What they were made from.
+        scorer: What made them; see :func:`~fastcomposer.evaluation.scorers.describe_scorer`.
     """
     data = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_TEXT: key}), data)
+    metadata = {_TEXT: key, _SCORER: json.dumps(scorer)}
+    pq.write_table(table.replace_schema_metadata(metadata), data)
     _write(file, data.getvalue())
 
 
@@ -277,25 +285,45 @@ def read_table(file: Path, key: str | None = None) -> pa.Table | None:
     return table if key is None or written.get(_TEXT.encode()) == key.encode() else None
 
 
+def read_scorer(file: Path) -> dict[str, Any] | None:
+    """Read what made scores or distances.
+
+    Args:
+        file: ``scores.parquet`` or ``distances.json`` of a run.
+
+    Returns:
+        As :func:`write_table` and :func:`write_distances` were given it; empty where it does not say,
+        ``None`` where the file is missing or damaged.
+    """
+    try:
+        if file.name == DISTANCES_NAME:
+            return dict(json.loads(file.read_text())["made_from"])
+        return dict(json.loads((pq.read_schema(file).metadata or {}).get(_SCORER.encode(), b"{}")))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
 def pictures_key(run_hash: str, cases: Sequence[str]) -> str:
     """What tells the pictures of a run from others: what decides them, and which there are."""
     return digest([run_hash, sorted(cases)])
 
 
-def write_distances(folder: Path, pictures: str, made_from: str, distances: Distances) -> None:
+def write_distances(folder: Path, pictures: str, made_from: Mapping[str, Any], distances: Distances) -> None:
     """Keep a run's distances from real pictures.
 
     Args:
         folder: Of the run.
         pictures: See :func:`pictures_key`.
-        made_from: What tells the real pictures and their features from others.
+        made_from: What tells the real pictures and their features from others; plain values.
         distances: The figures.
     """
     content = {"pictures": pictures, "made_from": made_from, "distances": asdict(distances)}
     _write_json(folder / DISTANCES_NAME, content)
 
 
-def read_distances(folder: Path, pictures: str, made_from: str | None = None) -> Distances | None:
+def read_distances(
+    folder: Path, pictures: str, made_from: Mapping[str, Any] | None = None
+) -> Distances | None:
     """Read a run's distances; ``None`` where they are missing, damaged or made from something else."""
     try:
         content = json.loads((folder / DISTANCES_NAME).read_text())

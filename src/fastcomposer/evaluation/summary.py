@@ -16,6 +16,7 @@ import torch
 import fastcomposer
 from fastcomposer.evaluation.definition import PLACEHOLDERS
 from fastcomposer.evaluation.results import METHODS, Costs, ResultRow, row_from_scores
+from fastcomposer.evaluation.scorers import check_same, scored_by
 from fastcomposer.evaluation.store import (
     RUN_NAME,
     SCORES_NAME,
@@ -33,7 +34,7 @@ def result_rows(output: Path) -> list[ResultRow]:
         output: Folder of the evaluation.
 
     Raises:
-        ValueError: If scores are damaged or without their ``run.json``.
+        ValueError: If scores are damaged or without their ``run.json``, or scored by different extractors.
     """
     rows = []
     for file in sorted(output.glob(f"*/*/{SCORES_NAME}")):
@@ -44,7 +45,8 @@ def result_rows(output: Path) -> list[ResultRow]:
         peak = max(costs.peak_memory_bytes, *table["peak_memory_bytes"].to_pylist())
         row = row_from_scores(table, replace(costs, peak_memory_bytes=peak))
         distances = read_distances(file.parent, pictures_key(run["hash"], table["case"].to_pylist()))
-        rows.append(replace(row, distances=distances))
+        rows.append(replace(row, distances=distances, scored_by=scored_by(file)))
+    check_same((output, row) for row in rows)
     order: Iterable[str] = (*PLACEHOLDERS, *METHODS)
     places = {name: number for number, name in enumerate(order)}
     return sorted(

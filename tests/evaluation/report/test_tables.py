@@ -10,13 +10,16 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from fastcomposer.evaluation.collected import Collected, collect, difference
 from fastcomposer.evaluation.report.table import MINUS, Table, written
 from fastcomposer.evaluation.report.table_files import cell_text, to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.report.tables import distance_table, make_tables
+from fastcomposer.evaluation.results import read_results, write_results
 from fastcomposer.evaluation.rows import Distances
+from fastcomposer.evaluation.store import write_table
 
 Evaluation = tuple[Path, list[Any]]
 
@@ -204,6 +207,30 @@ def test_latex_escapes_and_groups(tables: dict[str, Table]) -> None:
 )
 def test_figures_are_written_for_readers(value: float, style: Any, text: str) -> None:
     assert written(value, style) == text
+
+
+def test_rows_of_different_scorers_make_no_table(
+    tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
+) -> None:
+    methods = [made_up("text_only", 0.1, 0.2), made_up("fastcomposer", 0.4, 0.25, {"alpha": 0.7})]
+    folder, _ = write_evaluation(tmp_path, methods)
+    found = read_results(folder / "results.json")
+    rows = [replace(one, scored_by="abc" if one.method == "text_only" else "def") for one in found.rows]
+    for file in folder.glob("*/*/scores.parquet"):
+        file.unlink()
+    write_results(folder / "results.json", rows, {})
+    with pytest.raises(ValueError, match=r"text_only and .*alpha_0\.7 .*scored_by: 'abc', not 'def'"):
+        collect(folder, alpha=0.6)
+
+
+def test_rows_that_are_older_than_the_scores_are_refused(
+    tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
+) -> None:
+    folder, _ = write_evaluation(tmp_path, [made_up("text_only", 0.1, 0.2)])
+    file = next(folder.glob("single_subject/*/scores.parquet"))
+    write_table(file, pq.read_table(file), "key", {"metrics": {"reference_size": 64}})
+    with pytest.raises(ValueError, match=r"results\.json: .*text_only-0 was scored anew since"):
+        collect(folder, alpha=0.6)
 
 
 def test_missing_or_empty_results_are_named(tmp_path: Path) -> None:

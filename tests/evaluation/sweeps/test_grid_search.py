@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
         "| **optimizer.lr 0.0001, steps 80 (best)** | 0.400 [0.390, 0.410] | 0.220 [0.210, 0.230] | 88.0 % |"
     )
     assert "keep 85% of the prompt consistency of text alone" in text
+
+
+def test_scores_of_different_scorers_are_not_compared(tmp_path: Path) -> None:
+    for number, scorer in enumerate((None, "abc")):
+        rows = [replace(row(name, 0.3, 0.24), scored_by=scorer) for name in ("text_only", "dreambooth")]
+        write_results(tmp_path / str(number) / "results.json", rows, {})
+    with pytest.raises(ValueError, match=r"scored_by: None, not 'abc'"):
+        read_sweep(tmp_path)
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

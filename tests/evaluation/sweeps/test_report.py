@@ -188,6 +188,18 @@ def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
         read_measured(tmp_path, baseline=7)
 
 
+def test_jobs_of_different_scorers_are_not_compared(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    file = tmp_path / "evaluation" / "2" / "results.json"
+    content = json.loads(file.read_text())
+    content["rows"][0]["scored_by"] = "abc"
+    file.write_text(json.dumps(content))
+    (file.parent / "single_subject" / "fastcomposer-alpha_0.8" / "scores.parquet").unlink()
+    with pytest.raises(ValueError, match=r"scored_by: None, not 'abc'") as refused:
+        write_sweep_report(tmp_path)
+    assert all(str(tmp_path / "evaluation" / number) in str(refused.value) for number in "12")
+
+
 def test_references_are_found_in_folders_too(tmp_path: Path) -> None:
     ablation(tmp_path)
     pictures = tmp_path / "evaluation" / "1"

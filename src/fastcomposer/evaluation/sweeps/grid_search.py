@@ -16,6 +16,7 @@ from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
 from fastcomposer.evaluation.report.tables import estimated
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.rows import LEAST_CONSISTENCY, most_alike
+from fastcomposer.evaluation.scorers import check_same
 from fastcomposer.evaluation.store import RUN_NAME, read_run
 
 RULE = (
@@ -76,15 +77,17 @@ def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
 
     Raises:
         FileNotFoundError: If there are no results.
-        ValueError: If a job lacks text alone, or the jobs of a method have drawn different cases.
+        ValueError: If a job lacks text alone, jobs were scored by different extractors, or those of a method
+            have drawn different cases.
     """
     root = Path(folder)
     files = sorted(root.rglob("results.json"))
     if not files:
         raise FileNotFoundError(f"sweep={root}: no results.json in it; evaluate -m sweep=... writes them")
     tried: dict[str, list[Tried]] = {}
-    for file in files:
-        rows = read_results(file).rows
+    read = {file: read_results(file).rows for file in files}
+    check_same((file.parent, row) for file, rows in read.items() for row in rows)
+    for file, rows in read.items():
         text = {row.benchmark: row for row in rows if row.method == TEXT_ONLY}
         settings = _settings_of_runs(file.parent)
         for row in rows:

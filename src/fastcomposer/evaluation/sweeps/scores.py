@@ -8,6 +8,7 @@ from pathlib import Path
 from fastcomposer.evaluation.benchmark import subject_pictures
 from fastcomposer.evaluation.collected import BENCHMARKS, Run, Score, collect, difference
 from fastcomposer.evaluation.report.table import Style
+from fastcomposer.evaluation.scorers import check_same
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.sweeps.groups import DIFFERENCE, Entry, Group, full_label
 from fastcomposer.runtime.jobs import JOB_NAME, Job, evaluation_of, read_job
@@ -85,13 +86,17 @@ def score_groups(
 
     Returns:
         A group for each benchmark that was drawn.
+
+    Raises:
+        ValueError: If jobs were scored by different extractors.
     """
+    found = [(job, folder) for job in jobs if (folder := scored_folder(root, job)) is not None]
+    scored = [(job, folder, run) for job, folder in found for run in collect(folder, 0.0).runs]
+    check_same((folder, run.row) for _, folder, run in scored)
     runs: dict[str, list[tuple[Job, Run]]] = {}
-    for job in jobs:
-        folder = scored_folder(root, job)
-        for run in () if folder is None else collect(folder, 0.0).runs:
-            runs.setdefault(run.row.benchmark, []).append((job, run))
-    return [_group(name, found, keys, baseline, trained) for name, found in runs.items()]
+    for job, _, run in scored:
+        runs.setdefault(run.row.benchmark, []).append((job, run))
+    return [_group(name, its_runs, keys, baseline, trained) for name, its_runs in runs.items()]
 
 
 def _group(

@@ -1,0 +1,106 @@
+"""What scored images: extractors with their settings and weights. Figures of different ones do not mix."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastcomposer.evaluation.rows import ResultRow
+from fastcomposer.evaluation.store import DISTANCES_NAME, SCORES_NAME, read_scorer, run_folder
+from fastcomposer.runtime.settings import differences, digest, weights_digest
+
+
+def describe_scorer(
+    faces: Any, image_text: Any, reference_size: int | None, measures: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Describe what scores images by the keys of the configuration that choose it; plain values.
+
+    Args:
+        faces: Finds and embeds faces.
+        image_text: Embeds images and texts.
+        reference_size: See :class:`~fastcomposer.evaluation.scoring.ScoringStage`.
+        measures: Further scores of each image, by name.
+    """
+    return {
+        "metrics": {
+            "faces": extractor_facts(faces),
+            "image_text": extractor_facts(image_text),
+            "reference_size": reference_size,
+            "measures": {name: extractor_facts(measure) for name, measure in measures.items()},
+        }
+    }
+
+
+def extractor_facts(extractor: Any) -> dict[str, Any]:
+    """What of an extractor decides scores: its class, its plain settings and its weights."""
+    plain = {k: v for k, v in vars(extractor).items() if isinstance(v, int | float | str) and k != "training"}
+    weights = weights_digest(extractor) if isinstance(extractor, nn.Module) else None
+    return {"class": type(extractor).__qualname__, **plain, "weights_digest": weights}
+
+
+def scored_by(file: Path) -> str | None:
+    """Digest of what made scores or distances; ``None`` where that is not known.
+
+    Args:
+        file: ``scores.parquet`` or ``distances.json`` of a run.
+    """
+    scorer = read_scorer(file)
+    return digest(scorer) if scorer else None
+
+
+def check_others(output: Path, name: str, scorer: Mapping[str, Any], redone: Collection[Path]) -> None:
+    """Refuse to write figures beside those that another scorer has made.
+
+    Args:
+        output: Folder of the evaluation.
+        name: Of the files that keep the figures: ``scores.parquet`` or ``distances.json``.
+        scorer: What is about to make figures.
+        redone: Folders of the runs whose figures it makes anew.
+
+    Raises:
+        ValueError: If there are such figures, with the settings that differ and how to go on.
+    """
+    for file in sorted(output.glob(f"*/*/{name}")):
+        stored = None if file.parent in redone else read_scorer(file)
+        if stored is not None and (changed := differences(stored, scorer)):
+            raise ValueError(
+                f"{file.parent} was scored under other settings ({'; '.join(changed)}), and a results.json "
+                "holds figures of one scorer: give the same settings, or output=<other>, or all methods, "
+                "alphas and labels of it at once, which scores the images that are there anew; to forget "
+                f"these figures, remove {file}"
+            )
+
+
+def check_same(rows: Iterable[tuple[Path, ResultRow]]) -> None:
+    """Refuse to set figures of different scorers beside each other.
+
+    Args:
+        rows: Each with the folder of the evaluation that it is from.
+
+    Raises:
+        ValueError: If two rows differ in what scored them, with the settings that do.
+    """
+    scored: list[tuple[Path, str | None]] = []
+    measured: list[tuple[Path, str | None]] = []
+    for evaluation, row in rows:
+        folder = run_folder(evaluation, row.benchmark, row.method, row.settings)
+        scored.append((folder / SCORES_NAME, row.scored_by))
+        if row.distances is not None:
+            measured.append((folder / DISTANCES_NAME, row.distances.scored_by))
+    for found in (scored, measured):
+        for file, scorer in found[1:]:
+            if scorer != found[0][1]:
+                raise ValueError(_different(*found[0], file, scorer))
+
+
+def _different(first: Path, scorer: str | None, other: Path, its_scorer: str | None) -> str:
+    """Name the settings in which two scorers differ, or their digests where only these are known."""
+    known = read_scorer(first), read_scorer(other)
+    changed = differences(*known) if all(known) else differences(scorer, its_scorer, "scored_by")
+    return (
+        f"{first.parent} and {other.parent} were scored under different settings ({'; '.join(changed)}), so "
+        "their figures cannot be compared: evaluate what is to stand in one table with the same metrics"
+    )
