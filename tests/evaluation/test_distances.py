@@ -108,7 +108,7 @@ def test_distances_from_other_pictures_do_not_mix(run: Run, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"metrics\.features\.gain: 1\.0, not 2\.0.*num_real: 1000, not 6"):
         other.check_others(tmp_path, set())
     other.check_others(tmp_path, {run.store.folder})
-    with pytest.raises(ValueError, match=r"\(data: '\w+', not '\w+'\)"):
+    with pytest.raises(ValueError, match=r"\(data\.first_pictures: '\w+', not '\w+'\)"):
         DistanceStage(Colours(), Data(seed=1)).check_others(tmp_path, set())
     DistanceStage(Colours(), Data()).check_others(tmp_path, set())
 

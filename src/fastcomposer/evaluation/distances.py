@@ -97,7 +97,7 @@ class DistanceStage(ResumableStage):
         return {
             "metrics": {"features": extractor_facts(self.features)},
             "distances": {"num_real": self.num_real},
-            "data": digest(pixels),
+            "data": {"module": {"batch_size": self.data.batch_size}, "first_pictures": digest(pixels)},
         }
 
     def _real_pictures(self) -> Iterator[Tensor]:
