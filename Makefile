@@ -44,13 +44,13 @@ BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
 reproduce: .venv/core ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
 	$(PY) -m fastcomposer.cli.prepare data=avatars
 	$(PY) -m fastcomposer.cli.train experiment=mini resume=restart
-	$(EVALUATE) what=attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
+	$(PY) -m fastcomposer.cli.attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) checkpoint='"$(CHECKPOINT)"' alphas=$(ALPHAS) save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
 		save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
 	$(MAKE) --no-print-directory pictures
-	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK)
+	$(PY) -m fastcomposer.cli.report results=$(OUT) benchmark=$(BENCHMARK)
 
 demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
 	$(PY) -m fastcomposer.cli.demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
@@ -67,7 +67,7 @@ pictures: .venv/core ## Draw held-out people with the committed checkpoint into 
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
 
 results: setup ## Write the results of outputs/reproduce into the README (OUT=...)
-	$(PY) -m fastcomposer.cli.report what=results results=$(OUT) benchmark=$(BENCHMARK) readme=README.md
+	$(PY) -m fastcomposer.cli.report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md
 
 samples: setup ## Draw the pictures of the README and of the base's card anew, into data/mini/samples
 	$(PY) -m fastcomposer.cli.prepare data=avatars
@@ -82,11 +82,11 @@ reference: setup ## Write docs/configuration.md: every command, choice and key
 	$(PY) scripts/reference.py docs/configuration.md
 
 card: setup ## Measure the embedded base and its checkpoints anew, and write their card
-	$(EVALUATE) output=outputs/card what=attention 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
+	$(PY) -m fastcomposer.cli.attention output=outputs/card 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
 	$(EVALUATE) output=outputs/card benchmark=mini_card checkpoint=$(MINI)/fastcomposer.safetensors alphas=[0.6,0.8,1.0]
 	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer] checkpoint=$(TWIN) alphas=[0.6,0.8,1.0] \
 		labels='{localization: none}'
-	$(PY) -m fastcomposer.cli.report what=mini_base evaluation=outputs/card card=$(MINI)/README.md
+	$(PY) -m fastcomposer.cli.card evaluation=outputs/card card=$(MINI)/README.md
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

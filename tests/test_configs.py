@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcomposer.cli import evaluate, train
+from fastcomposer.cli.app import COMMANDS
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.cli.sweeps.search import chosen_overrides, read_goal
 
-COMMANDS = ("train", "generate", "demo", "prepare", "evaluate", "bench", "report")
 GROUPS = {
     "model": "train",
     "data": "train",

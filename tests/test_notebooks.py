@@ -122,8 +122,8 @@ def test_the_kernel_is_the_interpreter_that_executes(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_ends_the_cell(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="report ended with status 1"):
-        notebooks.run("report", "what=nothing")
-    assert "what=nothing: unknown" in capsys.readouterr().out
+        notebooks.run("report", "results=nothing")
+    assert "results=nothing: no results.json" in capsys.readouterr().out
 
 
 def test_a_sheet_has_a_place_for_every_picture_and_title() -> None:

@@ -13,7 +13,8 @@ from command_line import called
 from PIL import Image
 from wandb_files import RunFile, read_run
 
-from fastcomposer.cli import evaluate, report, train
+from fastcomposer.cli import evaluate, train
+from fastcomposer.cli import workspace as workspace_command
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.panels import PANELS, RESULTS, SAMPLE_PICTURES, SAMPLE_ROWS, workspace
 from fastcomposer.training.lineage import artifact_name, weights_artifact
@@ -206,7 +207,7 @@ def test_without_a_login_the_command_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.chdir(tmp_path)
-    status, _, err = called(report, "what=workspace")
+    status, _, err = called(workspace_command)
     assert status == 1
     assert "wandb login" in err
     assert "wandb sync" in err

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fastcomposer import __version__
-from fastcomposer.cli import evaluate, generate, train
+from fastcomposer.cli import attention, generate, train
 from fastcomposer.provenance import read_facts
 
 Run = Callable[..., tuple[int, str, str]]
@@ -88,15 +88,14 @@ def test_prepare_train_resume_generate_evaluate(
         f"data.root={world}",
     ]
     status, _, err = run(
-        evaluate,
+        attention,
         *measured,
-        "what=attention",
         "data.module.batch_size=4",
         "checkpoints=[outputs/mini]",
         "num_batches=1",
     )
     assert status == 0, err
-    share = json.loads(Path("outputs/evaluate/attention.json").read_text())["outputs/mini"]
+    share = json.loads(Path("outputs/attention/attention.json").read_text())["outputs/mini"]
     assert 0 < share["inside"] < 1
     assert share["subjects"] >= 4
 

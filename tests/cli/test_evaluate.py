@@ -140,14 +140,12 @@ def test_other_metrics_are_refused_beside_scores_that_stay(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["what=everything"], "what=everything: unknown; there is scores, attention"),
         (["checkpoint=null"], "checkpoint: name trained weights"),
         (["checkpoint=gone.ckpt"], "checkpoint gone.ckpt: no such file"),
         (["alphas=[2]"], "alphas=[2.0]: one or more different numbers"),
         (["model.base=gone"], "gone"),
         (["benchmark.pictures=gone"], "benchmark.pictures=gone: no such folder"),
         (["scoring.batch_size=0", "methods=[text_only]", "benchmark.multi=null"], "scoring.batch_size=0"),
-        (["what=attention", "checkpoint=null"], "checkpoints: name at least one checkpoint"),
     ],
 )
 def test_it_says_what_is_wrong(run: Run, arguments: list[str], message: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastcomposer.cli import evaluate, prepare, train
+from fastcomposer.cli import attention, evaluate, prepare, train
 from fastcomposer.cli.lock import LOCK_NAME, sole_run
 from fastcomposer.runtime.faults import FaultError
 
@@ -44,7 +44,7 @@ def holder(tmp_path: Path) -> Iterator[BaseProcess]:
     [
         (train, ["name=run", "hydra.run.dir=run"]),
         (evaluate, ["output=run"]),
-        (evaluate, ["what=attention", "output=run", "checkpoints=[x]"]),
+        (attention, ["output=run", "checkpoints=[x]"]),
         (prepare, ["data=avatars", "data.root=run"]),
         (prepare, ["cache=run"]),
         (prepare, ["shards=run"]),

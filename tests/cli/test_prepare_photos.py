@@ -183,7 +183,7 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
         ("multi_subject", "text_only", 3),
         ("multi_subject", "textual_inversion", 3),
     ]
-    status, _, err = run(report, "what=results", "results=outputs/evaluate", *benchmark)
+    status, _, err = run(report, "results=outputs/evaluate", *benchmark)
     assert status == 0, err
     tables = Path("outputs/evaluate/tables.md").read_text()
     assert "FastComposer" in tables and "0.514" in tables  # the published figure beside the measured one

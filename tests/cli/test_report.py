@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcomposer.cli import report
+from fastcomposer.cli import card, report
 from fastcomposer.evaluation.results import ResultRow, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.models.detector import HeadDetector
@@ -21,10 +21,10 @@ def test_the_report_measures_what_is_there(
     monkeypatch.chdir(tmp_path)
     HeadDetector(channels=(8, 8, 8, 8), head_channels=8).save_pretrained("base/detector")
     IdentityEmbedder(16, 16, 1.1, (8, 8, 8)).save_pretrained("base/embedder")
-    call = ["report", "what=mini_base", "model.base=base", "num_scenes=20", "card=base/README.md"]
+    call = ["card", "model.base=base", "num_scenes=20", "card=base/README.md"]
     monkeypatch.setattr(sys, "argv", call)
-    report.main()
-    written = json.loads(Path("outputs/report/mini_base.json").read_text())
+    card.main()
+    written = json.loads(Path("outputs/card/card.json").read_text())
     assert written["missing"] == [
         "tokenizer",
         "vae",
@@ -39,18 +39,16 @@ def test_the_report_measures_what_is_there(
     assert rows["embedder", "verification AUC, 30 % of both heads hidden"]["at_least"] == 0.95
     assert 0 <= rows["embedder", "verification AUC, other clothing and expression"]["value"] <= 1
     assert "missing" in capsys.readouterr().out
-    card = Path("base/README.md").read_text()
-    assert "This file is generated" in card
+    written_card = Path("base/README.md").read_text()
+    assert "This file is generated" in written_card
     assert json.loads(Path("base/training.json").read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("what=nothing", "what=nothing: unknown; there is results, workspace, mini_base"),
-        ("model.base=nowhere", "model.base=nowhere: no such folder"),
         ("sweep=nowhere", "sweep=nowhere: no such folder"),
-        ("what=results results=nowhere", "results=nowhere: no results.json there"),
+        ("results=nowhere", "results=nowhere: no results.json there"),
     ],
 )
 def test_what_is_not_there_is_said(
@@ -83,12 +81,11 @@ def test_an_evaluation_is_reported_without_its_pictures(
         identity_published=score,
     )
     write_results("results/results.json", [row], {"machine": "two cores"})
-    call = ["report", "what=results", "results=results", "formats=[md,html]", "~benchmark"]
+    call = ["report", "results=results", "formats=[md,html]", "~benchmark"]
     monkeypatch.setattr(sys, "argv", call)
     report.main()
     said = capsys.readouterr()
     assert said.out.split() == ["results/tables.md", "results/report.html"]
-    assert "-m webbrowser -t file:///" in said.err
     assert "0.400 [0.300, 0.500]" in Path("results/tables.md").read_text()
     assert "two cores" in Path("results/report.html").read_text()
 
@@ -102,9 +99,7 @@ def test_results_go_into_a_readme(
         "single_subject", "text_only", {}, 0, 48, score, score, 2.0, 0.0, 0, 0, 900, identity_published=score
     )
     write_results("results/results.json", [row], {"device": "abacus", "cpus": 2})
-    monkeypatch.setattr(
-        sys, "argv", ["report", "what=results", "results=results", "~benchmark", "readme=README.md"]
-    )
+    monkeypatch.setattr(sys, "argv", ["report", "results=results", "~benchmark", "readme=README.md"])
     Path("README.md").write_text("nothing\n")
     with pytest.raises(SystemExit):
         report.main()

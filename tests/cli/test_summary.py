@@ -65,7 +65,7 @@ def test_scores_and_their_report_are_named(run: Run, small_base: Path, tmp_path:
     less = ["methods=[text_only]", "benchmark.multi=null", "sampler.num_inference_steps=1"]
     _, _, err = run(evaluate, *toy.arguments(*less))
     assert places(err) == ["outputs/evaluate/results.json", "outputs/evaluate"]
-    _, out, err = run(report, "what=results", "results=outputs/evaluate", "~benchmark")
+    _, out, err = run(report, "results=outputs/evaluate", "~benchmark")
     assert places(err) == ["outputs/evaluate"]
     assert "outputs/evaluate/report.html" in out
 

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train FastComposer, a fine-tuning baseline or a part of the embedded base",
     "evaluate": "sample a benchmark with one or several methods and score the images",
+    "attention": "measure how much of each subject word's attention falls on that subject",
     "generate": "generate images of given people",
     "prepare": "make a data folder, a cache or shards",
     "report": "write tables, plots and pages of evaluations and sweeps",
+    "card": "measure the embedded base and its checkpoints, and write their card",
+    "workspace": "create the panels of a project at Weights & Biases",
     "bench": "measure speed and memory, and project long trainings",
     "demo": "serve a page in the browser",
 }

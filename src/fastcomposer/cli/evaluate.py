@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command, load_base_model, quieten_lightning, show_table
+from fastcomposer.cli.common import command, quieten_lightning, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
 from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
@@ -26,8 +24,6 @@ def check_objective(config: DictConfig) -> None:
     """
     if config.objective is None:
         return
-    if config.what != "scores":
-        raise ValueError(f"objective={config.objective}: what={config.what} measures none; what=scores does")
     from fastcomposer.evaluation.sweeps.objective import Objective
 
     Objective.read(config.objective, list(config.metrics.measures))
@@ -35,15 +31,13 @@ def check_objective(config: DictConfig) -> None:
 
 @command("evaluate", check_objective=check_objective, expand=with_jobs)
 def main(config: DictConfig) -> float | None:
-    """Measure what the configuration asks for, print it, and write it."""
-    if config.what not in MEASUREMENTS:
-        raise ValueError(f"what={config.what}: unknown; there is {', '.join(MEASUREMENTS)}")
+    """Sample, score, print the scores, and write them."""
     if config.resume not in _RESUME:
         raise ValueError(f"resume={config.resume}: one of {', '.join(_RESUME)}")
     check_objective(config)
     check_trained(config)
     with sole_run(config.run_dir):
-        return MEASUREMENTS[config.what](config)
+        return measure_scores(config)
 
 
 def measure_scores(config: DictConfig) -> float | None:
@@ -147,45 +141,6 @@ def show_scores(rows: list[Any]) -> None:
         counts = f"{row.detection_rate.mean:.2f}", f"{row.seconds_per_image:.3g}"
         table.add_row(row.benchmark, row.method, settings, str(row.images), *scores, *counts)
     show_table(table)
-
-
-def measure_attention(config: DictConfig) -> None:
-    """Measure each checkpoint's attention on held-out records, and write ``attention.json``."""
-    if not config.checkpoints or None in config.checkpoints:
-        raise ValueError("checkpoints: name at least one checkpoint or run folder")
-
-    from hydra.utils import instantiate
-    from rich.table import Table
-
-    from fastcomposer.evaluation.attention import attention_share
-    from fastcomposer.models.trained import load_trained_weights
-    from fastcomposer.runtime.progress import tracked
-
-    data = instantiate(config.data.module)
-    table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")
-    results = {}
-    for checkpoint in config.checkpoints:
-        model = load_base_model(config.model)
-        load_trained_weights(model, checkpoint)
-        loader = data.val_dataloader()
-        count = min(len(loader), config.num_batches)
-        batches = tracked(islice(loader, count), f"batches for {checkpoint}", total=count, transient=True)
-        share = attention_share(model, batches, config.seed)
-        results[checkpoint] = share.as_dict()
-        table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
-    show_table(table)
-    output = Path(config.run_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    file = output / "attention.json"
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    print(file)
-    conclude({"figures": file})
-
-
-MEASUREMENTS: dict[str, Callable[[DictConfig], float | None]] = {
-    "scores": measure_scores,
-    "attention": measure_attention,
-}
 
 
 if __name__ == "__main__":

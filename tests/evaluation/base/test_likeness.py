@@ -140,7 +140,7 @@ def test_the_ceiling_is_what_true_pictures_score(monkeypatch: pytest.MonkeyPatch
 
 def test_attention_is_compared(tmp_path: Path) -> None:
     file = tmp_path / "attention.json"
-    with pytest.raises(FileNotFoundError, match="what=attention"):
+    with pytest.raises(FileNotFoundError, match="fastcomposer attention"):
         likeness.attention_rows(file, "a", "b")
     file.write_text(json.dumps({"a": {"inside": 0.66}, "b": {"inside": 0.4}}))
     ratio = likeness.attention_rows(file, "a", "b")[-1]

@@ -345,7 +345,7 @@ def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"sweep=.*: no jobs in it"):
         read_measured(tmp_path)
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="one evaluation, no sweep: report what=results results="):
+    with pytest.raises(FileNotFoundError, match="one evaluation, no sweep: report results="):
         read_measured(tmp_path)
     training_sweep(tmp_path, ["seed"], [["1"], ["2"]])
     with pytest.raises(ValueError, match="formats: pdf: unknown"):

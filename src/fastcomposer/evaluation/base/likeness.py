@@ -115,7 +115,7 @@ def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
     """Compare the attention inside the masks of a checkpoint and of its twin without localization.
 
     Args:
-        file: ``attention.json``, as ``evaluate what=attention`` writes it.
+        file: ``attention.json``, as ``fastcomposer attention`` writes it.
         trained: Name of the checkpoint in the file.
         twin: Name of its twin.
 
@@ -124,7 +124,7 @@ def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
         ValueError: If a checkpoint is not in it.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; evaluate what=attention writes it")
+        raise FileNotFoundError(f"{file}: no such file; fastcomposer attention writes it")
     found = json.loads(file.read_text())
     for name in (trained, twin):
         if name not in found:

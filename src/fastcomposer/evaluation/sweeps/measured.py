@@ -84,7 +84,7 @@ def read_measured(folder: str | Path, baseline: int | None = None) -> Sweep:
     if not jobs:
         what = "no jobs in it; train -m and evaluate -m leave them"
         if (root / "results.json").is_file():
-            what = f"one evaluation, no sweep: report what=results results={root}"
+            what = f"one evaluation, no sweep: report results={root}"
         raise FileNotFoundError(f"sweep={root}: {what}")
     numbers = [job.number for job in jobs]
     if baseline is not None and baseline not in numbers:

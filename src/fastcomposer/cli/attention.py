@@ -1,0 +1,59 @@
+"""Measure attention inside the subjects' masks: ``fastcomposer attention checkpoints=[…]``."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fastcomposer.cli.common import command, load_base_model, show_table
+from fastcomposer.cli.lock import sole_run
+from fastcomposer.cli.summary import conclude
+from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
+
+
+@command("attention", expand=with_jobs)
+def main(config: DictConfig) -> None:
+    """Measure, in a folder that no other run uses."""
+    check_trained(config)
+    with sole_run(config.run_dir):
+        measure(config)
+
+
+def measure(config: DictConfig) -> None:
+    """Measure each checkpoint's attention on held-out records, and write ``attention.json``."""
+    if not config.checkpoints or None in config.checkpoints:
+        raise ValueError("checkpoints: name at least one checkpoint or run folder")
+
+    from hydra.utils import instantiate
+    from rich.table import Table
+
+    from fastcomposer.evaluation.attention import attention_share
+    from fastcomposer.models.trained import load_trained_weights
+    from fastcomposer.runtime.progress import tracked
+
+    data = instantiate(config.data.module)
+    table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")
+    results = {}
+    for checkpoint in config.checkpoints:
+        model = load_base_model(config.model)
+        load_trained_weights(model, checkpoint)
+        loader = data.val_dataloader()
+        count = min(len(loader), config.num_batches)
+        batches = tracked(islice(loader, count), f"batches for {checkpoint}", total=count, transient=True)
+        share = attention_share(model, batches, config.seed)
+        results[checkpoint] = share.as_dict()
+        table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
+    show_table(table)
+    output = Path(config.run_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "attention.json"
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    print(file)
+    conclude({"figures": file})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Measure the embedded base and write its card: ``fastcomposer card card=data/mini/README.md``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fastcomposer.cli.common import command, show_table
+from fastcomposer.cli.summary import conclude
+
+
+@command("card")
+def main(config: DictConfig) -> None:
+    """Measure what the base's folder has."""
+    measure(config)
+
+
+def measure(config: DictConfig) -> None:
+    """Measure the embedded base, print the table, and write the figures and the card."""
+    base = Path(config.model.base)
+    if not base.is_dir():
+        raise FileNotFoundError(f"model.base={base}: no such folder")
+
+    from hydra.utils import instantiate
+    from rich.table import Table
+
+    from fastcomposer.evaluation.base.card import base_card, quality_cells, read_lengths, write_lengths
+    from fastcomposer.evaluation.base.parts import measure_base
+    from fastcomposer.evaluation.base.quality import render_held_out
+
+    scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
+    report = measure_base(base, scenes, config.sampler, config.num_generated)
+    if config.evaluation is not None:
+        report = report.extended(checkpoint_rows(config, scenes))
+    table = Table("part", "measure", "value", "at least", "holds")
+    for row in report.rows:
+        table.add_row(*quality_cells(row))
+    for part in report.missing:
+        table.add_row(part, "missing")
+    show_table(table)
+    file = Path(config.output) / "card.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report.as_dict() | {"scenes": config.num_scenes}, indent=2) + "\n")
+    print(file)
+    if config.card is not None:
+        lengths = read_lengths(base, config.runs)
+        write_lengths(base, lengths)
+        samples = sorted(file.name for file in (base / "samples").glob("*.png"))
+        card = base_card(report, lengths, config.num_scenes, samples)
+        Path(config.card).write_text(card, encoding="utf-8")
+        print(config.card)
+    conclude({"figures": file, "card": config.card})
+
+
+def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
+    """What an evaluation says of the checkpoint and of its twin without localization."""
+    from hydra.utils import instantiate
+
+    from fastcomposer.evaluation.base.likeness import attention_rows, identity_ceiling, likeness_rows
+    from fastcomposer.evaluation.collected import collect
+    from fastcomposer.metrics.faces import MiniFaces
+
+    folder = Path(config.evaluation)
+    collected = collect(folder, config.alpha)
+    benchmarks = instantiate(config.benchmark)
+    faces = MiniFaces(config.model.base)
+    ceiling = identity_ceiling(benchmarks[0].subjects, scenes, faces, config.model.resolution)
+    rows = likeness_rows(collected, ceiling)
+    return rows + attention_rows(folder / "attention.json", config.checkpoint, config.twin)
+
+
+if __name__ == "__main__":
+    main()
