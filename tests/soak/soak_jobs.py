@@ -28,7 +28,6 @@ WORLD = "world"
 """Folder of the data that it reads, beside that one: its own, because faults damage it."""
 # What a picture took: of two that share their steps one is drawn by itself if it was cut off from the other.
 _MEASURED = {"seconds", "peak_memory_bytes", "unet_calls"}
-_TIME = re.compile(rb'"updated_at": *"?[0-9.]+"?')
 _STEP = re.compile(r"step=(\d+)")
 
 
@@ -211,10 +210,10 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 
 def _bytes(folder: Path) -> dict[str, Any]:
-    """Every file but for when litdata says it was written; what is hidden is nobody's result."""
+    """Every file; what is hidden is nobody's result."""
     files = [file for file in (folder / OUTPUT).rglob("*") if file.is_file()]
     return {
-        str(file.relative_to(folder)): _digest(_TIME.sub(b"", file.read_bytes()))
+        str(file.relative_to(folder)): _digest(file.read_bytes())
         for file in files
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }

@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 from fastcomposer.runtime.faults import FaultError
+from fastcomposer.runtime.files import LOCK_NAME as LOCK_NAME
 
-LOCK_NAME = ".lock"
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 

@@ -1,26 +1,23 @@
 """Records in shards: the same bytes in a few large files, in a folder or an object store.
 
-A place of shards holds, for each split, two data sets in litdata's format::
-
-    <shards>/shards.json          what they were made of
-    <shards>/<split>/             the records: JSON, picture and (compressed) segment map as they were
-    <shards>/<split>.index/       the catalogue: what RecordIndex knows, in the order of the id list
-
-Records lie in an order of their own, drawn once, so that a shard holds records from all over the split.
+:mod:`fastcomposer.data.shard_files` says which files these are. Records lie in an order of their own, drawn
+once, so that a shard holds records from all over the split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,17 +29,36 @@ from fastcomposer.data.records import (
     read_files,
     write_atomically,
 )
-from fastcomposer.runtime.files import remove_leftovers
+from fastcomposer.data.shard_files import (
+    MANIFEST,
+    VERSION,
+    ChunkChecks,
+    ShardStore,
+    catalogue_file,
+    checks_file,
+    chunk_file,
+    damaged,
+    file_checksum,
+    index_file,
+    index_problem,
+    litdata_index,
+    read_checks,
+    record_checksum,
+    sealed,
+    unsealed,
+    write_checks,
+)
+from fastcomposer.runtime.files import LOCK_NAME, is_leftover, remove_leftovers_in
 from fastcomposer.runtime.progress import tracked
 from fastcomposer.runtime.settings import differences
 from fastcomposer.runtime.workers import in_processes
 
-_MANIFEST = "shards.json"
-_INDEX = "index.json"  # litdata's name
-_VERSION = 1
-_PAGE = 4096
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+_TEMPORARY = (".shards-", ".tmp")
 _ORDER_SEED = 0
-_LEAST_CACHE = 30 * 10**9  # litdata warns of less
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -50,13 +66,22 @@ _LEAST_CACHE = 30 * 10**9  # litdata warns of less
 
 @dataclass(frozen=True)
 class _Shard:
-    """One file to be written."""
+    """A chunk to be written, with its checksums beside it."""
 
     root: Path
     folder: Path
+    split: str
     number: int
     size: int
     record_ids: tuple[str, ...]
+
+    @property
+    def chunk(self) -> Path:
+        return self.folder / chunk_file(self.split, self.number)
+
+    @property
+    def checks(self) -> Path:
+        return self.folder / checks_file(self.split, self.number)
 
 
 def write_shards(
@@ -70,22 +95,24 @@ def write_shards(
 ) -> int:
     """Write the records of a data folder as shards.
 
-    Shards that are there are kept, so an interrupted call goes on where it stopped.
+    Shards that are there are verified and kept, so an interrupted call goes on where it stopped, and a later
+    one makes anew what is missing or damaged, and logs it. Files that are not of the shards are left alone.
 
     Args:
         root: Data folder in the published format.
-        folder: Where to; to be copied into an object store as it is.
+        folder: Where to, empty or with shards; to be copied into an object store as it is.
         splits: Splits to write: ``train``, ``test``, ``all``.
         records_per_shard: Records in one file; 256 of 1024 px take about 80 MB.
         num_workers: Processes; 0 writes in this one.
         on_bad_record: ``raise``, or ``skip`` to leave out records whose JSON is bad.
-        restart: Whether to forget what is there.
+        restart: Whether to remove the shards that are there.
 
     Returns:
         How many records were written by this call.
 
     Raises:
-        ValueError: If a setting is out of range, or the folder holds shards of something else.
+        ValueError: If a setting is out of range, or the folder holds shards of something else, or other files
+            and no shards.
         RecordError: If an id list is missing, or a record is bad under ``raise`` or lacks a file.
         FaultError: If one of the processes dies.
     """
@@ -96,110 +123,190 @@ def write_shards(
         raise ValueError(f"splits must be some of {', '.join(ID_LISTS)}, not {list(splits)}")
     root, folder = Path(root), Path(folder)
     tables = {split: RecordIndex(root, split, on_bad_record) for split in splits}
-    _clear(folder, restart)
-    _claim(folder, tables, records_per_shard)
+    shards = {
+        split: _divide(root, folder, table, split, records_per_shard) for split, table in tables.items()
+    }
+    _claim(folder, tables, shards, records_per_shard, restart)
     written = 0
     for split, table in tables.items():
-        ids = list(dict.fromkeys(table.record_ids))
-        order = np.random.default_rng(_ORDER_SEED).permutation(len(ids))
-        stored = [ids[place] for place in order]
-        parts = [tuple(stored[i : i + records_per_shard]) for i in range(0, len(stored), records_per_shard)]
-        shards = [_Shard(root, folder / split, k, records_per_shard, part) for k, part in enumerate(parts)]
-        written += _write_split(shards, split, num_workers)
-        _write_catalogue(folder, split, table, stored, records_per_shard)
+        done = _write_chunks(shards[split], num_workers)
+        _write_catalogue(shards[split], table, done)
+        written += done
     return written
 
 
-def _clear(folder: Path, everything: bool) -> None:
-    """Remove what a killed writer left half made, or all that there is but hidden files."""
-    remove_leftovers(folder)
-    for leftover in [entry for entry in folder.glob("**/.*") if entry.is_dir()]:
-        shutil.rmtree(leftover, ignore_errors=True)
-    for entry in folder.glob("[!.]*") if everything else ():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+def _divide(root: Path, folder: Path, table: RecordTable, split: str, size: int) -> list[_Shard]:
+    """Say which records go into which shard."""
+    ids = list(dict.fromkeys(table.record_ids))
+    order = np.random.default_rng(_ORDER_SEED).permutation(len(ids))
+    stored = [ids[place] for place in order]
+    parts = [tuple(stored[start : start + size]) for start in range(0, len(stored), size)]
+    return [_Shard(root, folder, split, number, size, part) for number, part in enumerate(parts)]
 
 
-def _claim(folder: Path, tables: dict[str, RecordIndex], records_per_shard: int) -> None:
-    """Refuse to mix shards of different records in one folder."""
-    wanted: dict[str, Any] = {"version": _VERSION, "records_per_shard": records_per_shard}
-    for split, table in tables.items():
-        wanted[split] = hashlib.sha256("\n".join(table.record_ids).encode()).hexdigest()[:16]
-    path = folder / _MANIFEST
-    if path.exists():
-        changes = differences(json.loads(path.read_bytes()), wanted)
-        if changes:
-            raise ValueError(
-                f"shards={folder} holds shards of other records ({'; '.join(changes)}); "
-                "shards=<other> writes beside them, restart=true writes them anew"
-            )
+def _claim(
+    folder: Path,
+    tables: dict[str, RecordIndex],
+    shards: dict[str, list[_Shard]],
+    records_per_shard: int,
+    restart: bool,
+) -> None:
+    """Refuse a folder with other files or shards of other records; say what the shards are made of."""
+    splits = {
+        split: {"records": _digest(table.record_ids), "shards": len(shards[split])}
+        for split, table in tables.items()
+    }
+    wanted = {"version": VERSION, "records_per_shard": records_per_shard, "splits": splits}
+    path = folder / MANIFEST
+    if not path.exists() and (others := _other_files(folder)):
+        raise ValueError(
+            f"shards={folder} holds {others[0]!r} and no {MANIFEST}: shards are written into an empty "
+            "folder, or where there are some; name another one"
+        )
+    stored = _read_manifest(path) if path.exists() else wanted
+    if restart:
+        for name in _listed(stored) + _listed(wanted):
+            (folder / name).unlink(missing_ok=True)
+    elif stored != wanted:
+        changes = differences(stored.get("version"), VERSION, "version") or differences(stored, wanted)
+        _refuse_others(path, changes, shards)
     content = (json.dumps(wanted, indent=2) + "\n").encode()
     write_atomically(path, lambda file: file.write(content))
 
 
-def _write_split(shards: Sequence[_Shard], split: str, num_workers: int) -> int:
-    """Write the shards that are not there, and litdata's index when all are."""
-    folder = shards[0].folder
-    if (folder / _INDEX).exists():
-        return 0
-    todo = [shard for shard in shards if not _part_index(shard).exists()]
-    title = f"shards of {split}"
-    written = sum(tracked(in_processes(_write_shard, todo, num_workers), title, total=len(todo)))
-    from litdata.streaming import Cache
-
-    with TemporaryDirectory(dir=folder, prefix=".") as merged:  # merging takes the parts' indexes away
-        for shard in shards:
-            shutil.copy(_part_index(shard), merged)
-        Cache(merged, chunk_size=shards[0].size).merge(len(shards))
-        (Path(merged) / _INDEX).replace(folder / _INDEX)
-    for shard in shards:
-        _part_index(shard).unlink()
-    return written
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What shards are made of; nothing where that is unreadable."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        return {}
 
 
-def _part_index(shard: _Shard) -> Path:
-    return shard.folder / f"{shard.number}.{_INDEX}"
+def _listed(manifest: dict[str, Any]) -> list[str]:
+    """All files of the shards that a manifest describes; none where it is damaged."""
+    try:
+        counts = {split: int(manifest["splits"][split]["shards"]) for split in manifest["splits"]}
+    except (ValueError, LookupError, TypeError):
+        return []
+    names = []
+    for split in set(ID_LISTS) & set(counts):
+        for number in range(counts[split]):
+            names += [chunk_file(split, number), checks_file(split, number)]
+        names += [index_file(split), catalogue_file(split)]
+    return names
+
+
+def _other_files(folder: Path) -> list[str]:
+    """What lies in a folder that is not of a run that was killed before it wrote a shard."""
+    if not folder.exists():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK_NAME and not is_leftover(path))
+
+
+def _refuse_others(manifest: Path, changes: list[str], shards: dict[str, list[_Shard]]) -> None:
+    """Tell a damaged manifest from shards of other records, by the checksums that lie beside the chunks."""
+    stand = [shard for of_split in shards.values() for shard in of_split if shard.checks.exists()]
+    if not stand or not all(_checks(shard) for shard in stand):
+        raise ValueError(
+            f"shards={manifest.parent} holds shards of other records ({'; '.join(changes)}); "
+            "shards=<other> writes beside them, restart=true writes them anew"
+        )
+    logger.warning("%s is damaged (%s): written anew", manifest, "; ".join(changes))
+
+
+def _digest(record_ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(record_ids).encode()).hexdigest()[:16]
+
+
+def _write_chunks(shards: Sequence[_Shard], num_workers: int) -> int:
+    """Write the chunks that are missing or damaged; returns how many records they have."""
+    folder, split = shards[0].folder, shards[0].split
+    (folder / split).mkdir(exist_ok=True)
+    for leftover in (folder / split).glob("*".join(_TEMPORARY)):
+        shutil.rmtree(leftover)
+    remove_leftovers_in(folder)
+    remove_leftovers_in(folder / split)
+    finished = (folder / catalogue_file(split)).exists()
+    stand = list(shards) if finished else [shard for shard in shards if shard.checks.exists()]
+    found = _in_turns(_problem, stand, f"shards of {split} verified", num_workers)
+    for number, problem in sorted(found):
+        if problem:
+            logger.warning("%s %s: made anew", shards[number].chunk, problem)
+    sound = {number for number, problem in found if not problem}
+    todo = [shard for shard in shards if shard.number not in sound]
+    return sum(_in_turns(_write_shard, todo, f"shards of {split}", num_workers))
+
+
+def _in_turns(
+    function: Callable[[_Shard], Result], shards: Sequence[_Shard], title: str, num_workers: int
+) -> list[Result]:
+    """Call a function for every shard, and show how far it is."""
+    if not shards:
+        return []
+    return list(tracked(in_processes(function, shards, num_workers), title, total=len(shards)))
+
+
+def _checks(shard: _Shard) -> ChunkChecks | None:
+    """Read the checksums of a shard; ``None`` if they are missing, damaged or of other records."""
+    try:
+        checks = read_checks(shard.checks)
+    except (FileNotFoundError, ValueError):
+        return None
+    return checks if tuple(name for name, _ in checks.records) == shard.record_ids else None
+
+
+def _problem(shard: _Shard) -> tuple[int, str]:
+    """Number of a shard, and what is wrong with it; empty if nothing is."""
+    checks = _checks(shard)
+    return shard.number, "has no checksums" if checks is None else checks.problem(shard.chunk) or ""
 
 
 def _write_shard(shard: _Shard) -> int:
-    """Write one file and then its index, which says that it is complete."""
+    """Write one chunk and then its checksums, which say that it is complete."""
     from litdata.streaming import Cache
 
-    shard.folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=shard.folder, prefix=".") as folder:
-        cache = Cache(folder, chunk_size=shard.size, writer_chunk_index=shard.number)
+    before, after = _TEMPORARY
+    with TemporaryDirectory(dir=shard.chunk.parent, prefix=before, suffix=after) as folder:
+        cache = Cache(folder, chunk_size=shard.size)
+        checksums = []
         for number, record_id in enumerate(shard.record_ids):
             files = read_files(shard.root, record_id)
             # A tuple, because litdata packs dictionaries by hundreds, which one of them has to wait for.
-            cache[number] = (record_id.encode(), files.json, files.jpg, zlib.compress(files.npy))
+            fields = (record_id.encode(), files.json, files.jpg, zlib.compress(files.npy))
+            cache[number] = fields
+            checksums.append(record_checksum(fields))
         cache.done()
-        for file in Path(folder).glob("*.bin"):
-            file.replace(shard.folder / file.name)
-        (index,) = Path(folder).glob(f"*.{_INDEX}")
-        index.replace(_part_index(shard))
+        (made,) = Path(folder).glob("*.bin")
+        records = tuple(zip(shard.record_ids, checksums, strict=True))
+        checks = ChunkChecks(made.stat().st_size, file_checksum(made), records)
+        made.replace(shard.chunk)
+    write_atomically(shard.checks, lambda file: file.write(write_checks(checks)))
     return len(shard.record_ids)
 
 
-def _write_catalogue(
-    folder: Path, split: str, table: RecordTable, stored: Sequence[str], records_per_shard: int
-) -> None:
-    """Write what is known of a split's records, and where each lies."""
-    from litdata.streaming import Cache
-
-    final = folder / f"{split}.index"
-    if final.exists():
-        return
-    places = {record_id: place for place, record_id in enumerate(stored)}
-    rows = [[name, places[name], table.segments[name]] for name in table.record_ids]
-    about = {"pages": -(-len(rows) // _PAGE), "records_per_shard": records_per_shard}
-    size = sum(file.stat().st_size for file in (folder / split).glob("*.bin"))
-    with TemporaryDirectory(dir=folder, prefix=".") as made:
-        cache = Cache(f"{made}/pages", chunk_bytes=1 << 26)
-        cache[0] = json.dumps({"version": _VERSION, **about, "bytes": size}).encode()
-        for number, start in enumerate(range(0, len(rows), _PAGE), start=1):
-            cache[number] = json.dumps(rows[start : start + _PAGE]).encode()
-        cache.done()
-        cache.merge()
-        (Path(made) / "pages").replace(final)
+def _write_catalogue(shards: Sequence[_Shard], table: RecordTable, written: int) -> None:
+    """Write what is known of a split's records and where each lies, and litdata's index."""
+    folder, split, size = shards[0].folder, shards[0].split, shards[0].size
+    chunks = [read_checks(shard.checks) for shard in shards]
+    records = [record for chunk in chunks for record in chunk.records]
+    places = {name: (place, checksum) for place, (name, checksum) in enumerate(records)}
+    content = {
+        "version": VERSION,
+        "records_per_shard": size,
+        "chunks": [[chunk.size, chunk.crc32] for chunk in chunks],
+        "records": [[name, *places[name], table.segments[name]] for name in table.record_ids],
+    }
+    index = litdata_index([chunk.size for chunk in chunks], size, len(records))
+    wanted = {
+        folder / index_file(split): (json.dumps(index) + "\n").encode(),
+        folder / catalogue_file(split): sealed(content),  # last: it says that the split is complete
+    }
+    for path, data in wanted.items():
+        if path.exists() and path.read_bytes() == data:
+            continue
+        if path.exists() and not written:
+            logger.warning("%s is damaged: written anew", path)
+        write_atomically(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -208,54 +315,58 @@ def _write_catalogue(
 class ShardedRecords(RecordTable):
     """Reads the records of a split from shards.
 
-    Those in an object store are downloaded shard by shard when a record of theirs is asked for, and kept.
+    Those in an object store are downloaded chunk by chunk when a record of theirs is asked for, and kept.
+    Sizes of chunks in a folder are compared at once, the checksum of a record whenever it is read. A copy of
+    a chunk that has become damaged is downloaded anew.
 
     Args:
         place: Folder, or URL that litdata reads: ``s3://``, ``gs://``, ``azure://``, ``hf://``, ``r2://``.
         split: ``train``, ``test`` or ``all``.
-        local: Folder to keep downloaded shards in; litdata's own by default.
+        local: Folder to keep downloaded chunks in; litdata's own by default.
 
     Raises:
         RecordError: If there are no shards of the split.
+        DamagedShardsError: If a file is missing or damaged, or litdata's index is not that of the shards.
         ValueError: If they are of another version, or do not fit onto the disk.
     """
 
     place: str
 
     def __init__(self, place: str, split: str, local: str | Path | None = None) -> None:
-        self.place, self.split, self.local, self.size = place, split, local, 0
-        try:
-            catalogue = self._open(f"{split}.index")
-            about = json.loads(bytes(catalogue[0]))
-        except Exception as error:  # whatever the store's client raises
-            raise RecordError(
-                f"data.root={place}: no shards of split {split!r} there ({error}); "
-                "python -m fastcomposer.cli.prepare data.root=<data folder> shards=<folder> writes them"
-            ) from error
-        if about["version"] != _VERSION:
-            raise ValueError(f"data.root={place}: shards of version {about['version']}, not {_VERSION}")
-        rows = [row for page in range(1, about["pages"] + 1) for row in json.loads(bytes(catalogue[page]))]
-        self.record_ids = tuple(name for name, _, _ in rows)
+        self.place, self.split = place, split
+        self._store = ShardStore(place, split, local)
+        content = self._read_catalogue()
+        rows = content["records"]
+        self.record_ids = tuple(name for name, _, _, _ in rows)
         self.bad_records = {}
-        self.segments = {name: tuple((s[0], s[1], s[2]) for s in found) for name, _, found in rows}
-        self._places = {name: number for name, number, _ in rows}
-        self.size, self.records_per_shard = int(about["bytes"]), int(about["records_per_shard"])
+        self.segments = {name: tuple((s[0], s[1], s[2]) for s in found) for name, _, _, found in rows}
+        self._places = {name: (place, checksum) for name, place, checksum, _ in rows}
+        self._chunks = [ChunkChecks(size, checksum) for size, checksum in content["chunks"]]
+        self.records_per_shard = int(content["records_per_shard"])
         self._reader: tuple[int, Any] = (0, None)
-        if "://" in place:
-            self._check_disk()
+        self._check_index()
+        self._store.check(self._chunks)
 
     def shards(self) -> np.ndarray:
         """Number of the shard of each record, (N,), in the order of :attr:`record_ids`."""
-        return np.array([self._places[name] for name in self.record_ids]) // self.records_per_shard
+        return np.array([self._places[name][0] for name in self.record_ids]) // self.records_per_shard
 
     def files(self, record_id: str) -> RecordFiles:
-        """Read the files of a record."""
+        """Read the files of a record.
+
+        Raises:
+            DamagedShardsError: If the record is damaged, or its chunk is missing.
+        """
         # An error of the network stays what it is: a record is not bad because of it.
-        # Copies: what litdata hands out may be views of a file that it closes.
-        item = map(bytes, self._records()[self._places[record_id]])
-        name, content, picture, segment_map = item
-        if (found := name.decode()) != record_id:
-            raise RecordError(f"{self.place}/{self.split}: {found} is where {record_id} should be")
+        place, checksum = self._places[record_id]
+        fields = self._fields(place)
+        if record_checksum(fields) != checksum and self._store.remote:
+            fields = self._fields(place, anew=True)
+        if record_checksum(fields) != checksum:
+            number = place // self.records_per_shard
+            file = f"{self._store.place}/{chunk_file(self.split, number)}"
+            raise damaged(f"{file} is damaged: record {record_id} has another checksum", self.place)
+        _, content, picture, segment_map = fields
         return RecordFiles(content, picture, zlib.decompress(segment_map))
 
     def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
@@ -263,36 +374,72 @@ class ShardedRecords(RecordTable):
         files = self.files(record_id)
         return files.jpg, str(json.loads(files.json)["caption"])
 
-    def _records(self) -> Any:
+    def _fields(self, place: int, anew: bool = False) -> tuple[bytes, ...]:
+        """Read what lies at a place, damaged or not; empty where it is not even readable."""
+        number = place // self.records_per_shard
+        self._store.fetch(number, self._chunks[number], anew)
+        if anew or self._reader[0] != os.getpid():
+            self._reader = (os.getpid(), self._open())
+        try:
+            # Copies: what litdata hands out are views of a file that it closes.
+            return tuple(map(bytes, self._reader[1][place]))
+        except (struct.error, ValueError, RuntimeError):  # sizes inside the chunk are damaged
+            self._reader = (0, None)  # it does not recover
+            return ()
+
+    def _open(self) -> Any:
         """Return litdata's reader of this process."""
-        if self._reader[0] != os.getpid():
-            self._reader = (os.getpid(), self._open(self.split))
-        return self._reader[1]
-
-    def _open(self, name: str) -> Any:
         from litdata import StreamingDataset
+        from litdata.streaming.resolver import Dir
 
-        reader = StreamingDataset(
-            f"{self.place.rstrip('/')}/{name}",
-            cache_dir=None if self.local is None else str(Path(self.local) / name),
-            max_cache_size=max(2 * self.size, _LEAST_CACHE),  # never forget a shard: there is room for all
-            batch_decode=0,  # neighbours of a record are not asked for next
-        )
-        reader[0:0]  # from a slice on, it keeps the shards that it downloads
-        return reader
+        # Neighbours of a record are not asked for next.
+        return StreamingDataset(Dir(path=str(self._store.folder)), batch_decode=0)
 
-    def _check_disk(self) -> None:
-        """Refuse shards that would push each other off the disk."""
-        folder = Path(self.local or Path.home())
-        while not folder.exists():
-            folder = folder.parent
-        kept = sum(file.stat().st_size for file in Path(self.local or "/nowhere").glob("**/*.bin"))
-        room = shutil.disk_usage(folder).free + kept
-        if self.size > room:
+    def _read_catalogue(self) -> dict[str, Any]:
+        name = catalogue_file(self.split)
+        try:
+            data = self._store.read(name)
+        except OSError as error:
+            self._refuse_version(self._stored_version())
+            raise RecordError(
+                f"data.root={self.place}: no shards of split {self.split!r} there ({error}); "
+                "python -m fastcomposer.cli.prepare data.root=<data folder> shards=<folder> writes them"
+            ) from error
+        try:
+            content = unsealed(data)
+        except ValueError as error:
+            raise damaged(f"{self._store.place}/{name} {error}", self.place) from None
+        self._refuse_version(content["version"])
+        return content
+
+    def _stored_version(self) -> Any:
+        """Version that the manifest names; our own where there is none."""
+        try:
+            return json.loads(self._store.read(MANIFEST))["version"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return VERSION
+
+    def _refuse_version(self, version: Any) -> None:
+        if version != VERSION:
             raise ValueError(
-                f"data.module.local={self.local}: split {self.split!r} of {self.place} takes "
-                f"{self.size / 1e9:.1f} GB, but there is room for {room / 1e9:.1f} GB; name a larger disk's"
+                f"data.root={self.place}: shards of version {version}, not {VERSION}, whose records have "
+                "checksums; python -m fastcomposer.cli.prepare data.root=<data folder> shards=<folder> "
+                "restart=true writes them anew"
             )
+
+    def _check_index(self) -> None:
+        """Refuse an index that would have litdata do anything but split a record into bytes."""
+        name, records = index_file(self.split), len(self._places)
+        wanted = litdata_index([chunk.size for chunk in self._chunks], self.records_per_shard, records)
+        try:
+            data = self._store.read(name)
+        except FileNotFoundError:
+            raise damaged(f"{self._store.place}/{name} is missing", self.place) from None
+        problem = index_problem(data, wanted)
+        if problem is not None:
+            raise damaged(f"{self._store.place}/{name} {problem}", self.place)
+        if self._store.remote:
+            write_atomically(self._store.folder / Path(name).name, lambda file: file.write(data))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": (0, None)}

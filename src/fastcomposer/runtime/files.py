@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+LOCK_NAME = ".lock"
+"""Name of the file that keeps a second run out of a folder."""
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -35,6 +40,18 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what processes killed in :func:`write_atomically` have left in a folder and its folders."""
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Remove what :func:`write_atomically` has left in a folder that may hold files of others."""
+    for path in folder.iterdir():
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file has a name that only :func:`write_atomically` gives."""
+    return _LEFTOVER.fullmatch(path.name) is not None and path.is_file()
 
 
 def disk_error(error: OSError, path: str | Path) -> OSError:

@@ -1,0 +1,342 @@
+"""The files that shards consist of, their checksums, and where a training gets them from.
+
+A folder of shards, which may lie in an object store::
+
+    <shards>/shards.json                  what they were made of
+    <shards>/<split>.index.json           catalogue: what RecordIndex knows, and a checksum for each record
+    <shards>/<split>/chunk-0-0.bin        some hundred records in litdata's format
+    <shards>/<split>/chunk-0-0.json       size and checksum of that chunk, checksums of its records
+    <shards>/<split>/index.json           litdata's own
+
+Catalogue and checksum files carry a digest of themselves. litdata's index chooses the code that decodes a
+record, pickle among it, so it is compared with the only one that shards of ours have before litdata reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fastcomposer.runtime.settings import differences, digest
+
+VERSION = 2
+MANIFEST = "shards.json"
+_BLOCK = 1 << 20
+_FIELDS = 4  # of a record: its id, JSON, image and compressed segment map
+
+
+class DamagedShardsError(ValueError):
+    """A file of shards is missing or damaged; the message names it and the command that repairs it.
+
+    Not a :class:`~fastcomposer.data.record.RecordError`: ``on_bad_record=skip`` does not skip damage.
+    """
+
+
+def chunk_file(split: str, number: int) -> str:
+    """Name of a chunk."""
+    return f"{split}/chunk-0-{number}.bin"
+
+
+def checks_file(split: str, number: int) -> str:
+    """Name of the file with the checksums of a chunk."""
+    return f"{split}/chunk-0-{number}.json"
+
+
+def index_file(split: str) -> str:
+    """Name of litdata's index."""
+    return f"{split}/index.json"
+
+
+def catalogue_file(split: str) -> str:
+    """Name of the catalogue."""
+    return f"{split}.index.json"  # litdata fetches names that end so without starting threads of its own
+
+
+def damaged(problem: str, place: str | Path) -> DamagedShardsError:
+    """Say which file has what wrong with it, and the command that repairs the shards it belongs to."""
+    where, then = str(place), ""
+    if is_remote(where):
+        where, then = "<folder that they were copied from>", ", to be copied again"
+    return DamagedShardsError(
+        f"{problem}; python -m fastcomposer.cli.prepare data.root=<data folder> shards={where} "
+        f"makes anew what is damaged{then}"
+    )
+
+
+# --- checksums ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChunkChecks:
+    """What is known of a chunk.
+
+    Attributes:
+        size: In bytes.
+        crc32: Of the file.
+        records: Id and checksum of each of its records, in their order; a catalogue keeps them elsewhere.
+    """
+
+    size: int
+    crc32: int
+    records: tuple[tuple[str, int], ...] = ()
+
+    def problem(self, chunk: Path) -> str | None:
+        """What is wrong with a chunk; ``None`` if it is as it was written."""
+        problem = size_problem(chunk, self.size)
+        if problem is None and file_checksum(chunk) != self.crc32:
+            return f"is damaged: its checksum is not {self.crc32:08x}"
+        return problem
+
+
+def size_problem(file: Path, size: int) -> str | None:
+    """What is wrong with a file's size; ``None`` if it is what it should be."""
+    try:
+        found = file.stat().st_size
+    except FileNotFoundError:
+        return "is missing"
+    return None if found == size else f"is damaged: it has {found} bytes, not {size}"
+
+
+def file_checksum(file: Path) -> int:
+    """CRC-32 of a file."""
+    checksum = 0
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def record_checksum(fields: Sequence[bytes]) -> int:
+    """CRC-32 of a record's fields and their lengths."""
+    checksum = zlib.crc32(repr([len(content) for content in fields]).encode())
+    for content in fields:
+        checksum = zlib.crc32(content, checksum)
+    return checksum
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """JSON that carries a digest of itself."""
+    return (json.dumps(content | {"digest": digest(content)}) + "\n").encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """The content of :func:`sealed`.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        content = dict(json.loads(data))
+        stored = content.pop("digest")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"is damaged: {error!r}") from None
+    if stored != digest(content):
+        raise ValueError("is damaged: its content and its digest differ")
+    return content
+
+
+def read_checks(file: Path) -> ChunkChecks:
+    """Read the checksums of a chunk.
+
+    Raises:
+        FileNotFoundError: If they are not there.
+        ValueError: If they are damaged.
+    """
+    content = unsealed(file.read_bytes())
+    try:
+        records = tuple((name, checksum) for name, checksum in content["records"])
+        return ChunkChecks(content["bytes"], content["crc32"], records)
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"is damaged: {error!r}") from None
+
+
+def write_checks(checks: ChunkChecks) -> bytes:
+    """What :func:`read_checks` reads."""
+    return sealed({"bytes": checks.size, "crc32": checks.crc32, "records": checks.records})
+
+
+# --- litdata's index ---------------------------------------------------------------------------------------
+
+
+def litdata_index(sizes: Sequence[int], records_per_shard: int, records: int) -> dict[str, Any]:
+    """The index of a split.
+
+    Args:
+        sizes: Bytes of each chunk.
+        records_per_shard: Records in each chunk but the last.
+        records: Records of the split.
+    """
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    record = {"type": "builtins.tuple", "context": "null", "children_spec": [leaf] * _FIELDS}
+    config = {
+        "chunk_bytes": None,
+        "chunk_size": records_per_shard,
+        "compression": None,
+        "data_format": ["bytes"] * _FIELDS,
+        "data_spec": json.dumps([1, record]),
+        "encryption": None,
+        "item_loader": "PyTreeLoader",
+    }
+    chunks = [
+        {
+            "chunk_bytes": size,
+            "chunk_size": min(records_per_shard, records - number * records_per_shard),
+            "dim": None,
+            "filename": Path(chunk_file("", number)).name,
+        }
+        for number, size in enumerate(sizes)
+    ]
+    return {"chunks": chunks, "config": config}
+
+
+def index_problem(data: bytes, wanted: dict[str, Any]) -> str | None:
+    """What differs between an index and the one that the shards must have; ``None`` if nothing does."""
+    try:
+        found = json.loads(data)
+        changes = differences(found["config"], wanted["config"], "config")
+        changes += [key for key in found if key not in wanted]
+        if len(found["chunks"]) != len(wanted["chunks"]):
+            changes.append(f"{len(found['chunks'])} chunks, not {len(wanted['chunks'])}")
+        for number, pair in enumerate(zip(found["chunks"], wanted["chunks"], strict=False)):
+            changes += differences(*pair, f"chunks.{number}")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        return f"is damaged: {error!r}"
+    return f"is not the index of these shards ({'; '.join(changes[:3])})" if changes else None
+
+
+# --- where they lie ----------------------------------------------------------------------------------------
+
+
+def is_remote(place: str) -> bool:
+    """Whether shards lie in an object store; ``local:<folder>`` is a folder that is treated as one."""
+    return "://" in place or place.startswith("local:")
+
+
+class ShardStore:
+    """The files of a split, from a folder or an object store whose chunks are kept on a local disk.
+
+    Args:
+        place: Folder or URL.
+        split: Name of the split.
+        local: Folder to keep downloaded chunks in; litdata's own by default.
+    """
+
+    def __init__(self, place: str, split: str, local: str | Path | None) -> None:
+        self.place, self.split, self.local, self.remote = place.rstrip("/"), split, local, is_remote(place)
+        self.folder = Path(place) / split
+        if self.remote:
+            from litdata.utilities.dataset_utilities import get_default_cache_dir
+
+            key = hashlib.sha256(self.place.encode()).hexdigest()[:16]
+            self.folder = Path(local or get_default_cache_dir()) / split / key
+
+    def read(self, name: str) -> bytes:
+        """Read a small file.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            OSError: If the store does not give it.
+        """
+        if not self.remote:
+            return (Path(self.place) / name).read_bytes()
+        with TemporaryDirectory() as folder:
+            return self._download(name, Path(folder)).read_bytes()
+
+    def check(self, chunks: Sequence[ChunkChecks]) -> None:
+        """Look for all chunks in a folder, and on a local disk for room for those of an object store.
+
+        Raises:
+            DamagedShardsError: If chunks are missing or have another size, with the first of them.
+            ValueError: If there is no room.
+        """
+        if self.remote:
+            self._check_room(sum(chunk.size for chunk in chunks))
+            return
+        files = [self.folder / Path(chunk_file("", number)).name for number in range(len(chunks))]
+        found = [size_problem(file, chunk.size) for file, chunk in zip(files, chunks, strict=True)]
+        problems = [f"{file} {problem}" for file, problem in zip(files, found, strict=True) if problem]
+        if problems:
+            more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
+            raise damaged(", ".join([*problems[:3], *more]), self.place)
+
+    def _check_room(self, size: int) -> None:
+        kept = sum(file.stat().st_size for file in self.folder.glob("*.bin"))
+        folder = self.folder
+        while not folder.exists():
+            folder = folder.parent
+        room = shutil.disk_usage(folder).free + kept
+        if size > room:
+            raise ValueError(
+                f"data.module.local={self.local}: split {self.split!r} of {self.place} takes "
+                f"{size / 1e9:.1f} GB, but there is room for {room / 1e9:.1f} GB; name a larger disk's"
+            )
+
+    def fetch(self, number: int, checks: ChunkChecks, anew: bool = False) -> None:
+        """See to it that a chunk is a local file of the right size; what is downloaded is verified.
+
+        Args:
+            number: Of the chunk.
+            checks: Its size and checksum.
+            anew: Whether to download it even if it is there.
+
+        Raises:
+            DamagedShardsError: If it is missing or damaged.
+            OSError: If the store does not give it.
+        """
+        name = chunk_file(self.split, number)
+        file = self.folder / Path(name).name
+        if not self.remote:
+            problem = size_problem(file, checks.size)
+            if problem is not None:
+                raise damaged(f"{file} {problem}", self.place)
+        elif anew or size_problem(file, checks.size) is not None:
+            self._keep(name, file, checks, anew)
+
+    def _keep(self, name: str, file: Path, checks: ChunkChecks, anew: bool) -> None:
+        """Download a chunk, unless another process has just done so."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = _identity(file)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            if size_problem(file, checks.size) is None and not (anew and _identity(file) == before):
+                return
+            with TemporaryDirectory(dir=self.folder, prefix=".") as folder:
+                try:
+                    fetched = self._download(name, Path(folder))
+                except FileNotFoundError:
+                    raise damaged(f"{self.place}/{name} is missing", self.place) from None
+                problem = checks.problem(fetched)
+                if problem is not None:
+                    raise damaged(f"{self.place}/{name} {problem}", self.place)
+                fetched.replace(file)
+
+    def _download(self, name: str, folder: Path) -> Path:
+        from litdata.streaming.downloader import get_downloader
+
+        remote, file = f"{self.place}/{name}", folder / Path(name).name
+        try:
+            get_downloader(self.place, str(folder), []).download_file(remote, str(file))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever the store's client raises
+            raise OSError(f"{remote} cannot be downloaded: {error}") from error
+        if not file.exists():  # some clients keep that to themselves
+            raise FileNotFoundError(f"{remote} is missing")
+        return file
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Tells a file from one that replaces it."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns

@@ -1,0 +1,361 @@
+"""Damaged shards are named and made anew; foreign files stay, and foreign code does not run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcomposer.data.record import RecordError
+from fastcomposer.data.records import read_files, read_record, record_path, write_record
+from fastcomposer.data.shard_files import DamagedShardsError
+from fastcomposer.data.shards import ShardedRecords, write_shards
+from fastcomposer.data.streaming import StreamingDataModule
+
+CHUNK = "train/chunk-0-1.bin"
+
+
+def write(folder: Path, place: Path, **settings: Any) -> int:
+    return write_shards(folder, place, **{"records_per_shard": 3, "num_workers": 0, **settings})
+
+
+@pytest.fixture
+def shards(folder: Path, tmp_path: Path) -> Path:
+    """The ten records in shards of three."""
+    write(folder, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(place)): file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+def read_all(place: Path | str, local: Path | None = None) -> dict[str, Any]:
+    table = ShardedRecords(str(place), "train", local)
+    return {record_id: table.files(record_id) for record_id in table.record_ids}
+
+
+# --- other files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("name", [".ssh/id", "project/.git/config", "train/chunk-0-0.bin", "notes.txt"])
+def test_a_folder_with_other_files_is_refused_and_left_alone(
+    folder: Path, tmp_path: Path, name: str, restart: bool
+) -> None:
+    file = tmp_path / "x" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=rf"shards=.*/x holds '{name.split('/')[0]}' and no shards\.json"):
+        write(folder, tmp_path / "x", restart=restart)
+    assert contents(tmp_path / "x") == {name: b"mine"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"restart": True}, {"restart": True, "records_per_shard": 8}])
+def test_what_lies_beside_shards_stays(folder: Path, shards: Path, settings: dict[str, Any]) -> None:
+    names = [".ssh/id", "project/.git/config", "project/.x.tmp", "train/.git/config", "train/notes", "README"]
+    for name in names:
+        (shards / name).parent.mkdir(parents=True, exist_ok=True)
+        (shards / name).write_text("mine")
+    killed = shards / "train" / ".shards-abc.tmp"
+    killed.mkdir()
+    (killed / "chunk-0-1.bin").write_bytes(b"half")
+    (shards / f".shards.json.{'0' * 32}.tmp").write_bytes(b"half")
+    write(folder, shards, **settings)
+    left = contents(shards)
+    assert all(left.pop(name) == b"mine" for name in names)
+    assert not [name for name in left if "tmp" in name]
+    assert len([name for name in left if name.endswith(".bin")]) == (
+        2 if "records_per_shard" in settings else 4
+    )
+
+
+# --- code in shards ----------------------------------------------------------------------------------------
+
+
+class _Payload:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.file,))
+
+
+def plant(shards: Path, split: str, file: Path) -> None:
+    """Have the index of some shards say that a field is pickled, and make it a call."""
+    index = json.loads((shards / split / "index.json").read_bytes())
+    index["config"]["data_format"] = ["pickle"] * len(index["config"]["data_format"])
+    (shards / split / "index.json").write_text(json.dumps(index))
+    call, fields = pickle.dumps(_Payload(file)), len(index["config"]["data_format"])
+    for chunk in index["chunks"]:
+        count, size = chunk["chunk_size"], chunk["chunk_bytes"]
+        item = struct.pack(f"<{fields}I", *[len(call)] * fields) + call * fields
+        start = 4 * (count + 2)
+        offsets = [start + number * len(item) for number in range(count + 1)]
+        data = struct.pack(f"<{count + 2}I", count, *offsets) + item * count
+        (shards / split / chunk["filename"]).write_bytes(data[:size].ljust(size, b"\0"))
+
+
+@pytest.mark.parametrize("prefix", ["", "local:"])
+def test_code_in_shards_does_not_run(shards: Path, tokenizer: Any, tmp_path: Path, prefix: str) -> None:
+    for split in [path.name for path in shards.iterdir() if path.is_dir()]:
+        plant(shards, split, tmp_path / "ran")
+    with pytest.raises(
+        ValueError, match=r"train/index\.json is not the index of .*config\.data_format: \['pick"
+    ):
+        module = StreamingDataModule(
+            f"{prefix}{shards}", tokenizer, 24, 24, 2, local=tmp_path / "local", val_split=None
+        )
+        module.setup("fit")
+        assert module.train_dataset is not None
+        module.train_dataset[0]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data_format", ["bytes", "bytes", "bytes", "pickle"]),
+        ("data_format", ["bytes"] * 5),
+        ("data_spec", '[1, {"type": "os.path", "context": "null", "children_spec": []}]'),
+        ("item_loader", "TokensLoader"),
+        ("compression", "zstd"),
+        ("compression_level", "batch"),
+        ("encryption", {"algorithm": "rsa", "level": "chunk"}),
+        ("format", "mds"),
+    ],
+)
+def test_an_index_that_asks_for_more_than_bytes_is_refused(shards: Path, key: str, value: Any) -> None:
+    index = json.loads((shards / "train/index.json").read_bytes())
+    index["config"][key] = value
+    (shards / "train/index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedShardsError, match=rf"train/index\.json .*config\.{key}: "):
+        ShardedRecords(str(shards), "train")
+
+
+def test_an_index_names_no_file_outside(shards: Path, tmp_path: Path) -> None:
+    index = json.loads((shards / "train/index.json").read_bytes())
+    index["chunks"][1]["filename"] = "../../x"
+    (shards / "train/index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedShardsError, match=r"train/index\.json .*chunks\.1\.filename: '\.\./\.\./x'"):
+        ShardedRecords(f"local:{shards}", "train", tmp_path / "local")
+    assert not (tmp_path / "local").exists()
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file: Path, place: int | None = None) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 0x10
+    file.write_bytes(data)
+
+
+def zero(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:512] + bytes(512) + data[1024:])
+
+
+def not_json(file: Path) -> None:
+    file.write_bytes(b"<html>404</html>")
+
+
+def other_fields(file: Path) -> None:
+    file.write_text(json.dumps({"chunks": [], "config": {}, "version": 2}))
+
+
+def foreign(file: Path) -> None:
+    """A chunk of the same ids and the same size, of other images."""
+    data = file.parent.parent.parent / "scenes"
+    other = shutil.copytree(data, data.with_name("others"))
+    for record_id in [f"{number:07d}" for number in range(8)]:
+        loaded = read_record(other, record_id)
+        write_record(other, loaded.record, 255 - loaded.image, loaded.segment_map, quality=100)
+    write(other, other.with_name("foreign"))
+    made = other.with_name("foreign") / file.relative_to(file.parents[1])
+    file.write_bytes(made.read_bytes()[: file.stat().st_size].ljust(file.stat().st_size, b"\0"))
+
+
+Damage = Callable[[Path], None]
+CHUNK_DAMAGE = [cut, flip, zero, Path.unlink, foreign]
+FILE_DAMAGE = [cut, flip, Path.unlink, not_json, other_fields]
+CASES = [
+    *((CHUNK, damage) for damage in CHUNK_DAMAGE),
+    *(("train/index.json", damage) for damage in FILE_DAMAGE),
+    *(("train.index.json", damage) for damage in FILE_DAMAGE),
+]
+RESTS = [
+    ("shards.json", cut),
+    ("shards.json", flip),
+    ("shards.json", not_json),
+    ("shards.json", other_fields),
+]
+RESTS += [("train/chunk-0-1.json", damage) for damage in FILE_DAMAGE]
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES)
+def test_damage_is_named_when_it_is_read_and_repaired_alone(
+    folder: Path, shards: Path, name: str, damage: Damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, times = contents(shards), {file: file.stat().st_mtime_ns for file in shards.rglob("*.*")}
+    damage(shards / name)
+    start = time.monotonic()
+    error = RecordError if (name, damage) == ("train.index.json", Path.unlink) else DamagedShardsError
+    with pytest.raises(
+        error, match=r".*fastcomposer\.cli\.prepare data\.root=<data folder> shards="
+    ) as caught:
+        read_all(shards)
+    assert f"{shards / name} " in str(caught.value) or error is RecordError
+    assert time.monotonic() - start < 1.5, "it has waited"
+    with caplog.at_level(logging.WARNING):
+        written = write(folder, shards)
+    assert written == (3 if name == CHUNK else 0)
+    assert contents(shards) == before
+    assert f"{shards / name} " in caplog.text or damage is Path.unlink
+    touched = {file.name for file, changed in times.items() if file.stat().st_mtime_ns != changed}
+    pair = {"chunk-0-1.bin", "chunk-0-1.json"} if name == CHUNK else {Path(name).name}
+    assert touched - {"shards.json"} == pair
+    assert read_all(shards) == {i: read_files(folder, i) for i in read_all(shards)}
+    caplog.clear()
+    assert write(folder, shards) == 0
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("name", "damage"), RESTS)
+def test_what_training_does_not_read_is_repaired_too(
+    folder: Path, shards: Path, name: str, damage: Damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = contents(shards)
+    damage(shards / name)
+    assert len(read_all(shards)) == 8
+    with caplog.at_level(logging.WARNING):
+        assert write(folder, shards) == (0 if name == "shards.json" else 3)
+    assert "chunk-0-1.bin" in caplog.text or f"{shards / name} is damaged" in caplog.text
+    assert contents(shards) == before
+
+
+def test_no_flipped_byte_is_read(shards: Path) -> None:
+    wanted, data = read_all(shards), (shards / CHUNK).read_bytes()
+    table = ShardedRecords(str(shards), "train")
+    ids = [name for name, shard in zip(table.record_ids, table.shards(), strict=True) if shard == 1]
+    assert len(ids) == 3
+    caught = 0
+    for place in [*range(40), *range(40, len(data), 29)]:  # the table of offsets, and what follows
+        flip(shards / CHUNK, place)
+        table = ShardedRecords(str(shards), "train")
+        for record_id in ids:
+            try:
+                assert table.files(record_id) == wanted[record_id]
+            except DamagedShardsError as error:
+                assert f"{shards / CHUNK} " in str(error) and record_id in str(error)
+                caught += 1
+        (shards / CHUNK).write_bytes(data)
+    assert caught > 150
+
+
+def test_the_first_missing_chunks_are_named(shards: Path) -> None:
+    for chunk in (shards / "train").glob("*.bin"):
+        chunk.unlink()
+    with pytest.raises(DamagedShardsError, match=r"chunk-0-0\.bin is missing, .*chunk-0-1\.bin is missing"):
+        ShardedRecords(str(shards), "train")
+
+
+def test_a_chunk_that_disappears_is_named_at_once(shards: Path) -> None:
+    table = ShardedRecords(str(shards), "train")
+    table.files(table.record_ids[0])
+    for chunk in (shards / "train").glob("*.bin"):
+        chunk.unlink()
+    start = time.monotonic()
+    with pytest.raises(DamagedShardsError, match=r"chunk-0-\d\.bin is missing"):
+        table.files(table.record_ids[0])
+    assert time.monotonic() - start < 1
+
+
+def test_skipping_bad_records_skips_no_damage(shards: Path, tokenizer: Any) -> None:
+    zero(shards / CHUNK)
+    data = StreamingDataModule(shards, tokenizer, 24, 24, 2, on_bad_record="skip")
+    data.setup("fit")
+    with pytest.raises(DamagedShardsError, match=rf"{CHUNK} is damaged: record \d+ "):
+        [data.train_dataset[index] for index in range(8)]  # type: ignore[index]
+
+
+def test_further_chunks_and_a_kill_before_the_checksums_change_nothing(folder: Path, shards: Path) -> None:
+    before = contents(shards)
+    shutil.copy(shards / CHUNK, shards / "train/chunk-0-9.bin")
+    (shards / "train.index.json").unlink()
+    (shards / "train/chunk-0-1.json").unlink()
+    assert write(folder, shards) == 3
+    assert contents(shards) == before | {"train/chunk-0-9.bin": before[CHUNK]}
+    assert len(read_all(shards)) == 8
+
+
+def test_shards_without_checksums_are_refused(folder: Path, shards: Path, tmp_path: Path) -> None:
+    about = {"version": 1, "records_per_shard": 3, "train": "0123456789abcdef"}
+    (shards / "shards.json").write_text(json.dumps(about))
+    for file in (shards / "train.index.json", *shards.glob("*/chunk-*.json")):
+        file.unlink()
+    for place in (str(shards), f"local:{shards}"):
+        with pytest.raises(
+            ValueError, match=r"data\.root=.*version 1, not 2, .*prepare .*shards=.*restart=true"
+        ):
+            ShardedRecords(place, "train", tmp_path / "local")
+    with pytest.raises(ValueError, match=r"shards=.*version: 1, not 2.*restart=true"):
+        write(folder, shards)
+    assert write(folder, shards, restart=True) == 10
+    assert len(read_all(shards)) == 8
+
+
+def test_shards_of_changed_records_are_told_from_damage(folder: Path, shards: Path) -> None:
+    before = contents(shards)
+    not_json(shards / "shards.json")
+    with pytest.raises(ValueError, match="holds shards of other records"):
+        write(folder, shards, records_per_shard=4)
+    assert {**contents(shards), "shards.json": before["shards.json"]} == before
+
+
+def test_repair_takes_changed_records_as_they_are(folder: Path, shards: Path) -> None:
+    record_id = ShardedRecords(str(shards), "train").record_ids[2]
+    loaded = read_record(folder, record_id)
+    write_record(folder, loaded.record, loaded.image[::-1].copy(), loaded.segment_map)
+    for chunk in (shards / "train").glob("*.bin"):
+        cut(chunk)
+    assert write(folder, shards) == 8
+    assert read_all(shards)[record_id].jpg == record_path(folder, record_id, ".jpg").read_bytes()
+
+
+# --- object stores -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", CHUNK_DAMAGE)
+def test_damage_in_a_store_is_named(shards: Path, tmp_path: Path, damage: Damage) -> None:
+    damage(shards / CHUNK)
+    start = time.monotonic()
+    with pytest.raises(DamagedShardsError, match=rf"^local:{shards}/{CHUNK} is .*copied again"):
+        read_all(f"local:{shards}", tmp_path / "local")
+    assert time.monotonic() - start < 5
+    kept = {file.name for file in (tmp_path / "local").rglob("*.bin")}
+    assert "chunk-0-1.bin" not in kept
+
+
+@pytest.mark.parametrize("damage", [cut, flip, zero, Path.unlink])
+def test_a_damaged_copy_is_fetched_anew(shards: Path, tmp_path: Path, damage: Damage) -> None:
+    table = ShardedRecords(f"local:{shards}", "train", tmp_path / "local")
+    wanted = {record_id: table.files(record_id) for record_id in table.record_ids}
+    (copy,) = (tmp_path / "local").rglob("chunk-0-1.bin")
+    damage(copy)
+    assert {record_id: table.files(record_id) for record_id in table.record_ids} == wanted
+    assert read_all(f"local:{shards}", tmp_path / "local") == wanted
+    if damage is not flip:  # a flipped byte may lie where nobody reads
+        assert copy.read_bytes() == (shards / CHUNK).read_bytes()
