@@ -4,7 +4,7 @@ A folder holds::
 
     <folder>/cache.json                   what it was made from
     <folder>/part-00000.safetensors       some hundred records: both orientations' moments, one row of states
-                                          for each caption, and digests of what they were made from
+                                          for each caption, digests of what they were made from, checksums
 
 States are kept for all 77 tokens: those behind the end token differ from prompt to prompt, and the U-Net
 attends to them as well.
@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -31,14 +34,18 @@ from fastcomposer.data.transforms import TargetTransform
 from fastcomposer.runtime.files import write_atomically
 from fastcomposer.runtime.settings import differences
 
+logger = logging.getLogger(__name__)
+
 _MANIFEST = "cache.json"
-_VERSION = 2
+_VERSION = 3
+_PART = re.compile(r"part-(\d{5,})\.safetensors")
+_TABLES = ("digests", "captions", "input_ids", "moment_checks", "state_checks")
 _PROBE_POINTS = 8
 _PROBE_TOLERANCE = 2  # levels of 255, by which processors differ
 
 
 class StaleCacheError(ValueError):
-    """A cache was made from something else; the message names what changed and how to make it anew."""
+    """A cache is damaged or was made from something else; the message says what, and how to make it anew."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +90,88 @@ class CachePart:
     bad: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PartTables:
+    """What a part says of its records, in memory.
+
+    Attributes:
+        ids: See :class:`CachePart`, as the others.
+        bad: See there.
+        made_from: What the manifest of the cache said when the part was written.
+        digests: (N, 16) uint8.
+        captions: (N,).
+        input_ids: (M, 77).
+        moment_checks: (N, 2) CRC-32 of each record's moments, and of those of its mirror image.
+        state_checks: (M,) CRC-32 of each caption's states and pooled states.
+    """
+
+    ids: list[str]
+    bad: dict[str, str]
+    made_from: dict[str, Any]
+    digests: np.ndarray
+    captions: np.ndarray
+    input_ids: np.ndarray
+    moment_checks: np.ndarray
+    state_checks: np.ndarray
+
+
 def part_file(folder: str | Path, number: int) -> Path:
     """Where a part lies."""
     return Path(folder) / f"part-{number:05d}.safetensors"
 
 
-def write_part(folder: str | Path, number: int, part: CachePart) -> None:
-    """Write a part, whole or not at all."""
+def part_files(folder: str | Path) -> dict[int, Path]:
+    """The parts that are there, by number."""
+    found = ((_PART.fullmatch(file.name), file) for file in sorted(Path(folder).glob("part-*.safetensors")))
+    return {int(match[1]): file for match, file in found if match is not None}
+
+
+def write_part(folder: str | Path, number: int, part: CachePart, made_from: Mapping[str, Any]) -> None:
+    """Write a part, whole or not at all.
+
+    Args:
+        folder: Folder of the cache.
+        number: Of the part.
+        part: Its content.
+        made_from: See :func:`describe_cache`.
+    """
     names = ("digests", "moments", "captions", "input_ids", "states", "pooled")
     tensors = {name: getattr(part, name).cpu().contiguous() for name in names}
-    metadata = {"records": json.dumps({"ids": list(part.ids), "bad": dict(part.bad)})}
-    write_atomically(part_file(folder, number), lambda file: file.write(save(tensors, metadata)))
+    moments, states = tensors["moments"], zip(tensors["states"], tensors["pooled"], strict=True)
+    tensors["moment_checks"] = torch.tensor([[checksum(half) for half in row] for row in moments])
+    tensors["state_checks"] = torch.tensor([checksum(*pair) for pair in states])
+    records = json.dumps({"ids": list(part.ids), "bad": dict(part.bad), "made_from": made_from})
+    tensors["checksum"] = torch.tensor(_tables_checksum(records, tensors))
+    data = save(tensors, {"records": records})
+    write_atomically(part_file(folder, number), lambda file: file.write(data))
 
 
-def read_part_records(file: Path) -> tuple[list[str], dict[str, str], np.ndarray]:
-    """Read which records a part holds, which of its records were bad and why, and the digests.
+def checksum(*tensors: Tensor) -> int:
+    """CRC-32 of the content of tensors in memory."""
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.contiguous().numpy().data, found)
+    return found
+
+
+def _tables_checksum(records: str, tensors: Mapping[str, Tensor]) -> int:
+    return zlib.crc32(records.encode(), checksum(*(tensors[name] for name in _TABLES)))
+
+
+def read_tables(part: Any) -> PartTables:
+    """Read and verify the tables of an open part.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    records, tensors = part.metadata()["records"], {name: part.get_tensor(name) for name in _TABLES}
+    if _tables_checksum(records, tensors) != part.get_tensor("checksum").item():
+        raise ValueError("its tables have another checksum")
+    return PartTables(**json.loads(records), **{name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def read_part_records(file: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+    """Read which records a part holds, which of its records were bad and why, and what it was made from.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -105,7 +179,29 @@ def read_part_records(file: Path) -> tuple[list[str], dict[str, str], np.ndarray
     """
     with naming_damage(file), safe_open(file, framework="pt") as part:
         records = json.loads(part.metadata()["records"])
-        return records["ids"], records["bad"], part.get_tensor("digests").numpy()
+        return records["ids"], records["bad"], records["made_from"]
+
+
+def verify_part(file: Path) -> PartTables:
+    """Read a part and compare all checksums.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        StaleCacheError: If it is damaged, with the first record that is.
+    """
+    with naming_damage(file), safe_open(file, framework="pt") as part:
+        tables = read_tables(part)
+        moments, states = part.get_slice("moments"), part.get_slice("states")
+        pooled = part.get_slice("pooled")
+        sound = [
+            checksum(states[row], pooled[row]) == wanted for row, wanted in enumerate(tables.state_checks)
+        ]
+        for row, record_id in enumerate(tables.ids):
+            if any(checksum(moments[row, half]) != tables.moment_checks[row, half] for half in (0, 1)):
+                raise ValueError(f"moments of record {record_id} have another checksum")
+            if not sound[tables.captions[row]]:
+                raise ValueError(f"text states of record {record_id} have another checksum")
+        return tables
 
 
 @contextmanager
@@ -119,7 +215,7 @@ def naming_damage(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise StaleCacheError(f"{file} is damaged ({error}); {renewal(file.parent)} renews it") from None
 
 
@@ -160,52 +256,77 @@ def describe_target(
     return {"resolution": side, "decoding": decoding, "crop": bytes(torch.cat(probe).tolist()).hex()}
 
 
-def write_manifest(
-    folder: str | Path, target: Mapping[str, Any], weights: Mapping[str, str], precision: str
-) -> None:
-    """Write what a cache is made from.
+def describe_cache(target: Mapping[str, Any], weights: Mapping[str, str], precision: str) -> dict[str, Any]:
+    """Describe what a cache is made from; each part carries it, too.
 
     Args:
-        folder: Folder of the cache.
         target: See :func:`describe_target`.
         weights: Digests of the networks by name.
         precision: Name of the type that moments and states are kept in.
     """
-    content = {"version": _VERSION, "target": dict(target), "weights": dict(weights), "precision": precision}
-    data = (json.dumps(content, indent=2) + "\n").encode()
+    return {"version": _VERSION, "target": dict(target), "weights": dict(weights), "precision": precision}
+
+
+def write_manifest(folder: str | Path, made_from: Mapping[str, Any]) -> None:
+    """Write what a cache is made from, see :func:`describe_cache`."""
+    data = (json.dumps(made_from, indent=2) + "\n").encode()
     write_atomically(Path(folder) / _MANIFEST, lambda file: file.write(data))
 
 
-def check_manifest(
-    folder: str | Path, target: Mapping[str, Any], weights: Mapping[str, str], precision: str
-) -> None:
-    """Refuse to go on with a cache that was made from something else.
+def check_manifest(folder: str | Path, made_from: Mapping[str, Any], restart: bool) -> None:
+    """Refuse to go on with a cache that was made from something else, and to remove files that are of none.
+
+    A manifest that is missing or damaged while the parts were made from the same is written anew.
 
     Args:
-        folder: See :func:`write_manifest`, as the others.
-        target: See there.
-        weights: See there.
-        precision: See there.
+        folder: Of the cache.
+        made_from: See :func:`describe_cache`.
+        restart: Whether what is there is to be removed.
 
     Raises:
         StaleCacheError: With what differs.
     """
-    stored = read_manifest(folder)
-    if stored is None:
+    path, parts = Path(folder) / _MANIFEST, part_files(folder)
+    if not parts or (restart and path.exists()):
         return
-    changes = target_differences(stored["target"], target)
-    changes += differences(stored["weights"], weights, "weights")
-    changes += differences(stored["precision"], precision, "precision")
-    if changes:
-        raise StaleCacheError(
+    try:
+        stored = read_manifest(folder)
+        changes = cache_differences(stored, made_from) if stored is not None else []
+        problem = StaleCacheError(
             f"cache={folder} was made from something else: {'; '.join(changes)}; cache=<other> makes one "
             "beside it, restart=true makes it anew"
         )
+    except StaleCacheError as error:
+        stored, changes, problem = None, [], error
+    if stored is not None and not changes:
+        return
+    if not path.exists():
+        first = next(iter(parts.values())).name
+        problem = StaleCacheError(f"cache={folder} holds {first} and no {_MANIFEST}; name another folder")
+    if not _all_made_from(parts.values(), made_from):
+        raise problem
+    logger.warning("%s is missing or damaged: written anew", path)
+
+
+def _all_made_from(parts: Collection[Path], made_from: Mapping[str, Any]) -> bool:
+    """Whether all parts that are readable, and at least one, were made from something."""
+    found = []
+    for file in parts:
+        with suppress(StaleCacheError):
+            found.append(read_part_records(file)[2])
+    return bool(found) and not any(cache_differences(other, made_from) for other in found)
+
+
+def cache_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Tell what two caches are made from otherwise, see :func:`describe_cache`."""
+    changes = target_differences(stored["target"], wanted["target"])
+    changes += differences(stored["weights"], wanted["weights"], "weights")
+    return changes + differences(stored["precision"], wanted["precision"], "precision")
 
 
 def clear(folder: str | Path) -> None:
     """Remove the files of a cache."""
-    for file in (Path(folder) / _MANIFEST, *Path(folder).glob("part-*.safetensors")):
+    for file in (Path(folder) / _MANIFEST, *part_files(folder).values()):
         file.unlink(missing_ok=True)
 
 

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from fastcomposer.data.cache_files import (
     StaleCacheError,
+    cache_differences,
+    checksum,
     content_digest,
     naming_damage,
     part_file,
+    part_files,
     read_manifest,
     read_part_records,
+    read_tables,
     renewal,
     restart,
     target_differences,
@@ -49,9 +53,12 @@ class StateCache:
         """Part and row of each record; why others were bad."""
         places: dict[str, tuple[int, int]] = {}
         bad: dict[str, str] = {}
-        for file in sorted(self.folder.glob("part-*.safetensors")):
-            ids, reasons, _ = read_part_records(file)
-            number = int(file.stem.removeprefix("part-"))
+        for number, file in part_files(self.folder).items():
+            with naming_damage(file):
+                ids, reasons, made_from = read_part_records(file)
+                changes = cache_differences(made_from, self.manifest)
+            if changes:
+                self._refuse([f"{file.name} was made from something else: {'; '.join(changes)}"])
             places.update((record_id, (number, row)) for row, record_id in enumerate(ids))
             bad.update(reasons)
         return places, bad
@@ -87,7 +94,10 @@ class StateCache:
         places, bad = self._records
         missing = [record_id for record_id in record_ids if record_id not in places and record_id not in bad]
         if missing:
-            self._refuse([f"{len(missing)} of {len(record_ids)} records are missing, {missing[0]} first"])
+            problem = f"{len(missing)} of {len(record_ids)} records are missing, {missing[0]} first"
+            parts = part_files(self.folder)
+            gaps = [number for number in range(max(parts, default=-1)) if number not in parts]
+            self._refuse([problem + (f", and {part_file('', gaps[0])}" if gaps else "")])
 
     def read(self, loaded: LoadedRecord, input_ids: Sequence[int], *, flip: bool) -> dict[str, Tensor]:
         """Read what a batch may carry of a record.
@@ -102,7 +112,7 @@ class StateCache:
             ``pooled_text_embeds`` (1, p).
 
         Raises:
-            StaleCacheError: If the record has changed since, or is not there.
+            StaleCacheError: If the record has changed since, is not there, or is damaged.
         """
         record_id = loaded.record.record_id
         places, bad = self._records
@@ -112,18 +122,13 @@ class StateCache:
         if number not in self._open:
             self._open[number] = _OpenPart(part_file(self.folder, number))
         part = self._open[number]
-        if part.digests[row].tobytes() != content_digest(loaded.picture_file, loaded.record.caption):
+        tables = part.tables
+        if tables.digests[row].tobytes() != content_digest(loaded.picture_file, loaded.record.caption):
             self._refuse([f"picture or caption of record {record_id} has changed"])
-        caption = int(part.captions[row])
-        if part.input_ids[caption].tolist() != list(input_ids):
+        caption = int(tables.captions[row])
+        if tables.input_ids[caption].tolist() != list(input_ids):
             self._refuse([f"the tokens of record {record_id} have changed"], restart(self.folder))
-        found = {
-            "latent_moments": part.moments[row : row + 1, int(flip)],
-            "text_embeds": part.states[caption : caption + 1],
-        }
-        if part.pooled.shape[1]:
-            found["pooled_text_embeds"] = part.pooled[caption : caption + 1]
-        return found
+        return part.read(row, flip=flip)
 
     def _refuse(self, changes: Sequence[str], remedy: str | None = None) -> None:
         if changes:
@@ -138,10 +143,23 @@ class _OpenPart:
     """A part of which tables are in memory and moments and states on disk."""
 
     def __init__(self, file: Path) -> None:
+        self._path = file
         with naming_damage(file):
             self._file = safe_open(file, framework="pt")
-            self.digests, self.captions, self.input_ids = (
-                self._file.get_tensor(name).numpy() for name in ("digests", "captions", "input_ids")
+            self.tables = read_tables(self._file)
+            self._moments, self._states, self._pooled = map(
+                self._file.get_slice, ("moments", "states", "pooled")
             )
-            self.pooled = self._file.get_tensor("pooled")
-            self.moments, self.states = self._file.get_slice("moments"), self._file.get_slice("states")
+
+    def read(self, row: int, *, flip: bool) -> dict[str, Tensor]:
+        """Read and verify what a batch may carry of a record."""
+        tables, caption = self.tables, int(self.tables.captions[row])
+        with naming_damage(self._path):
+            moments = self._moments[row : row + 1, int(flip)]
+            states, pooled = (held[caption : caption + 1] for held in (self._states, self._pooled))
+            if checksum(moments) != tables.moment_checks[row, int(flip)]:
+                raise ValueError(f"moments of record {tables.ids[row]} have another checksum")
+            if checksum(states, pooled) != tables.state_checks[caption]:
+                raise ValueError(f"text states of record {tables.ids[row]} have another checksum")
+        found = {"latent_moments": moments, "text_embeds": states}
+        return {**found, "pooled_text_embeds": pooled} if pooled.shape[1] else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,18 +18,23 @@ from fastcomposer.data.cache_files import (
     CachePart,
     StaleCacheError,
     Target,
+    cache_differences,
     check_manifest,
     clear,
+    describe_cache,
     part_file,
-    read_part_records,
+    part_files,
+    verify_part,
     write_manifest,
     write_part,
 )
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
-from fastcomposer.runtime.files import remove_leftovers
+from fastcomposer.runtime.files import remove_leftovers_in
 from fastcomposer.runtime.settings import weights_digest
 from fastcomposer.runtime.stages import ResumableStage
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 _READERS = 8
@@ -55,8 +61,8 @@ class _Part:
 class CacheStage(ResumableStage):
     """Fills a cache for the training and validation records of a data module.
 
-    Parts that are there and whose records have not changed are kept, so an interrupted call goes on where it
-    stopped, and a later one renews what has changed.
+    Parts that are there are verified, and kept if their records have not changed, so an interrupted call goes
+    on where it stopped, and a later one renews what has changed or is damaged, and logs the damage.
 
     Args:
         model: Its VAE and text encoder are used.
@@ -69,7 +75,8 @@ class CacheStage(ResumableStage):
 
     Raises:
         ValueError: If a setting is out of range, or the model does not take the resolution.
-        StaleCacheError: If the folder holds a cache made from something else, with what differs.
+        StaleCacheError: If the folder holds a cache made from something else, with what differs, or parts of
+            no cache.
     """
 
     title = "records in the cache"
@@ -96,9 +103,8 @@ class CacheStage(ResumableStage):
         model.check_image_size(resolution, resolution)
         self.folder, self.dtype_kept = Path(folder), PRECISIONS[precision]
         self.batch_size, self.num_workers, self.restart = batch_size, data.num_workers, restart
-        self.manifest = (data.target, frozen_digests(model), precision)
-        if not restart:
-            check_manifest(self.folder, *self.manifest)
+        self.made_from = describe_cache(data.target, frozen_digests(model), precision)
+        check_manifest(self.folder, self.made_from, restart)
         self.parts = _parts(self.datasets, records_per_file)
         # Lightning moves these; the rest of the model stays where it is.
         self.networks = nn.ModuleDict(_frozen(model))
@@ -109,8 +115,8 @@ class CacheStage(ResumableStage):
         """Claim the folder, and list the parts that are not there or whose records have changed."""
         if self.restart:
             clear(self.folder)
-        write_manifest(self.folder, *self.manifest)
-        remove_leftovers(self.folder)
+        write_manifest(self.folder, self.made_from)
+        remove_leftovers_in(self.folder)
         with ThreadPoolExecutor(_READERS) as pool:
             return [part for part in self.parts if not self._is_current(part, pool)]
 
@@ -142,15 +148,15 @@ class CacheStage(ResumableStage):
             pooled=pooled,
             bad={name: reasons.get(name, "unreadable") for name in names if name not in found},
         )
-        write_part(self.folder, part.number, content)
+        _refuse_infinite(content)
+        write_part(self.folder, part.number, content, self.made_from)
         return len(part.places)
 
     def finish(self) -> None:
         """Remove parts that no record belongs to any more."""
-        number = len(self.parts)
-        while part_file(self.folder, number).exists():
-            part_file(self.folder, number).unlink()
-            number += 1
+        for number, file in part_files(self.folder).items():
+            if number >= len(self.parts):
+                file.unlink()
 
     def _moments(self, targets: Sequence[Target]) -> Tensor:
         """(N, 2, 2C, h, w) of the targets and their mirror images."""
@@ -172,18 +178,41 @@ class CacheStage(ResumableStage):
         return tokens, torch.cat(pooled) if pooled else tokens.new_zeros(len(tokens), 0)
 
     def _is_current(self, part: _Part, pool: ThreadPoolExecutor) -> bool:
-        """Whether a part's file is there and its records are as they were."""
+        """Whether a part's file is there and sound, and its records are as they were."""
+        file = part_file(self.folder, part.number)
         try:
-            ids, bad, digests = read_part_records(part_file(self.folder, part.number))
-        except (FileNotFoundError, StaleCacheError):
+            found = verify_part(file)
+        except FileNotFoundError:
+            return False
+        except StaleCacheError as error:
+            logger.warning("%s: made anew", str(error).partition(";")[0])
+            return False
+        changes = cache_differences(found.made_from, self.made_from)
+        if changes:
+            logger.warning("%s was made from something else (%s): made anew", file, "; ".join(changes))
             return False
         names = [self.datasets[number].record_ids[place] for number, place in part.places]
-        if bad or ids != names:  # what was bad may have been mended
+        if found.bad or found.ids != names:  # what was bad may have been mended
             return False
-        return list(pool.map(self._digest, part.places)) == [row.tobytes() for row in digests]
+        return list(pool.map(self._digest, part.places)) == [row.tobytes() for row in found.digests]
 
     def _digest(self, place: tuple[int, int]) -> bytes | None:
         return self.datasets[place[0]].digest(place[1])
+
+
+def _refuse_infinite(part: CachePart) -> None:
+    """Refuse to keep what no training can use.
+
+    Raises:
+        ValueError: If a moment or a state is not finite, with the first record of which one is.
+    """
+    sound = part.states.flatten(1).isfinite().all(dim=1) & part.pooled.isfinite().all(dim=1)
+    for record_id, moments, caption in zip(part.ids, part.moments, part.captions, strict=True):
+        if not (moments.isfinite().all() and sound[caption]):
+            raise ValueError(
+                f"record {record_id}: moments or text states are not finite; check the weights of "
+                "model.base, and precompute.precision=float32"
+            )
 
 
 class _Targets(Dataset[Target | None]):
