@@ -189,7 +189,7 @@ class FastComposer(Networks):
         latents: Tensor | None = None,
         generator: Source = None,
         skip_empty: bool = False,
-        coin: Generator | None = None,
+        mask_generator: Generator | None = None,
     ) -> TrainingLosses:
         """Denoising and localization losses of a batch (PAPER.md, Method 1–3).
 
@@ -202,8 +202,8 @@ class FastComposer(Networks):
             generator: Source of everything drawn here; a list has one for each sample.
             skip_empty: On the CPU, do not encode what lies in empty slots; no loss depends on it, and their
                 ``subject_embeds`` are zeros then.
-            coin: Source of the draw whether a whole batch's loss is masked (``mask_loss_per_sample=false``);
-                ``generator`` where not given.
+            mask_generator: Source of the draw whether the loss of all samples is masked
+                (``mask_loss_per_sample=false``); ``generator`` where not given.
 
         Raises:
             ValueError: If the image size does not fit the model.
@@ -225,8 +225,8 @@ class FastComposer(Networks):
         if self.noise_scheduler.config.prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
         config = self.loss_config
-        drawn_from = generator if coin is None or config.mask_loss_per_sample else coin
-        denoise = denoising_loss(prediction, target, self._loss_mask(batch, size, drawn_from))
+        source = generator if mask_generator is None or config.mask_loss_per_sample else mask_generator
+        denoise = denoising_loss(prediction, target, self._loss_mask(batch, size, source))
         localization, per_layer = localization_loss(
             maps, batch.subject_masks, batch.subject_present, size, config.layer_loss
         )

@@ -5,27 +5,25 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
-from configurations import composed
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from two_processes import two
 
+from fastcomposer.draws import uniform
 from fastcomposer.losses import LossConfig
 from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.checkpoints import read_step
+from fastcomposer.training.recipe import RecipeModule
 
 Make = Callable[..., Any]
-
-
-def two() -> dict[str, Any]:
-    """Settings of a trainer with two processes, in the way of ``trainer=ddp``."""
-    strategy = composed("train", "trainer=ddp").trainer.strategy
-    return {"strategy": instantiate(strategy, start_method="fork"), "devices": 2}
 
 
 class _Notes(Callback):
@@ -36,6 +34,7 @@ class _Notes(Callback):
         self.records: list[str] = []
         self.gradients: dict[str, torch.Tensor] = {}
         self.losses: list[float] = []
+        self.own: list[float] = []
         self.rates: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
@@ -47,14 +46,17 @@ class _Notes(Callback):
             trained = module.trained_parameters()
             self.gradients = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self.own.append(outputs["loss"].item())
         self.losses.append(trainer.callback_metrics["train/loss"].item())
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         weights = {name: p.detach() for name, p in module.trained_parameters().items()}
         averages = dict(zip(weights, module.ema.shadow_params, strict=True))
         content = {"records": self.records, "gradients": self.gradients, "losses": self.losses}
-        content |= {"rates": self.rates, "weights": weights, "averages": averages}
+        content |= {"own": self.own, "rates": self.rates, "weights": weights, "averages": averages}
         torch.save(content, self.folder / f"{trainer.global_rank}.pt")
 
 
@@ -96,18 +98,51 @@ def test_two_processes_train_as_one(fit: Make) -> None:
     assert furthest(first["weights"], second["weights"]) == 0
 
 
-def test_a_step_masks_all_of_its_batches_or_none(fit: Make) -> None:
-    """One draw for two processes, and for two accumulated batches, as for one batch of all samples."""
+def test_a_step_of_a_process_masks_all_of_its_batches_or_none(fit: Make) -> None:
+    """One draw for two accumulated batches, as for one batch of all samples."""
     once = LossConfig()
     (alone,) = fit("alone", 8, 6, module={"loss_config": once})
-    for name, batch_size, settings in (("two", 4, two()), ("parts", 4, {"accumulate_grad_batches": 2})):
-        found = fit(name, batch_size, 6, module={"loss_config": once}, **settings)
-        assert furthest(found[0]["weights"], alone["weights"]) < 1e-4
-        if name == "two":
-            assert found[0]["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    (parts,) = fit("parts", 4, 6, module={"loss_config": once}, accumulate_grad_batches=2)
+    assert furthest(parts["weights"], alone["weights"]) < 1e-4
     (never,) = fit("never", 8, 6, module={"loss_config": LossConfig(mask_loss_probability=0)})
     masked = [a != pytest.approx(b, rel=0.02) for a, b in zip(never["losses"], alone["losses"], strict=True)]
     assert 0 < sum(masked) < 6
+
+
+def masks(step: int, rank: int, seed: int = 42) -> bool:
+    """Whether a process masks the losses of a step."""
+    process: Any = SimpleNamespace(seed=seed, global_step=step, global_rank=rank, device="cpu")
+    process._generator = partial(RecipeModule._generator, process)
+    return bool(uniform((1,), "cpu", RecipeModule.mask_generator(process)) < 0.5)
+
+
+def test_each_process_masks_by_its_own_draw(fit: Make) -> None:
+    seed = next(seed for seed in range(20) if masks(0, 0, seed) and not masks(0, 1, seed))
+    found = []
+    for probability in (1.0, 0.0, 0.5):
+        module = {"loss_config": LossConfig(mask_loss_probability=probability), "seed": seed}
+        found.append([one["own"][0] for one in fit(str(probability), 4, 1, module=module, **two())])
+    always, never, drawn = found
+    assert drawn == [always[0], never[1]]
+    assert always[1] != pytest.approx(never[1], rel=0.02)
+
+
+def test_the_masked_fraction_spreads_as_that_of_the_published_code() -> None:
+    """Of 8 processes × 16 samples, whose published draws are independent."""
+    steps = 2000
+    fractions = np.array([[masks(step, rank) for rank in range(8)] for step in range(steps)]).mean(1)
+    published = (np.random.default_rng(0).random((steps, 8)) < 0.5).mean(1)
+    assert fractions.mean() == pytest.approx(0.5, abs=0.02)
+    assert fractions.std() == pytest.approx(published.std(), rel=0.06)
+    together = np.array([masks(step, 0) for step in range(steps)]).std()  # one draw for all of them
+    assert together / fractions.std() == pytest.approx(8**0.5, rel=0.06)
+
+
+def test_one_process_draws_from_seed_and_step() -> None:
+    for step in range(20):
+        state = np.random.SeedSequence((42, step, 2**32 - 1)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> 1))
+        assert masks(step, 0) == bool(torch.rand(1, generator=generator) < 0.5)
 
 
 def test_processes_cool_down_by_one_clock(fit: Make) -> None:

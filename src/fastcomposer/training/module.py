@@ -139,8 +139,9 @@ class FastComposerModule(RecipeModule):
             generators,
             None if batch.text_embeds is None else self._states_of_empty_prompt(),
         )
-        coin = self.whole_step_generator()
-        losses = self.model.training_losses(batch, generator=generators, skip_empty=True, coin=coin)
+        losses = self.model.training_losses(
+            batch, generator=generators, skip_empty=True, mask_generator=self.mask_generator()
+        )
         values = {"train/loss": losses.loss, "train/denoise_loss": losses.denoise_loss}
         values["train/localization_loss"] = losses.localization_loss
         self.log_dict(self.over_processes(values), prog_bar=True, batch_size=len(batch))

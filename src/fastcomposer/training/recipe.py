@@ -20,7 +20,7 @@ from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import gathered, share, share_of, whole
 
-_WHOLE_STEP = 2**32 - 1  # takes a sample's place, which is never that large
+_ALL_SAMPLES = 2**32 - 1  # takes a sample's place, which is never that large
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -193,9 +193,9 @@ class RecipeModule(L.LightningModule):
             for place in places
         ]
 
-    def whole_step_generator(self) -> Generator:
-        """Random numbers of all samples of a step: the same on every process, in every batch of it."""
-        return self._generator((self.seed, self.global_step, _WHOLE_STEP))
+    def mask_generator(self) -> Generator:
+        """Random numbers of all samples of this process in a step: the same in every batch of the step."""
+        return self._generator((self.seed, self.global_step, _ALL_SAMPLES, self.global_rank))
 
     def over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over all processes in the steps that the trainer logs, its own values in the others.
