@@ -1,15 +1,24 @@
-"""Steps with losses that are not finite."""
+"""Steps with losses and weights that are not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from configurations import composed
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from torch.multiprocessing.spawn import ProcessRaisedException
+from two_processes import two
 
-from fastcomposer.training.recipe import NonFiniteLossError
+from fastcomposer.cli.train import find_checkpoint, train
+from fastcomposer.runtime.faults import FaultError
+from fastcomposer.training.checkpoints import CheckpointFiles, read_step
+from fastcomposer.training.recipe import NonFiniteLossError, NonFiniteWeightsError
 
 Make = Callable[..., Any]
 
@@ -61,3 +70,87 @@ def test_lasting_bad_steps_end_the_training_and_name_records(
     last = [name for batch in seen.records[-parts:] for name in batch]
     assert len(last) == 2 * parts
     assert str(end.value).endswith(f"the records of the last batch: {', '.join(last)}")
+
+
+class _Break(Callback):
+    """Makes one number of what is trained, averaged or kept by the optimizer not finite after a step."""
+
+    def __init__(self, step: int, part: str, rank: int = 0) -> None:
+        self.step, self.part, self.rank = step, part, rank
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step != self.step or trainer.global_rank != self.rank:
+            return
+        (optimizer,) = trainer.optimizers
+        parts = {
+            "weights": [parameter.data for parameter in module.trained_parameters().values()],
+            "ema": module.ema.shadow_params,
+            "states": [state["exp_avg_sq"] for state in optimizer.state.values()],
+        }
+        parts[self.part][-1].view(-1)[-1] = float("inf" if self.part == "states" else "nan")
+
+
+@pytest.fixture
+def saved(make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> Callable[..., Any]:
+    """Train six steps with a checkpoint every second one; returns the files' steps and the error."""
+
+    def fit(*callbacks: Callback, keep: str = "checkpoint", **settings: Any) -> tuple[set[int], str]:
+        config = composed("train", f"run_dir={tmp_path}", "callbacks.checkpoint.every_n_train_steps=2")
+        trainer = make_trainer(
+            max_steps=6,
+            callbacks=[*callbacks, instantiate(config.callbacks[keep])],
+            enable_checkpointing=keep == "checkpoint",
+            plugins=instantiate(config.trainer.plugins),
+            **settings,
+        )
+        with pytest.raises((NonFiniteWeightsError, ProcessRaisedException), match="not finite") as end:
+            trainer.fit(make_module(), make_data())
+        return {read_step(file) for file in (tmp_path / "checkpoints").glob("*.ckpt")}, str(end.value)
+
+    return fit
+
+
+@pytest.mark.parametrize("part", ["weights", "ema", "states"])
+def test_no_checkpoint_is_saved_that_is_not_finite(
+    part: str, saved: Callable[..., Any], tmp_path: Path
+) -> None:
+    steps, message = saved(_Break(5, part))
+    assert steps == {2, 4}  # the two good ones stay
+    assert "after step 6 " in message and "method.optimizer.lr" in message and "resume=auto" in message
+    assert f"{tmp_path}/checkpoints/last.ckpt" in message
+    assert read_step(tmp_path / "checkpoints" / "last.ckpt") == 4
+
+
+def test_nothing_is_left_by_a_training_without_any_finite_checkpoint(saved: Callable[..., Any]) -> None:
+    steps, message = saved(_Break(1, "weights"), keep="stop")  # which saves the end alone
+    assert steps == set()
+    assert "after step 6 " in message and "resume=restart" in message
+
+
+def test_processes_refuse_together_what_is_not_finite_on_one(saved: Callable[..., Any]) -> None:
+    steps, _ = saved(_Break(3, "states", rank=1), **two())
+    assert steps == {2}
+
+
+def test_checkpoints_that_are_not_finite_are_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step, last in ((2, 1.0), (4, float("nan"))):
+        states = {"state": {0: {"exp_avg": torch.tensor([0.0, last])}}}
+        content = {"global_step": step, "state_dict": {"a": torch.ones(2)}, "optimizer_states": [states]}
+        CheckpointFiles().save_checkpoint(content, tmp_path / f"step={step:06d}.ckpt")
+    (tmp_path / "last.ckpt").symlink_to("step=000004.ckpt")
+    assert find_checkpoint("auto", tmp_path) == tmp_path / "step=000002.ckpt"
+    said = capsys.readouterr().err
+    named = "(optimizer_states.0.state.0.exp_avg)"
+    assert f"{tmp_path}/last.ckpt holds numbers that are not finite {named}" in said
+    (tmp_path / "step=000002.ckpt").unlink()
+    for resume in ("auto", str(tmp_path / "step=000004.ckpt")):
+        with pytest.raises(FaultError, match=r"not finite \(optimizer_states\.0\.state\.0\.exp_avg\)"):
+            find_checkpoint(resume, tmp_path)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-1.0", "much"])
+def test_a_clipping_that_is_no_number_is_named(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^trainer\.gradient_clip_val="):
+        train(composed("train", f"trainer.gradient_clip_val={value}", f"run_dir={tmp_path}"))

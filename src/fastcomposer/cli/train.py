@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -57,6 +58,9 @@ def train(config: DictConfig) -> float | None:
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ValueError(f"seed={config.seed}: a whole number from 0 to {2**32 - 1}")
     check_objective(config)
+    clip = config.trainer.get("gradient_clip_val")
+    if clip is not None and not (isinstance(clip, int | float) and 0 <= clip < math.inf):
+        raise ValueError(f"trainer.gradient_clip_val={clip}: a number from 0 on, or null")
 
     import lightning as L
     import torch
@@ -67,6 +71,7 @@ def train(config: DictConfig) -> float | None:
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.objective import Objective
 
+    from fastcomposer.training.recipe import fit
     quieten_lightning()
     torch.set_float32_matmul_precision(config.matmul_precision)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -82,7 +87,7 @@ def train(config: DictConfig) -> float | None:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
         log_training_inputs(runs, data, config.model.base, config.method.get("weights"))
         with data_worker_faults():
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            fit(trainer, module, data, checkpoint)
         if trainer.is_global_zero or module.device_mesh is not None:
             module.export(Path(config.export))
         log_weights(runs, config.export)
@@ -117,7 +122,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     Raises:
         ValueError: If a new run would overwrite an earlier one.
         FileNotFoundError: If the named file does not exist.
-        FaultError: If it is damaged, or all are.
+        FaultError: If it is damaged or not finite, or all are.
     """
     if resume == "auto":
         from fastcomposer.training.checkpoints import newest_whole

@@ -14,13 +14,30 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
 from fastcomposer.runtime.memory import peak_memory_bytes
 from fastcomposer.runtime.progress import INTERVAL
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLURM_JOB = "SLURM_JOB_ID"
+
+
+class ResumableCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoints; one that is saved before a validation is saved again when that has ended.
+
+    A training killed in between resumes with the validation, one killed later does not repeat it.
+
+    Args are those of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
+    """
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the checkpoint of this step again."""
+        file = self.format_checkpoint_name(self._monitor_candidates(trainer))
+        again = not trainer.sanity_checking and self.file_exists(file, trainer)
+        super().on_validation_end(trainer, pl_module)
+        if again:
+            trainer.save_checkpoint(file, self.save_weights_only)
 
 
 class GracefulStop(Callback):

@@ -1,18 +1,23 @@
-"""Checkpoint files: written whole or not at all, and checked before a training goes on from one."""
+"""Checkpoint files: written whole or not at all, and checked before a training resumes from one."""
 
 from __future__ import annotations
 
 import os
 import sys
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from fastcomposer.runtime.faults import FaultError
 from fastcomposer.runtime.files import disk_error
+
+_TRAINED = ("state_dict", "ema", "optimizer_states")
+_NAMED = 3  # tensors that a message names
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -89,10 +94,40 @@ def _unsaved(file: Path, error: OSError) -> str:
     return f"the checkpoint could not be saved: {disk_error(error, file)}; {kept}"
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """Find the checkpoint that a run goes on from: of those that are whole, the one of most steps.
+def non_finite(checkpoint: Mapping[str, Any]) -> str:
+    """Name trained weights, moving averages and optimizer states that hold NaN or infinity.
 
-    Says on standard error which newer ones are damaged.
+    The device is waited for once.
+
+    Args:
+        checkpoint: What is or would be stored; its other entries do not count.
+
+    Returns:
+        The first names, or nothing where all numbers are finite.
+    """
+    parts = (_tensors(checkpoint.get(part), part) for part in _TRAINED)
+    found = {name: tensor for part in parts for name, tensor in part if tensor.is_floating_point()}
+    if not found:
+        return ""
+    device = next(iter(found.values())).device  # some optimizers count their steps on the CPU
+    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in found.values()]).tolist()
+    bad = [name for name, good in zip(found, finite, strict=True) if not good]
+    return ", ".join(bad[:_NAMED]) + ", …" * (len(bad) > _NAMED)
+
+
+def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping | list | tuple):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in items:
+            yield from _tensors(value, f"{name}.{key}")
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Find the checkpoint to resume from: of those that are whole and finite, the one of most steps.
+
+    Says on standard error which newer ones are not.
 
     Args:
         folder: Where the run keeps its checkpoints.
@@ -101,7 +136,7 @@ def newest_whole(folder: Path) -> Path | None:
         The file, ``None`` if there is none.
 
     Raises:
-        FaultError: If all are damaged.
+        FaultError: If none of them is.
     """
     steps, damaged = {}, {}
     for file in sorted(folder.glob("*.ckpt")):
@@ -129,21 +164,45 @@ def read_step(file: Path) -> int:
     Raises:
         FaultError: If it cannot be read.
     """
-    try:
-        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception as error:  # damaged bytes may raise anything in a decoder
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise FaultError(f"checkpoint {file} is damaged or none ({reason})") from None
+    return int(_read(file)["global_step"])
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read what a training was made with, as :attr:`~fastcomposer.training.recipe.RecipeModule.settings`.
+
+    Raises:
+        FaultError: If it cannot be read, or is not recorded.
+    """
+    settings: dict[str, Any] = _read(file).get("settings", {})
+    if not settings:
+        raise FaultError(
+            f"checkpoint {file} does not record the settings it was trained with, so they cannot be compared "
+            "with the present ones: resume=restart begins anew"
+        )
+    return settings
 
 
 def check_whole(file: Path) -> None:
-    """Read a checkpoint from end to end and compare it with its checksums.
+    """Read a checkpoint from end to end, compare it with its checksums, and look for NaN and infinity.
 
     Raises:
-        FaultError: If it is damaged.
+        FaultError: If it is damaged, or holds numbers that are not finite.
     """
-    read_step(file)
+    content = _read(file)
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise FaultError(f"checkpoint {file} is damaged (wrong checksum of {damaged})")
+    if names := non_finite(content):
+        raise FaultError(f"checkpoint {file} holds numbers that are not finite ({names})")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Open a checkpoint; its tensors are read when they are used."""
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        int(content["global_step"])
+    except Exception as error:  # damaged bytes may raise anything in a decoder
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise FaultError(f"checkpoint {file} is damaged or none ({reason})") from None
+    return content

@@ -49,17 +49,18 @@ class ContinuedCSVLogger(CSVLogger):
         return {"rows": writer.count, "next": None if logged or not coming else {**coming, "step": step - 1}}
 
     @rank_zero_only
-    def go_on(self, place: Mapping[str, Any] | None) -> None:
+    def go_on(self, place: Mapping[str, Any] | None, step: int) -> None:
         """Forget the rows of an earlier process that are about to come again.
 
         Args:
             place: Where the log was when the checkpoint was saved; ``None`` forgets all.
+            step: Steps that are done.
         """
         writer, rows, following = self.experiment, 0, None
         if place is not None:
             rows, following = place["rows"], place["next"]
         writer.earlier = writer.earlier[:rows] + ([following] if following else [])
-        writer.count = len(writer.earlier)
+        writer.count, writer.last_trained = len(writer.earlier), step - 1
 
 
 class _ContinuedWriter(ExperimentWriter):

@@ -1,11 +1,12 @@
-"""What all trainings share: optimizer, learning-rate schedule over a budget, EMA, a guard against NaN."""
+"""What all trainings share: optimizer, schedule over a budget, EMA, guards against NaN, resuming."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -17,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from fastcomposer.models.trained import TrainingLength
 from fastcomposer.runtime.faults import FaultError
+from fastcomposer.training.checkpoints import newest_whole, non_finite
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import gathered, share, share_of, whole
 
@@ -27,6 +29,10 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 class NonFiniteLossError(FaultError):
     """The loss was NaN or infinite too often; the message names the records of the batch."""
+
+
+class NonFiniteWeightsError(FaultError):
+    """What is trained is NaN or infinite, so it is neither saved nor exported."""
 
 
 class RecipeModule(L.LightningModule):
@@ -73,6 +79,10 @@ class RecipeModule(L.LightningModule):
         self.ema: EMAModel | None = None
         self.trained_before = TrainingLength()
         """Of the weights that the first step starts from."""
+        self.settings: dict[str, Any] = {}
+        """What decides the training, in plain values by configuration key; kept in its checkpoints."""
+        self._validated = 0
+        self._resumed = False
         self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
         self._part = 0
@@ -144,9 +154,51 @@ class RecipeModule(L.LightningModule):
             self.ema.to(self.device)
 
     def on_train_start(self) -> None:
-        """Let the log go on where the training does."""
+        """Resume log and optimizer settings, and make up for a validation that an interruption prevented."""
+        self.resume_logs()
+        if self._resumed:
+            self._use_optimizer_settings()
+        if self.validation_missing:
+            trainer = self.trainer
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            trainer.validating, loop.restarting = True, False
+            loop.run()
+            trainer.training = True
+        self._resumed = False
+
+    def resume_logs(self) -> None:
+        """Let the log continue where the training does."""
         for logger in self._continued_logs():
-            logger.go_on(self._log_place)
+            logger.go_on(self._log_place, self.global_step)
+
+    @property
+    def validation_missing(self) -> bool:
+        """Whether the step that a training resumes from was due for a validation that has not ended."""
+        trainer = self.trainer
+        if not self._resumed or self._validated == self.global_step or not trainer.enable_validation:
+            return False
+        loop = trainer.fit_loop
+        return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+    def on_validation_epoch_end(self) -> None:
+        """Note that this step is validated."""
+        if not self.trainer.sanity_checking:
+            self._validated = self.global_step
+
+    def _use_optimizer_settings(self) -> None:
+        """Replace the settings that a checkpoint brought with those of this call.
+
+        The learning rate is that of the present step under the present schedule.
+        """
+        (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        scheduler: Any = schedule.scheduler
+        lr = optimizer.defaults["lr"]
+        # Not how it is computed (fused, foreach), which has to fit its states.
+        given = {name: v for name, v in optimizer.defaults.items() if isinstance(v, int | float | tuple)}
+        given = {name: v for name, v in given.items() if not isinstance(v, bool)}
+        scheduler.base_lrs = [lr] * len(optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group.update(given, initial_lr=lr, lr=lr * self._lr_factor(scheduler.last_epoch))
 
     def _continued_logs(self) -> list[ContinuedCSVLogger]:
         """Logs of the first process that outlast it."""
@@ -287,9 +339,53 @@ class RecipeModule(L.LightningModule):
         finally:
             self.ema.restore(self._shares())
 
+    def on_train_end(self) -> None:
+        """Leave finite weights behind, or fail.
+
+        Raises:
+            NonFiniteWeightsError: If they are not.
+        """
+        trained = {name: share(parameter) for name, parameter in self.trained_parameters().items()}
+        self._check_finite({"state_dict": trained, "ema": self.ema.shadow_params if self.ema else []})
+
+    def _check_finite(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse NaN and infinity on any process; all have to ask together."""
+        names, trainer = non_finite(checkpoint), self.trainer
+        if trainer.strategy.reduce_boolean_decision(not names):
+            return
+        kept = trainer.strategy.broadcast(self._finite_checkpoint() if trainer.is_global_zero else None)
+        raise NonFiniteWeightsError(
+            f"after step {self.global_step} what is trained is not finite "
+            f"({names or 'on another process'}), and stays so; it is not saved. "
+            f"{'The last finite checkpoint is ' + kept if kept else 'There is no finite checkpoint'}: lower "
+            f"method.optimizer.lr or trainer.gradient_clip_val, then resume={'auto' if kept else 'restart'}"
+        )
+
+    def _finite_checkpoint(self) -> str | None:
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        try:
+            file = newest_whole(Path(folder)) if folder else None
+        except FaultError:
+            return None
+        return None if file is None else str(file)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights and the moving average; frozen weights come from the base."""
+        """Keep trained weights and the moving average, if they are finite; frozen weights come from the base.
+
+        Raises:
+            NonFiniteWeightsError: If they or the optimizer's states are not. Nothing has been written then.
+        """
         trainer = self.trainer
+        trained = self.trained_parameters()
+        state = checkpoint["state_dict"]  # empty on all processes but the first where weights are divided
+        checkpoint["state_dict"] = {name: state[name] for name in trained} if state else {}
+        checkpoint["length"] = asdict(self.length)
+        checkpoint["settings"], checkpoint["validated"] = self.settings, self._validated
+        if self.ema is not None:
+            pairs = zip(trained.items(), self.ema.shadow_params, strict=True)
+            averages = {name: gathered(value, parameter) for (name, parameter), value in pairs}
+            checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
+        self._check_finite(checkpoint)
         for logger in self._continued_logs():  # the checkpoint leaves these steps behind
             values = {
                 name: float(v) for name, v in trainer.logged_metrics.items() if name.startswith("train/")
@@ -297,14 +393,6 @@ class RecipeModule(L.LightningModule):
             logs = self.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
             row = {**values, "epoch": self.current_epoch} if logs else {}
             checkpoint["log"] = logger.place(self.global_step, row)
-        trained = self.trained_parameters()
-        state = checkpoint["state_dict"]  # empty on all processes but the first where weights are divided
-        checkpoint["state_dict"] = {name: state[name] for name in trained} if state else {}
-        checkpoint["length"] = asdict(self.length)
-        if self.ema is not None:
-            pairs = zip(trained.items(), self.ema.shadow_params, strict=True)
-            averages = {name: gathered(value, parameter) for (name, parameter), value in pairs}
-            checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the moving average; trained weights must match by name exactly."""
@@ -318,6 +406,7 @@ class RecipeModule(L.LightningModule):
                 "were other parameters trained (method.vision_layers, method.train_unet)?"
             )
         self.strict_loading = False
+        self._resumed, self._validated = True, checkpoint["validated"]
         self._log_place = checkpoint.get("log")
         if "length" in checkpoint:
             self._minutes = checkpoint["length"]["minutes"] - self.trained_before.minutes
@@ -326,6 +415,27 @@ class RecipeModule(L.LightningModule):
             self.ema.optimization_step = checkpoint["ema"]["step"]
             averages = checkpoint["ema"]["weights"]
             self.ema.shadow_params = [share_of(averages[name], p) for name, p in trained.items()]
+
+
+def fit(
+    trainer: L.Trainer, module: RecipeModule, data: L.LightningDataModule, checkpoint: Path | None = None
+) -> None:
+    """Train, and make up for the last validation where that alone was missing.
+
+    Args:
+        trainer: Its callbacks and loggers take part in the validation, too.
+        module: The training.
+        data: Its data.
+        checkpoint: To resume from; ``None`` for a new training.
+
+    Raises:
+        NonFiniteLossError: See :meth:`RecipeModule.on_before_optimizer_step`.
+        NonFiniteWeightsError: See :meth:`RecipeModule.on_save_checkpoint`.
+    """
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if module.validation_missing:  # a training that has no steps left does not start
+        module.resume_logs()
+        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def _unscales_itself(optimizer: Any) -> bool:

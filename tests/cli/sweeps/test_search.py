@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import multiprocessing
 import os
 import shlex
 import signal
@@ -228,6 +230,28 @@ def test_a_training_is_searched_and_goes_on_where_it_was_stopped(
     status, out, err = run(train, *call, "resume=auto")
     assert status == 0, err
     assert times == [(folder / str(job.number) / "job.json").stat().st_mtime_ns for job in jobs]
+
+
+def test_a_trial_killed_before_its_last_validation_gets_its_objective(
+    run: Callable[..., tuple[int, str, str]], trained: list[str]
+) -> None:
+    call = [*trained, "hydra.sweeper.n_trials=1", "trainer.val_check_interval=2", "resume=auto"]
+    call += ["callbacks.checkpoint.every_n_train_steps=2"]
+    killed = multiprocessing.get_context("fork").Process(
+        target=run, args=(train, *call, "+callbacks.kill._target_=notices.KillBeforeValidation")
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    folder = Path("multirun/search_training/0")
+    assert read_step(folder / "checkpoints" / "last.ckpt") == 2  # all of its steps are done
+    status, out, err = run(train, *call)
+    assert status == 0, err
+    (job,) = read_jobs(folder.parent)
+    with (folder / "logs" / "metrics.csv").open() as file:
+        (value,) = [row["val/denoise_loss"] for row in csv.DictReader(file) if row["val/denoise_loss"]]
+    assert job.status == "finished" and job.value == pytest.approx(float(value))
+    assert "Best of 1: job 0" in out
 
 
 @pytest.mark.parametrize(

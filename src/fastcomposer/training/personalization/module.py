@@ -271,6 +271,7 @@ class PersonalizationModule(RecipeModule):
             torch.cuda.synchronize(self.device)
         self.peak_memory_bytes = peak_memory_bytes(self.device)
         self.seconds = time.perf_counter() - self._started
+        super().on_train_end()
 
     def learned(self) -> dict[str, Tensor]:
         """What was trained, in float16: ``tokens.<token>`` and weights by their network's name."""
