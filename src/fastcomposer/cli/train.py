@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fastcomposer.cli.common import command, quieten_lightning
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
+from fastcomposer.cli.training_settings import check_resumable, training_settings
 from fastcomposer.runtime.files import remove_leftovers
 from fastcomposer.runtime.workers import data_worker_faults
 
@@ -57,10 +58,10 @@ def train(config: DictConfig) -> float | None:
         raise ValueError(f"matmul_precision={config.matmul_precision}: one of {known}")
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ValueError(f"seed={config.seed}: a whole number from 0 to {2**32 - 1}")
-    check_objective(config)
     clip = config.trainer.get("gradient_clip_val")
     if clip is not None and not (isinstance(clip, int | float) and 0 <= clip < math.inf):
         raise ValueError(f"trainer.gradient_clip_val={clip}: a number from 0 on, or null")
+    check_objective(config)
 
     import lightning as L
     import torch
@@ -70,8 +71,8 @@ def train(config: DictConfig) -> float | None:
     from fastcomposer.training.lineage import log_training_inputs, log_weights
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.objective import Objective
-
     from fastcomposer.training.recipe import fit
+
     quieten_lightning()
     torch.set_float32_matmul_precision(config.matmul_precision)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -79,9 +80,15 @@ def train(config: DictConfig) -> float | None:
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     objective = None if config.objective is None else Objective(config.objective)
     callbacks += [objective] * (objective is not None)
-    module = instantiate(config.method, _convert_="object")
     loggers = [instantiate(logger) for logger in config.logger.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    settings = training_settings(config, trainer, data)
+    if checkpoint is not None:
+        for line in check_resumable(checkpoint, settings, config):
+            if trainer.is_global_zero:
+                print(line, file=sys.stderr)
+    module = instantiate(config.method, _convert_="object")
+    module.settings = settings
     with kept_open(loggers) as runs:
         for logger in loggers:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
@@ -113,7 +120,7 @@ def train(config: DictConfig) -> float | None:
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
-    """Decide where to go on.
+    """Decide where to resume.
 
     Args:
         resume: ``None`` for a new run, ``auto``, ``restart``, or a file.
