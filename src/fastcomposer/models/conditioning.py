@@ -53,8 +53,8 @@ class EncodedPrompts:
 
 
 def check_widths(
-    text_configs: Sequence[CLIPTextConfig],
-    vision_config: CLIPVisionConfig,
+    text_configs: Sequence[CLIPTextConfig | None],
+    vision_config: CLIPVisionConfig | None,
     fusion: Fusion,
     *,
     base: str = "the base model",
@@ -63,8 +63,8 @@ def check_widths(
     """Refuse parts that cannot work together.
 
     Args:
-        text_configs: Configurations of the text encoders.
-        vision_config: Configuration of the image encoder.
+        text_configs: Configurations of the text encoders, ``None`` for one that is not there.
+        vision_config: Configuration of the image encoder, ``None`` where there is none.
         fusion: The fusion.
         base: Name of the base model, for messages.
         image_encoder: Name of the image encoder, for messages.
@@ -72,12 +72,14 @@ def check_widths(
     Raises:
         ValueError: If the widths differ.
     """
-    widths, projected = tuple(config.hidden_size for config in text_configs), vision_config.projection_dim
-    if fusion.text_dims != widths:
+    widths = tuple(None if config is None else config.hidden_size for config in text_configs)
+    pairs = zip(fusion.text_dims, widths, strict=False)
+    if len(widths) != len(fusion.text_dims) or any(width not in (own, None) for own, width in pairs):
         raise ValueError(
             f"the fusion is {_listed(fusion.text_dims)} wide, but the text encoder of {base} is "
-            f"{_listed(widths)} wide: they belong to different models"
+            f"{_listed([width for width in widths if width])} wide: they belong to different models"
         )
+    projected = fusion.image_dim if vision_config is None else vision_config.projection_dim
     if fusion.image_dim != projected:
         raise ValueError(
             f"the image encoder {image_encoder} projects to {projected} numbers, but the fusion of {base} "
@@ -216,7 +218,8 @@ def parse_prompts(
     if num_references is not None and len(num_references) != len(prompts):
         raise PromptError(f"{len(num_references)} lists of references for {len(prompts)} prompts")
     counts = [None] * len(prompts) if num_references is None else num_references
+    most = None if fusion is None else fusion.config.max_subjects
     return [
-        parse_prompt(prompt, tokenizer, num_references=count, max_subjects=fusion.config.max_subjects)
+        parse_prompt(prompt, tokenizer, num_references=count, max_subjects=most)
         for prompt, count in zip(prompts, counts, strict=True)
     ]

@@ -214,6 +214,25 @@ class DelayedConditioningPipeline:
     _cross_attention_kwargs: Any
     _interrupt: bool
 
+    def _need(self, purpose: str, *parts: str) -> None:
+        """Refuse a call for which parts are missing.
+
+        Args:
+            purpose: What needs them, and what would do without.
+            *parts: Names of components.
+
+        Raises:
+            ValueError: With those that this pipeline was made without.
+        """
+        missing = [name for name in parts if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"this pipeline has no {' and no '.join(missing)}: {purpose}")
+
+    def _need_to_sample(self, output_type: str | None) -> None:
+        """Refuse to sample without U-Net, scheduler or, unless latents are wanted, VAE."""
+        decoding = () if output_type == "latent" else ("vae",)
+        self._need("sampling images needs it", "unet", "scheduler", *decoding)
+
     def _begin(
         self,
         guidance_scale: float,

@@ -48,11 +48,13 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
     """Stable Diffusion with images of the subjects beside the prompt (PAPER.md, Method 4).
 
     What works on a ``StableDiffusionPipeline`` works on this one; ``references`` and ``alpha`` come on top.
+    Any part may be ``None``, as to encode prompts alone or to sample from embeddings alone; a call that needs
+    it says so.
 
     Args:
         vae: Autoencoder.
         text_encoder: CLIP text encoder.
-        tokenizer: CLIP tokenizer; may be ``None`` where embeddings stand in for prompts.
+        tokenizer: CLIP tokenizer.
         unet: Denoising U-Net.
         scheduler: Any scheduler that Stable Diffusion takes.
         safety_checker: Optional checker of the finished images.
@@ -66,7 +68,13 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
     """
 
     model_cpu_offload_seq: Any = "text_encoder->image_encoder->fusion->unet->vae"
-    _optional_components = ["tokenizer", "safety_checker", "feature_extractor"]  # noqa: RUF012
+    _optional_components = [  # noqa: RUF012
+        "tokenizer",
+        "text_encoder",
+        "image_encoder",
+        "safety_checker",
+        "feature_extractor",
+    ]
     _callback_tensor_inputs = [  # noqa: RUF012
         *StableDiffusionPipeline._callback_tensor_inputs,
         "subject_prompt_embeds",
@@ -74,18 +82,21 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
+        vae: AutoencoderKL | None,
+        text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
+        unet: UNet2DConditionModel | None,
+        scheduler: KarrasDiffusionSchedulers | None,
         safety_checker: StableDiffusionSafetyChecker | None,
         feature_extractor: CLIPImageProcessor | None,
-        image_encoder: CLIPVisionModelWithProjection,
-        fusion: SubjectFusion,
+        image_encoder: CLIPVisionModelWithProjection | None,
+        fusion: SubjectFusion | None,
         requires_safety_checker: bool = False,
     ) -> None:
-        check_widths([text_encoder.config], image_encoder.config, fusion)
+        if fusion is not None:
+            check_widths(
+                [getattr(text_encoder, "config", None)], getattr(image_encoder, "config", None), fusion
+            )
         initialize: Any = super().__init__  # does not declare that parts may be missing
         initialize(
             vae=vae,
@@ -194,10 +205,11 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         Raises:
             PromptError: If markers and references do not match; only with α = 0 may references be left out.
             TypeError: If there is an argument of another name.
-            ValueError: If another argument is out of range or contradicts another.
+            ValueError: If another argument is out of range or contradicts another, or a part is missing.
         """
         told = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._need_to_sample(output_type)
         size = self._image_size(height, width)
         embeds = (prompt_embeds, negative_prompt_embeds)
         images = (ip_adapter_image, ip_adapter_image_embeds)
@@ -253,17 +265,17 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
 
         Raises:
             PromptError: If markers and references do not match.
-            ValueError: If a tokenizer is needed and there is none.
+            ValueError: If a part is needed and missing.
         """
         needs_negative = do_classifier_free_guidance and negative_prompt_embeds is None
-        if self.tokenizer is None and (prompt_embeds is None or needs_negative):
-            raise ValueError(
-                "this pipeline has no tokenizer: give prompt_embeds, and negative_prompt_embeds with guidance"
+        if prompt_embeds is None or needs_negative:
+            self._need(
+                "give prompt_embeds, and negative_prompt_embeds with guidance", "tokenizer", "text_encoder"
             )
         captions = self._captions(prompt)
         if clip_skip is not None and prompt_embeds is None:
             prompt_embeds = self._earlier_states(captions, clip_skip, device, lora_scale)
-        text, negative = super().encode_prompt(
+        prompt_embeds, negative_prompt_embeds = super().encode_prompt(
             captions,
             device,
             1,
@@ -273,9 +285,11 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             negative_prompt_embeds=negative_prompt_embeds,
             lora_scale=lora_scale,
         )
-        text = self._with_references(text, prompt, references)
-        text = text.repeat_interleave(num_images_per_prompt, dim=0)
-        return text, None if negative is None else negative.repeat_interleave(num_images_per_prompt, dim=0)
+        prompt_embeds = self._with_references(prompt_embeds, prompt, references)
+        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        return prompt_embeds, negative_prompt_embeds
 
     def _earlier_states(
         self, captions: Any, clip_skip: int, device: torch.device, lora_scale: float | None

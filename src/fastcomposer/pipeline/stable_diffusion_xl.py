@@ -53,12 +53,13 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
     """Stable Diffusion XL with images of the subjects beside the prompt (PAPER.md, Method 4).
 
     What works on a ``StableDiffusionXLPipeline`` works on this one; ``references`` and ``alpha`` come on top.
+    Any part may be ``None``; a call that needs it says so.
 
     Args:
         vae: Autoencoder.
         text_encoder: First CLIP text encoder.
         text_encoder_2: Second CLIP text encoder, with projection.
-        tokenizer: CLIP tokenizer; may be ``None`` where embeddings stand in for prompts.
+        tokenizer: CLIP tokenizer.
         tokenizer_2: The same vocabulary with the second encoder's padding.
         unet: Denoising U-Net.
         scheduler: Any scheduler that Stable Diffusion XL takes.
@@ -73,7 +74,14 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
     """
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->image_encoder->fusion->unet->vae"
-    _optional_components = ["tokenizer", "tokenizer_2", "feature_extractor"]  # noqa: RUF012
+    _optional_components = [  # noqa: RUF012
+        "tokenizer",
+        "tokenizer_2",
+        "text_encoder",
+        "text_encoder_2",
+        "image_encoder",
+        "feature_extractor",
+    ]
     _callback_tensor_inputs = [  # noqa: RUF012
         *StableDiffusionXLPipeline._callback_tensor_inputs,
         "negative_prompt_embeds",
@@ -82,20 +90,22 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        text_encoder_2: CLIPTextModelWithProjection,
+        vae: AutoencoderKL | None,
+        text_encoder: CLIPTextModel | None,
+        text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
         tokenizer_2: CLIPTokenizer | None,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-        image_encoder: CLIPVisionModelWithProjection,
-        fusion: PairedFusion,
+        unet: UNet2DConditionModel | None,
+        scheduler: KarrasDiffusionSchedulers | None,
+        image_encoder: CLIPVisionModelWithProjection | None,
+        fusion: PairedFusion | None,
         feature_extractor: CLIPImageProcessor | None = None,
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ) -> None:
-        check_widths([text_encoder.config, text_encoder_2.config], image_encoder.config, fusion)
+        if fusion is not None:
+            texts = [getattr(encoder, "config", None) for encoder in (text_encoder, text_encoder_2)]
+            check_widths(texts, getattr(image_encoder, "config", None), fusion)
         check_tokenizers(tokenizer, tokenizer_2)
         initialize: Any = super().__init__  # does not declare that parts may be missing
         initialize(
@@ -184,6 +194,7 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         """
         told = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._need_to_sample(output_type)
         size = self._image_size(height, width)
         every = kwargs.get("callback_steps")
         texts = (prompt, prompt_2, *size, every, negative_prompt, negative_prompt_2)
@@ -247,23 +258,27 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
 
         Raises:
             PromptError: If markers and references do not match.
-            ValueError: If a tokenizer is needed and there is none.
+            ValueError: If a part is needed and missing.
         """
-        if prompt_embeds is None and (self.tokenizer is None or self.tokenizer_2 is None):
-            raise ValueError(
-                "this pipeline has no tokenizer: give prompt_embeds with pooled_prompt_embeds, and "
-                "negative ones with guidance"
+        config: Any = self.config
+        zeros = negative_prompt is None and config.force_zeros_for_empty_prompt
+        needs_negative = do_classifier_free_guidance and negative_prompt_embeds is None and not zeros
+        if prompt_embeds is None or needs_negative:
+            self._need(
+                "give prompt_embeds with pooled_prompt_embeds, and negative ones with guidance",
+                *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
             )
         encode: Any = super().encode_prompt  # lists of negative prompts are taken, though not declared
         texts = (self._captions(prompt), self._captions(prompt_2), device, 1, do_classifier_free_guidance)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         text, *others = encode(*texts, negative_prompt, negative_prompt_2, *embeds, lora_scale, clip_skip)
         text = self._with_references(text, prompt, references)
-        repeated = [
+        repeated: Any = (
             None if value is None else value.repeat_interleave(num_images_per_prompt, dim=0)
             for value in (text, *others)
-        ]
-        return tuple(repeated)  # type: ignore[return-value]
+        )
+        prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = repeated
+        return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def _image_size(self, height: int | None, width: int | None) -> _Size:
         """As Stable Diffusion XL has it: one side may be given without the other."""

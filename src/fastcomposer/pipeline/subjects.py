@@ -21,6 +21,8 @@ from fastcomposer.pipeline.sampling import (
 )
 from fastcomposer.prompt import ParsedPrompt, strip_markers
 
+_FOR_REFERENCES = "references need it; or give subject_prompt_embeds, or alpha=0 for the text alone"
+
 
 @dataclass(frozen=True)
 class Subjects:
@@ -176,6 +178,8 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             return None
         if schedule.guided is not None:
             raise ValueError("guidance_interval: not together with an IP-Adapter")
+        if request.image_prompts[0] is not None:
+            self._need("ip_adapter_image needs it; or give ip_adapter_image_embeds", "image_encoder")
         embeds = self.prepare_ip_adapter_image_embeds(
             *request.image_prompts, device, count, self.do_classifier_free_guidance
         )
@@ -206,12 +210,13 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
 
         Raises:
             PromptError: If markers and references do not match.
-            ValueError: If there is no prompt.
+            ValueError: If there is no prompt, or no part to encode references with.
         """
         if references is None:
             return text
         if prompt is None:
             raise ValueError("references need a prompt with markers, not prompt_embeds")
+        self._need(_FOR_REFERENCES, "image_encoder", "fusion")
         rows = reference_rows(prompt, references)
         return self._fused(text, self._parsed(prompt, [len(row) for row in rows]), rows)
 
@@ -258,6 +263,8 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         rows = [[] for _ in range(count)] if references is None else reference_rows(prompt, references)
         # Whoever gives markers without references meant to give some, unless nothing would come of them.
         optional = references is None and (alpha == 0 or subject_prompt_embeds is not None)
+        if any(rows) and alpha > 0:
+            self._need(_FOR_REFERENCES, "image_encoder", "fusion")
         parsed = self._parsed(prompt, None if optional else [len(row) for row in rows])
         return Subjects(parsed, rows, alpha, subject_prompt_embeds, attention)
 

@@ -222,6 +222,7 @@ class VariantPipeline(SubjectPromptPipeline):
         generators = [generator] if isinstance(generator, Generator) else list(generator)
         count = len(generators)
         _check(prompt, variants, count, batch_size)
+        self._need_to_sample(output_type)
         size = self._image_size(height, width)
         checked = [
             self._check_subjects(prompt, variant.references, variant.alpha, None, return_attention)
