@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Generator, Tensor
+from transformers import CLIPTokenizer
 
 from fastcomposer.data.portraits import Portraits, PortraitSettings, ReferenceSet
 from fastcomposer.models.loading import load_tokenizer
@@ -91,6 +92,28 @@ def test_nothing_else_changes(
         assert torch.allclose(new[0], known[ids].mean(0), atol=3 * 0.3)
     moved = {key for key in chosen if key in before and not torch.equal(before[key], after[key])}
     assert name == "textual_inversion" or len(moved) > len(chosen) / 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_custom_diffusion_starts_from_the_entry_ktn_of_the_vocabulary(
+    known: bool, make: Make, people: tuple[ReferenceSet, ...]
+) -> None:
+    """As in CLIP's vocabulary, where ``ktn`` is 42170: merges make ``k`` and ``tn</w>`` of the word."""
+    merges = [("t", "n"), ("t", "n</w>"), ("k", "t"), ("k", "tn")]
+    entries = ["k", "t", "n", "n</w>", *("".join(pair) for pair in merges[: 4 if known else 3])]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    module = make("custom_diffusion")
+    module.tokenizer = CLIPTokenizer(
+        vocab=vocabulary | {"<|startoftext|>": 498, "<|endoftext|>": 499},
+        merges=merges[: 4 if known else 3],
+    )
+    pieces = module.tokenizer("ktn", add_special_tokens=False).input_ids
+    assert module.tokenizer.convert_ids_to_tokens(pieces) == ["k", "tn</w>"]
+    table = module.text_encoder.get_input_embeddings().weight.detach().clone()
+    module.people = people[:1]
+    module.choose_trained()
+    start = module.text_encoder.get_input_embeddings().new[0]
+    assert torch.equal(start, table[vocabulary["ktn"]] if known else table[pieces].mean(0))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.models.attention import cross_attention_layers
 from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.tokens import entry_embedding, word_embedding
 
 
 class CustomDiffusion(PersonalizationModule):
@@ -20,8 +21,9 @@ class CustomDiffusion(PersonalizationModule):
 
     Args:
         *settings: See :class:`PersonalizationModule`.
-        initial_word: Word whose embedding the tokens start from, the mean where it is several tokens; a rare
-            one in the original. ``None`` for the class word.
+        initial_word: Entry of the tokenizer's vocabulary whose embedding the tokens start from, a rare one in
+            the original; a word whose tokens' mean is taken where there is no such entry. ``None`` for the
+            class word.
         **more: See :class:`PersonalizationModule`.
 
     Raises:
@@ -40,7 +42,15 @@ class CustomDiffusion(PersonalizationModule):
 
     def choose_trained(self) -> None:
         """Train the new tokens, and keys and values of the attention to the text."""
-        self.add_tokens([self.initial_word or person.word for person in self.people])
+        parts = (self.tokenizer, self.text_encoder)
+        self.add_tokens(
+            [
+                word_embedding(*parts, person.word)
+                if self.initial_word is None
+                else entry_embedding(*parts, self.initial_word)
+                for person in self.people
+            ]
+        )
         for layers in cross_attention_layers(self.unet).values():
             for layer in layers:
                 attention = self.unet.get_submodule(layer)

@@ -26,7 +26,7 @@ from fastcomposer.models.text import encode_text
 from fastcomposer.runtime.memory import peak_memory_bytes
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
 from fastcomposer.training.personalization.prior import ClassPictures
-from fastcomposer.training.personalization.tokens import NewTokens, with_tokens, word_embedding
+from fastcomposer.training.personalization.tokens import NewTokens, with_tokens
 from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 
 _VIEW_WORDS: dict[View, tuple[str, ...]] = {
@@ -145,12 +145,11 @@ class PersonalizationModule(RecipeModule):
         """What takes the class word's place in prompts."""
         return f"{self.token(person)} {person.word}"
 
-    def add_tokens(self, initial_words: Sequence[str]) -> None:
-        """Add a trained token for each person, starting from the embedding of a word."""
-        start = [word_embedding(self.tokenizer, self.text_encoder, word) for word in initial_words]
+    def add_tokens(self, start: Sequence[Tensor]) -> None:
+        """Add a trained token for each person, starting from an embedding (d,) each."""
         self.tokenizer, ids = with_tokens(self.tokenizer, [self.token(person) for person in self.people])
         table = self.text_encoder.get_input_embeddings()
-        self.text_encoder.set_input_embeddings(NewTokens(table, ids, torch.stack(start)))
+        self.text_encoder.set_input_embeddings(NewTokens(table, ids, torch.stack(list(start))))
 
     # --- training ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.tokens import word_embedding
 
 
 class TextualInversion(PersonalizationModule):
@@ -43,4 +44,5 @@ class TextualInversion(PersonalizationModule):
 
     def choose_trained(self) -> None:
         """Train the new tokens."""
-        self.add_tokens([self.initial_word or person.word for person in self.people])
+        words = [self.initial_word or person.word for person in self.people]
+        self.add_tokens([word_embedding(self.tokenizer, self.text_encoder, word) for word in words])

@@ -72,6 +72,19 @@ def word_embedding(tokenizer: Any, text_encoder: CLIPTextModel, word: str) -> Te
     return table.weight.detach()[torch.tensor(ids, device=table.weight.device)].mean(0)
 
 
+def entry_embedding(tokenizer: Any, text_encoder: CLIPTextModel, entry: str) -> Tensor:
+    """Embedding (d,) of the vocabulary's entry of a name, else that of the word.
+
+    CLIP's vocabulary has pieces that its merges never make of a word alone: of ``ktn`` they make ``k`` and
+    ``tn</w>``, and its entry ``ktn`` only begins longer words.
+    """
+    number = tokenizer.get_vocab().get(entry)
+    if number is None:
+        return word_embedding(tokenizer, text_encoder, entry)
+    table: Any = text_encoder.get_input_embeddings()
+    return table.weight.detach()[number]
+
+
 def with_vectors(
     tokenizer: Any, text_encoder: CLIPTextModel, vectors: Mapping[str, Tensor]
 ) -> tuple[Any, CLIPTextModel]:
