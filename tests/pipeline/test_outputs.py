@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_pipeline import ONE, SCHEDULERS, SIZE, TWO, reference, seeded, stable_diffusion
 
 from fastcomposer import FastComposer, FastComposerPipeline
@@ -18,6 +19,26 @@ from fastcomposer.pipeline.stable_diffusion import FastComposerPipelineOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def add_safety_checker(base: Path) -> Path:
+    """Give a base a safety checker that objects to everything."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        vision_config={**tiny, "image_size": 28, "patch_size": 14}, text_config=tiny, projection_dim=8
+    )
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.fill_(-1.0)
+    checker.save_pretrained(base / "safety_checker")
+    CLIPImageProcessor(size=28, crop_size=28).save_pretrained(base / "feature_extractor")
+    index = json.loads((base / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (base / "model_index.json").write_text(json.dumps(index))
+    return base
 
 
 class TestOutputs:
@@ -63,25 +84,23 @@ class TestOutputs:
         )
         assert output.attention_maps.shape == (2, 1, 2, 16, 16)
 
+    def test_a_safety_checker_without_all_its_weights_is_refused(
+        self, write_base: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        base = add_safety_checker(write_base(tmp_path / "base"))
+        file = base / "safety_checker" / "model.safetensors"
+        state = load_file(file)
+        del state["concept_embeds"]
+        save_file(state, file, {"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"StableDiffusionSafetyChecker .* lacks 1 weights: concept_embeds$"
+        ):
+            FastComposer.from_pretrained(base).to_pipeline()
+
     def test_safety_checker_runs_where_the_base_has_one(
         self, write_base: Callable[..., Path], tmp_path: Path
     ) -> None:
-        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        from transformers import CLIPConfig, CLIPImageProcessor
-
-        base = write_base(tmp_path / "base")
-        tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = CLIPConfig(
-            vision_config={**tiny, "image_size": 28, "patch_size": 14}, text_config=tiny, projection_dim=8
-        )
-        checker = StableDiffusionSafetyChecker(config)
-        checker.concept_embeds_weights.fill_(-1.0)  # objects to everything
-        checker.save_pretrained(base / "safety_checker")
-        CLIPImageProcessor(size=28, crop_size=28).save_pretrained(base / "feature_extractor")
-        index = json.loads((base / "model_index.json").read_text())
-        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-        (base / "model_index.json").write_text(json.dumps(index))
+        base = add_safety_checker(write_base(tmp_path / "base"))
         model = FastComposer.from_pretrained(base)
         pipe = model.to_pipeline()
         output = pipe(ONE, references=[reference(0)], output_type="np", **SIZE)

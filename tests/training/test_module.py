@@ -90,6 +90,28 @@ def test_exported_weights_are_the_average_and_load_again(
         load_trained_weights(fresh, tmp_path / "nothing")
 
 
+def test_what_earlier_weights_brought_stays_where_it_is_frozen(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    first = make_module(ema_decay=None)
+    make_trainer(max_steps=2).fit(first, make_data())
+    first.export(tmp_path / "first")
+    second = make_module(
+        weights=tmp_path / "first", train_unet=False, vision_layers=0, caption_dropout=0.0, ema_decay=None
+    )
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(second, make_data())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    second.export(tmp_path / "second")
+    expected, untrained = weights(second), weights(make_module())
+    assert not torch.equal(expected["unet.conv_in.weight"], untrained["unet.conv_in.weight"])
+    for source in (tmp_path / "second", tmp_path / "last.ckpt"):
+        fresh = make_module()
+        load_trained_weights(fresh.model, source)
+        found = weights(fresh)
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 def test_training_goes_on_from_trained_weights_and_counts_their_steps(
     make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.common import command, load_base_model, show_table
+from fastcomposer.cli.common import command, load_trained_model, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
 from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
@@ -31,15 +31,13 @@ def measure(config: DictConfig) -> None:
     from rich.table import Table
 
     from fastcomposer.evaluation.attention import attention_share
-    from fastcomposer.models.trained import load_trained_weights
     from fastcomposer.runtime.progress import tracked
 
     data = instantiate(config.data.module)
     table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")
     results = {}
     for checkpoint in config.checkpoints:
-        model = load_base_model(config.model)
-        load_trained_weights(model, checkpoint)
+        model = load_trained_model(config.model, checkpoint)
         loader = data.val_dataloader()
         count = min(len(loader), config.num_batches)
         batches = tracked(islice(loader, count), f"batches for {checkpoint}", total=count, transient=True)

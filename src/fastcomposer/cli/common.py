@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CONFIG_FOLDER = packaged("conf")
+_PARTS = ("base", "image_encoder", "architecture", "weights", "variant", "max_subjects")
 _WIDEST = 1000  # columns of a table in a log
 # What wrong settings, files and captions raise, and disks and processes that fail; anything else is a defect
 # of ours and keeps its trace.
@@ -139,16 +140,7 @@ def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) ->
     from fastcomposer.evaluation.pipelines import load_trained
     from fastcomposer.pipeline.schedulers import use_scheduler
 
-    model = config.model
-    pipeline: Any = load_trained(
-        model.base,
-        model.image_encoder,
-        model.max_subjects,
-        config.checkpoint,
-        safety_checker=True,
-        architecture=model.architecture,
-        weights=model.weights,
-    )
+    pipeline: Any = load_trained(checkpoint=config.checkpoint, safety_checker=True, **_parts(config.model))
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     use_scheduler(pipeline, scheduler)
     return pipeline
@@ -158,13 +150,19 @@ def load_base_model(model: DictConfig) -> Any:
     """Load the model that the group ``model`` names, untrained by us."""
     from fastcomposer.composer import FastComposer
 
-    return FastComposer.from_pretrained(
-        model.base,
-        model.image_encoder,
-        architecture=model.architecture,
-        weights=model.weights,
-        max_subjects=model.max_subjects,
-    )
+    return FastComposer.from_pretrained(**_parts(model))
+
+
+def load_trained_model(model: DictConfig, checkpoint: str) -> Any:
+    """Load a checkpoint over the model that the group ``model`` names."""
+    from fastcomposer.composer import FastComposer
+
+    return FastComposer.from_checkpoint(checkpoint, **_parts(model))
+
+
+def _parts(model: DictConfig) -> dict[str, Any]:
+    """What the group ``model`` says of where the networks come from."""
+    return {key: model[key] for key in _PARTS}
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from torch import nn
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.loading import Weights
-from fastcomposer.models.trained import load_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.runtime.settings import weights_digest
@@ -25,6 +24,7 @@ def load_base(
     max_subjects: int | None = 4,
     architecture: str | None = None,
     weights: Weights = "pretrained",
+    variant: str | None = None,
 ) -> FastComposerPipeline:
     """Make a pipeline of a base model alone, without its safety checker, as the published protocol has it.
 
@@ -34,9 +34,15 @@ def load_base(
         max_subjects: Most subjects in one prompt.
         architecture: See :meth:`FastComposer.from_pretrained`.
         weights: See there.
+        variant: See there.
     """
     model = FastComposer.from_pretrained(
-        base, image_encoder, architecture=architecture, weights=weights, max_subjects=max_subjects
+        base,
+        image_encoder,
+        architecture=architecture,
+        weights=weights,
+        variant=variant,
+        max_subjects=max_subjects,
     )
     return model.to_pipeline(safety_checker=False)
 
@@ -49,6 +55,7 @@ def load_trained(
     safety_checker: bool = False,
     architecture: str | None = None,
     weights: Weights = "pretrained",
+    variant: str | None = None,
 ) -> FastComposerPipeline:
     """Load trained weights on top of a base, or a saved pipeline.
 
@@ -56,10 +63,12 @@ def load_trained(
         base: See :func:`load_base`, as all others but two; not looked at for a saved pipeline.
         image_encoder: See there.
         max_subjects: See there.
-        checkpoint: Trained weights, the folder of a run, or the folder of a saved pipeline.
+        checkpoint: Trained weights, the folder of a run, the released checkpoint, or the folder of a saved
+            pipeline.
         safety_checker: Whether to run the safety checker of the base or the saved pipeline, where it has one.
         architecture: See there.
         weights: See there.
+        variant: See there.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -67,17 +76,23 @@ def load_trained(
     """
     if checkpoint is None:
         raise ValueError(
-            "checkpoint: name trained weights, the folder of a run, or the folder of a saved pipeline"
+            "checkpoint: name trained weights, the folder of a run, the released checkpoint, or the folder "
+            "of a saved pipeline"
         )
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"checkpoint {checkpoint}: no such file or folder")
     if (Path(checkpoint) / "model_index.json").exists():
         options: dict[str, Any] = {} if safety_checker else {"safety_checker": None}
         return open_pipeline(checkpoint, **options)
-    model = FastComposer.from_pretrained(
-        base, image_encoder, architecture=architecture, weights=weights, max_subjects=max_subjects
+    model = FastComposer.from_checkpoint(
+        checkpoint,
+        base=base,
+        image_encoder=image_encoder,
+        architecture=architecture,
+        weights=weights,
+        variant=variant,
+        max_subjects=max_subjects,
     )
-    load_trained_weights(model, checkpoint)
     return model.to_pipeline(safety_checker=safety_checker)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ _COMPONENTS = {
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_OLD = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 _VAE_NEW = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
+_ONLY_PUBLISHED = ("vae", "text_encoder", "postfuse_module")  # the others are trained weights' prefixes, too
+_OBJECT = re.compile(r"GLOBAL (\S+)")
 _POSITION_IDS = {
     "text_encoder.embeddings.position_ids": "text_encoder.embeddings.position_embedding.weight",
     "image_encoder.vision_model.embeddings.position_ids": (
@@ -49,18 +52,61 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or holds more than tensors.
     """
-    file = existing_file(path, "checkpoint")
+    state = read_saved(existing_file(path, "checkpoint"), "checkpoint")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} is no mapping of names to tensors")
+    return dict(state)
+
+
+def read_saved(file: Path, what: str) -> Any:
+    """Read what a file holds without running anything that a pickle may carry.
+
+    Args:
+        file: ``.safetensors`` file, or a file written by ``torch.save``, mapped into memory where its format
+            allows it.
+        what: What the file is, for messages.
+
+    Raises:
+        ValueError: If it cannot be read, or holds objects of other classes than those of plain data.
+    """
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         # Only the zip format can be mapped into memory instead of being read twice.
-        mmap = zipfile.is_zipfile(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        found = _OBJECT.search(str(error))
+        reason = str(error)
+        if found is not None:
+            reason = (
+                f"it holds objects of the class {found[1]}, which could run code and are never unpickled: "
+                "take the .safetensors file of the same weights"
+            )
+        raise ValueError(f"{what} {file} cannot be read as a file of weights: {reason}") from error
+
+
+def is_published(file: Path) -> bool:
+    """Whether a file of weights is in the released layout, by the names of its tensors.
+
+    Args:
+        file: See :func:`read_saved`.
+
+    Raises:
+        ValueError: See there.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                return has_published_names(opened.keys())
+    except SafetensorError as error:
         raise ValueError(f"checkpoint {file} cannot be read as a file of weights: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint {file} is no mapping of names to tensors")
-    return dict(state)
+    content = read_saved(file, "checkpoint")
+    return isinstance(content, Mapping) and has_published_names(content)
+
+
+def has_published_names(names: Iterable[Any]) -> bool:
+    """Whether names are those of the released layout, not those of a training's weights."""
+    return any(str(name).partition(".")[0] in _ONLY_PUBLISHED for name in names)
 
 
 def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor], origin: str) -> None:
@@ -75,13 +121,21 @@ def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]
         ValueError: If names are missing or unexpected, or shapes differ; all of them are listed. Positions
             other than 0, 1, 2 … are unexpected.
     """
-    _refuse_second_encoder(modules)
-    current = {
+    refuse_second_encoder(modules)
+    load_exact(modules, current_state(state), f"checkpoint {origin} does not fit the base model")
+
+
+def current_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state in the published layout under today's names, ``component.parameter``.
+
+    Args:
+        state: Published name to tensor; ``position_ids`` that say nothing are left out.
+    """
+    return {
         _current_name(name): tensor
         for name, tensor in state.items()
         if name not in _POSITION_IDS or not torch.equal(tensor, _positions(tensor.shape[-1]))
     }
-    load_exact(modules, current, f"checkpoint {origin} does not fit the base model")
 
 
 def published_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -90,7 +144,7 @@ def published_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     Raises:
         ValueError: If there are two text encoders, for which the layout has no names.
     """
-    _refuse_second_encoder(modules)
+    refuse_second_encoder(modules)
     state: dict[str, Tensor] = {}
     for prefix, component in _COMPONENTS.items():
         for name, tensor in modules[component].state_dict().items():
@@ -123,7 +177,7 @@ def write_published(modules: Mapping[str, nn.Module], path: str | Path) -> Path:
 
 def load_exact(
     modules: Mapping[str, nn.Module], state: Mapping[str, Tensor], problem: str, only: set[str] | None = None
-) -> None:
+) -> set[str]:
     """Copy ``component.parameter`` tensors into components, all or none.
 
     Args:
@@ -131,6 +185,9 @@ def load_exact(
         state: Full name to tensor.
         problem: How the message starts if they do not fit.
         only: Full names that are expected; ``None`` for all of the components' own.
+
+    Returns:
+        Full names of the tensors that are other numbers than before.
 
     Raises:
         ValueError: If names are missing or unexpected, or shapes differ; all of them are listed.
@@ -147,21 +204,31 @@ def load_exact(
     ]
     if lines:
         raise ValueError(f"{problem}:\n  " + "\n  ".join(lines))
+    changed = set()
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(state[name])
+            new = state[name].to(value)
+            if not torch.equal(value, new):
+                changed.add(name)
+            value.copy_(new)
+    return changed
 
 
-def _positions(count: int) -> Tensor:
-    return torch.arange(count)[None]
+def refuse_second_encoder(modules: Container[str]) -> None:
+    """Refuse components for which the layout has no names.
 
-
-def _refuse_second_encoder(modules: Mapping[str, nn.Module]) -> None:
+    Raises:
+        ValueError: If there are two text encoders.
+    """
     if "text_encoder_2" in modules:
         raise ValueError(
             "the released layout has one text encoder and this model has two: keep it with "
             "save_trained_weights, or with to_pipeline().save_pretrained"
         )
+
+
+def _positions(count: int) -> Tensor:
+    return torch.arange(count)[None]
 
 
 def _current_name(name: str) -> str:

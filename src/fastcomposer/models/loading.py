@@ -36,6 +36,7 @@ def open_source(
     *,
     architecture: str | Path | None = None,
     weights: Weights = "pretrained",
+    variant: str | None = None,
     **options: Any,
 ) -> ModelSource:
     """Find a base model and an image encoder and check that they fit, reading configurations only.
@@ -47,11 +48,14 @@ def open_source(
         architecture: Folder with the configurations of a single file's or random model's parts.
         weights: ``pretrained``, or ``random`` for those parts without weights; neither base nor image encoder
             is looked at then, and nothing is downloaded.
+        variant: Which of the base's files to load; see
+            :meth:`~fastcomposer.models.networks.Networks.from_pretrained`.
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
     Raises:
         FileNotFoundError: If one of them does not exist; the message names the path.
-        ValueError: If a saved fusion does not fit, or random or a single file's weights lack an architecture.
+        ValueError: If a saved fusion does not fit, random or a single file's weights lack an architecture, or
+            a single file is asked for a variant.
     """
     if weights not in get_args(Weights):
         raise ValueError(f"model.weights={weights}: one of {', '.join(get_args(Weights))}")
@@ -62,6 +66,8 @@ def open_source(
         base = place = _needed(architecture, "model.weights=random")
     elif is_single_file(base):
         base = existing_file(base, "base model")
+        if variant is not None:
+            raise ValueError(f"model.variant={variant}: the single file {base} has none; name another file")
         kind, place = SingleFileSource, _needed(architecture, f"the single file {base}")
         image_encoder = image_encoder or DEFAULT_IMAGE_ENCODER
     configs = _checked(place, "base model" if kind is ModelSource else "architecture")
@@ -75,7 +81,7 @@ def open_source(
         subfolder = "image_encoder"
     text, vision = _read_configs(index, configs, encoder, subfolder, options)
     base = configs if kind is ModelSource else str(base)
-    source = kind(base, configs, index, encoder, subfolder, text, vision, options)
+    source = kind(base, configs, index, encoder, subfolder, text, vision, options, variant)
     _check_saved_fusion(source)
     return source
 
@@ -102,7 +108,10 @@ def _read_configs(
 
 
 def source_fingerprint(
-    base: str | Path, architecture: str | Path | None = None, weights: Weights = "pretrained"
+    base: str | Path,
+    architecture: str | Path | None = None,
+    weights: Weights = "pretrained",
+    variant: str | None = None,
 ) -> str:
     """What tells the base of :func:`open_source` from others; nothing of it is loaded.
 
@@ -110,13 +119,14 @@ def source_fingerprint(
         base: See there, as all that follow.
         architecture: See there.
         weights: See there.
+        variant: See there.
     """
     if weights == "random":
         return f"random {base_fingerprint(_needed(architecture, 'model.weights=random'))}"
     if is_single_file(base):
         configs = base_fingerprint(_needed(architecture, f"the single file {base}"))
         return f"{base_fingerprint(base)} {configs}"
-    return base_fingerprint(base)
+    return base_fingerprint(base) if variant is None else f"{base_fingerprint(base)} {variant}"
 
 
 def load_tokenizer(

@@ -54,6 +54,9 @@ class Networks(nn.Module):
         tokenizer_2: Its tokenizer.
         zero_empty: See :class:`~fastcomposer.models.text.TextConditioner`.
 
+    Attributes:
+        replaced: Names of the tensors in which a checkpoint differs from the base.
+
     Raises:
         ValueError: If widths differ, or of two encoders the tokenizers' vocabularies, or one is missing.
     """
@@ -92,6 +95,7 @@ class Networks(nn.Module):
         self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.source = source
         self.reference_normalizer = ReferenceNormalizer()
+        self.replaced: set[str] = set()
         self._trained: list[nn.Module] = []
         self.set_trainable()
 
@@ -103,6 +107,7 @@ class Networks(nn.Module):
         *,
         architecture: str | Path | None = None,
         weights: Weights = "pretrained",
+        variant: str | None = None,
         max_subjects: int | None = 4,
         fusion: FusionConfig | None = None,
         dtype: torch.dtype | None = None,
@@ -119,6 +124,8 @@ class Networks(nn.Module):
             architecture: Folder with the configurations of a single file's or random model's parts, such as
                 ``data/architectures/sd15``.
             weights: ``pretrained``, or ``random`` for the architecture with weights drawn, offline.
+            variant: Which of the base's files to load, such as ``fp16`` for ``*.fp16.safetensors``; ``None``
+                for those without a variant in their name. An image encoder from elsewhere has none.
             max_subjects: Most subjects in one prompt, for a new fusion.
             fusion: Kind of a new fusion; the paper's by default.
             dtype: Data type of the weights; float32 by default.
@@ -130,7 +137,12 @@ class Networks(nn.Module):
             ValueError: If a setting or part does not fit another.
         """
         source = open_source(
-            base, image_encoder, architecture=architecture, weights=weights, **(hub_options or {})
+            base,
+            image_encoder,
+            architecture=architecture,
+            weights=weights,
+            variant=variant,
+            **(hub_options or {}),
         )
         return cls._assembled(source, load_networks(source, max_subjects, dtype, fusion), options)
 
@@ -141,6 +153,9 @@ class Networks(nn.Module):
         *,
         base: str | Path,
         image_encoder: str | Path | None = None,
+        architecture: str | Path | None = None,
+        weights: Weights = "pretrained",
+        variant: str | None = None,
         max_subjects: int | None = 4,
         dtype: torch.dtype | None = None,
         hub_options: Mapping[str, Any] | None = None,
@@ -151,7 +166,11 @@ class Networks(nn.Module):
         Args:
             checkpoint: ``pytorch_model.bin`` in the released layout, or the same as ``.safetensors``.
             base: See :meth:`from_pretrained`.
-            image_encoder: See :meth:`from_pretrained`; only its configuration is read.
+            image_encoder: See :meth:`from_pretrained`; only its configuration is read, and the tokenizer
+                beside it where the base is a single file.
+            architecture: See :meth:`from_pretrained`.
+            weights: See :meth:`from_pretrained`; ``random`` takes the architecture alone.
+            variant: See :meth:`from_pretrained`; for the base's safety checker.
             max_subjects: Most subjects in one prompt; the released model was trained with at most 4.
             dtype: Data type of the weights; float32 by default.
             hub_options: See :meth:`from_pretrained`.
@@ -162,12 +181,21 @@ class Networks(nn.Module):
             ValueError: If the file is no checkpoint or does not fit the base; every mismatch is listed.
         """
         existing_file(checkpoint, "checkpoint")
-        source = open_source(base, image_encoder, **(hub_options or {}))
+        source = open_source(
+            base,
+            image_encoder,
+            architecture=architecture,
+            weights=weights,
+            variant=variant,
+            **(hub_options or {}),
+        )
         networks = configured_networks(source, max_subjects)
         load_published(networks, read_checkpoint(checkpoint), str(checkpoint))
         if dtype is not None:
             networks = {name: with_dtype(network, dtype) for name, network in networks.items()}
-        return cls._assembled(source, networks, options)
+        model = cls._assembled(source, networks, options)
+        model.replaced = {name for name, _ in model.named_parameters()}
+        return model
 
     @classmethod
     def _assembled(cls, source: ModelSource, networks: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
@@ -228,10 +256,19 @@ class Networks(nn.Module):
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Trained tensors only, by name: all that a checkpoint has to hold beside the base model."""
+        """Trained tensors only, by name."""
         return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
 
-    def _networks(self) -> dict[str, nn.Module]:
+    def changed_state_dict(self) -> dict[str, Tensor]:
+        """Tensors that the base does not give, by name: those trained or replaced by a checkpoint."""
+        return {
+            name: value.detach()
+            for name, value in self.named_parameters()
+            if value.requires_grad or name in self.replaced
+        }
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks by name."""
         networks = {name: getattr(self, name) for name in _NETWORKS}
         return {name: network for name, network in networks.items() if network is not None}
 
@@ -251,7 +288,7 @@ class Networks(nn.Module):
     def pipeline_parts(self) -> dict[str, Any]:
         """Components of any pipeline of this model: the networks, a tokenizer, and a scheduler of its own."""
         scheduler = type(self.sampling_scheduler).from_config(self.sampling_scheduler.config)
-        return {**self._networks(), "tokenizer": self.tokenizer, "scheduler": scheduler}
+        return {**self.networks(), "tokenizer": self.tokenizer, "scheduler": scheduler}
 
     def save_published_checkpoint(self, path: str | Path) -> Path:
         """Write the weights in the layout of the released ``pytorch_model.bin``.
@@ -261,4 +298,4 @@ class Networks(nn.Module):
         """
         if self.fusion.kind != FusionConfig():
             raise ValueError(f"the released layout knows the paper's fusion alone, not {self.fusion.kind}")
-        return write_published(self._networks(), path)
+        return write_published(self.networks(), path)

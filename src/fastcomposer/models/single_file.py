@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import (
-    create_diffusers_clip_model_from_ldm,
-    load_single_file_checkpoint,
-)
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
+from fastcomposer.models.checkpoint import read_saved
 from fastcomposer.models.source import ModelSource, refuse_missing, with_dtype
 
 _SUFFIXES = (".safetensors", ".ckpt")
@@ -39,10 +37,12 @@ class SingleFileSource(ModelSource):
         if cls is CLIPVisionModelWithProjection:
             return super().load(cls, subfolder, dtype)
         place: dict[str, Any] = {"config": self.configs, "subfolder": subfolder, "local_files_only": True}
+        checkpoint = read_saved(Path(self.base), "base model")
+        while "state_dict" in checkpoint:
+            checkpoint = checkpoint["state_dict"]
         try:
-            checkpoint = load_single_file_checkpoint(self.base)
             if issubclass(cls, ModelMixin):
-                network = cls.from_single_file(checkpoint, torch_dtype=dtype, **place)
+                network = cls.from_single_file(checkpoint, **place)
             else:
                 network = create_diffusers_clip_model_from_ldm(cls, checkpoint, **place)
         except NotImplementedError as error:  # what is missing has a shape and no numbers

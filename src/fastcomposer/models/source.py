@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ class ModelSource:
         text_configs: Configuration of each text encoder.
         vision_config: Configuration of the image encoder.
         options: Arguments for every hub download.
+        variant: Which of the base's files of weights to load, such as ``fp16``; ``None`` for the plain ones.
     """
 
     base: str
@@ -46,6 +49,7 @@ class ModelSource:
     text_configs: tuple[CLIPTextConfig, ...]
     vision_config: CLIPVisionConfig
     options: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
 
     def has(self, component: str) -> bool:
         """Whether the base declares a component."""
@@ -77,15 +81,25 @@ class ModelSource:
         """Load a network with its weights.
 
         Raises:
+            FileNotFoundError: If the base has no files of the variant.
             ValueError: If the file lacks some of them, which would stay random.
         """
-        place = self.base
+        place, variant = self.base, self.variant
         if cls is CLIPVisionModelWithProjection:
             place, subfolder = self.image_encoder, self.image_encoder_subfolder
-        named = {"torch_dtype" if issubclass(cls, DiffusersModel) else "dtype": dtype}
-        module, info = cls.from_pretrained(
-            place, subfolder=subfolder, output_loading_info=True, **named, **self.options
-        )
+            variant = variant if place == self.base else None  # another model has files of its own
+        named = {"torch_dtype" if issubclass(cls, DiffusersModel) else "dtype": dtype, "variant": variant}
+        try:
+            with _without_report():
+                module, info = cls.from_pretrained(
+                    place, subfolder=subfolder, output_loading_info=True, **named, **self.options
+                )
+        except OSError as error:
+            if variant is None:
+                raise
+            raise FileNotFoundError(
+                f"model.variant={variant}: {subfolder}/ of {place} has no weights of this variant ({error})"
+            ) from error
         refuse_missing(cls, place, info["missing_keys"])
         return module
 
@@ -105,26 +119,46 @@ class ModelSource:
         return cls.from_pretrained(self.configs, subfolder="scheduler", **self.options)
 
     def safety_checker(self) -> tuple[Any, CLIPImageProcessor | None]:
-        """The base's safety checker with its feature extractor, or two times ``None``."""
+        """The base's safety checker with its feature extractor, or two times ``None``.
+
+        Raises:
+            ValueError: If its file lacks weights.
+        """
         if not self.has("safety_checker"):
             return None, None
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
+        checker = self.load(StableDiffusionSafetyChecker, "safety_checker")
         options = dict(self.options)
-        checker = StableDiffusionSafetyChecker.from_pretrained(
-            self.base, subfolder="safety_checker", **options
-        )
         extractor = CLIPImageProcessor.from_pretrained(self.base, subfolder="feature_extractor", **options)
         return checker, extractor
 
 
 def with_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a network whose weights are of a type, untouched where they are already.
+    """Return a network whose weights are of a type.
 
-    diffusers speaks of layers to keep in float32 whenever a model of its own is cast, also to what it is.
+    The plain cast: that of diffusers' models warns of layers to keep in float32 even where there are none.
     """
-    held = {parameter.dtype for parameter in network.parameters()}
-    return network if held <= {dtype} else network.to(dtype)
+    return nn.Module.to(network, dtype)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from listing what a file has beyond a network, such as the text half of a CLIP.
+
+    What is missing is refused by :func:`refuse_missing`; an error over shapes refers to the list.
+    """
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_needed)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_needed)
+
+
+def _is_needed(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "LOAD REPORT" not in message or "MISMATCH" in message or "CONVERSION" in message
 
 
 def refuse_missing(cls: Any, place: str, missing: Iterable[Any]) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fastcomposer.models.checkpoint import load_exact
+from fastcomposer.models.checkpoint import (
+    current_state,
+    has_published_names,
+    load_exact,
+    read_saved,
+    refuse_second_encoder,
+)
 from fastcomposer.models.difference import (
     BASE_DIGEST,
     base_weights,
@@ -29,8 +34,8 @@ from fastcomposer.models.source import existing_file
 
 Precision = Literal["float32", "float16", "int8"]
 WEIGHTS_NAME = "fastcomposer.safetensors"
+PUBLISHED_NAME = "pytorch_model.bin"
 _PREFIX = "model."
-_TRAINABLE = ("unet", "image_encoder", "fusion")
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,15 @@ def save_trained_weights(
     length: TrainingLength | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the trained tensors of a model.
+    """Write what of a model is not its base's.
 
     Args:
-        model: The model; what is trained of it goes into the file.
+        model: The model; what is trained of it, or came from other weights, goes into the file.
         path: File to write, ``.safetensors``; replaced at once when complete.
         precision: ``float16`` halves the file; ``int8`` quarters it: differences from the base, see
             :mod:`fastcomposer.models.difference`.
         length: How long they were trained, where it is known; :func:`read_training_length` gives it back.
-        weights: The trained weights, where the model has but a part of each.
+        weights: What goes into the file, where the model has but a part of each tensor.
 
     Raises:
         ValueError: If the precision is unknown, or differences are wanted of a model that was not loaded from
@@ -75,7 +80,7 @@ def save_trained_weights(
     metadata["fusion"] = json.dumps(asdict(model.fusion.kind))
     if length is not None:
         metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
-    weights = model.trainable_state_dict() if weights is None else weights
+    weights = model.changed_state_dict() if weights is None else weights
     state = {name: value.cpu().contiguous() for name, value in weights.items()}
     if precision != "int8":
         state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
@@ -98,7 +103,8 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
         model: The model; its fusion becomes one of the file's kind.
         keep_fusion: Leave the fusion of the kind that it is; a pooling that the file lacks stays new.
         path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
-            where it has one), or the folder of a run with either.
+            where it has one), a file in the released layout (``.safetensors``, or of ``torch.save``), which
+            replaces every network, or the folder of a run or download with one of them.
 
     Raises:
         FileNotFoundError: If there is none; the message names the path.
@@ -106,9 +112,11 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
     """
     file = find_weights_file(Path(path).expanduser())
     content = _read(file)
-    state = content.state
+    state, networks = content.state, model.networks()
+    if content.published:
+        refuse_second_encoder(networks)
     if content.base_digest is not None:
-        base = base_weights({name: getattr(model, name) for name in _TRAINABLE}, state)
+        base = base_weights(networks, state)
         if digest(base) != content.base_digest:
             raise ValueError(
                 f"checkpoint {file} holds differences from other weights than this model's: load it into a "
@@ -123,19 +131,26 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
         )
     elif content.fusion.pooling == "attention" != model.fusion.kind.pooling:
         raise ValueError(f"checkpoint {file} pools by attention: set method.model.fusion.pooling=attention")
-    needed = {f"fusion.{name}" for name in model.fusion.state_dict()}
-    if content.fusion.pooling != "attention":
-        needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
-    lost = sorted(needed - state.keys())
-    if lost:
-        raise ValueError(f"checkpoint {file} is no FastComposer: it has no {', '.join(lost)}")
-    load_exact(
-        {name: getattr(model, name) for name in _TRAINABLE},
+    needed = _needed(model, content)
+    if not content.published and not needed <= state.keys():
+        lost = ", ".join(sorted(needed - state.keys()))
+        raise ValueError(f"checkpoint {file} is no FastComposer: it has no {lost}")
+    model.replaced |= load_exact(
+        model.networks(),
         state,
         f"checkpoint {file} does not fit the base model",
-        # What was not trained is not in the file and stays as the base has it.
-        set(state),
+        # What is not in the file of a training stays as the base has it.
+        needed | state.keys(),
     )
+
+
+def _needed(model: Networks, content: _Content) -> set[str]:
+    """Names that a file must have for a model: the fusion's, of the released layout all."""
+    parts = model.networks() if content.published else {"fusion": model.fusion}
+    needed = {f"{part}.{name}" for part, network in parts.items() for name in network.state_dict()}
+    if content.fusion.pooling != "attention":
+        needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
+    return needed
 
 
 def read_training_length(path: str | Path) -> TrainingLength:
@@ -162,12 +177,11 @@ def find_weights_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return existing_file(path, "checkpoint")
-    for candidate in (path / WEIGHTS_NAME, path / "checkpoints" / "last.ckpt"):
-        if candidate.exists():
-            return candidate
-    raise FileNotFoundError(
-        f"checkpoint {path}: neither {WEIGHTS_NAME} nor checkpoints/last.ckpt is in this folder"
-    )
+    names = (WEIGHTS_NAME, "checkpoints/last.ckpt", PUBLISHED_NAME)
+    for name in names:
+        if (path / name).exists():
+            return path / name
+    raise FileNotFoundError(f"checkpoint {path}: none of {', '.join(names)} is in this folder")
 
 
 @dataclass(frozen=True)
@@ -179,27 +193,32 @@ class _Content:
         base_digest: Where they are differences, digest of what they differ from.
         length: How long they were trained.
         fusion: Kind of the fusion; files from before there were several do not say it.
+        published: Whether the file is in the released layout and holds every network.
     """
 
     state: dict[str, Tensor]
-    base_digest: str | None
-    length: TrainingLength
-    fusion: FusionConfig
+    base_digest: str | None = None
+    length: TrainingLength = field(default_factory=TrainingLength)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    published: bool = False
 
 
 def _read(file: Path) -> _Content:
+    saved = read_saved(file, "checkpoint")
     try:
-        if file.suffix != ".ckpt":
+        if has_published_names(saved):
+            return _Content(current_state(saved), published=True)
+        if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}
             length = TrainingLength(int(metadata.get("steps", 0)), float(metadata.get("minutes", 0)))
             fusion = FusionConfig(**json.loads(metadata.get("fusion", "{}")))
-            return _Content(_unprefixed(load_file(file)), metadata.get(BASE_DIGEST), length, fusion)
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        weights = content["ema"]["weights"] if "ema" in content else content["state_dict"]
-        length = TrainingLength(**content.get("length", {}))
-        return _Content(_unprefixed(weights), None, length, FusionConfig(**content.get("fusion", {})))
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError) as error:
+            return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion)
+        weights = saved["ema"]["weights"] if "ema" in saved else saved["state_dict"]
+        length = TrainingLength(**saved.get("length", {}))
+        fusion = FusionConfig(**saved.get("fusion", {}))
+        return _Content(_unprefixed({**saved.get("kept", {}), **weights}), length=length, fusion=fusion)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {file} cannot be read as trained weights: {error}") from error
 
 

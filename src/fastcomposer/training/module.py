@@ -163,12 +163,15 @@ class FastComposerModule(RecipeModule):
         return self._empty_states
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights and what kind of fusion they are for."""
+        """Keep trained weights, what kind of fusion they are for, and what of earlier weights is frozen."""
         super().on_save_checkpoint(checkpoint)
+        trained = self.model.trainable_state_dict().keys()
+        changed = self.model.changed_state_dict().items()
+        checkpoint["kept"] = {name: value for name, value in changed if name not in trained}
         checkpoint["fusion"] = asdict(self.model.fusion.kind)
 
     def export(self, folder: str | Path) -> Path:
-        """Write the trained weights (averaged, where there is an EMA) beside the base they belong to.
+        """Write the weights (averaged, where there is an EMA) that the base does not give.
 
         Where weights are divided among processes, all of them have to call it, and the first one writes.
 
@@ -177,7 +180,7 @@ class FastComposerModule(RecipeModule):
         """
         file = Path(folder) / WEIGHTS_NAME
         with self.averaged_weights():
-            state = {name: whole(value) for name, value in self.model.trainable_state_dict().items()}
+            state = {name: whole(value) for name, value in self.model.changed_state_dict().items()}
             if not self._divided or self.trainer.is_global_zero:
                 save_trained_weights(self.model, file, self.export_precision, self.length, state)
         return file

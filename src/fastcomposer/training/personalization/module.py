@@ -54,6 +54,7 @@ class PersonalizationModule(RecipeModule):
         image_encoder: Image encoder that goes with the base; only its configuration is read.
         architecture: Folder of configurations for a single file or random weights.
         weights: ``pretrained``, or ``random`` for the architecture with weights drawn.
+        variant: Which of the base's files to load, such as ``fp16``; ``None`` for the plain ones.
         gradient_checkpointing: Trade time for memory.
         **recipe: Further arguments of :class:`RecipeModule`.
 
@@ -78,6 +79,7 @@ class PersonalizationModule(RecipeModule):
         image_encoder: str | None = None,
         architecture: str | None = None,
         weights: Weights = "pretrained",
+        variant: str | None = None,
         gradient_checkpointing: bool = False,
         **recipe: Any,
     ) -> None:
@@ -91,8 +93,10 @@ class PersonalizationModule(RecipeModule):
             raise ValueError(f"method.templates={wrong}: each needs one {{}}, where the person's name goes")
         self.pictures, self.templates, self.steps = pictures, tuple(templates), steps
         self.class_pictures, self.prior_weight = class_pictures, prior_weight
-        self.source = open_source(base, image_encoder, architecture=architecture, weights=weights)
-        self._origin: tuple[str, str | None, Weights] = (base, architecture, weights)
+        self.source = open_source(
+            base, image_encoder, architecture=architecture, weights=weights, variant=variant
+        )
+        self._origin: tuple[str, str | None, Weights, str | None] = (base, architecture, weights, variant)
         self.noise_scheduler: Any = self.source.noise_scheduler()
         self.tokenizer: Any = self.source.tokenizer()
         self._check_base(self.source)

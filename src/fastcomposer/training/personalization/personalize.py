@@ -123,7 +123,8 @@ def _settings(
             raise ValueError(f"{name}: a functools.partial (_partial_: true) is wanted, not {factory!r}")
     stored = described(method)
     # What is in the base counts, not where it is.
-    where = {name: stored.pop(name) for name in ("base", "architecture", "weights") if name in stored}
+    origin = ("base", "architecture", "weights", "variant")
+    where = {name: stored.pop(name) for name in origin if name in stored}
     for name in ("seed", "image_encoder"):
         stored.pop(name, None)
     chosen = {key: value for key, value in trainer.keywords.items() if key in _TRAINER_SETTINGS}  # type: ignore[attr-defined]
