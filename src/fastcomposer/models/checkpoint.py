@@ -32,7 +32,7 @@ _COMPONENTS = {
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_OLD = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 _VAE_NEW = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
-_ONLY_PUBLISHED = ("vae", "text_encoder", "postfuse_module")  # the others are trained weights' prefixes, too
+_ONLY_PUBLISHED = ("vae", "text_encoder", "postfuse_module")
 _OBJECT = re.compile(r"GLOBAL (\S+)")
 _POSITION_IDS = {
     "text_encoder.embeddings.position_ids": "text_encoder.embeddings.position_embedding.weight",
@@ -105,8 +105,9 @@ def is_published(file: Path) -> bool:
 
 
 def has_published_names(names: Iterable[Any]) -> bool:
-    """Whether names are those of the released layout, not those of a training's weights."""
-    return any(str(name).partition(".")[0] in _ONLY_PUBLISHED for name in names)
+    """Whether names are those of the released layout; a training's weights call the fusion otherwise."""
+    prefixes = {str(name).partition(".")[0] for name in names}
+    return "fusion" not in prefixes and any(prefix in prefixes for prefix in _ONLY_PUBLISHED)
 
 
 def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor], origin: str) -> None:
