@@ -147,6 +147,13 @@ class TestLoading:
         FastComposer.from_pretrained(base, elsewhere, variant="fp16")
         assert source_fingerprint(base) != source_fingerprint(base, variant="fp16")
 
-    def test_a_variant_that_is_not_there_is_named(self, tiny_base: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=f"model.variant=fp16: vae/ of {tiny_base}"):
-            FastComposer.from_pretrained(tiny_base, variant="fp16")
+    @pytest.mark.parametrize("lacking", ["vae", "unet", "text_encoder", "image_encoder"])
+    def test_a_variant_that_is_not_there_is_named_before_anything_loads(
+        self, lacking: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+        for name in {"vae", "unet", "text_encoder", "image_encoder"} - {lacking}:
+            (base / name / "model.fp16.safetensors").touch()
+        monkeypatch.setattr("fastcomposer.models.networks.load_networks", lambda *_: pytest.fail("loaded"))
+        with pytest.raises(FileNotFoundError, match=f"model.variant=fp16: {lacking}/ of {base}"):
+            FastComposer.from_pretrained(base, variant="fp16")

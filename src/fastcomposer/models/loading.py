@@ -53,7 +53,8 @@ def open_source(
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
     Raises:
-        FileNotFoundError: If one of them does not exist; the message names the path.
+        FileNotFoundError: If one of them does not exist or has no files of the variant; the message names the
+            path.
         ValueError: If a saved fusion does not fit, random or a single file's weights lack an architecture, or
             a single file is asked for a variant.
     """
@@ -83,6 +84,8 @@ def open_source(
     base = configs if kind is ModelSource else str(base)
     source = kind(base, configs, index, encoder, subfolder, text, vision, options, variant)
     _check_saved_fusion(source)
+    if kind is ModelSource:
+        source.check_variant()
     return source
 
 

@@ -57,6 +57,10 @@ class SingleFileSource(ModelSource):
         refuse_missing(cls, self.base, missing)
         return with_dtype(network, dtype)
 
+    def safety_checker(self) -> tuple[None, None]:
+        """Two times ``None``: such a file has none."""
+        return None, None
+
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
         """The tokenizer beside the image encoder, padded as the text encoder's configuration says.
 

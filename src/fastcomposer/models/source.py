@@ -97,11 +97,27 @@ class ModelSource:
         except OSError as error:
             if variant is None:
                 raise
-            raise FileNotFoundError(
-                f"model.variant={variant}: {subfolder}/ of {place} has no weights of this variant ({error})"
-            ) from error
+            raise _without_variant(variant, place, subfolder) from error
         refuse_missing(cls, place, info["missing_keys"])
         return module
+
+    def check_variant(self) -> None:
+        """Refuse a folder that lacks files of the variant.
+
+        Raises:
+            FileNotFoundError: With the first part that has none.
+        """
+        parts = ["vae", "unet", *self.text_encoders]
+        if self.image_encoder == self.base:
+            parts.append(self.image_encoder_subfolder)
+        for part in parts:
+            folder = Path(self.base) / part
+            if (
+                self.variant is not None
+                and folder.is_dir()
+                and not any(folder.glob(f"*.{self.variant}[.-]*"))
+            ):
+                raise _without_variant(self.variant, self.base, part)
 
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
         """A tokenizer of the base, or ``None`` where it has none."""
@@ -128,7 +144,7 @@ class ModelSource:
             return None, None
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        checker = self.load(StableDiffusionSafetyChecker, "safety_checker")
+        checker = ModelSource.load(self, StableDiffusionSafetyChecker, "safety_checker")  # never random
         options = dict(self.options)
         extractor = CLIPImageProcessor.from_pretrained(self.base, subfolder="feature_extractor", **options)
         return checker, extractor
@@ -140,6 +156,10 @@ def with_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     The plain cast: that of diffusers' models warns of layers to keep in float32 even where there are none.
     """
     return nn.Module.to(network, dtype)
+
+
+def _without_variant(variant: str, place: str, part: str) -> FileNotFoundError:
+    return FileNotFoundError(f"model.variant={variant}: {part}/ of {place} has no weights of this variant")
 
 
 @contextmanager
