@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcomposer.demo.folder import page_folder
 from fastcomposer.demo.uploads import Limits
 
 if TYPE_CHECKING:
@@ -82,35 +82,34 @@ def serve(
         settings: See :class:`~fastcomposer.demo.studio.Studio`.
         address: Where.
         limits: What is taken.
-        output: Folder of the page; uploads and pictures are in it while the page runs.
+        output: Uploads and images are in a new folder inside while the page runs, and deleted with that
+            folder; see :func:`~fastcomposer.demo.folder.page_folder`.
         examples: Takes a folder and gives things to try; ``None`` for none.
     """
-    files = (output / "files").absolute()
-    shutil.rmtree(files, ignore_errors=True)  # of a page that was killed
-    # Gradio takes these from the environment alone, some of them when it is imported.
-    os.environ["GRADIO_TEMP_DIR"] = str(files / "uploads")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio looks whether its own server is there
+    with page_folder(output) as files:
+        # Gradio takes these from the environment alone, some of them when it is imported.
+        os.environ["GRADIO_TEMP_DIR"] = str(files / "uploads")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio looks whether its own server is there
 
-    from fastcomposer.demo.layout import CSS, build, theme
-    from fastcomposer.demo.studio import Studio
+        from fastcomposer.demo.layout import CSS, build, theme
+        from fastcomposer.demo.studio import Studio
 
-    tries = [] if examples is None else examples(files / "examples")
-    blocks = build(Studio(pipeline, settings), limits, tries, f"Loaded: {settings['checkpoint']}")
-    blocks.queue(max_size=limits.waiting, api_open=False)
-    try:
-        _, here, _ = blocks.launch(
-            server_name=address.host,
-            server_port=address.port,
-            share=address.share,
-            max_file_size=int(limits.megabytes * 1e6 * _HARD_LIMIT),
-            theme=theme(),
-            css_paths=CSS,
-            prevent_thread_lock=True,
-            **_PLAIN,
-        )
-        print(f"The page is at {here} (Ctrl-C ends it)", flush=True)
-        blocks.block_thread()
-    finally:
-        blocks.close(verbose=False)
-        shutil.rmtree(files, ignore_errors=True)
+        tries = [] if examples is None else examples(files / "examples")
+        blocks = build(Studio(pipeline, settings), limits, tries, f"Loaded: {settings['checkpoint']}")
+        blocks.queue(max_size=limits.waiting, api_open=False)
+        try:
+            _, here, _ = blocks.launch(
+                server_name=address.host,
+                server_port=address.port,
+                share=address.share,
+                max_file_size=int(limits.megabytes * 1e6 * _HARD_LIMIT),
+                theme=theme(),
+                css_paths=CSS,
+                prevent_thread_lock=True,
+                **_PLAIN,
+            )
+            print(f"The page is at {here} (Ctrl-C ends it)", flush=True)
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)
