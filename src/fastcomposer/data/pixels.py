@@ -52,6 +52,18 @@ REDUCTIONS = (8, 4, 2)
 """Factors by which a JPEG decoder can leave out pixels before they are computed."""
 
 
+_MOST_RATIO = 32
+_SMALL = 1024  # pixels of a side
+
+
+def is_narrow(size: tuple[int, int]) -> bool:
+    """Whether an image is too narrow for a record: scaled to a square target it would take gigabytes.
+
+    Its longer side has more than 1024 pixels, and more than 32 times those of the shorter one.
+    """
+    return max(size) > max(_SMALL, _MOST_RATIO * min(size))
+
+
 def reduction_for(size: int, needed: int) -> int:
     """Return the largest factor by which a side may shrink and still have enough pixels.
 
@@ -78,10 +90,16 @@ def decode_image(
 
     Returns:
         (ceil(H / r), ceil(W / r), 3) uint8 RGB, height and width in the file, and the factor r.
+
+    Raises:
+        RecordError: If it cannot be read, has more than 179 million pixels (twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``), or is narrow (:func:`is_narrow`).
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
+            if is_narrow(image.size):
+                raise ValueError(f"{width} x {height} pixels (width x height) are too narrow for a record")
             factor = 1 if reduction is None else reduction(height, width)
             possible = 1 < factor <= min(height, width)
             if not possible or image.draft("RGB", (width // factor, height // factor)) is None:

@@ -25,7 +25,8 @@ def prepare_reference(image: Any, size: int) -> Tensor:
 
     A picture with transparency is cropped to what is seen of it, and its transparent pixels are replaced by
     uniform noise from a fixed seed, as is done with the pixels outside a subject in training (PAPER.md,
-    recipe). The picture is padded to a square with zeros and resized.
+    recipe). The picture is padded to a square with zeros and resized; where the square would be out of
+    proportion, the picture is shrunk before (:func:`~fastcomposer.data.transforms.bounded_square`).
 
     Args:
         image: Path; PIL image, whose EXIF orientation is honoured; array (h, w), (h, w, 1), (h, w, 3) or

@@ -6,6 +6,7 @@ random state: whatever is random takes a seed or a generator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,8 +57,30 @@ def isolated_rng(seed: int) -> Iterator[None]:
 # --- references --------------------------------------------------------------------------------------------
 
 
+_SQUARE_PIXELS = 4096**2
+_SQUARE_RATIO = 3  # of pixels of a square to those of the image in it
+
+
+def bounded_square(image: Tensor) -> Tensor:
+    """Shrink (..., h, w) in proportion where a square around it would take memory out of proportion.
+
+    The square may have 4096² pixels, or three times those of the image where that is more. So images up to
+    three times as long as wide, and all up to 4096 pixels long, are returned as they are.
+    """
+    height, width = image.shape[-2:]
+    longer = max(height, width)
+    most = math.isqrt(max(_SQUARE_PIXELS, _SQUARE_RATIO * height * width))
+    if longer <= most:
+        return image
+    return tvf.resize(image, [max(1, side * most // longer) for side in (height, width)], antialias=True)
+
+
 def pad_to_square(image: Tensor) -> Tensor:
-    """Pad the shorter side of (..., h, w) with zeros, evenly; an odd pixel goes right or below."""
+    """Pad the shorter side of (..., h, w) with zeros, evenly; an odd pixel goes right or below.
+
+    Long and narrow images are shrunk before, see :func:`bounded_square`.
+    """
+    image = bounded_square(image)
     height, width = image.shape[-2:]
     missing = abs(height - width)
     if not missing:

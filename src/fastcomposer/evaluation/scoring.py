@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
+from fastcomposer.data.pixels import open_picture
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.drawing import blocks
@@ -268,9 +269,11 @@ def read_reference(file: Path, size: int | None) -> Tensor:
 
     Returns:
         (3, H, W) float in [0, 1].
+
+    Raises:
+        ValueError: If it cannot be read, naming the file.
     """
-    with Image.open(file) as opened:
-        rgba = ImageOps.exif_transpose(opened).convert("RGBA")
+    rgba = ImageOps.exif_transpose(open_picture(file)).convert("RGBA")
     pixels = torch.from_numpy(np.array(rgba)).permute(2, 0, 1).float() / 255
     picture = pixels[:3] * pixels[3:] + _BACKING * (1 - pixels[3:])
     if size is None:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.cutout import cut_out
 from fastcomposer.data.photos.interfaces import Match, Scene
-from fastcomposer.data.transforms import pad_to_square
+from fastcomposer.data.transforms import bounded_square, pad_to_square
 from fastcomposer.pairing import greedy_pairs
 from fastcomposer.runtime.settings import base_fingerprint, described
 
@@ -130,7 +130,7 @@ class SimilarityMatcher(nn.Module):
         if self.background == "noise":
             # Noise of its own for every segment, the same whenever it is drawn.
             rng = np.random.default_rng([crc32(scene.photo.photo_id.encode()), region.id])
-            square = _on_noise(cut_out(pixels, segment_map, region.id, box, rng), rng)
+            square = _on_noise(bounded_square(cut_out(pixels, segment_map, region.id, box, rng)), rng)
         else:
             if self.background == "grey":
                 pixels[segment_map != region.id] = 127

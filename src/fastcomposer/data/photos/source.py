@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from fastcomposer.data.pixels import eight_bit
+from fastcomposer.data.pixels import eight_bit, is_narrow
 from fastcomposer.runtime.settings import digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
@@ -140,10 +140,12 @@ def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.I
         RGB; transparent parts become white.
 
     Raises:
-        UnusablePhotoError: If it cannot be read or is too small.
+        UnusablePhotoError: If it cannot be read, is too narrow for a record, or too small.
     """
     try:
         with Image.open(photo.path) as opened:
+            if is_narrow(opened.size):
+                raise UnusablePhotoError("too narrow", f"{opened.width} x {opened.height} pixels")
             opened.load()
         image = ImageOps.exif_transpose(eight_bit(opened))
         if "A" in image.getbands() or "transparency" in image.info:
@@ -151,6 +153,8 @@ def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.I
             image = Image.new("RGB", shown.size, "white")
             image.paste(shown, (0, 0), shown)
         image = image.convert("RGB")
+    except UnusablePhotoError:
+        raise
     except Exception as error:  # damaged bytes may raise anything in a decoder
         raise UnusablePhotoError("unreadable", _one_line(f"{type(error).__name__}: {error}")) from None
     shorter = min(image.size)
