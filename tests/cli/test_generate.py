@@ -93,6 +93,8 @@ def test_generate_explains_prompts(
         ("prompt=a man <|image|>, smiling", 'prompt="a man <|image|>, smiling"'),
         ('prompt="a man"', 'prompt="a man"'),
         ('prompt=a "man"', 'prompt="a \\"man\\""'),
+        ("prompt=a ${seed} man", 'prompt="a \\${seed} man"'),
+        ('prompt=a "man\\', 'prompt="a \\"man\\\\"'),
         ("alpha=0.6", "alpha=0.6"),
         ("--help", "--help"),
     ],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fastcomposer.cli.help import show_help
 from fastcomposer.cli.sweeps.job import as_job
 from fastcomposer.cli.sweeps.watch import watched
+from fastcomposer.cli.texts import escaped, keep_texts
 from fastcomposer.runtime.assets import packaged
 from fastcomposer.runtime.faults import FaultError
 from fastcomposer.runtime.workers import said_in_worker
@@ -70,6 +72,8 @@ def command(
         @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
         @wraps(function)
         def main(config: DictConfig) -> Any:
+            keep_texts(config)
+
             def work() -> Any:
                 _quieten()
                 _use_threads(config.get("threads"))
@@ -111,12 +115,11 @@ def command(
 
 
 def quoted(argument: str, key: str) -> str:
-    """Put quotes around the value of ``key=value``, unless it has some or the key is another."""
+    """Put a text in Hydra's quotes as ``key=value``, unless it has some or the key is another."""
     name, equals, value = argument.partition("=")
     if name != key or not equals or value[:1] in ("'", '"'):
         return argument
-    escaped = value.replace('"', '\\"')
-    return f'{name}="{escaped}"'
+    return f"{name}={QuotedString(escaped(value), Quote.double).with_quotes()}"
 
 
 def renamed(argument: str, name: str, key: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.cli.lock import sole_run
+from fastcomposer.cli.texts import plain
 
 
 @command("demo")
@@ -28,7 +29,7 @@ def _serve(config: DictConfig, address: Any, limits: Any) -> None:
 
     from fastcomposer.pipeline.schedulers import split_scheduler
 
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings = plain(config)
     scheduler, _ = split_scheduler(settings["sampler"])
 
     from fastcomposer.demo.server import serve

@@ -12,6 +12,7 @@ from fastcomposer.cli.common import command, quieten_lightning, show_table
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
 from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
+from fastcomposer.cli.texts import plain
 
 _RESUME = ("auto", "restart")
 
@@ -111,15 +112,13 @@ def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Pa
     """Give the results to the loggers."""
     if not loggers:
         return
-    from omegaconf import OmegaConf
-
     from fastcomposer.evaluation.result_logs import log_rows
     from fastcomposer.training.lineage import log_evaluation
     from fastcomposer.training.loggers import kept_open
 
     with kept_open(loggers) as runs:
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            logger.log_hyperparams(plain(config))
         log_rows(loggers, rows)
         log_evaluation(runs, config.model.base, config.checkpoint, file)
 

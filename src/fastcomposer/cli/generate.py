@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.cli.summary import conclude
+from fastcomposer.cli.texts import plain
 from fastcomposer.prompt import check_references, strip_markers
 
-_GROUPS = ("model", "sampler")
-_RECALLED = ("checkpoint", "prompt", "references", "alpha", "num_images", "seed")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -25,6 +24,8 @@ def main(config: DictConfig) -> None:
     """Load, draw, and write PNG files that carry their settings."""
     drawn_from = None
     if config.settings is not None:
+        from fastcomposer.cli.recalled import recall
+
         drawn_from = recall(config, HydraConfig.get().overrides.task)
     if config.prompt is None:
         raise ValueError("prompt: say what the picture should show, or name a picture in settings")
@@ -38,7 +39,7 @@ def main(config: DictConfig) -> None:
     from fastcomposer.models.compilation import check_backend, compile_blocks
     from fastcomposer.pipeline.schedulers import split_scheduler
 
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings = plain(config)
     del settings["settings"]
     scheduler, options = split_scheduler(settings["sampler"])
     if config.compile is not None:
@@ -75,40 +76,6 @@ def main(config: DictConfig) -> None:
     grid([[*shown, *images]]).save(sheet, pnginfo=picture_text(settings))
     print(sheet)
     conclude({"pictures, each with its settings inside": output})
-
-
-def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | None:
-    """Take the settings of a picture that was drawn earlier, where the command line names no others.
-
-    Args:
-        config: With ``settings``, the PNG; changed.
-        overrides: What the command line names, as Hydra has it.
-
-    Returns:
-        Digests of the references it was drawn from; ``None`` where the file does not say.
-
-    Raises:
-        ValueError: If the file holds no settings, or its references are not known.
-    """
-    from fastcomposer.provenance import read_facts
-
-    facts = read_facts(Path(config.settings))
-    if facts is None:
-        raise ValueError(f"settings={config.settings}: no whole PNG with settings of this program")
-    named = {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides}
-    for key, value in facts.items():
-        entries = {key: value} if key in _RECALLED else {}
-        if key in _GROUPS:
-            entries = {f"{key}.{name}": entry for name, entry in value.items()}
-        for path, entry in entries.items():
-            if not any(f"{path}.".startswith(f"{n}.") or n.startswith(f"{path}.") for n in named):
-                OmegaConf.update(config, path, entry, merge=False, force_add=True)
-    digests = facts.get("reference_digests")
-    if digests and not config.references:
-        raise ValueError(
-            f"{config.settings} holds no reference pictures: references=[…], {len(digests)} of them"
-        )
-    return digests
 
 
 def reference_files(references: str | Sequence[Any]) -> list[list[str]]:

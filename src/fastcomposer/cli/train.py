@@ -7,11 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, quieten_lightning
 from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
+from fastcomposer.cli.texts import plain
 from fastcomposer.cli.training_settings import check_resumable, training_settings
 from fastcomposer.runtime.files import remove_leftovers
 from fastcomposer.runtime.workers import data_worker_faults
@@ -91,7 +92,7 @@ def train(config: DictConfig) -> float | None:
     module.settings = settings
     with kept_open(loggers) as runs:
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            logger.log_hyperparams(plain(config))
         log_training_inputs(runs, data, config.model.base, config.method.get("weights"))
         with data_worker_faults():
             fit(trainer, module, data, checkpoint)

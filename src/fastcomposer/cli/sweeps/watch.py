@@ -18,6 +18,7 @@ from fastcomposer.cli.sweeps.job import arguments_replaced, settings_of
 from fastcomposer.cli.sweeps.processes import check_processes
 from fastcomposer.cli.sweeps.search import chosen_overrides, go_on_with, read_goal
 from fastcomposer.cli.sweeps.trained import quoted, report_folder, trains_fastcomposer, unchanging_job
+from fastcomposer.cli.texts import keep_texts
 from fastcomposer.runtime.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
 
 _FLAGS = ("-m", "--multirun")
@@ -174,7 +175,9 @@ def _composed(command: str, config_folder: Path, given: Sequence[str]) -> DictCo
     parsed = OverridesParser.create().parse_overrides(list(given))
     fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
     with initialize_config_dir(str(config_folder), version_base="1.3"):
-        return compose(command, fixed, return_hydra_config=True)
+        config = compose(command, fixed, return_hydra_config=True)
+    keep_texts(config)
+    return config
 
 
 def _plan(
