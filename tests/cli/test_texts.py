@@ -88,9 +88,8 @@ def test_a_prompt_is_sampled_as_it_is(
     file = Path(out.splitlines()[0])
     facts = read_facts(file)
     assert facts is not None and facts["prompt"] == prompt and facts["sampler"]["negative_prompt"] == TEXT
-    assert SECRET not in f"{[*tmp_path.rglob('*')]} {facts}"
-    again, _, err = run(generate, f"settings={file}", "output=again")
-    assert again == 0, err
+    assert SECRET not in f"{out} {err} {[*tmp_path.rglob('*')]} {facts}"
+    assert run(generate, f"settings={file}", "output=again")[0] == 0
     for one in (sampled[1], sampled[3]):
         assert (one["prompt"], one["negative_prompt"]) == (prompt, TEXT)
     assert (tmp_path / "again" / file.name).is_file()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.cli.summary import conclude
-from fastcomposer.cli.texts import plain
+from fastcomposer.cli.texts import given_overrides, plain
 from fastcomposer.prompt import check_references, strip_markers
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     if config.settings is not None:
         from fastcomposer.cli.recalled import recall
 
-        drawn_from = recall(config, HydraConfig.get().overrides.task)
+        drawn_from = recall(config, given_overrides(HydraConfig.get()))
     if config.prompt is None:
         raise ValueError("prompt: say what the picture should show, or name a picture in settings")
     references = reference_files(config.references)

@@ -58,6 +58,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return unwrapped(OmegaConf.to_container(config, resolve=True))
 
 
+def given_overrides(hydra: Any) -> list[str]:
+    """Overrides of a call as Hydra got them; reading them one by one would resolve what is in their texts.
+
+    Args:
+        hydra: Hydra's part of the configuration.
+    """
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task)
+    return overrides
+
+
 def escaped(text: str) -> str:
     r"""Write a text so that OmegaConf reads it back as it is: ``\${`` in place of ``${``."""
     return _BEGIN.sub(r"\1\1\\${", text)

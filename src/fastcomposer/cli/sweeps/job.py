@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fastcomposer.cli.lock import is_first_process
 from fastcomposer.cli.sweeps.processes import check_processes
+from fastcomposer.cli.texts import given_overrides
 from fastcomposer.runtime.jobs import TRACE_NAME, Job, read_job, read_plan
 
 _DECIDES_NOTHING = ("resume", "threads")
@@ -44,7 +45,8 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and "resume" in config:
         config.resume = "auto"  # SLURM has put the job into its queue again
     folder = Path(hydra.runtime.output_dir)
-    overrides = tuple(text for text in hydra.overrides.task if text.partition("=")[0] not in _DECIDES_NOTHING)
+    task = given_overrides(hydra)
+    overrides = tuple(text for text in task if text.partition("=")[0] not in _DECIDES_NOTHING)
     job = Job(int(hydra.job.num), folder, overrides, settings_of(config))
     plan = read_plan(hydra.sweep.dir)
     name = job.named(() if plan is None else plan.swept)
@@ -60,7 +62,7 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     reason, value = "", None
     try:
         check_processes(config, hydra, _visible_gpus)
-        with _alone(list(hydra.overrides.task), folder):
+        with _alone(task, folder):
             value = work()
     except Exception as error:
         reason = told(error) or f"{type(error).__name__}: {error}"
