@@ -9,8 +9,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.moved import with_present_targets
-
 DECIDING = ("method", "data.module", "seed", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 """What a training is made of; groups such as ``model`` and ``localization`` are interpolated into these."""
 FREE = (
@@ -80,7 +78,7 @@ def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: DictC
     """
     from fastcomposer.training.checkpoints import read_settings
 
-    old, new = (dict(_leaves(one)) for one in (with_present_targets(read_settings(checkpoint)), settings))
+    old, new = (dict(_leaves(one)) for one in (read_settings(checkpoint), settings))
     raw = OmegaConf.to_container(config, resolve=False)
     applied: dict[str, str] = {}
     refused: dict[str, str] = {}
