@@ -134,11 +134,10 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
         "precompute.records_per_file=2",
         "precompute.batch_size=2",
         "threads=1",
-        "+trainer.accelerator=cpu",
     )
     ends = ("kill", "term", "evict", "disk", "second")
     workers = ("outage", "worker")
-    drawn, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("*.bin", "*.index.json")
+    drawn, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("chunk-*.bin", "chunk-*.json")
     return (
         Job(
             *("train", "steps", "train", tuple(train), _training, _steps, _step),
@@ -284,13 +283,9 @@ def _count(*patterns: str) -> Callable[[Path], int]:
 
 
 def _shards(folder: Path) -> dict[str, int]:
-    """The shards whose index says that they are complete."""
+    """The shards beside which their checksums lie, which come last."""
     complete: dict[str, int] = {}
-    for split in ("train", "test"):
-        place = folder / OUTPUT / split
-        everything = (place / "index.json").exists()
-        for file in place.glob("*.bin"):
-            number = file.stem.rpartition("-")[2]
-            if everything or (place / f"{number}.index.json").exists():
-                complete[f"{OUTPUT}/{split}/{file.name}"] = file.stat().st_mtime_ns
+    for file in (folder / OUTPUT).glob("*/chunk-*.bin"):
+        if file.with_suffix(".json").exists():
+            complete[str(file.relative_to(folder))] = file.stat().st_mtime_ns
     return complete
