@@ -22,7 +22,7 @@ from fastcomposer.runtime.faults import FaultError
 Check = Callable[..., list[str]]
 
 
-def _settings(*overrides: str, records: str = "a1") -> tuple[dict[str, Any], Any]:
+def _settings(*overrides: str, records: str = "a1", bad: int = 0) -> tuple[dict[str, Any], Any]:
     """What decides a training of one process, and its configuration."""
     config = composed("train", "experiment=mini", "trainer.max_time=null", *overrides)
     trainer = SimpleNamespace(
@@ -30,7 +30,8 @@ def _settings(*overrides: str, records: str = "a1") -> tuple[dict[str, Any], Any
         num_nodes=config.trainer.num_nodes,
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
     )
-    data = SimpleNamespace(manifest=lambda: {"train": {"digest": records}}, train_split="train")
+    manifest = {"train": {"digest": records, "bad_records": bad}}
+    data = SimpleNamespace(manifest=lambda: manifest, train_split="train")
     return training_settings(config, trainer, data), config
 
 
@@ -101,6 +102,13 @@ def test_all_changes_are_named_at_once_and_each_once(resume: Check) -> None:
 )
 def test_what_leaves_the_training_as_it_is_may_change(overrides: list[str], resume: Check) -> None:
     assert resume(*overrides) == []
+
+
+def test_a_training_resumes_without_records_that_were_damaged_and_with_them_mended(tmp_path: Path) -> None:
+    whole, damaged = _settings(), _settings("data.module.on_bad_record=skip", records="b2", bad=1)
+    for before, now in ((whole, damaged), (damaged, whole)):
+        torch.save({"global_step": 3, "settings": before[0]}, tmp_path / "last.ckpt")
+        assert check_resumable(tmp_path / "last.ckpt", *now) == []
 
 
 def test_settings_of_the_optimizer_are_applied_and_named(resume: Check) -> None:

@@ -34,7 +34,7 @@ APPLIED = (
 SAMPLES = "data.module.batch_size × trainer.accumulate_grad_batches × processes"
 """Samples in a step."""
 RECORDS = "data.root"
-"""The training records: a digest of them, or the folder where there is none."""
+"""The training records: a digest of them, ``None`` where some are skipped; or else the folder."""
 _SOURCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
 
 
@@ -56,8 +56,10 @@ def training_settings(config: DictConfig, trainer: Any, data: Any) -> dict[str, 
     processes = trainer.num_devices * trainer.num_nodes
     batch_size = config.data.module.get("batch_size", 1)  # of other data it is a setting of the method
     found[SAMPLES] = batch_size * trainer.accumulate_grad_batches * processes
-    known = hasattr(data, "manifest")
-    found[RECORDS] = data.manifest()[data.train_split]["digest"] if known else config.data.get("root")
+    found[RECORDS] = config.data.get("root")
+    if hasattr(data, "manifest"):
+        records = data.manifest()[data.train_split]
+        found[RECORDS] = None if records["bad_records"] else records["digest"]
     return found
 
 
@@ -87,6 +89,8 @@ def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: DictC
         if was == now or _within(key, FREE):
             continue
         if key == RECORDS:
+            if None in (was, now):  # damaged since, or mended: the data module says so
+                continue
             was, now = (f"{one.get('data.module.root')} (records {one[key]})" for one in (old, new))
         changes = applied if _is_applied(key, was, now) else refused
         changes[_source(raw, key)] = f"{was}, now {now}"

@@ -345,8 +345,9 @@ class RecipeModule(L.LightningModule):
         Raises:
             NonFiniteWeightsError: If they are not.
         """
-        trained = {name: share(parameter) for name, parameter in self.trained_parameters().items()}
-        self._check_finite({"state_dict": trained, "ema": self.ema.shadow_params if self.ema else []})
+        names, averages = list(self.trained_parameters()), self.ema.shadow_params if self.ema else []
+        parts = {"state_dict": self._shares(), "ema": averages}
+        self._check_finite({part: dict(zip(names, found, strict=False)) for part, found in parts.items()})
 
     def _check_finite(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse NaN and infinity on any process; all have to ask together."""
