@@ -9,10 +9,16 @@ import shutil
 import struct
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from litdata.streaming.downloader import (
+    LocalDownloaderWithCache,
+    register_downloader,
+    unregister_downloader,
+)
 
 from fastcomposer.data.record import RecordError
 from fastcomposer.data.records import read_files, read_record, record_path, write_record
@@ -317,7 +323,7 @@ def test_shards_without_checksums_are_refused(folder: Path, shards: Path, tmp_pa
     assert len(read_all(shards)) == 8
 
 
-def test_shards_of_changed_records_are_told_from_damage(folder: Path, shards: Path) -> None:
+def test_a_damaged_manifest_hides_no_shards_of_other_records(folder: Path, shards: Path) -> None:
     before = contents(shards)
     not_json(shards / "shards.json")
     with pytest.raises(ValueError, match="holds shards of other records"):
@@ -359,3 +365,30 @@ def test_a_damaged_copy_is_fetched_anew(shards: Path, tmp_path: Path, damage: Da
     assert read_all(f"local:{shards}", tmp_path / "local") == wanted
     if damage is not flip:  # a flipped byte may lie where nobody reads
         assert copy.read_bytes() == (shards / CHUNK).read_bytes()
+
+
+class _Failing(LocalDownloaderWithCache):
+    """A store whose client has errors of its own for one chunk."""
+
+    def download_file(self, remote_filepath: str, local_filepath: str) -> None:
+        if remote_filepath.endswith(CHUNK):
+            raise RuntimeError("404 when calling HeadObject")
+        super().download_file(remote_filepath.removeprefix("toy://"), local_filepath)
+
+
+def test_an_error_of_a_store_names_the_chunk(shards: Path, tmp_path: Path) -> None:
+    register_downloader("toy://", _Failing)
+    try:
+        with pytest.raises(OSError, match=rf"^toy://{shards}/{CHUNK} cannot be downloaded: 404"):
+            read_all(f"toy://{shards}", tmp_path / "local")
+    finally:
+        unregister_downloader("toy://")
+
+
+def test_readers_share_what_one_of_them_downloads(shards: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read_all, [f"local:{shards}"] * 4, [tmp_path / "local"] * 4))
+    assert found == [read_all(shards)] * 4
+    files = [file.name for file in (tmp_path / "local").rglob("*") if file.is_file()]
+    chunks = [f"chunk-0-{number}.bin" for number in range(3)]
+    assert sorted(name for name in files if not name.endswith(".lock")) == [*chunks, "index.json"]

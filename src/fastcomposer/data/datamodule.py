@@ -73,7 +73,7 @@ class SubjectDataModule(LightningDataModule):
     Raises:
         ValueError: If a setting is out of range.
         FileNotFoundError: If the folder, or that of the cache, is missing.
-        StaleCacheError: If the cache is of targets made otherwise.
+        StaleCacheError: If the cache is damaged, or of targets made otherwise.
         RecordError: If an id list is missing or empty.
     """
 

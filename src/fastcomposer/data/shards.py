@@ -204,7 +204,7 @@ def _other_files(folder: Path) -> list[str]:
 
 
 def _refuse_others(manifest: Path, changes: list[str], shards: dict[str, list[_Shard]]) -> None:
-    """Tell a damaged manifest from shards of other records, by the checksums that lie beside the chunks."""
+    """Refuse shards of other records, but not a damaged manifest: checksums beside the chunks tell which."""
     stand = [shard for of_split in shards.values() for shard in of_split if shard.checks.exists()]
     if not stand or not all(_checks(shard) for shard in stand):
         raise ValueError(

@@ -32,6 +32,7 @@ class StreamingDataModule(SubjectDataModule):
     Raises:
         ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
         RecordError: If there are no shards of a split.
+        DamagedShardsError: If a file of the shards is missing or damaged.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class StreamingDataModule(SubjectDataModule):
 
         Raises:
             RecordError: If there are no shards of a split.
+            DamagedShardsError: If a file of the shards is missing or damaged.
             ValueError: If ``other_image`` is asked of data without identities.
         """
         for split in splits:
