@@ -174,10 +174,9 @@ class RecipeModule(L.LightningModule):
     @property
     def validation_missing(self) -> bool:
         """Whether the step that a training resumes from was due for a validation that has not ended."""
-        trainer = self.trainer
-        if not self._resumed or self._validated == self.global_step or not trainer.enable_validation:
+        if not self._resumed or self._validated == self.global_step or not self.trainer.enable_validation:
             return False
-        loop = trainer.fit_loop
+        loop = self.trainer.fit_loop
         return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
     def on_validation_epoch_end(self) -> None:
