@@ -5,7 +5,7 @@ FAULTS ?= 200
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo notebooks pictures results samples completion reference card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks pictures results samples completion docs reference card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,8 +66,9 @@ pictures: .venv/core ## Draw held-out people with the committed checkpoint into 
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
 
-results: setup ## Write the results of outputs/reproduce into the README (OUT=...)
-	$(PY) -m fastcomposer.cli.report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md
+results: setup ## Write the results of outputs/reproduce into README.md and docs/benchmarks/results.md (OUT=...)
+	$(PY) -m fastcomposer.cli.report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md \
+		document=docs/benchmarks/results.md
 
 samples: setup ## Draw the pictures of the README and of the base's card anew, into data/mini/samples
 	$(PY) -m fastcomposer.cli.prepare data=avatars
@@ -78,8 +79,11 @@ samples: setup ## Draw the pictures of the README and of the base's card anew, i
 completion: ## Say how the shell completes commands, choices and keys with the tab key
 	@echo 'source $(CURDIR)/scripts/completion.bash'
 
-reference: setup ## Write docs/configuration.md: every command, choice and key
-	$(PY) scripts/reference.py docs/configuration.md
+docs: setup ## Build the site into outputs/site (open outputs/site/index.html)
+	$(PY) -m mkdocs build --strict --quiet
+
+reference: setup ## Write docs/reference: a page for every subcommand and configuration group
+	$(PY) scripts/reference.py docs/reference
 
 card: setup ## Measure the embedded base and its checkpoints anew, and write their card
 	$(PY) -m fastcomposer.cli.attention output=outputs/card 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
@@ -107,9 +111,9 @@ format: setup ## Format the code and mend what the linter can mend by itself
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup ## Measure speed and memory; writes the table of the README
+bench: setup ## Measure speed and memory, and write the table of docs/benchmarks/speed.md
 	$(PY) -m fastcomposer.cli.prepare data=avatars
-	$(PY) -m fastcomposer.cli.bench readme=README.md
+	$(PY) -m fastcomposer.cli.bench document=docs/benchmarks/speed.md
 
 lock: setup ## Resolve the dependencies to their newest versions and write uv.lock
 	.venv/bin/uv lock --upgrade

@@ -1,7 +1,7 @@
-"""Write the reference of all configurations: ``python scripts/reference.py docs/configuration.md``.
+"""Write the reference of all configurations: ``python scripts/reference.py docs/reference``.
 
-Nothing of it is written by hand: defaults and remarks are those of the files in ``conf/``, and what a key
-means is looked up in the docstring of what the file instantiates.
+Every page is generated: defaults and comments are those of the files in ``conf/``, and the meaning of a key
+comes from the docstring of the class or function that the file instantiates.
 """
 
 from __future__ import annotations
@@ -20,8 +20,20 @@ import yaml
 from hydra._internal.utils import _locate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-_FIRST = ("train", "prepare", "generate", "evaluate", "report", "bench")
-COMMANDS = (*_FIRST, *(file.stem for file in sorted(CONF.glob("*.yaml")) if file.stem not in _FIRST))
+_FIRST = (
+    "train",
+    "evaluate",
+    "attention",
+    "generate",
+    "prepare",
+    "report",
+    "card",
+    "workspace",
+    "bench",
+    "demo",
+)
+_FILES = [file.stem for file in sorted(CONF.glob("*.yaml"))]
+COMMANDS = (*(name for name in _FIRST if name in _FILES), *(name for name in _FILES if name not in _FIRST))
 _OVERRIDES = ("experiment", "sweep")  # files that set what others declare
 _SKIPPED = ("defaults", "hydra")
 _REMARK = re.compile(r"""^(?:[^'"#]|"[^"]*"|'[^']*'|(?<=\w)['"#])*?\s#\s(.*)$""")
@@ -31,13 +43,14 @@ _INTERPOLATION = re.compile(r"\$\{([\w./]+)\}")
 
 HEAD = """# Configuration
 
-Every command, every choice, every key. This file is generated: `make reference`.
+A page for every subcommand and every configuration group, written by `make reference`.
 
-A choice is made with `group=name`, a key set with `key=value`; `--cfg job` prints what a call comes to,
-`--help` shows examples. `${a.b}` is the value of another key. Lists are written `[a,b]`, nothing is
-`null`, and a key that a choice does not have is added with `+key=value`. `--config-dir` adds a folder of
-your own choices (see the recipes: [dataset](dataset.md), [metric](metric.md), [backbone](backbone.md),
-[localization loss](localization.md)).
+Select a choice of a group with `group=choice` and set a key with `key=value`. `--cfg job` prints the
+configuration that a call resolves to, `--help` lists keys and examples. `${a.b}` is the value of another
+key. A list is written `[a,b]`, no value is `null`, and a key that a choice lacks is added with `+key=value`.
+`--config-dir` adds a folder with choices of your own, as in the how-to pages for a
+[dataset](../how-to/dataset.md), a [metric](../how-to/metric.md), a [backbone](../how-to/backbone.md) and a
+[localization loss](../how-to/localization.md).
 """
 
 
@@ -46,17 +59,19 @@ class File:
     """A configuration file.
 
     Attributes:
-        group: Folder that it is in; empty for a command.
-        about: The remark at its top.
-        values: Its content, with that of files of the same group that it builds on.
-        own: Paths of the keys that stand in it, in their order.
-        remarks: What stands behind keys, by path; those of the files that it builds on, too.
+        group: Folder of the file; empty for a subcommand.
+        about: Comment at the top.
+        examples: For a subcommand: the text of its help.
+        values: Content, merged with that of files of the same group that it builds on.
+        own: Paths of the keys in the file, in their order.
+        remarks: Comments behind keys, by path, including those of the files that it builds on.
         builds_on: Names of these files.
-        choices: For a command: its groups with the choice of each.
+        choices: For a subcommand: its groups with the default choice of each.
     """
 
     group: str
     about: str
+    examples: str
     values: dict[str, Any]
     own: list[tuple[str, ...]]
     remarks: dict[tuple[str, ...], str]
@@ -78,10 +93,12 @@ def read(name: str) -> File:
     node = yaml.compose(text)
     remarks, lines = {}, text.splitlines()
     for place, line in _lines(node):
-        if said := remark(lines[line]):
-            remarks[place] = said
+        if comment := remark(lines[line]):
+            remarks[place] = comment
     group = str(path.parent.relative_to(CONF)).strip(".")
-    file = File(group, _paragraphs(line for line in about if not line.startswith("@package")), {}, [], {})
+    about = [line for line in about if not line.startswith("@package")]
+    header = content.get("hydra", {}).get("help", {}).get("header", "")
+    file = File(group, _paragraphs(about), _paragraphs(header.splitlines()), {}, [], {})
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             file.builds_on.append(entry)
@@ -99,7 +116,7 @@ def read(name: str) -> File:
 
 
 def _paragraphs(about: Iterable[str]) -> str:
-    """Lines as Markdown; those that are set in are code."""
+    """Lines as Markdown; indented ones are code."""
     parts = []
     for code, lines in groupby(about, lambda line: line.startswith("  ")):
         text = "\n".join(line.removeprefix("  ") for line in lines)
@@ -108,7 +125,7 @@ def _paragraphs(about: Iterable[str]) -> str:
 
 
 def _choose(file: File, entry: dict[str, Any], path: Path) -> None:
-    """Note what a default list chooses, and take the values of what it chooses."""
+    """Record the choices of a defaults list, and merge their values."""
     for group, choice in entry.items():
         if group.startswith(("override ", "/")):
             continue
@@ -135,7 +152,7 @@ def _lines(node: yaml.Node | None, place: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def remark(line: str) -> str:
-    """What stands behind a key and its value."""
+    """Return the comment behind a key and its value."""
     found = _REMARK.match(line)
     return found[1] if found else ""
 
@@ -157,7 +174,7 @@ def at(values: Any, place: tuple[str, ...]) -> Any:
 
 @cache
 def documented(target: str) -> tuple[str, dict[str, str]]:
-    """Purpose and arguments of what a file instantiates, as its docstring tells them."""
+    """Return the summary and the arguments from the docstring of what a file instantiates."""
     found: Any = _locate(target)
     classes = (
         [cls for cls in inspect.getmro(found) if cls is not object] if inspect.isclass(found) else [found]
@@ -185,7 +202,7 @@ def parse_arguments(text: str) -> dict[str, str]:
                 arguments[name] = found[2]
             elif name:
                 arguments[name] += " " + line.strip()
-    return {name: _plain(said) for name, said in arguments.items()}
+    return {name: _plain(argument) for name, argument in arguments.items()}
 
 
 def _plain(text: str) -> str:
@@ -193,28 +210,26 @@ def _plain(text: str) -> str:
 
 
 def meaning(file: File, place: tuple[str, ...]) -> str:
-    """What a key is for: the remark behind it, what the constructor says, or whose value it takes."""
-    parts = []
+    """Return the meaning of a key: constructor docstring, comment, or the key whose value it takes."""
     value = at(file.values, place)
     target = value.get("_target_") if isinstance(value, dict) else None
     owner = at(file.values, (*place[:-1], "_target_"))
-    said = documented(owner)[1].get(place[-1], "") if isinstance(owner, str) else ""
+    argument = documented(owner)[1].get(place[-1], "") if isinstance(owner, str) else ""
     if isinstance(owner, str) and not owner.startswith("fastcomposer."):
-        said = re.split(r"(?<=[.!?]) ", said)[0]  # others tell more than a table holds
+        argument = re.split(r"(?<=[.!?]) ", argument)[0]  # the first sentence is enough for a table
     referred = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
-    if said.lower().startswith(("see ", "as ")) or not said:
-        said = f"as `{referred[1]}`" if referred else said
-    if said:
-        parts.append(said.rstrip("."))
-    if told := file.remarks.get(place) or ("" if said else _elsewhere(file, place)):
-        parts.append(told.rstrip("."))
-    if target and not said:
-        parts.append(documented(target)[0].rstrip("."))
-    return "; ".join(parts).replace("|", "\\|").replace("<", "\\<")
+    if argument.lower().startswith(("see ", "as ")) or not argument:
+        argument = f"as `{referred[1]}`" if referred else argument
+    parts = [argument] if argument else []
+    if comment := file.remarks.get(place) or ("" if argument else _elsewhere(file, place)):
+        parts.append(comment)
+    if target and not argument:
+        parts.append(documented(target)[0])
+    return "; ".join(part.rstrip(".") for part in parts).replace("|", "\\|").replace("<", "\\<")
 
 
 def _elsewhere(file: File, place: tuple[str, ...]) -> str:
-    """The remark behind the same key of another choice of the group, or of another command."""
+    """Return the comment behind the same key of another choice of the group, or of another subcommand."""
     others = [read(name) for name in COMMANDS]
     if file.group:
         others = [read(f"{file.group}/{path.stem}") for path in sorted((CONF / file.group).glob("*.yaml"))]
@@ -222,7 +237,7 @@ def _elsewhere(file: File, place: tuple[str, ...]) -> str:
 
 
 def rows(file: File) -> Iterator[tuple[str, str, str]]:
-    """Key, default and meaning of all that a file says."""
+    """Key, default and meaning of every key of a file."""
     for place in file.own:
         value = at(file.values, place)
         if place[-1].startswith("_"):
@@ -252,15 +267,31 @@ def table(file: File, head: tuple[str, ...] = ("key", "default", "meaning")) -> 
     )
 
 
-def command_section(command: str) -> str:
-    """All of a command but its groups."""
+def command_page(command: str) -> str:
+    """The page of a subcommand: purpose, examples, groups and keys."""
     file = read(command)
-    chosen = ", ".join(
-        f"[{group.partition('@')[0]}](#{group.partition('@')[0]})={_choice(choice)}"
+    groups = [
+        f"| {_link(group.partition('@')[0], '../')} | {_choice(choice)} |"
         for group, choice in file.choices.items()
-    )
-    parts = [f"## `python -m fastcomposer.cli.{command}`", file.about, f"Groups: {chosen}."]
-    return "\n\n".join([*parts, table(file)])
+    ]
+    parts = [
+        f"# fastcomposer {command}",
+        file.about,
+        *(["## Examples", file.examples] if file.examples else []),
+        "## Groups",
+        "\n".join(["| group | default |", "| --- | --- |", *groups]),
+        "## Keys",
+        table(file),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _link(group: str, up: str = "") -> str:
+    return f"[{group}]({up}groups/{_page(group)})"
+
+
+def _page(group: str) -> str:
+    return f"{group.replace('/', '-')}.md"
 
 
 def _choice(choice: Any) -> str:
@@ -269,32 +300,64 @@ def _choice(choice: Any) -> str:
     )
 
 
-def group_section(group: str) -> str:
-    """All choices of a group."""
-    anchor = group.replace("/", "")
-    parts = [f'<a id="{anchor}"></a>\n\n## `{group}=`' if anchor != group else f"## {group}"]
+def group_page(group: str) -> str:
+    """The page of a configuration group: all its choices."""
+    parts = [f"# {group}"]
     for path in sorted((CONF / group).glob("*.yaml")):
         file = read(f"{group}/{path.stem}")
-        parts.append(f"### `{group}={path.stem}`")
+        parts.append(f"## `{group}={path.stem}`")
         target = file.values.get("_target_")
         if target and "_target_" in {place[0] for place in file.own}:
-            parts.append(f"Makes `{target}`.")
+            parts.append(f"Instantiates `{target}`.")
         parts += [file.about] if file.about else []
         if file.builds_on:
-            parts.append("Builds on " + ", ".join(f"`{name}`" for name in file.builds_on) + "; what differs:")
+            parts.append("Builds on " + ", ".join(f"`{name}`" for name in file.builds_on) + ". Changes:")
         head = ("key", "set to") if group in _OVERRIDES else ("key", "default", "meaning")
         parts += [listed] if (listed := table(file, head)) else []
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
-def reference() -> str:
-    """The whole document."""
-    folders = sorted({file.parent for file in CONF.glob("*/**/*.yaml")})
-    groups = [str(folder.relative_to(CONF)) for folder in folders]
-    sections = [command_section(command) for command in COMMANDS]
-    sections += [group_section(group) for group in groups]
-    return HEAD + "\n" + "\n\n".join(sections) + "\n"
+def index_page(groups: Iterable[str]) -> str:
+    """The page that lists subcommands and groups."""
+    commands = [
+        f"| [fastcomposer {name}](commands/{name}.md) | {' '.join(read(name).about.split())} |"
+        for name in COMMANDS
+    ]
+    choices = [
+        f"| {_link(group)} | {' '.join(f'`{path.stem}`' for path in sorted((CONF / group).glob('*.yaml')))} |"
+        for group in groups
+    ]
+    parts = [
+        HEAD,
+        "## Subcommands\n",
+        "\n".join(["| subcommand | purpose |", "| --- | --- |", *commands]),
+        "\n## Groups\n",
+        "\n".join(["| group | choices |", "| --- | --- |", *choices]),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """All pages by their path in the folder of the reference."""
+    groups = sorted({str(file.parent.relative_to(CONF)) for file in CONF.glob("*/**/*.yaml")})
+    return {
+        "index.md": index_page(groups),
+        **{f"commands/{command}.md": command_page(command) for command in COMMANDS},
+        **{f"groups/{_page(group)}": group_page(group) for group in groups},
+    }
+
+
+def main(folder: Path) -> None:
+    """Write all pages, and delete those of subcommands and groups that are gone."""
+    written = pages()
+    for part in ("commands", "groups"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for file in (folder / part).glob("*.md"):
+            if f"{part}/{file.name}" not in written:
+                file.unlink()
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
+    main(Path(sys.argv[1]))

@@ -39,11 +39,11 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
         "sampler.num_inference_steps=4",
         "sampler_batches=[1,2]",
         "loader={records:1,side:96}",
-        "readme=README.md",
+        "document=speed.md",
         "variants=[tuned without localization]",  # each starts a process
         *TINY_STEP,
     ]
-    Path("README.md").write_text(
+    Path("speed.md").write_text(
         "before\n<!-- bench: written by make bench -->\nold\n<!-- bench: end -->\nafter\n"
     )
     status, _, err = run(bench, *common, "suites=[loader,step,sampler,evaluation]")
@@ -64,14 +64,14 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
     assert calls == {"three alphas, each by itself": 12, "three alphas, shared steps": 11}
     drawn = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "sampler"}
     assert drawn == {"4 steps, batch 1": 4, "4 steps, batch 2": 8}  # as three pictures by themselves take 12
-    readme = Path("README.md").read_text()
-    assert readme.startswith("before\n") and readme.endswith("after\n") and "stale" not in readme
-    assert readme.count("\n| step | tuned without localization | ") == 1
-    assert "- loader over plain order: " in readme
+    page = Path("speed.md").read_text()
+    assert page.startswith("before\n") and page.endswith("after\n") and "stale" not in page
+    assert page.count("\n| step | tuned without localization | ") == 1
+    assert "- loader over plain order: " in page
     for wrong, message in (
         ("suites=[nothing]", "suites: unknown nothing"),
         ("variants=[quick]", "variants: there are 'plain"),
-        ("readme=nowhere.md", "readme: no such file: nowhere.md"),
+        ("document=nowhere.md", "document=nowhere.md: no such file"),
     ):
         status, _, err = run(bench, *common, wrong)
         assert status == 1

@@ -90,7 +90,7 @@ def test_an_evaluation_is_reported_without_its_pictures(
     assert "two cores" in Path("results/report.html").read_text()
 
 
-def test_results_go_into_a_readme(
+def test_results_go_into_the_readme_and_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,15 +99,24 @@ def test_results_go_into_a_readme(
         "single_subject", "text_only", {}, 0, 48, score, score, 2.0, 0.0, 0, 0, 900, identity_published=score
     )
     write_results("results/results.json", [row], {"device": "abacus", "cpus": 2})
-    monkeypatch.setattr(sys, "argv", ["report", "results=results", "~benchmark", "readme=README.md"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["report", "results=results", "~benchmark", "readme=README.md", "document=page.md"],
+    )
+    section = "a\n<!-- results: written by make results -->\n<!-- results: end -->\nb\n"
+    Path("page.md").write_text(section)
     Path("README.md").write_text("nothing\n")
     with pytest.raises(SystemExit):
         report.main()
-    assert "readme: what make results writes goes between" in capsys.readouterr().err
+    assert "readme=README.md: no section for make results" in capsys.readouterr().err
     assert not Path("results/tables.md").exists()
-    Path("README.md").write_text("a\n<!-- results: written by make results -->\n<!-- results: end -->\nb\n")
+    Path("README.md").write_text(section)
     report.main()
-    written = Path("README.md").read_text()
-    assert written.startswith("a\n") and written.endswith("b\n")
-    assert "| Text only | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] | 2.0 | 0 | 0.039 [R] |" in written
-    assert "Measured on abacus, 2 cores" in written
+    for name, line in (
+        ("README.md", "| Text only | 0 | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] |"),
+        ("page.md", "| Text only | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] | 2.0 | 0 | 0.039 [R] |"),
+    ):
+        written = Path(name).read_text()
+        assert written.startswith("a\n") and written.endswith("b\n")
+        assert line in written and "Measured on abacus, 2 cores" in written

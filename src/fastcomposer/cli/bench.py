@@ -38,10 +38,10 @@ def main(config: DictConfig) -> None:
             f"data.root={config.data.root}: no such folder, which suite startup reads; make it with "
             "python -m fastcomposer.cli.prepare, or name other suites"
         )
-    if config.readme is not None:
+    if config.document is not None:
         from fastcomposer.evaluation.report.readme import check_section
 
-        check_section(config.readme, "bench")
+        check_section("document", config.document, "bench")
     if "personalization" in config.suites:
         project_personalization(config)
     if "plan" in config.suites:
@@ -93,8 +93,8 @@ def measure_speed(config: DictConfig) -> None:
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
     file = Path(config.output) / "bench.json"
     _write_json(file, content)
-    if config.readme is not None:
-        write_section(config.readme, "bench", text)
+    if config.document is not None:
+        write_section(config.document, "bench", text)
     print(file)
     conclude({"figures": file})
 

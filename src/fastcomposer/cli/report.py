@@ -25,10 +25,12 @@ def main(config: DictConfig) -> None:
 def report_results(config: DictConfig) -> None:
     """Write tables and page of an evaluation."""
     results = Path(config.results)
-    if config.readme is not None:
+    documents = {key: config[key] for key in ("readme", "document") if config[key] is not None}
+    if documents:
         from fastcomposer.evaluation.report.readme import check_section
 
-        check_section(config.readme, "results")
+        for key, document in documents.items():
+            check_section(key, document, "results")
     if not any(results.glob("**/results.json")):
         raise FileNotFoundError(f"results={results}: no results.json there; evaluate writes it")
 
@@ -40,12 +42,14 @@ def report_results(config: DictConfig) -> None:
     benchmarks = instantiate(config.benchmark) if config.get("benchmark") else ()
     files = write_report(results, list(config.formats), config.alpha, benchmarks)
     print(*files, sep="\n")
-    if config.readme is not None:
+    if documents:
         from fastcomposer.evaluation.collected import collect
-        from fastcomposer.evaluation.report.readme import results_section, write_section
+        from fastcomposer.evaluation.report.readme import results_section, summary_section, write_section
 
-        write_section(config.readme, "results", results_section(collect(results, config.alpha)))
-        print(config.readme)
+        sections = {"readme": summary_section, "document": results_section}
+        for key, document in documents.items():
+            write_section(document, "results", sections[key](collect(results, config.alpha)))
+            print(document)
     conclude({"tables and page": results})
 
 

@@ -12,6 +12,7 @@ from fastcomposer.evaluation.report.readme import (
     check_section,
     replace_section,
     results_section,
+    summary_section,
     write_section,
 )
 
@@ -22,15 +23,15 @@ def test_a_section_goes_between_its_markers(tmp_path: Path) -> None:
     once = replace_section(EMPTY, "bench", "figures")
     assert once == EMPTY.replace("bench -->\n<!--", "bench -->\nfigures\n<!--")
     assert replace_section(once, "bench", "others") == once.replace("figures", "others")
-    with pytest.raises(
-        ValueError, match="readme: what make results writes goes between <!-- results: written"
-    ):
+    with pytest.raises(ValueError, match="<!-- results: written by make results -->"):
         replace_section(EMPTY, "results", "figures")
-    file = tmp_path / "README.md"
-    with pytest.raises(FileNotFoundError, match="readme: no such file"):
-        check_section(file, "bench")
+    file = tmp_path / "speed.md"
+    with pytest.raises(FileNotFoundError, match="document=.*speed.md"):
+        check_section("document", file, "bench")
     file.write_text(EMPTY)
-    check_section(file, "bench")
+    check_section("document", file, "bench")
+    with pytest.raises(ValueError, match="readme=.*speed.md"):
+        check_section("readme", file, "results")
     write_section(file, "bench", "figures")
     assert file.read_text() == once
 
@@ -40,9 +41,9 @@ def test_results_are_narrow_enough_to_read(whole_evaluation: tuple[Path, list[An
     lines = text.splitlines()
     headings = [line for line in lines if line.startswith("#")]
     assert headings == [
-        "### Single subject, 32 pictures a method",
-        "### Multi subject, 24 pictures a method",
-        "### Cross-attention localization",
+        "## Single subject, 32 images per method",
+        "## Multi subject, 24 images per method",
+        "## Cross-attention localization",
     ]
     head = "| method | references | identity, published protocol | prompt | s / image | s to personalise | "
     assert lines.count(head + "published: identity | published: prompt |") == 2
@@ -50,6 +51,20 @@ def test_results_are_narrow_enough_to_read(whole_evaluation: tuple[Path, list[An
     assert ours.startswith("| **FastComposer** | 1 | 0.550 [")
     assert ours.endswith("| 2.0 | 0 | 0.514 [R] | 0.243 [R] |")
     assert "IP-Adapter" not in text  # only what was measured
-    gain = text[text.index("### Cross-attention localization") :]
+    gain = text[text.index("## Cross-attention localization") :]
     assert "| training | identity, corrected |" in gain and "| Multi subject, with | 0.450 [" in gain
-    assert "FastComposer is shown at α = 0.6." in text
+    assert "FastComposer at α = 0.6." in text
+
+
+def test_the_readme_has_one_table_of_all_methods(whole_evaluation: tuple[Path, list[Any]]) -> None:
+    lines = summary_section(collect(whole_evaluation[0], alpha=0.6)).splitlines()
+    assert lines[0] == (
+        "| method | references | s to personalise | identity, single subject | prompt, single subject | "
+        "identity, multi subject | prompt, multi subject |"
+    )
+    table = [line for line in lines if line.startswith("|")]
+    (ours,) = (line for line in table if "**FastComposer**" in line)
+    assert ours.startswith("| **FastComposer** | 1 | 0 | 0.550 [") and " 0.450 [" in ours
+    (dreambooth,) = (line for line in table if line.startswith("| DreamBooth "))
+    assert dreambooth.endswith("| – | – |")  # of one person only
+    assert not any(tag in line for line in table for tag in ("[R]", "[M]", "#"))
