@@ -79,6 +79,7 @@ samples: setup ## Draw the pictures of the README and of the base's card anew, i
 completion: ## Say how the shell completes commands, choices and keys with the tab key
 	@echo 'source $(CURDIR)/scripts/completion.bash'
 
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## Build the site into outputs/site (open outputs/site/index.html)
 	$(PY) -m mkdocs build --strict --quiet
 

@@ -39,6 +39,7 @@ _SKIPPED = ("defaults", "hydra")
 _REMARK = re.compile(r"""^(?:[^'"#]|"[^"]*"|'[^']*'|(?<=\w)['"#])*?\s#\s(.*)$""")
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?([\w]+)`")
 _ARGUMENT = re.compile(r"^\*{0,2}(\w+)(?: \([^:]*\))?: ?(.*)$")
+_CODE_OR_TAG = re.compile(r"`[^`]*`|<")
 _INTERPOLATION = re.compile(r"\$\{([\w./]+)\}")
 
 HEAD = """# Configuration
@@ -66,6 +67,7 @@ class File:
         own: Paths of the keys in the file, in their order.
         remarks: Comments behind keys, by path, including those of the files that it builds on.
         builds_on: Names of these files.
+        swept: For a sweep: the values or ranges of its keys.
         choices: For a subcommand: its groups with the default choice of each.
     """
 
@@ -76,6 +78,7 @@ class File:
     own: list[tuple[str, ...]]
     remarks: dict[tuple[str, ...], str]
     builds_on: list[str] = field(default_factory=list)
+    swept: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,8 +100,11 @@ def read(name: str) -> File:
             remarks[place] = comment
     group = str(path.parent.relative_to(CONF)).strip(".")
     about = [line for line in about if not line.startswith("@package")]
-    header = content.get("hydra", {}).get("help", {}).get("header", "")
+    hydra = content.get("hydra", {})
+    header = hydra.get("help", {}).get("header", "")
     file = File(group, _paragraphs(about), _paragraphs(header.splitlines()), {}, [], {})
+    if group == "sweep":
+        file.swept = hydra.get("sweeper", {}).get("params", {})
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             file.builds_on.append(entry)
@@ -225,7 +231,13 @@ def meaning(file: File, place: tuple[str, ...]) -> str:
         parts.append(comment)
     if target and not argument:
         parts.append(documented(target)[0])
-    return "; ".join(part.rstrip(".") for part in parts).replace("|", "\\|").replace("<", "\\<")
+    return _escaped("; ".join(part.rstrip(".") for part in parts))
+
+
+def _escaped(text: str) -> str:
+    """Escape what Markdown would take for the end of a cell or for HTML."""
+    plain = _CODE_OR_TAG.sub(lambda found: "&lt;" if found[0] == "<" else found[0], text)
+    return plain.replace("|", "\\|")
 
 
 def _elsewhere(file: File, place: tuple[str, ...]) -> str:
@@ -314,6 +326,9 @@ def group_page(group: str) -> str:
             parts.append("Builds on " + ", ".join(f"`{name}`" for name in file.builds_on) + ". Changes:")
         head = ("key", "set to") if group in _OVERRIDES else ("key", "default", "meaning")
         parts += [listed] if (listed := table(file, head)) else []
+        if file.swept:
+            lines = [f"| {key} | {_written(values)} |" for key, values in file.swept.items()]
+            parts.append("\n".join(["| swept key | values |", "| --- | --- |", *lines]))
     return "\n\n".join(parts) + "\n"
 
 

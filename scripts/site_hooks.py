@@ -1,4 +1,4 @@
-"""What the site needs besides its pages: the cards of ``data/``, a menu of the reference, and equations.
+"""Hooks of the documentation site: cards of ``data/`` as pages, the menu of the reference, and equations.
 
 MkDocs calls these functions (``hooks`` in ``mkdocs.yml``).
 """
@@ -17,41 +17,42 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-CARDS = ("README.md", "mini/README.md", "architectures/README.md")
+# Pages by their file. A page called README would become the first page of its menu.
+CARDS = {
+    "data/folders.md": "data/README.md",
+    "data/mini/card.md": "data/mini/README.md",
+    "data/architectures/card.md": "data/architectures/README.md",
+}
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[\w-]+)?\))")
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 _NUMBER = re.compile(r"\\tag\{(\w+)\}")
+_CELL = re.compile(r"<td.*?</td>", re.S)
 _ROLE = re.compile(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>")
 
 
 def on_config(config: MkDocsConfig) -> None:
     """List the generated pages of the reference in the menu."""
-    folder = ROOT / "docs" / "reference"
     (entries,) = (entry["Reference"] for entry in config.nav if "Reference" in entry)
     for title, part in (("Subcommands", "commands"), ("Configuration groups", "groups")):
-        entries.append(
-            {title: [f"reference/{part}/{file.name}" for file in sorted((folder / part).glob("*.md"))]}
-        )
+        names = sorted(file.stem for file in (ROOT / "docs" / "reference" / part).glob("*.md"))
+        entries.append({title: [f"reference/{part}/{name}.md" for name in names]})
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the cards of ``data/`` and the images that pages show."""
-    shown = [
-        *CARDS,
-        *(file.relative_to(ROOT / "data") for file in (ROOT / "data/mini/samples").glob("*.png")),
-    ]
-    for name in shown:
-        files.append(File.generated(config, f"data/{name}", abs_src_path=str(ROOT / "data" / name)))
+    samples = [str(file.relative_to(ROOT)) for file in (ROOT / "data/mini/samples").glob("*.png")]
+    for name, source in (CARDS | dict(zip(samples, samples, strict=True))).items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
-    """Turn links between files of the repository into links between files of the site."""
-    sources = {Path(file.abs_src_path).resolve(): file.src_uri for file in files if file.abs_src_path}
-    source = Path(page.file.abs_src_path).resolve()
+    """Turn links between files of the repository into links between pages."""
+    pages = {Path(file.abs_src_path).resolve(): file.src_uri for file in files if file.abs_src_path}
+    folder = Path(page.file.abs_src_path).resolve().parent
 
     def linked(match: re.Match[str]) -> str:
-        found = sources.get((source.parent / match[2]).resolve())
+        found = pages.get((folder / match[2]).resolve())
         if found is None:
             return match[0]
         return match[1] + posixpath.relpath(found, posixpath.dirname(page.file.src_uri) or ".") + match[3]
@@ -60,8 +61,12 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Write equations as MathML, which browsers show without a script, and Sphinx's roles as code."""
-    return _ROLE.sub(r"<code>\1</code>", _EQUATION.sub(_mathml, content))
+    """Write equations as MathML, which browsers show without a script, and Sphinx's roles as code.
+
+    In code within a table, GitHub wants ``|`` escaped and Python-Markdown does not.
+    """
+    content = _ROLE.sub(r"<code>\1</code>", _EQUATION.sub(_mathml, content))
+    return _CELL.sub(lambda cell: cell[0].replace(r"\|", "|"), content)
 
 
 def _mathml(match: re.Match[str]) -> str:

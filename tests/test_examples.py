@@ -1,4 +1,4 @@
-"""Every command that the README or a command's help shows composes, with keys that exist."""
+"""Every command that a document or a command's help shows composes, with keys that exist."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from example_calls import calls, compose_call
 from fastcomposer.cli.common import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted(CONFIG_FOLDER.glob("*.yaml"))]
+# Recipes are executed (tests/docs/test_recipes.py); the reference repeats the helps.
+PAGES = [
+    file for file in sorted((ROOT / "docs").rglob("*.md")) if file.parent.name not in ("how-to", "commands")
+]
+DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", *PAGES, *sorted(CONFIG_FOLDER.glob("*.yaml"))]
 
 
 def examples() -> list[tuple[str, str]]:
-    """Command and arguments of every call, in the words of its document."""
+    """Subcommand and arguments of every call, as in its document."""
     return [*dict.fromkeys(call for file in DOCUMENTS for call in calls(file.read_text(encoding="utf-8")))]
 
 
@@ -23,12 +27,15 @@ def test_the_examples_are_found() -> None:
     assert len(found) > 50
     assert {command for command, _ in found} == {
         "train",
-        "prepare",
-        "generate",
-        "demo",
         "evaluate",
+        "attention",
+        "generate",
+        "prepare",
         "report",
+        "card",
+        "workspace",
         "bench",
+        "demo",
     }
     assert ("train", "experiment=mini_base method=embedder") in found  # out of a loop
     assert not [arguments for _, arguments in found if "$" in arguments or "…" in arguments]

@@ -1,4 +1,4 @@
-"""What documents link to is there."""
+"""Links of documents have targets, and the README stays short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "data").rglob("README.md")),
 ]
 _LINK = re.compile(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)")
@@ -32,3 +32,7 @@ def test_links_lead_somewhere(document: Path) -> None:
         file = document if not target else (document.parent / target).resolve()
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -1,4 +1,4 @@
-"""The reference of the configurations is the one that the command makes, and leaves nothing out."""
+"""The reference of the configuration is the one that the script writes, and leaves nothing out."""
 
 from __future__ import annotations
 
@@ -21,20 +21,43 @@ def reference() -> ModuleType:
     return reference
 
 
-def test_the_file_is_what_the_command_makes(reference: ModuleType) -> None:
-    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert reference.reference() == written, "make reference"
+@pytest.fixture(scope="module")
+def pages(reference: ModuleType) -> dict[str, str]:
+    return reference.pages()
 
 
-def test_nothing_is_left_out(reference: ModuleType) -> None:
-    text = reference.reference()
+def test_the_pages_are_what_the_command_makes(pages: dict[str, str]) -> None:
+    folder = ROOT / "docs" / "reference"
+    generated = [folder / "index.md", *folder.glob("commands/*.md"), *folder.glob("groups/*.md")]
+    written = {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in generated}
+    assert pages == written, "make reference"
+
+
+def test_nothing_is_left_out(reference: ModuleType, pages: dict[str, str]) -> None:
     for file in reference.CONF.rglob("*.yaml"):
-        group, choice = file.parent.relative_to(reference.CONF), file.stem
-        assert (f"`{group}={choice}`" if str(group) != "." else f"fastcomposer.cli.{choice}`") in text
-    blank = [line for line in text.splitlines() if line.endswith("|  |")]
-    # Lists and arguments of other libraries, which the line above them tells of.
-    told = ("step.", "vae.", "unet.", "clip.", "text_encoder.", "scheduler.", "startup.", "class_words.")
-    assert not [line for line in blank if not line.removeprefix("| ").startswith(told)]
+        group = str(file.parent.relative_to(reference.CONF))
+        if group == ".":
+            assert pages[f"commands/{file.stem}.md"].startswith(f"# fastcomposer {file.stem}\n")
+            assert f"](commands/{file.stem}.md)" in pages["index.md"]
+        else:
+            page = group.replace("/", "-")
+            assert f"\n## `{group}={file.stem}`\n" in pages[f"groups/{page}.md"]
+            assert f"](groups/{page}.md)" in pages["index.md"]
+    blank = [line for page in pages.values() for line in page.splitlines() if line.endswith("|  |")]
+    # Lists and arguments of other libraries, which the line above them explains.
+    explained = ("step.", "vae.", "unet.", "clip.", "text_encoder.", "scheduler.", "startup.", "class_words.")
+    assert not [line for line in blank if not line.removeprefix("| ").startswith(explained)]
+
+
+def test_a_subcommand_has_examples_groups_and_keys(pages: dict[str, str]) -> None:
+    page = pages["commands/train.md"]
+    assert "experiment=mini resume=auto\n" in page.partition("## Examples")[2].partition("## Groups")[0]
+    assert "\n| [model](../groups/model.md) | `mini` |\n" in page
+    assert "\n| seed | `42` | " in page.partition("## Keys")[2]
+
+
+def test_a_sweep_has_its_values(pages: dict[str, str]) -> None:
+    assert "\n| method.vision_layers | `0,1,2,3` |\n" in pages["groups/sweep.md"]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +88,15 @@ def test_arguments_are_found_in_docstrings(reference: ModuleType) -> None:
     assert found == {"one": "The first, of several lines; see `other`.", "two": "`None` for none."}
 
 
-def test_what_a_key_means_has_one_source(reference: ModuleType) -> None:
-    lines = reference.reference().splitlines()
+def test_a_key_has_one_source_of_its_meaning(pages: dict[str, str]) -> None:
+    lines = pages["groups/localization.md"].splitlines()
     weight = "| weight | `0.001` | of the localization loss in the total; 0 measures it only |"
     assert weight in lines and weight.replace("0.001", "0.1") in lines  # and where it is overridden
-    (layers,) = (line for line in lines if line.startswith("| vision_layers |"))
-    assert "last layers" in layers  # as the docstring says
+    (layers,) = (
+        line for line in pages["groups/method.md"].splitlines() if line.startswith("| vision_layers |")
+    )
+    assert "last layers" in layers  # as in the docstring
+
+
+def test_meanings_are_escaped_outside_code(reference: ModuleType) -> None:
+    assert reference._escaped("a <b> in `<c>|d`") == "a &lt;b> in `<c>\\|d`"

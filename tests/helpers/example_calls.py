@@ -1,4 +1,4 @@
-"""Calls of our commands in documents, helps and summaries, and how to compose them."""
+"""Calls of our subcommands in documents and helps, and how to compose them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from fastcomposer.cli.common import quoted, renamed
 from fastcomposer.cli.report import SPOKEN
 
-_CALL = re.compile(r"^\s*(?:python -m fastcomposer\.cli\.(\w+))(?: (.*))?$")
+_CALL = re.compile(r"^\s*(?:fastcomposer |python -m fastcomposer\.cli\.)(\w+)(?: (.*))?$")
 _LOOP = re.compile(r"^for (\w+) in ([^;]+); do$")
 _COMMENTS = re.compile(r"\s#\s.*$")
 
 
 def calls(text: str) -> list[tuple[str, str]]:
-    """Command and arguments of every call, in the words of the text; of a loop one for each value."""
+    """Subcommand and arguments of every call, as in the text; of a loop one for each value."""
     found = []
     variable, values = "", [""]
     for line in text.replace("\\\n", " ").splitlines():
