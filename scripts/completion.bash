@@ -1,19 +1,19 @@
-# Completion of `python -m fastcomposer.cli.<command>`: commands, groups with their choices, and keys.
+# Completion of `fastcomposer <subcommand>`: subcommands, groups with their choices, and keys.
 #   source scripts/completion.bash          in zsh after: autoload -U +X bashcompinit && bashcompinit
-# Hydra knows what may follow; its own `-sc install=bash` does not know commands that are modules.
+# Hydra completes what follows a subcommand; its own `-sc install=bash` does not support subcommands.
 
 _fastcomposer() {
     local line=${COMP_LINE:0:COMP_POINT} found=""
     local word=${line##* }
-    local called='^([^ ]*python[0-9.]*) +-m +fastcomposer\.cli\.([a-z]+) +(.*)$'
-    local naming='^[^ ]*python[0-9.]* +-m +f[a-z.]*$'
+    local called='^([^ ]*fastcomposer) +([a-z]+) +(.*)$'
+    local naming='^[^ ]*fastcomposer +[a-z]*$'
     COMPREPLY=()
     if [[ $line =~ $called ]]; then
-        found=$(COMP_LINE="python app ${BASH_REMATCH[3]}" "${BASH_REMATCH[1]}" \
-            -m "fastcomposer.cli.${BASH_REMATCH[2]}" -sc query=bash 2>/dev/null)
+        found=$(COMP_LINE="python app ${BASH_REMATCH[3]}" "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" \
+            -sc query=bash 2>/dev/null)
     elif [[ $line =~ $naming ]]; then
         for file in "$(dirname "${BASH_SOURCE[0]}")"/../conf/*.yaml; do
-            found+=" fastcomposer.cli.$(basename "$file" .yaml)"
+            found+=" $(basename "$file" .yaml)"
         done
     fi
     # shellcheck disable=SC2207
@@ -21,4 +21,4 @@ _fastcomposer() {
 }
 
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=/}
-complete -o nospace -o bashdefault -o default -F _fastcomposer python python3 .venv/bin/python
+complete -o nospace -o bashdefault -o default -F _fastcomposer fastcomposer .venv/bin/fastcomposer
