@@ -13,8 +13,8 @@ from PIL import Image
 from rich.progress import track
 
 from fastcomposer.evaluation.pipelines import load_trained
-from fastcomposer.pictures import grid
-from fastcomposer.provenance import picture_text
+from fastcomposer.utils.image_grid import grid
+from fastcomposer.utils.provenance import picture_text
 
 SCENES = {
     "… on\nthe beach": "{} and {} on the beach",

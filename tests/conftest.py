@@ -180,8 +180,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_world(root: Path, num_train: int = 24, num_test: int = 8) -> Path:
     """Render a small world."""
-    from fastcomposer.data.prepare import prepare_avatars
-    from fastcomposer.data.scenes import AvatarScenes
+    from fastcomposer.miniworld.render import prepare_avatars
+    from fastcomposer.miniworld.scenes import AvatarScenes
 
     scenes = AvatarScenes(size=64, num_identities=8)
     prepare_avatars(root, scenes, num_train, num_test, num_workers=0, reference_size=56)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcomposer.cli import evaluate, train
 from fastcomposer.cli.app import COMMANDS
 from fastcomposer.cli.common import CONFIG_FOLDER
-from fastcomposer.cli.sweeps.search import chosen_overrides, read_goal
+from fastcomposer.sweeps.search import chosen_overrides, read_goal
 
 GROUPS = {
     "model": "train",

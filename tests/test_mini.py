@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastcomposer.composer import FastComposer
-from fastcomposer.data.scenes import AvatarScenes, held_out_identities, reference_picture
-from fastcomposer.evaluation.base.quality import QUALITY, HeldOutScenes, render_held_out
-from fastcomposer.models.trained import load_trained_weights
+from fastcomposer.miniworld.card.quality import QUALITY, HeldOutScenes, render_held_out
+from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, reference_picture
+from fastcomposer.models.weights_io import load_trained_weights
 
 MINI = Path(__file__).parents[1] / "data" / "mini"
 SHORT_OF = {"vae": 0.3}

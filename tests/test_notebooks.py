@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from fastcomposer import notebooks
-from fastcomposer.pictures import owner_overlay
+from fastcomposer.utils.image_grid import owner_overlay
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["01_quickstart", "02_attention_maps", "03_paper_tables", "04_your_photos"]

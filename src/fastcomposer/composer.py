@@ -13,15 +13,15 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.draws import Source, uniform, whole_numbers
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
 from fastcomposer.models.attention import AttentionCapture, Implementation, select_blocks
-from fastcomposer.models.checkpoint import is_published
 from fastcomposer.models.conditioning import encode_references
 from fastcomposer.models.networks import Networks
+from fastcomposer.models.published_checkpoint import is_published
 from fastcomposer.models.text import TextStates
-from fastcomposer.models.trained import find_weights_file, load_trained_weights
+from fastcomposer.models.weights_io import find_weights_file, load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
+from fastcomposer.utils.rng import Source, uniform, whole_numbers
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
@@ -86,9 +86,9 @@ class FastComposer(Networks):
         """Load weights in any layout: those that a training left, on top of their base, or the released ones.
 
         Args:
-            checkpoint: See :func:`~fastcomposer.models.trained.load_trained_weights`. Of the released layout
-                every network is taken, and of the base only configurations and tokenizer are read, as by
-                :meth:`from_published_checkpoint`.
+            checkpoint: See :func:`~fastcomposer.models.weights_io.load_trained_weights`. Of the released
+                layout every network is taken, and of the base only configurations and tokenizer are read, as
+                by :meth:`from_published_checkpoint`.
             base: See :meth:`from_pretrained`.
             **options: Further arguments that :meth:`from_published_checkpoint` takes as well.
 

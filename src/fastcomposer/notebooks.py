@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastcomposer.panels import PANELS
+from fastcomposer.training.wandb_workspace import PANELS
 
 _DPI = 110
 _SPLITS = {"train": "training", "val": "held out"}
@@ -185,8 +185,8 @@ def records(root: str | Path, split: str = "all", count: int = 8) -> Html:
         count: At most how many.
     """
     # Only now: what is imported with these warns of widgets unless it is told not to.
-    from fastcomposer.data.photos.samples import draw_sample
     from fastcomposer.data.records import read_ids
+    from fastcomposer.preparation.record_images import draw_sample
 
     found = []
     for name in read_ids(root, split)[:count]:

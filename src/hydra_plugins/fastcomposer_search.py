@@ -49,7 +49,7 @@ class SearchSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs; the arguments are those of the command."""
-        from fastcomposer.cli.sweeps.search import Search, chosen_overrides
+        from fastcomposer.sweeps.search import Search, chosen_overrides
 
         def launch(jobs: Sequence[Sequence[str]], first: int) -> list[float | None]:
             assert self.launcher is not None  # by setup

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastcomposer import __version__
 from fastcomposer.cli import attention, generate, train
-from fastcomposer.provenance import read_facts
+from fastcomposer.utils.provenance import read_facts
 
 Run = Callable[..., tuple[int, str, str]]
 

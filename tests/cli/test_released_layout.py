@@ -21,7 +21,7 @@ from fastcomposer import FastComposer
 from fastcomposer.cli import evaluate, generate
 from fastcomposer.cli.common import load_trained_model, trained_pipeline
 from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.models.trained import load_trained_weights, save_trained_weights
+from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,8 +11,8 @@ import pytest
 from fastcomposer.cli import card, report
 from fastcomposer.evaluation.results import ResultRow, write_results
 from fastcomposer.evaluation.statistics import Estimate
-from fastcomposer.models.detector import HeadDetector
-from fastcomposer.models.embedder import IdentityEmbedder
+from fastcomposer.miniworld.detector import HeadDetector
+from fastcomposer.miniworld.embedder import IdentityEmbedder
 
 
 def test_the_report_measures_what_is_there(

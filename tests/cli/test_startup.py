@@ -30,8 +30,8 @@ TRAIN = (
 )
 GENERATE = (
     "fastcomposer.composer",
-    "fastcomposer.models.trained",
-    "fastcomposer.pictures",
+    "fastcomposer.models.weights_io",
+    "fastcomposer.utils.image_grid",
     "fastcomposer.pipeline.stable_diffusion",
 )
 

@@ -17,7 +17,7 @@ from small_training import bare_training
 from fastcomposer.cli import train
 from fastcomposer.cli.training_settings import SAMPLES, check_resumable, training_settings
 from fastcomposer.data.records import read_ids, write_ids
-from fastcomposer.runtime.faults import FaultError
+from fastcomposer.utils.errors import FaultError
 
 Check = Callable[..., list[str]]
 

@@ -19,13 +19,13 @@ from PIL import Image
 from toy_records import CAPTION, LEFT, RIGHT, add_record
 
 from fastcomposer.data.dataset import SubjectDataset
-from fastcomposer.data.photos.source import PhotoFile, UnusablePhotoError, open_photo
 from fastcomposer.data.pixels import eight_bit
 from fastcomposer.data.portraits import read_square
 from fastcomposer.data.record import RecordError
 from fastcomposer.data.records import Record, parse_record, read_record, record_path, write_ids
 from fastcomposer.data.reference import prepare_reference
-from fastcomposer.models.checkpoint import read_checkpoint
+from fastcomposer.models.published_checkpoint import read_checkpoint
+from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, open_photo
 from fastcomposer.prompt import MARKER, PromptError, parse_prompt
 
 _MANY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

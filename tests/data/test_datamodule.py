@@ -12,8 +12,8 @@ from toy_records import LEFT, add_record
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.datamodule import SubjectDataModule
-from fastcomposer.data.order import EpochSampler
 from fastcomposer.data.records import RecordError, write_ids
+from fastcomposer.data.samplers import EpochSampler
 from fastcomposer.data.shards import write_shards
 from fastcomposer.data.streaming import StreamingDataModule
 from fastcomposer.data.transforms import PUBLISHED

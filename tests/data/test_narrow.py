@@ -15,7 +15,6 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as tvf
 from toy_records import LEFT, add_record, picture
 
-from fastcomposer.data.photos.source import PhotoFile, UnusablePhotoError, open_photo
 from fastcomposer.data.portraits import read_square
 from fastcomposer.data.records import RecordError, read_record
 from fastcomposer.data.reference import prepare_reference
@@ -23,6 +22,7 @@ from fastcomposer.data.transforms import bounded_square, pad_to_square
 from fastcomposer.demo.uploads import Limits
 from fastcomposer.demo.uploads import read_reference as take
 from fastcomposer.evaluation.scoring import read_reference
+from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, open_photo
 
 LONG = 16_000
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -12,10 +12,10 @@ import pytest
 import torch
 from toy_records import CAPTION, LEFT, RIGHT, picture, segment_map
 
+from fastcomposer.bench.plain_loading import plain_augmentation, plain_sample
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.records import Record, read_record, write_ids, write_record
 from fastcomposer.data.transforms import PUBLISHED
-from fastcomposer.evaluation.speed.plain_loading import plain_augmentation, plain_sample
 
 LARGE = (320, 352)
 

@@ -17,9 +17,9 @@ from fastcomposer.data.portraits import (
     ReferenceSet,
     read_square,
     reference_sets,
-    rendered_people,
 )
-from fastcomposer.data.scenes import AvatarScenes
+from fastcomposer.miniworld.people import rendered_people
+from fastcomposer.miniworld.scenes import AvatarScenes
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

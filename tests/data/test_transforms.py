@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 from toy_records import LEFT, picture, segment_map
 
-from fastcomposer.data.cutout import cut_out
+from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import (
     PUBLISHED,
     ReferenceAugmentation,

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.demo.examples import Example
-from fastcomposer.provenance import read_facts
+from fastcomposer.utils.provenance import read_facts
 
 MINI = CONFIG_FOLDER.parent / "data" / "mini"
 PATIENCE = 90_000  # ms: the machine may be busy

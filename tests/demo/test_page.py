@@ -16,7 +16,7 @@ from fastcomposer.demo.examples import Example
 from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Order, Studio
 from fastcomposer.demo.uploads import Limits, Person, Reference, read_reference
-from fastcomposer.provenance import read_facts
+from fastcomposer.utils.provenance import read_facts
 
 SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "guidance": 3.0, "negative": ""}
 

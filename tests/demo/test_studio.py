@@ -14,7 +14,7 @@ from torch import Generator
 
 from fastcomposer import __version__
 from fastcomposer.demo.studio import Order, Studio, file_name, overlays
-from fastcomposer.provenance import read_facts
+from fastcomposer.utils.provenance import read_facts
 
 Make = Callable[..., Order]
 

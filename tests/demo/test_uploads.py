@@ -18,7 +18,7 @@ from fastcomposer.demo.uploads import (
     moved,
     read_reference,
 )
-from fastcomposer.runtime.settings import file_digest
+from fastcomposer.utils.settings import file_digest
 
 LIMITS = Limits(megabytes=0.01, megapixels=0.02)
 

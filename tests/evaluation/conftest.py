@@ -141,7 +141,7 @@ def _scores(
     import pyarrow.parquet as pq
 
     from fastcomposer.evaluation.results import SCORES
-    from fastcomposer.provenance import picture_text
+    from fastcomposer.utils.provenance import picture_text
 
     order = [subject.id for subject in benchmark.subjects]
     lines = []

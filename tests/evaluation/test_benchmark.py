@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from people import people
 
-from fastcomposer.data.avatars import ACCESSORIES, CLOTHES, CLOTHING_COLORS, EXPRESSIONS, OUTFITS, Appearance
-from fastcomposer.data.scenery import CONTEXTS, STYLES
-from fastcomposer.data.scenes import _describe, held_out_identities, is_held_out
 from fastcomposer.evaluation.benchmark import (
     Benchmark,
     BenchmarkError,
@@ -22,6 +19,16 @@ from fastcomposer.evaluation.benchmark import (
     load_benchmark,
 )
 from fastcomposer.evaluation.definition import read_definition
+from fastcomposer.miniworld.avatars import (
+    ACCESSORIES,
+    CLOTHES,
+    CLOTHING_COLORS,
+    EXPRESSIONS,
+    OUTFITS,
+    Appearance,
+)
+from fastcomposer.miniworld.scenery import CONTEXTS, STYLES
+from fastcomposer.miniworld.scenes import _describe, held_out_identities, is_held_out
 from fastcomposer.prompt import place_markers, strip_markers
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from PIL import Image
 from toy_evaluation import SAMPLER, Toy, make_toy, predict
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
-from fastcomposer.evaluation.drawing import Drawn, Job
+from fastcomposer.evaluation.case_sampler import Drawn, Job
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod

@@ -12,7 +12,7 @@ import torch
 from toy_evaluation import SAMPLER, Toy
 
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.drawing import Job
+from fastcomposer.evaluation.case_sampler import Job
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
 from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_facts

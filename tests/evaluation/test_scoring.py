@@ -30,7 +30,7 @@ from fastcomposer.evaluation.store import read_table
 from fastcomposer.evaluation.summary import result_rows
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.metrics.image_text import ClipExtractor
-from fastcomposer.runtime.settings import digest
+from fastcomposer.utils.settings import digest
 
 EYE = torch.eye(4)
 

@@ -25,8 +25,8 @@ from fastcomposer.evaluation.store import (
     write_table,
 )
 from fastcomposer.evaluation.summary import result_rows
-from fastcomposer.provenance import read_facts
-from fastcomposer.runtime.settings import digest
+from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.settings import digest
 
 CASE = Case("single_subject/ann/context_0/0", "single_subject", "context", "p <|image|>", "p", ("ann",), 42)
 SCORER = {"metrics": {"faces": {"class": "Faces", "threshold": 0.4}}}

@@ -15,11 +15,11 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from fastcomposer.composer import FastComposer
-from fastcomposer.data.prepare import write_references
 from fastcomposer.evaluation.benchmark import Benchmark, Subset, load_benchmarks
-from fastcomposer.models.detector import HeadDetector
-from fastcomposer.models.embedder import IdentityEmbedder
-from fastcomposer.models.trained import save_trained_weights
+from fastcomposer.miniworld.detector import HeadDetector
+from fastcomposer.miniworld.embedder import IdentityEmbedder
+from fastcomposer.miniworld.render import write_references
+from fastcomposer.models.weights_io import save_trained_weights
 
 PEOPLE = {"00_man": "man", "01_woman": "woman", "02_man": "man"}
 PROMPTS = {"context": "a {} on the beach", "action": "a photo of a {} smiling"}

@@ -11,16 +11,10 @@ from facenet_pytorch import MTCNN, InceptionResnetV1
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from fastcomposer.metrics.faces import (
-    FACENET_FILES,
-    FaceExtractor,
-    FaceNetFaces,
-    Faces,
-    MiniFaces,
-    find_facenet_weights,
-)
-from fastcomposer.models.detector import HeadDetector
-from fastcomposer.models.embedder import IdentityEmbedder
+from fastcomposer.metrics.faces import FACENET_FILES, FaceExtractor, FaceNetFaces, Faces, find_facenet_weights
+from fastcomposer.miniworld.detector import HeadDetector
+from fastcomposer.miniworld.embedder import IdentityEmbedder
+from fastcomposer.miniworld.face_extractor import MiniFaces
 
 
 def test_largest_first_keeps_what_belongs_together() -> None:

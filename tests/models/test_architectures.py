@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 from fastcomposer import FastComposer, SubjectBatch
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.loading import load_tokenizer, open_source
-from fastcomposer.models.trained import load_trained_weights, save_trained_weights
+from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import parse_prompt, strip_markers

@@ -10,7 +10,7 @@ import torch
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.compilation import compile_blocks
-from fastcomposer.models.trained import load_trained_weights, save_trained_weights
+from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 
 
 @pytest.fixture

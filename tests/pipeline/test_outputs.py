@@ -14,7 +14,7 @@ from tiny_pipeline import ONE, SCHEDULERS, SIZE, TWO, reference, seeded, stable_
 
 from fastcomposer import FastComposer, FastComposerPipeline
 from fastcomposer.evaluation.pipelines import load_trained
-from fastcomposer.models.trained import save_trained_weights
+from fastcomposer.models.weights_io import save_trained_weights
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipelineOutput
 
 if TYPE_CHECKING:

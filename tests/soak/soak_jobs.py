@@ -18,8 +18,8 @@ from small_training import small_training
 from toy_evaluation import Toy
 
 from fastcomposer.data.shards import ShardedRecords
-from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.checkpoints import read_step
+from fastcomposer.utils.errors import FaultError
 
 _VALIDATED = 5  # steps between validations
 OUTPUT = "run"

@@ -23,7 +23,7 @@ from typing import Any, Self
 _PRELOAD = (
     "fastcomposer.cli.common",
     "fastcomposer.data.datamodule",
-    "fastcomposer.data.prepare",
+    "fastcomposer.miniworld.render",
     "fastcomposer.data.shards",
     "fastcomposer.evaluation.generation",
     "fastcomposer.evaluation.methods",

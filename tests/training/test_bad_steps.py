@@ -16,9 +16,9 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from two_processes import two
 
 from fastcomposer.cli.train import find_checkpoint, train
-from fastcomposer.runtime.faults import FaultError
+from fastcomposer.training.base_module import NonFiniteLossError, NonFiniteWeightsError
 from fastcomposer.training.checkpoints import CheckpointFiles, read_step
-from fastcomposer.training.recipe import NonFiniteLossError, NonFiniteWeightsError
+from fastcomposer.utils.errors import FaultError
 
 Make = Callable[..., Any]
 

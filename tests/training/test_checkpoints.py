@@ -18,8 +18,8 @@ from configurations import composed
 from hydra.utils import instantiate
 
 from fastcomposer.cli.train import find_checkpoint
-from fastcomposer.runtime.faults import FaultError
 from fastcomposer.training.checkpoints import CheckpointFiles, check_whole, newest_whole, read_step
+from fastcomposer.utils.errors import FaultError
 
 Make = Callable[..., Any]
 

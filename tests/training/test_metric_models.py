@@ -12,20 +12,20 @@ import torch
 from torch import Generator, nn
 
 from fastcomposer.cli import train
-from fastcomposer.data.bank import SceneBank
 from fastcomposer.data.index import RecordIndex
-from fastcomposer.data.scenes import AvatarScenes, held_out_identities
-from fastcomposer.models.detector import CenterMaps, HeadDetector
-from fastcomposer.models.embedder import IdentityEmbedder
-from fastcomposer.training.base.degradation import (
+from fastcomposer.miniworld.degradation import (
     jitter_boxes,
     jitter_colors,
     occlude,
     occlusion_masks,
     soften,
 )
-from fastcomposer.training.base.detector import box_loss, focal_loss
-from fastcomposer.training.base.embedder import EmbedderModule, list_looks, margin_loss, visible_features
+from fastcomposer.miniworld.detector import CenterMaps, HeadDetector
+from fastcomposer.miniworld.embedder import IdentityEmbedder
+from fastcomposer.miniworld.scene_dataset import SceneBank
+from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities
+from fastcomposer.miniworld.train_detector import box_loss, focal_loss
+from fastcomposer.miniworld.train_embedder import EmbedderModule, list_looks, margin_loss, visible_features
 
 
 def seeded() -> Generator:
@@ -204,7 +204,7 @@ def outputs(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_few_steps_teach_the_detector_one_scene(world: Path) -> None:
-    from fastcomposer.models.detector import encode
+    from fastcomposer.miniworld.detector import encode
 
     torch.manual_seed(0)
     batch = SceneBank(world, "train").batch(torch.arange(8))
@@ -227,8 +227,8 @@ def test_validation_measures_recall_and_auc(
 ) -> None:
     from functools import partial
 
-    from fastcomposer.data.bank import SceneDataModule
-    from fastcomposer.training.base.detector import DetectorModule
+    from fastcomposer.miniworld.scene_dataset import SceneDataModule
+    from fastcomposer.miniworld.train_detector import DetectorModule
 
     data = SceneDataModule(world, batch_size=4)
     optimizer = partial(torch.optim.AdamW, lr=1e-3)
@@ -242,7 +242,7 @@ def test_validation_measures_recall_and_auc(
 
 
 def test_scenes_go_on_after_the_batches_of_the_steps_that_are_done(world: Path) -> None:
-    from fastcomposer.data.bank import SceneDataModule
+    from fastcomposer.miniworld.scene_dataset import SceneDataModule
 
     class Trainer:
         global_step, accumulate_grad_batches = 3, 2

@@ -21,7 +21,7 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.text import TextStates
-from fastcomposer.models.trained import load_trained_weights, read_training_length
+from fastcomposer.models.weights_io import load_trained_weights, read_training_length
 from fastcomposer.training.module import FastComposerModule, drop_conditions
 from fastcomposer.training.optimizers import AdamW
 from fastcomposer.training.samples import SampleImages

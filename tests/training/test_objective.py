@@ -12,17 +12,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from fastcomposer.training.base.clip import CLIPModule
-from fastcomposer.training.base.detector import DetectorModule
-from fastcomposer.training.base.embedder import EmbedderModule
-from fastcomposer.training.base.text_to_image import TextToImageModule
-from fastcomposer.training.base.vae import VAEModule
+from fastcomposer.miniworld.train_clip import CLIPModule
+from fastcomposer.miniworld.train_detector import DetectorModule
+from fastcomposer.miniworld.train_embedder import EmbedderModule
+from fastcomposer.miniworld.train_text_to_image import TextToImageModule
+from fastcomposer.miniworld.train_vae import VAEModule
+from fastcomposer.training.base_module import RecipeModule
 from fastcomposer.training.callbacks import Throughput
 from fastcomposer.training.module import FastComposerModule
 from fastcomposer.training.objective import Objective, check_logged, logged_names
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.module import PersonalizationModule
-from fastcomposer.training.recipe import RecipeModule
 
 _NAME = re.compile(r'"((?:train|val)/\w+)')
 MODULES = [

@@ -17,11 +17,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from two_processes import two
 
-from fastcomposer.draws import uniform
 from fastcomposer.losses import LossConfig
+from fastcomposer.training.base_module import RecipeModule
 from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.checkpoints import read_step
-from fastcomposer.training.recipe import RecipeModule
+from fastcomposer.utils.rng import uniform
 
 Make = Callable[..., Any]
 

@@ -16,10 +16,10 @@ from configurations import composed
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
+from fastcomposer.training.base_module import fit
 from fastcomposer.training.checkpoints import newest_whole
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.objective import Objective
-from fastcomposer.training.recipe import fit
 
 Make = Callable[..., Any]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, load_trained_model, show_table
-from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
-from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
+from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
+from fastcomposer.utils.lock import sole_run
 
 
 @command("attention", expand=with_jobs)
@@ -31,7 +31,7 @@ def measure(config: DictConfig) -> None:
     from rich.table import Table
 
     from fastcomposer.evaluation.attention import attention_share
-    from fastcomposer.runtime.progress import tracked
+    from fastcomposer.utils.progress import tracked
 
     data = instantiate(config.data.module)
     table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, show_table
 from fastcomposer.cli.summary import conclude
-from fastcomposer.runtime.files import write_atomically
+from fastcomposer.utils.files import write_atomically
 
 SUITES = (
     "scenes",
@@ -54,17 +54,17 @@ def measure_speed(config: DictConfig) -> None:
     """Time the parts, and write the figures and their table."""
     from hydra.utils import instantiate
 
+    from fastcomposer.bench import suites, timing, training_step
+    from fastcomposer.bench.limits import limits
+    from fastcomposer.bench.reading import shares, time_reading
     from fastcomposer.evaluation.report.readme import write_section
-    from fastcomposer.evaluation.speed import figures, step, suites
-    from fastcomposer.evaluation.speed.limits import limits
-    from fastcomposer.evaluation.speed.reading import shares, time_reading
 
-    known = step.VARIANTS
+    known = training_step.VARIANTS
     variants = list(known) if config.variants is None else list(config.variants)
     if not set(variants) <= set(known):
         raise ValueError(f"variants: there are {', '.join(map(repr, known))}")
-    facts = figures.environment()
-    watch = figures.Stopwatch(config.min_seconds, config.min_rounds)
+    facts = timing.environment()
+    watch = timing.Stopwatch(config.min_seconds, config.min_rounds)
     if "scenes" in config.suites:
         settings = config.data.prepare
         suites.time_scenes(watch, instantiate(settings.scenes), settings.num_workers)
@@ -72,7 +72,7 @@ def measure_speed(config: DictConfig) -> None:
         tokenizer = instantiate(config.data.module.tokenizer)
         suites.time_loader(watch, tokenizer, **config.loader)
     if "step" in config.suites:
-        step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
+        training_step.time_step(watch, instantiate(config.step, _convert_="all"), variants)
     if "reading" in config.suites:
         arguments = instantiate(config.data.module, _partial_=True).keywords
         parts = instantiate(config.method.model)(), instantiate(config.data.prepare.scenes)
@@ -88,7 +88,7 @@ def measure_speed(config: DictConfig) -> None:
         calls: Any = OmegaConf.to_container(config.startup, resolve=True)
         suites.time_startup(watch, calls)
     lines = [f"- {line}" for line in (*limits(watch.rows), *shares(watch.rows))]
-    text = "\n".join([figures.table(watch.rows, facts), "", *lines])
+    text = "\n".join([timing.table(watch.rows, facts), "", *lines])
     print(text)
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
     file = Path(config.output) / "bench.json"
@@ -109,8 +109,8 @@ def project_personalization(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.evaluation.collected import method_name
-    from fastcomposer.evaluation.speed.projection import project_sampling, project_training
+    from fastcomposer.bench.personalization_cost import project_sampling, project_training
+    from fastcomposer.evaluation.load_results import method_name
 
     pipeline = instantiate(config.method.model)().to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -151,7 +151,7 @@ def project_growth(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.evaluation.speed import growth
+    from fastcomposer.bench import scaling as growth
 
     machines = instantiate(config.plan.machines)
     shard_bytes, index_bytes = growth.weigh_records(config.data.root)

@@ -27,9 +27,9 @@ def measure(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.evaluation.base.card import base_card, quality_cells, read_lengths, write_lengths
-    from fastcomposer.evaluation.base.parts import measure_base
-    from fastcomposer.evaluation.base.quality import render_held_out
+    from fastcomposer.miniworld.card.parts import measure_base
+    from fastcomposer.miniworld.card.quality import render_held_out
+    from fastcomposer.miniworld.card.writer import base_card, quality_cells, read_lengths, write_lengths
 
     scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
     report = measure_base(base, scenes, config.sampler, config.num_generated)
@@ -59,9 +59,9 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     """What an evaluation says of the checkpoint and of its twin without localization."""
     from hydra.utils import instantiate
 
-    from fastcomposer.evaluation.base.likeness import attention_rows, identity_ceiling, likeness_rows
-    from fastcomposer.evaluation.collected import collect
-    from fastcomposer.metrics.faces import MiniFaces
+    from fastcomposer.evaluation.load_results import collect
+    from fastcomposer.miniworld.card.identity import attention_rows, identity_ceiling, likeness_rows
+    from fastcomposer.miniworld.face_extractor import MiniFaces
 
     folder = Path(config.evaluation)
     collected = collect(folder, config.alpha)

@@ -22,12 +22,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.cli.help import show_help
-from fastcomposer.cli.sweeps.job import as_job
-from fastcomposer.cli.sweeps.watch import watched
-from fastcomposer.cli.texts import escaped, keep_texts
-from fastcomposer.runtime.assets import packaged
-from fastcomposer.runtime.faults import FaultError
-from fastcomposer.runtime.workers import said_in_worker
+from fastcomposer.sweeps.job import as_job
+from fastcomposer.sweeps.session import watched
+from fastcomposer.utils.assets import packaged
+from fastcomposer.utils.errors import FaultError
+from fastcomposer.utils.texts import escaped, keep_texts
+from fastcomposer.utils.workers import said_in_worker
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, trained_pipeline
-from fastcomposer.cli.lock import sole_run
-from fastcomposer.cli.texts import plain
+from fastcomposer.utils.lock import sole_run
+from fastcomposer.utils.texts import plain
 
 
 @command("demo")

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, quieten_lightning, show_table
-from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
-from fastcomposer.cli.sweeps.trained import check_trained, with_jobs
-from fastcomposer.cli.texts import plain
+from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
+from fastcomposer.utils.lock import sole_run
+from fastcomposer.utils.texts import plain
 
 _RESUME = ("auto", "restart")
 
@@ -25,7 +25,7 @@ def check_objective(config: DictConfig) -> None:
     """
     if config.objective is None:
         return
-    from fastcomposer.evaluation.sweeps.objective import Objective
+    from fastcomposer.sweeps.report.sampling_objective import Objective
 
     Objective.read(config.objective, list(config.metrics.measures))
 
@@ -101,7 +101,7 @@ def judgement(
     """
     if config.objective is None:
         return None
-    from fastcomposer.evaluation.sweeps.objective import Objective
+    from fastcomposer.sweeps.report.sampling_objective import Objective
 
     objective = Objective.read(config.objective, list(config.metrics.measures))
     method, settings = objective.chosen(methods, [benchmark.name for benchmark in benchmarks])
@@ -113,8 +113,8 @@ def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Pa
     if not loggers:
         return
     from fastcomposer.evaluation.result_logs import log_rows
-    from fastcomposer.training.lineage import log_evaluation
     from fastcomposer.training.loggers import kept_open
+    from fastcomposer.training.wandb_artifacts import log_evaluation
 
     with kept_open(loggers) as runs:
         for logger in loggers:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.cli.summary import conclude
-from fastcomposer.cli.texts import given_overrides, plain
 from fastcomposer.prompt import check_references, strip_markers
+from fastcomposer.utils.texts import given_overrides, plain
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -45,9 +45,9 @@ def main(config: DictConfig) -> None:
     if config.compile is not None:
         check_backend(config.compile)
 
-    from fastcomposer.pictures import grid
-    from fastcomposer.provenance import picture_text
-    from fastcomposer.runtime.settings import file_digest
+    from fastcomposer.utils.image_grid import grid
+    from fastcomposer.utils.provenance import picture_text
+    from fastcomposer.utils.settings import file_digest
 
     pipeline = trained_pipeline(config, scheduler)
     if config.compile is not None:

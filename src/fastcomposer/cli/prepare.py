@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, load_base_model, quieten_lightning
-from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
+from fastcomposer.utils.lock import sole_run
 
 
 @command("prepare")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fastcomposer.cli.texts import as_data
+from fastcomposer.utils.texts import as_data
 
 _GROUPS = ("model", "sampler")
 _LARGEST = 1e9  # number
@@ -105,7 +105,7 @@ def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | No
         ValueError: If the file holds no settings, one of them is unknown, of another type or out of range,
             or its references are not known.
     """
-    from fastcomposer.provenance import read_facts
+    from fastcomposer.utils.provenance import read_facts
 
     facts = read_facts(Path(config.settings))
     if facts is None:

@@ -36,14 +36,14 @@ def report_results(config: DictConfig) -> None:
 
     from hydra.utils import instantiate
 
-    from fastcomposer.evaluation.report.files import write_report
+    from fastcomposer.evaluation.report.write_report import write_report
 
     # ~benchmark takes the group away.
     benchmarks = instantiate(config.benchmark) if config.get("benchmark") else ()
     files = write_report(results, list(config.formats), config.alpha, benchmarks)
     print(*files, sep="\n")
     if documents:
-        from fastcomposer.evaluation.collected import collect
+        from fastcomposer.evaluation.load_results import collect
         from fastcomposer.evaluation.report.readme import results_section, summary_section, write_section
 
         sections = {"readme": summary_section, "document": results_section}
@@ -58,7 +58,7 @@ def report_sweep(config: DictConfig) -> None:
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
-    from fastcomposer.evaluation.sweeps.report import undone_line, unscored_line, write_sweep_report
+    from fastcomposer.sweeps.report.page import undone_line, unscored_line, write_sweep_report
 
     sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats), config.baseline)
     print(*sentences, *files, sep="\n")

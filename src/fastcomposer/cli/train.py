@@ -10,12 +10,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, quieten_lightning
-from fastcomposer.cli.lock import sole_run
 from fastcomposer.cli.summary import conclude
-from fastcomposer.cli.texts import plain
 from fastcomposer.cli.training_settings import check_resumable, training_settings
-from fastcomposer.runtime.files import remove_leftovers
-from fastcomposer.runtime.workers import data_worker_faults
+from fastcomposer.utils.files import remove_leftovers
+from fastcomposer.utils.lock import sole_run
+from fastcomposer.utils.texts import plain
+from fastcomposer.utils.workers import data_worker_faults
 
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -68,11 +68,11 @@ def train(config: DictConfig) -> float | None:
     import torch
     from hydra.utils import instantiate
 
+    from fastcomposer.training.base_module import fit
     from fastcomposer.training.callbacks import GracefulStop
-    from fastcomposer.training.lineage import log_training_inputs, log_weights
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.objective import Objective
-    from fastcomposer.training.recipe import fit
+    from fastcomposer.training.wandb_artifacts import log_training_inputs, log_weights
 
     quieten_lightning()
     torch.set_float32_matmul_precision(config.matmul_precision)

@@ -10,7 +10,7 @@ from fastcomposer.cli.common import command
 @command("workspace")
 def main(config: DictConfig) -> None:
     """Create them, and print where they are."""
-    from fastcomposer.panels import save_workspace
+    from fastcomposer.training.wandb_workspace import save_workspace
 
     print(save_workspace(config.project, config.entity))
 

@@ -31,8 +31,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastcomposer.data.transforms import TargetTransform
-from fastcomposer.runtime.files import write_atomically
-from fastcomposer.runtime.settings import differences
+from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.settings import differences
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from fastcomposer.data.cache_files import describe_target
 from fastcomposer.data.dataset import SubjectDataset, check_settings
 from fastcomposer.data.index import ON_BAD_RECORD, RecordTable
 from fastcomposer.data.manifest import describe_records
-from fastcomposer.data.order import EpochSampler
 from fastcomposer.data.precomputed import StateCache
 from fastcomposer.data.records import read_ids
+from fastcomposer.data.samplers import EpochSampler
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
 
 _BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}

@@ -15,8 +15,6 @@ from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.cache_files import Target, content_digest
-from fastcomposer.data.choice import DROPPED, Choice, choose_subjects
-from fastcomposer.data.cutout import BACKGROUNDS
 from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.precomputed import StateCache
 from fastcomposer.data.records import (
@@ -26,6 +24,8 @@ from fastcomposer.data.records import (
     Segment,
 )
 from fastcomposer.data.reference_source import ReferenceSource
+from fastcomposer.data.segment_crop import BACKGROUNDS
+from fastcomposer.data.subject_selection import DROPPED, Choice, choose_subjects
 from fastcomposer.data.transforms import (
     PUBLISHED,
     ReferenceAugmentation,

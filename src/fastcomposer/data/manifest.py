@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from fastcomposer.data.index import RecordTable
-from fastcomposer.runtime.settings import digest
+from fastcomposer.utils.settings import digest
 
 
 def describe_records(table: RecordTable, labels: Collection[str] | None) -> dict[str, Any]:

@@ -12,18 +12,14 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms.v2 import functional as tvf
 
-from fastcomposer.data.avatars import render_avatar
 from fastcomposer.data.pixels import open_picture
-from fastcomposer.data.prepare import other_looks
-from fastcomposer.data.scenes import AvatarScenes, reference_picture
 from fastcomposer.data.transforms import pad_to_square
-from fastcomposer.runtime.files import write_atomically
 
 View = Literal["far", "whole", "close"]
 """How large the person is in a picture; captions say so."""
@@ -152,48 +148,6 @@ def reference_sets(people: Mapping[str, Mapping[str, Any]] | None) -> tuple[Refe
             files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
         sets.append(ReferenceSet(str(name), person["word"], tuple(files)))
     return tuple(sets)
-
-
-def rendered_people(
-    scenes: AvatarScenes, numbers: Sequence[int], folder: str | Path, count: int = 5, size: int = 128
-) -> tuple[ReferenceSet, ...]:
-    """Draw people of the training split, as held-out people are drawn: to search settings without the latter.
-
-    Args:
-        scenes: The world.
-        numbers: Positions in :attr:`AvatarScenes.train_identities`.
-        folder: Where their pictures go, one folder each.
-        count: Pictures of each person, at most 8.
-        size: Side of a picture in pixels.
-
-    Raises:
-        ValueError: If the world has no such person, or so many pictures are not to be had.
-    """
-    sets = []
-    for number in numbers:
-        if not 0 <= number < len(scenes.train_identities):
-            raise ValueError(
-                f"benchmark.people.numbers={list(numbers)}: this world knows "
-                f"{len(scenes.train_identities)} people"
-            )
-        identity = scenes.train_identities[number]
-        looks = other_looks(number)[: count - 1]
-        if not 0 < count <= len(looks) + 1:
-            raise ValueError(f"benchmark.people.count={count}: between 1 and {len(looks) + 1} pictures")
-        pictures = [reference_picture(identity, size, seed=number)]
-        pictures += [np.ascontiguousarray(render_avatar(identity, look, size)[:size]) for look in looks]
-        name = f"train_{number:04d}"
-        files = [Path(folder) / name / f"{k}.png" for k in range(count)]
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file, picture in zip(files, pictures, strict=True):
-            _save(picture, file)
-        sets.append(ReferenceSet(name, identity.word, tuple(files)))
-    return tuple(sets)
-
-
-def _save(picture: np.ndarray, file: Path) -> None:
-    # The jobs of a search may all do so at once.
-    write_atomically(file, lambda stream: Image.fromarray(picture).save(stream, format="png"))
 
 
 def read_square(file: Path, size: int) -> Tensor:

@@ -26,7 +26,7 @@ from fastcomposer.data.cache_files import (
     target_differences,
 )
 from fastcomposer.data.records import LoadedRecord
-from fastcomposer.runtime.settings import differences
+from fastcomposer.utils.settings import differences
 
 
 class StateCache:

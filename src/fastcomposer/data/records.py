@@ -31,7 +31,7 @@ from fastcomposer.data.record import RecordFiles as RecordFiles
 from fastcomposer.data.record import Segment as Segment
 from fastcomposer.data.record import record_error
 from fastcomposer.prompt import MARKER, ends_in_word
-from fastcomposer.runtime.files import write_atomically
+from fastcomposer.utils.files import write_atomically
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
 """Name of the id list of each split."""

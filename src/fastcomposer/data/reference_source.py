@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcomposer.data.cutout import cut_out
 from fastcomposer.data.records import LoadedRecord, Record, RecordError, Segment, record_path
+from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import ReferenceTransform
 
 Read = Callable[[str, Callable[[Record, int, int], int]], LoadedRecord | None]
@@ -29,7 +29,7 @@ class ReferenceSource:
         others: For each identity the (record, segment) ids that show it; ``None`` to take references from
             the sample's own record.
         count: References N of each subject.
-        background: See :func:`~fastcomposer.data.cutout.cut_out`.
+        background: See :func:`~fastcomposer.data.segment_crop.cut_out`.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fastcomposer.runtime.settings import differences, digest
+from fastcomposer.utils.settings import differences, digest
 
 VERSION = 2
 MANIFEST = "shards.json"

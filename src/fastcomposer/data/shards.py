@@ -48,10 +48,10 @@ from fastcomposer.data.shard_files import (
     unsealed,
     write_checks,
 )
-from fastcomposer.runtime.files import LOCK_NAME, is_leftover, remove_leftovers_in
-from fastcomposer.runtime.progress import tracked
-from fastcomposer.runtime.settings import differences
-from fastcomposer.runtime.workers import in_processes
+from fastcomposer.utils.files import LOCK_NAME, is_leftover, remove_leftovers_in
+from fastcomposer.utils.progress import tracked
+from fastcomposer.utils.settings import differences
+from fastcomposer.utils.workers import in_processes
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ import numpy as np
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.index import RecordTable
-from fastcomposer.data.order import EpochSampler, ShardSampler
+from fastcomposer.data.samplers import EpochSampler, ShardSampler
 from fastcomposer.data.shards import ShardedRecords
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastcomposer.data.prepare import reference_name
-from fastcomposer.data.scenes import held_out_identities, reference_picture
-from fastcomposer.runtime.files import write_atomically
+from fastcomposer.miniworld.render import reference_name
+from fastcomposer.miniworld.scenes import held_out_identities, reference_picture
+from fastcomposer.utils.files import write_atomically
 
 _SIDE = 128
 _TRIES = (

@@ -16,11 +16,11 @@ from torch import Generator, Tensor
 
 from fastcomposer.demo.marking import subject_words
 from fastcomposer.demo.uploads import Person
-from fastcomposer.pictures import attention_overlay
 from fastcomposer.pipeline.sampling import Schedule
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import strip_markers
-from fastcomposer.provenance import picture_text
+from fastcomposer.utils.image_grid import attention_overlay
+from fastcomposer.utils.provenance import picture_text
 
 _LARGE = 384  # pixels; smaller pictures are enlarged for overlays, so that these are smooth
 

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 from PIL import Image, ImageOps
 
 from fastcomposer.data.pixels import eight_bit
-from fastcomposer.runtime.settings import file_digest
+from fastcomposer.utils.settings import file_digest
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Formats that are read, by the names that Pillow gives them."""

@@ -14,12 +14,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from fastcomposer.data.prepare import NUM_TUNING_PICTURES
 from fastcomposer.evaluation.definition import BenchmarkError, read_definition
 from fastcomposer.prompt import MARKER, strip_markers
-from fastcomposer.runtime.assets import asset
+from fastcomposer.utils.assets import asset
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+
+NUM_TUNING_PICTURES = 5
+"""Pictures of a person that methods with fine-tuning get, the reference too (PAPER.md, Published results)."""
 
 
 @dataclass(frozen=True)

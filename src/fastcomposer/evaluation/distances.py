@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcomposer.evaluation.drawing import blocks
+from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.rows import Distances
 from fastcomposer.evaluation.scorers import check_others, extractor_facts
 from fastcomposer.evaluation.store import DISTANCES_NAME, pictures_key, read_distances, write_distances
 from fastcomposer.metrics.distribution import PictureFeatures, feature_distance
-from fastcomposer.runtime.settings import digest
-from fastcomposer.runtime.stages import ResumableStage
+from fastcomposer.utils.settings import digest
+from fastcomposer.utils.stages import ResumableStage
 
 
 class DistanceStage(ResumableStage):

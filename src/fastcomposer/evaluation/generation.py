@@ -13,12 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
-from fastcomposer.evaluation.drawing import Job, Method
+from fastcomposer.evaluation.case_sampler import Job, Method
 from fastcomposer.evaluation.store import PictureFacts, RunStore, run_folder, write_all
-from fastcomposer.runtime.memory import peak_memory_bytes
-from fastcomposer.runtime.progress import tracked
-from fastcomposer.runtime.settings import differences, digest, file_digest
-from fastcomposer.runtime.stages import ResumableStage
+from fastcomposer.utils.memory import peak_memory_bytes
+from fastcomposer.utils.progress import tracked
+from fastcomposer.utils.settings import differences, digest, file_digest
+from fastcomposer.utils.stages import ResumableStage
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES, Subject
-from fastcomposer.evaluation.drawing import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
+from fastcomposer.evaluation.case_sampler import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
 from fastcomposer.evaluation.results import Costs
 from fastcomposer.pipeline.variants import Variant
 
@@ -25,7 +25,7 @@ class FastComposerMethod(Sampling):
     come in are taken once for all subjects and all α of a group.
 
     Args:
-        pipeline: See :class:`~fastcomposer.evaluation.drawing.Sampling`, as all that is not named here.
+        pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all that is not named here.
         sampler: See there.
         alphas: Each makes a run of its own.
         batch_size: See there.
@@ -65,7 +65,7 @@ class FastComposerMethod(Sampling):
         self._references: dict[str, tuple[Path, ...]] = {}
 
     def decides(self, setting: int) -> dict[str, Any]:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         return {**super().decides(setting), "alpha": self.alphas[setting]}
 
     def pictures(self, subject: Subject) -> tuple[Path, ...]:
@@ -83,7 +83,7 @@ class FastComposerMethod(Sampling):
         self._references |= {subject.id: self.pictures(subject) for subject in subjects}
 
     def costs(self) -> Costs:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         return Costs(reference_images=self.num_references)
 
     def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
@@ -104,7 +104,7 @@ class FastComposerMethod(Sampling):
         return groups
 
     def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         variants = list(dict.fromkeys(map(_variant, jobs)))
         seeds = list(dict.fromkeys(job.case.seed for job in jobs))
         ways = [Variant([self._references[name] for name in names], self.alphas[s]) for names, s in variants]
@@ -137,8 +137,8 @@ class TextOnlyMethod(Sampling):
     Its picture of a prompt is the same whoever is asked for: it is drawn once for all of them.
 
     Args:
-        pipeline: See :class:`~fastcomposer.evaluation.drawing.Sampling`, as all of these; made of the base
-            alone.
+        pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all of these; made of the
+            base alone.
         sampler: See there.
         batch_size: See there.
         group_size: See there.
@@ -155,7 +155,7 @@ class TextOnlyMethod(Sampling):
         """Nothing is learned."""
 
     def costs(self) -> Costs:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         return Costs(reference_images=0)
 
     def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
@@ -168,7 +168,7 @@ class TextOnlyMethod(Sampling):
         ]
 
     def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`.
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`.
 
         A picture's calls are divided among its jobs, its time is each one's.
         """

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.drawing import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
+from fastcomposer.evaluation.case_sampler import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
 from fastcomposer.evaluation.results import METHODS, Costs
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
-from fastcomposer.runtime.settings import described
 from fastcomposer.training.personalization.concept import Concept, apply_concepts, rewrite_prompt
+from fastcomposer.utils.settings import described
 
 
 class PersonalizedMethod(Sampling):
@@ -20,8 +20,8 @@ class PersonalizedMethod(Sampling):
 
     Args:
         name: ``textual_inversion``, ``dreambooth`` or ``custom_diffusion``.
-        pipeline: Makes the pipeline of the base; see :class:`~fastcomposer.evaluation.drawing.Sampling`, as
-            all that is not named here.
+        pipeline: Makes the pipeline of the base; see :class:`~fastcomposer.evaluation.case_sampler.Sampling`,
+            as all that is not named here.
         personalize: Learns one subject from ``pictures``, ``word``, ``folder`` and ``name``, or returns what
             was learned before: a ``functools.partial`` of
             :func:`~fastcomposer.training.personalization.personalize.personalize`.
@@ -61,7 +61,7 @@ class PersonalizedMethod(Sampling):
         self._known: tuple[tuple[str, ...], FastComposerPipeline] | None = None
 
     def decides(self, setting: int) -> dict[str, Any]:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         recipe = described(self._personalize)
         recipe.pop("trainer", None)  # where it runs; what of it matters is compared with each concept
         return {**super().decides(setting), "recipe": recipe}
@@ -79,7 +79,7 @@ class PersonalizedMethod(Sampling):
             )
 
     def costs(self) -> Costs:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`; means over subjects."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`; means over subjects."""
         concepts = list(self._concepts.values())
         return Costs(
             self._num_pictures,
@@ -96,7 +96,7 @@ class PersonalizedMethod(Sampling):
         return [tuple(some) for same in by_subjects.values() for some in blocks(same, self.group_size)]
 
     def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
-        """See :class:`~fastcomposer.evaluation.drawing.Method`."""
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         subjects = jobs[0].case.subjects
         concepts = [self._concepts[name] for name in subjects]
         if self._known is None or self._known[0] != subjects:

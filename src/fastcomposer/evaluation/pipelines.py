@@ -13,7 +13,7 @@ from fastcomposer.composer import FastComposer
 from fastcomposer.models.loading import Weights
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
-from fastcomposer.runtime.settings import weights_digest
+from fastcomposer.utils.settings import weights_digest
 
 _FOR_SUBJECTS = ("image_encoder", "fusion")
 

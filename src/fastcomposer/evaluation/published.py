@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.evaluation.definition import PLACEHOLDERS
-from fastcomposer.runtime.assets import packaged
+from fastcomposer.utils.assets import packaged
 
 PUBLISHED = packaged("data/benchmarks/paper/published.json")
 _KEYS = {"benchmark", "method", "measure", "value", "tag"}

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from fastcomposer.evaluation.rows import ResultRow
-from fastcomposer.panels import RESULTS
+from fastcomposer.training.wandb_workspace import RESULTS
 
 _ESTIMATES = (
     "identity_preservation",

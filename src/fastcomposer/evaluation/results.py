@@ -26,7 +26,7 @@ from fastcomposer.evaluation.rows import ResultRow as ResultRow
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.statistics import paired_difference as paired_difference
 from fastcomposer.metrics.measure import COLUMN
-from fastcomposer.runtime.files import write_atomically
+from fastcomposer.utils.files import write_atomically
 
 SCHEMA_VERSION = 1
 SCORES = pa.schema(

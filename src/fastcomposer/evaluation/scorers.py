@@ -10,7 +10,7 @@ from torch import nn
 
 from fastcomposer.evaluation.rows import ResultRow
 from fastcomposer.evaluation.store import DISTANCES_NAME, SCORES_NAME, read_scorer, run_folder
-from fastcomposer.runtime.settings import differences, digest, weights_digest
+from fastcomposer.utils.settings import differences, digest, weights_digest
 
 
 def describe_scorer(

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 from fastcomposer.data.pixels import open_picture
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.drawing import blocks
+from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.scorers import check_others, describe_scorer
 from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
@@ -28,8 +28,8 @@ from fastcomposer.metrics.identity import IdentityScore, identity_score
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.metrics.measure import COLUMN, PictureMeasure
 from fastcomposer.metrics.similarity import copy_paste
-from fastcomposer.runtime.settings import digest, file_digest
-from fastcomposer.runtime.stages import ResumableStage
+from fastcomposer.utils.settings import digest, file_digest
+from fastcomposer.utils.stages import ResumableStage
 
 _BACKING = 238 / 255  # behind transparent references
 

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances
-from fastcomposer.pictures import attention_overlay
-from fastcomposer.provenance import picture_text, read_facts
-from fastcomposer.runtime.files import remove_leftovers, write_atomically
-from fastcomposer.runtime.settings import differences, digest
+from fastcomposer.utils.files import remove_leftovers, write_atomically
+from fastcomposer.utils.image_grid import attention_overlay
+from fastcomposer.utils.provenance import picture_text, read_facts
+from fastcomposer.utils.settings import differences, digest
 
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"

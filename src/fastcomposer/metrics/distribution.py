@@ -14,7 +14,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from fastcomposer.data.transforms import isolated_rng
 from fastcomposer.metrics.image_text import ClipExtractor
 from fastcomposer.metrics.pretrained import find_weights
-from fastcomposer.models.checkpoint import read_checkpoint
+from fastcomposer.models.published_checkpoint import read_checkpoint
 
 INCEPTION_FILES = {"inception-2015-12-05": "weights-inception-2015-12-05-6726825d.pth"}
 """Names of published Inception weights to their files."""

@@ -12,10 +12,8 @@ from facenet_pytorch import MTCNN, InceptionResnetV1
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from fastcomposer.metrics.pretrained import find_weights, load_pretrained
-from fastcomposer.models.checkpoint import read_checkpoint
-from fastcomposer.models.detector import HeadDetector
-from fastcomposer.models.embedder import IdentityEmbedder
+from fastcomposer.metrics.pretrained import find_weights
+from fastcomposer.models.published_checkpoint import read_checkpoint
 
 FACENET_FILES = {
     "vggface2": "20180402-114759-vggface2.pt",
@@ -74,43 +72,6 @@ class FaceExtractor(Protocol):
 
     def blank(self) -> Tensor:
         """Embedding (d,) of a crop that shows nothing: the published protocol's missing face, on the CPU."""
-
-
-class MiniFaces(nn.Module):
-    """Heads of the mini world, the surest first.
-
-    Args:
-        base: Base folder with ``detector/`` and ``embedder/``.
-        threshold: Least score of a head, 0 to 1.
-
-    Raises:
-        FileNotFoundError: If the folder has no such networks.
-    """
-
-    def __init__(self, base: str | Path, threshold: float = 0.4) -> None:
-        super().__init__()
-        self.detector = load_pretrained(HeadDetector, base, "metrics.faces.base", "detector")
-        self.embedder = load_pretrained(IdentityEmbedder, base, "metrics.faces.base", "embedder")
-        self.threshold = threshold
-        self.embed_dim = int(self.embedder.config.embed_dim)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> list[Faces]:
-        """Extract heads; see :class:`FaceExtractor`. Both sides of the pictures are multiples of 4."""
-        pixels = images.to(self.embedder.device)
-        found = self.detector.detect(pixels, self.threshold)
-        vectors = self.embedder.embed(pixels, [heads.boxes for heads in found])
-        parts = vectors.split([len(heads) for heads in found])
-        return [
-            Faces(heads.boxes.to(images.device), heads.scores.to(images.device), part.to(images.device))
-            for heads, part in zip(found, parts, strict=True)
-        ]
-
-    @torch.no_grad()
-    def blank(self) -> Tensor:
-        """Embedding (d,) of a grey crop."""
-        side = self.embedder.config.crop_size
-        return self.embedder(torch.zeros(1, 3, side, side, device=self.embedder.device))[0].cpu()
 
 
 class FaceNetFaces(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fastcomposer.metrics.faces import Faces
-from fastcomposer.pairing import greedy_pairs, optimal_pairs
+from fastcomposer.utils.matching import greedy_pairs, optimal_pairs
 
 IdentityProtocol = Literal["corrected", "published"]
 

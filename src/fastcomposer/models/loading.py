@@ -17,12 +17,12 @@ from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVi
 
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.random_init import RandomSource
 from fastcomposer.models.single_file import SingleFileSource, is_single_file
 from fastcomposer.models.source import ModelSource, declares, existing_file, with_dtype
 from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
-from fastcomposer.models.untrained import RandomSource
-from fastcomposer.runtime.assets import asset
-from fastcomposer.runtime.settings import base_fingerprint
+from fastcomposer.utils.assets import asset
+from fastcomposer.utils.settings import base_fingerprint
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 Weights = Literal["pretrained", "random"]

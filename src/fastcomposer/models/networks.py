@@ -13,11 +13,6 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from fastcomposer.models.checkpoint import (
-    load_published,
-    read_checkpoint,
-    write_published,
-)
 from fastcomposer.models.conditioning import (
     EncodedPrompts,
     ReferenceNormalizer,
@@ -30,6 +25,11 @@ from fastcomposer.models.loading import (
     configured_networks,
     load_networks,
     open_source,
+)
+from fastcomposer.models.published_checkpoint import (
+    load_published,
+    read_checkpoint,
+    write_published,
 )
 from fastcomposer.models.source import ModelSource, existing_file, with_dtype
 from fastcomposer.models.text import TextConditioner

@@ -10,7 +10,7 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
-from fastcomposer.models.checkpoint import read_saved
+from fastcomposer.models.published_checkpoint import read_saved
 from fastcomposer.models.source import ModelSource, refuse_missing, with_dtype
 
 _SUFFIXES = (".safetensors", ".ckpt")

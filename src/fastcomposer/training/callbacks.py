@@ -16,8 +16,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 
-from fastcomposer.runtime.memory import peak_memory_bytes
-from fastcomposer.runtime.progress import INTERVAL
+from fastcomposer.utils.memory import peak_memory_bytes
+from fastcomposer.utils.progress import INTERVAL
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLURM_JOB = "SLURM_JOB_ID"

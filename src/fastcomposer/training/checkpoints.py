@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from fastcomposer.runtime.faults import FaultError
-from fastcomposer.runtime.files import disk_error
+from fastcomposer.utils.errors import FaultError
+from fastcomposer.utils.files import disk_error
 
 _TRAINED = ("state_dict", "ema", "optimizer_states")
 _NAMED = 3  # tensors that a message names
@@ -170,7 +170,7 @@ def read_step(file: Path) -> int:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read what a training was made with, as :attr:`~fastcomposer.training.recipe.RecipeModule.settings`.
+    """Read the settings that a training was made with.
 
     Raises:
         FaultError: If it cannot be read, or is not recorded.

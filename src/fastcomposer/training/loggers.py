@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcomposer.runtime.files import disk_error, write_atomically
+from fastcomposer.utils.files import disk_error, write_atomically
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -129,7 +129,7 @@ class PatientWandbLogger(WandbLogger):
         offline: Whether to write files only.
         name: Of the run; ``None`` for that of its folder, in a sweep after the sweep's.
         artifacts: Whether weights are sent, besides what they were made from and of; see
-            :mod:`fastcomposer.training.lineage`.
+            :mod:`fastcomposer.training.wandb_artifacts`.
         pictures: Whether a data folder is sent, and not its description alone.
         **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`; ``group`` and ``job_type`` of
             ``wandb.init`` among them.

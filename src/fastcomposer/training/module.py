@@ -12,19 +12,19 @@ from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
-from fastcomposer.draws import Source, uniform
 from fastcomposer.models.compilation import check_backend, compile_blocks
 from fastcomposer.models.text import TextStates
-from fastcomposer.models.trained import (
+from fastcomposer.models.weights_io import (
     WEIGHTS_NAME,
     Precision,
     load_trained_weights,
     read_training_length,
     save_trained_weights,
 )
+from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.precompute import frozen_digests
-from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
 from fastcomposer.training.sharding import shard, whole
+from fastcomposer.utils.rng import Source, uniform
 
 
 class FastComposerModule(RecipeModule):
@@ -42,9 +42,10 @@ class FastComposerModule(RecipeModule):
         compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; ``None`` for
             no compilation. See :func:`~fastcomposer.models.compilation.compile_blocks`.
         weights: Trained weights to start from, as
-            :func:`~fastcomposer.models.trained.load_trained_weights` takes them; ``None`` for the base's own.
+            :func:`~fastcomposer.models.weights_io.load_trained_weights` takes them; ``None`` for the base's
+            own.
         export_precision: Of the finished weights, see
-            :func:`~fastcomposer.models.trained.save_trained_weights`.
+            :func:`~fastcomposer.models.weights_io.save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 

@@ -30,9 +30,9 @@ from fastcomposer.data.cache_files import (
 )
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
-from fastcomposer.runtime.files import remove_leftovers_in
-from fastcomposer.runtime.settings import weights_digest
-from fastcomposer.runtime.stages import ResumableStage
+from fastcomposer.utils.files import remove_leftovers_in
+from fastcomposer.utils.settings import weights_digest
+from fastcomposer.utils.stages import ResumableStage
 
 logger = logging.getLogger(__name__)
 

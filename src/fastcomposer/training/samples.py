@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from fastcomposer.panels import SAMPLE_PICTURES, SAMPLE_ROWS
-from fastcomposer.pictures import attention_overlay, grid
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.prompt import MARKER
-from fastcomposer.runtime.files import write_atomically
+from fastcomposer.training.wandb_workspace import SAMPLE_PICTURES, SAMPLE_ROWS
+from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.image_grid import attention_overlay, grid
 
 
 @dataclass(frozen=True)

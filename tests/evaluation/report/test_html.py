@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fastcomposer.evaluation.collected import collect
-from fastcomposer.evaluation.report.files import FORMATS, write_report
+from fastcomposer.evaluation.load_results import collect
 from fastcomposer.evaluation.report.gallery import attention_grid, caption_of, chosen_cases, image_grid, shown
 from fastcomposer.evaluation.report.html import SECTIONS, flat
+from fastcomposer.evaluation.report.write_report import FORMATS, write_report
 
 Evaluation = tuple[Path, list[Any]]
 _VOID = {"meta", "link", "img", "br", "use", "path", "rect"}

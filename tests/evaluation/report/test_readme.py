@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastcomposer.evaluation.collected import collect
+from fastcomposer.evaluation.load_results import collect
 from fastcomposer.evaluation.report.readme import (
     check_section,
     replace_section,

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fastcomposer.evaluation.collected import Collected, collect, difference
+from fastcomposer.evaluation.load_results import Collected, collect, difference
 from fastcomposer.evaluation.report.table import MINUS, Table, written
 from fastcomposer.evaluation.report.table_files import cell_text, to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.report.tables import distance_table, make_tables

@@ -18,11 +18,11 @@ from learning_beside import learn_beside_another
 from PIL import Image
 
 from fastcomposer.data.portraits import ReferenceSet
-from fastcomposer.runtime.settings import base_fingerprint, described, differences
 from fastcomposer.training.personalization.concept import Concept
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.module import PersonalizationModule
 from fastcomposer.training.personalization.personalize import personalize, personalize_together
+from fastcomposer.utils.settings import base_fingerprint, described, differences
 
 Factory = Callable[..., partial[PersonalizationModule]]
 TRAINER = partial(L.Trainer, accelerator="cpu", gradient_clip_val=1.0)

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from PIL import Image
 
-from fastcomposer.evaluation.collected import Collected, Picture, Run, distinguishing
+from fastcomposer.evaluation.load_results import Collected, Picture, Run, distinguishing
 from fastcomposer.prompt import strip_markers
-from fastcomposer.provenance import read_facts
+from fastcomposer.utils.provenance import read_facts
 
 T = TypeVar("T")
 SHOWN = 256

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fastcomposer.evaluation.collected import BENCHMARKS, Collected, Run, by_category, distinguishing
-from fastcomposer.evaluation.report.expectations import Expectation, tally
+from fastcomposer.evaluation.load_results import BENCHMARKS, Collected, Run, by_category, distinguishing
 from fastcomposer.evaluation.report.gallery import attention_grid, image_grid
+from fastcomposer.evaluation.report.paper_claims import Expectation, tally
 from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
 from fastcomposer.evaluation.report.table import MISSING, Table, quoted_text, written
 from fastcomposer.evaluation.report.tables import alpha_points, first_picture

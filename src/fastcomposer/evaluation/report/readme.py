@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fastcomposer.evaluation.collected import BENCHMARKS, OURS, Collected, Run, distinguishing
+from fastcomposer.evaluation.load_results import BENCHMARKS, OURS, Collected, Run, distinguishing
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
 from fastcomposer.evaluation.report.table_files import markdown_table
 from fastcomposer.evaluation.report.tables import (
@@ -15,7 +15,7 @@ from fastcomposer.evaluation.report.tables import (
     localization_table,
     main_table,
 )
-from fastcomposer.runtime.files import write_atomically
+from fastcomposer.utils.files import write_atomically
 
 _COLUMNS = (
     ("", "references"),

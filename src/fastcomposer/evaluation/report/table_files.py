@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from io import StringIO
 from itertools import groupby
 
-from fastcomposer.evaluation.report.expectations import Expectation
+from fastcomposer.evaluation.report.paper_claims import Expectation
 from fastcomposer.evaluation.report.table import (
     MINUS,
     MISSING,

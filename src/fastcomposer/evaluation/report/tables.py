@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastcomposer.evaluation.collected import (
+from fastcomposer.evaluation.load_results import (
     BENCHMARKS,
     OURS,
     Collected,

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastcomposer.models.checkpoint import load_exact
+from fastcomposer.models.published_checkpoint import load_exact
 from fastcomposer.prompt import MARKER, PromptError
-from fastcomposer.runtime.files import write_atomically
 from fastcomposer.training.personalization.merge import merged_weights
 from fastcomposer.training.personalization.tokens import shared_copy, with_vectors
+from fastcomposer.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline

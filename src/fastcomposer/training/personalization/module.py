@@ -23,11 +23,11 @@ from fastcomposer.losses import denoising_loss
 from fastcomposer.models.loading import Weights, open_source, source_fingerprint
 from fastcomposer.models.source import ModelSource
 from fastcomposer.models.text import encode_text
-from fastcomposer.runtime.memory import peak_memory_bytes
+from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
 from fastcomposer.training.personalization.prior import ClassPictures
 from fastcomposer.training.personalization.tokens import NewTokens, with_tokens
-from fastcomposer.training.recipe import OptimizerFactory, RecipeModule
+from fastcomposer.utils.memory import peak_memory_bytes
 
 _VIEW_WORDS: dict[View, tuple[str, ...]] = {
     "far": ("far away", "very small"),

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from fastcomposer.runtime.files import write_atomically
-from fastcomposer.runtime.progress import tracked
+from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.progress import tracked
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Speed: measured steps and reading, and projections from them."""

@@ -1,0 +1,224 @@
+"""Speed and memory of the training step: variants of one model with random weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import resource
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Generator
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.bench.timing import Case, Stopwatch
+from fastcomposer.composer import FastComposer, TrainingLosses
+from fastcomposer.models.compilation import compile_blocks
+from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.text import encode_text
+
+_NUM_BLOCKS = 5
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """A model of random weights and a batch for it.
+
+    Attributes:
+        unet: Configuration of the U-Net.
+        vae: Of the VAE.
+        text_encoder: Of the text encoder.
+        image_encoder: Of the image encoder.
+        resolution: Height and width of the images in pixels.
+        batch_size: Samples per step.
+        max_subjects: Subject slots, of which each sample fills two.
+    """
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    image_encoder: Mapping[str, Any]
+    resolution: int = 512
+    batch_size: int = 2
+    max_subjects: int = 4
+
+    def model(self) -> FastComposer:
+        """Build the model; the weights are the same each time."""
+        torch.manual_seed(0)
+        return FastComposer(
+            vae=AutoencoderKL(**self.vae),
+            unet=UNet2DConditionModel(**self.unet),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**self.text_encoder)).eval(),
+            image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig(**self.image_encoder)).eval(),
+            fusion=SubjectFusion(self.text_encoder["hidden_size"], self.max_subjects),
+            noise_scheduler=DDPMScheduler(),
+        )
+
+    def batch(self) -> SubjectBatch:
+        """Make a batch of noise, with two subjects side by side in each picture."""
+        generator = Generator().manual_seed(0)
+        count, slots, side = self.batch_size, self.max_subjects, self.resolution
+        size = self.image_encoder["image_size"]
+        masks = torch.zeros(count, slots, side, side)
+        masks[:, 0, side // 4 :, : side // 2] = 1
+        masks[:, 1, side // 4 :, side // 2 :] = 1
+        return SubjectBatch(
+            pixel_values=torch.rand(count, 3, side, side, generator=generator) * 2 - 1,
+            input_ids=torch.randint(0, self.text_encoder["vocab_size"], (count, 77), generator=generator),
+            subject_pixel_values=torch.rand(count, slots, 3, size, size, generator=generator),
+            subject_token_idx=torch.tensor([[2, 5] + [0] * (slots - 2)] * count),
+            subject_present=torch.tensor([[True] * 2 + [False] * (slots - 2)] * count),
+            subject_masks=masks,
+        )
+
+
+@dataclass(frozen=True)
+class StepVariant:
+    """One way to take a training step.
+
+    Attributes:
+        cached: Latent moments and text states come with the batch.
+        explicit: Layers whose attention forms the whole softmax map: all, the localized ones, or none.
+        localization: Whether attention is recorded and localized.
+        fused_optimizer: One kernel for AdamW.
+        channels_last: Memory layout of the U-Net.
+        precision: Of autocast; float32 is without.
+        compiled: Whether the U-Net's blocks are, by inductor.
+    """
+
+    cached: bool = True
+    explicit: Literal["all", "localized", "none"] = "none"
+    localization: bool = True
+    fused_optimizer: bool = True
+    channels_last: bool = False
+    precision: torch.dtype = torch.float32
+    compiled: bool = False
+
+
+PLAIN, TUNED = "plain: uncached, explicit attention", "tuned: cached, fused attention"
+WITHOUT_LOCALIZATION = "tuned without localization"
+VARIANTS = {
+    PLAIN: StepVariant(False, "all", fused_optimizer=False),
+    "uncached, explicit maps in localized layers": StepVariant(False, "localized", fused_optimizer=False),
+    "uncached, fused attention": StepVariant(False),
+    "cached, explicit maps in localized layers": StepVariant(explicit="localized"),
+    TUNED: StepVariant(),
+    WITHOUT_LOCALIZATION: StepVariant(localization=False),
+    "tuned, channels last": StepVariant(channels_last=True),
+    "tuned, bfloat16": StepVariant(precision=torch.bfloat16),
+    "tuned, compiled": StepVariant(compiled=True),
+}
+"""The steps that are compared, by name."""
+
+
+class StepBench:
+    """One model and batch that takes its steps in any variant.
+
+    Args:
+        settings: The model and the batch.
+    """
+
+    def __init__(self, settings: StepSettings) -> None:
+        self.model = settings.model().train()
+        self.batches = {False: settings.batch()}
+        with torch.no_grad():
+            moments = torch.cat(  # one by one, for a small peak
+                [self.model.encode_moments(picture[None]) for picture in self.batches[False].pixel_values]
+            )
+            text = encode_text(self.model.text_encoder, self.batches[False].input_ids)
+        self.batches[True] = self.batches[False].replace(latent_moments=moments, text_embeds=text)
+        self.optimizer = torch.optim.AdamW(list(self.model.trainable_parameters()), lr=1e-5)
+        self._compiled = False
+
+    def use(self, variant: StepVariant) -> None:
+        """Set the model and the optimizer to a variant; the first one that is compiled takes minutes."""
+        model = self.model
+        if variant.compiled and not self._compiled:
+            compile_blocks(model.unet, "inductor")
+            self._compiled = True
+        model.unet.set_attn_processor(AttnProcessor() if variant.explicit == "all" else AttnProcessor2_0())
+        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        model.unet.to(memory_format=layout)
+        model.attention_implementation = "fused" if variant.explicit == "none" else "explicit"
+        blocks = _NUM_BLOCKS if variant.localization else 0
+        model.loss_config = replace(model.loss_config, num_localized_blocks=blocks)
+        for group in self.optimizer.param_groups:
+            group["fused"], group["foreach"] = variant.fused_optimizer, False
+
+    def losses(self, variant: StepVariant) -> TrainingLosses:
+        """Forward, with the same noise each time."""
+        half = variant.precision != torch.float32
+        compilation = torch.compiler.set_stance("default" if variant.compiled else "force_eager")
+        with compilation, torch.autocast("cpu", variant.precision) if half else nullcontext():
+            return self.model.training_losses(
+                self.batches[variant.cached], generator=Generator().manual_seed(0), skip_empty=True
+            )
+
+    def step(self, variant: StepVariant) -> None:
+        """Forward, backward and optimizer."""
+        self.losses(variant).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def time_step(watch: Stopwatch, settings: StepSettings, names: list[str]) -> None:
+    """Time training steps in turns; the memory of each is that of a process of its own."""
+    memory = {name: peak_memory(settings, VARIANTS[name]) for name in names}
+    bench = StepBench(settings)
+
+    def case(name: str) -> Case:
+        variant = VARIANTS[name]
+        return Case(
+            lambda: bench.step(variant),
+            settings.batch_size,
+            prepare=lambda: bench.use(variant),
+            dtype=variant.precision,
+            peak_memory_bytes=memory[name],
+        )
+
+    watch.interleave("step", "images/s", {name: case(name) for name in names})
+
+
+def peak_memory(settings: StepSettings, variant: StepVariant) -> int:
+    """Most memory in bytes that a process holds which does nothing but training steps of a variant."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (settings, variant, torch.get_num_threads(), sender)
+    process = context.Process(target=_report_peak, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError("the process whose memory was to be measured ended early") from None
+    finally:
+        process.join()
+
+
+def _report_peak(settings: StepSettings, variant: StepVariant, threads: int, sender: Any) -> None:
+    torch.set_num_threads(threads)
+    bench = StepBench(settings)
+    bench.use(variant)
+    for parameter in bench.model.trainable_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    bench.optimizer.step()  # its state is there from the second step on, and so at the peak
+    bench.optimizer.zero_grad()
+    bench.step(variant)
+    sender.send(highest_memory())
+
+
+def highest_memory() -> int:
+    """Most memory in bytes that this process has held so far."""
+    # Not ru_maxrss: a process begins with its parent's.
+    file = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", file.read_text()) if file.exists() else None
+    return (int(found.group(1)) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

@@ -1,1 +1,0 @@
-"""How fast the parts are, and what a long run will take."""

@@ -1,0 +1,182 @@
+"""Training of the embedded base's U-Net: text to image, without subjects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
+from fastcomposer.miniworld.train_vae import encoder_of, save_half
+from fastcomposer.models.text import encode_text
+from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
+from fastcomposer.utils.progress import tracked
+
+_COMPONENTS = {
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+
+
+class TextToImageModule(RecipeModule):
+    """Latent diffusion from captions (Rombach et al. 2022), on latents and text states encoded once.
+
+    Args:
+        unet: Denoising U-Net.
+        vae: Trained autoencoder, frozen.
+        text_encoder: Trained text encoder, frozen.
+        tokenizer: Tokenizer of the base.
+        scheduler: Scheduler of the base; its ``prediction_type`` says what the U-Net predicts.
+        optimizer: Makes the optimizer.
+        rich_share: Share of captions that name hair, skin and beard.
+        caption_dropout: Share of samples with the empty caption, for classifier-free guidance.
+        snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023), or ``None``.
+        **recipe: Further arguments of :class:`RecipeModule`.
+    """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/mse")
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: Any,
+        scheduler: DDIMScheduler,
+        optimizer: OptimizerFactory,
+        rich_share: float = 0.5,
+        caption_dropout: float = 0.1,
+        snr_gamma: float | None = 5.0,
+        **recipe: Any,
+    ) -> None:
+        super().__init__(optimizer, **recipe)
+        self.unet = unet
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.tokenizer, self.scheduler = tokenizer, scheduler
+        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config)
+        self.rich_share, self.caption_dropout, self.snr_gamma = rich_share, caption_dropout, snr_gamma
+
+    def setup(self, stage: str) -> None:
+        """Encode every scene, both ways round, and every caption once."""
+        bank: SceneBank = self.trainer.datamodule.train  # type: ignore[attr-defined]
+        root = Path(self.trainer.datamodule.root)  # type: ignore[attr-defined]
+        self.latents = cached_latents(self.vae, bank, root)
+        captions = [*bank.captions, *bank.rich_captions, ""]
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            chunks = tracked(ids.split(256), "text states")
+            self.text_states = torch.cat([encode_text(self.text_encoder, part).half() for part in chunks])
+
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
+        """Denoise a batch; only its positions in the bank are used."""
+        index, count = batch.index.cpu(), len(self.latents)
+        size = len(index)
+        rng = np.random.default_rng([self.seed, self.global_rank, self.global_step])
+        latents = self.latents[index, rng.integers(2, size=size)].to(self.device, torch.float32)
+        row = index + count * torch.from_numpy(rng.random(size) < self.rich_share)
+        row[torch.from_numpy(rng.random(size) < self.caption_dropout)] = 2 * count
+        text = self.text_states[row].to(self.device, torch.float32)
+        generator = self.step_generator()
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        total = self.noise_scheduler.config.num_train_timesteps
+        steps = torch.randint(total, (size,), generator=generator, device=self.device)
+        noisy = self.noise_scheduler.add_noise(latents, noise, steps)
+        error = (
+            (self.unet(noisy, steps, text).sample - self._target(latents, noise, steps))
+            .square()
+            .mean((1, 2, 3))
+        )
+        loss = (self._weight(steps) * error).mean()
+        self.log_dict({"train/loss": loss, "train/mse": error.mean()}, prog_bar=True)
+        return loss
+
+    def _target(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        if self.noise_scheduler.config.prediction_type == "v_prediction":
+            return self.noise_scheduler.get_velocity(latents, noise, steps)
+        return noise
+
+    def _weight(self, steps: Tensor) -> Tensor:
+        """Min-SNR weight of each sample, (B,)."""
+        if self.snr_gamma is None:
+            return torch.ones_like(steps, dtype=torch.float32)
+        alpha = self.noise_scheduler.alphas_cumprod.to(steps.device)[steps]
+        snr = alpha / (1 - alpha)
+        velocity = self.noise_scheduler.config.prediction_type == "v_prediction"
+        return snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
+
+    @torch.no_grad()
+    def export(self, folder: str | Path) -> None:
+        """Write ``unet/``, ``scheduler/`` and ``model_index.json`` of a base folder."""
+        folder = Path(folder)
+        with self.averaged_weights():
+            save_half(self.unet, folder / "unet")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+        (folder / "model_index.json").write_text(json.dumps(index | _COMPONENTS, indent=2) + "\n")
+
+
+@torch.inference_mode()
+def cached_latents(vae: AutoencoderKL, bank: SceneBank, root: Path) -> Tensor:
+    """Scaled latents of all scenes and of their mirror images, (N, 2, C, h, w) float16.
+
+    They are kept beside the data under a name that changes with the encoder's weights.
+    """
+    digest = hashlib.sha256()
+    for part in encoder_of(vae):
+        for value in part.state_dict().values():
+            digest.update(value.float().numpy().tobytes())
+    path = root / f"latents_{digest.hexdigest()[:12]}.safetensors"
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            found = file.get_tensor("latents")
+        if len(found) == len(bank):
+            return found
+    encoded = []
+    for index in tracked(torch.arange(len(bank)).split(64), "latents"):
+        pixels = bank.batch(index).pixel_values
+        both = torch.cat([pixels, pixels.flip(-1)])
+        latents = vae.encode(both).latent_dist.mode() * vae.config["scaling_factor"]
+        encoded.append(torch.stack(latents.chunk(2), dim=1).half())
+    result = torch.cat(encoded)
+    save_file({"latents": result}, path)
+    return result
+
+
+def tiny_unet(
+    channels: tuple[int, ...], width: int, sample_size: int = 16, latents: int = 4
+) -> UNet2DConditionModel:
+    """Build an untrained U-Net with cross-attention below its first level."""
+    down = ["DownBlock2D", *["CrossAttnDownBlock2D"] * (len(channels) - 1)]
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=latents,
+        out_channels=latents,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )

@@ -1,0 +1,226 @@
+"""Trained weights on their own: what training changed of a base model, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.loading import load_networks
+from fastcomposer.models.networks import Networks
+from fastcomposer.models.published_checkpoint import (
+    current_state,
+    has_published_names,
+    load_exact,
+    read_saved,
+    refuse_second_encoder,
+)
+from fastcomposer.models.source import existing_file
+from fastcomposer.models.weight_delta import (
+    BASE_DIGEST,
+    base_weights,
+    decode_differences,
+    digest,
+    encode_differences,
+)
+
+Precision = Literal["float32", "float16", "int8"]
+WEIGHTS_NAME = "fastcomposer.safetensors"
+PUBLISHED_NAME = "pytorch_model.bin"
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long weights were trained.
+
+    Attributes:
+        steps: Optimizer steps.
+        minutes: Time spent in training.
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+
+
+def save_trained_weights(
+    model: Networks,
+    path: str | Path,
+    precision: Precision = "float32",
+    length: TrainingLength | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write what of a model is not its base's.
+
+    Args:
+        model: The model; what is trained of it, or came from other weights, goes into the file.
+        path: File to write, ``.safetensors``; replaced at once when complete.
+        precision: ``float16`` halves the file; ``int8`` quarters it: differences from the base, see
+            :mod:`fastcomposer.models.weight_delta`.
+        length: How long they were trained, where it is known; :func:`read_training_length` gives it back.
+        weights: What goes into the file, where the model has but a part of each tensor.
+
+    Raises:
+        ValueError: If the precision is unknown, or differences are wanted of a model that was not loaded from
+            a base.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"export precision {precision!r} is not one of {', '.join(get_args(Precision))}")
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "base": str(model.source.base) if model.source else ""}
+    metadata["fusion"] = json.dumps(asdict(model.fusion.kind))
+    if length is not None:
+        metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
+    weights = model.changed_state_dict() if weights is None else weights
+    state = {name: value.cpu().contiguous() for name, value in weights.items()}
+    if precision != "int8":
+        state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
+    elif model.source is None:
+        raise ValueError("export precision int8: this model was not loaded from a base to differ from")
+    else:
+        base = base_weights(load_networks(model.source, None, None), state)
+        metadata[BASE_DIGEST] = digest(base)
+        state = encode_differences(state, base)
+    temporary = file.with_suffix(".tmp")
+    save_file(state, temporary, metadata)
+    temporary.replace(file)
+    return file
+
+
+def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool = False) -> None:
+    """Load trained weights into a model made from the same base.
+
+    Args:
+        model: The model; its fusion becomes one of the file's kind.
+        keep_fusion: Leave the fusion of the kind that it is; a pooling that the file lacks stays new.
+        path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
+            where it has one), a file in the released layout (``.safetensors``, or of ``torch.save``), which
+            replaces every network, or the folder of a run or download with one of them.
+
+    Raises:
+        FileNotFoundError: If there is none; the message names the path.
+        ValueError: If the file cannot be read or does not fit the model, with what differs.
+    """
+    file = find_weights_file(Path(path).expanduser())
+    content = _read(file)
+    state, networks = content.state, model.networks()
+    if content.published:
+        refuse_second_encoder(networks)
+    if content.base_digest is not None:
+        base = base_weights(networks, state)
+        if digest(base) != content.base_digest:
+            raise ValueError(
+                f"checkpoint {file} holds differences from other weights than this model's: load it into a "
+                "model fresh from the base it was trained from"
+            )
+        state = decode_differences(state, base)
+    if not keep_fusion:
+        model.adopt_fusion(content.fusion)
+    elif content.fusion.mode != model.fusion.kind.mode:
+        raise ValueError(
+            f"checkpoint {file} has fusion mode {content.fusion.mode}: set method.model.fusion.mode to it"
+        )
+    elif content.fusion.pooling == "attention" != model.fusion.kind.pooling:
+        raise ValueError(f"checkpoint {file} pools by attention: set method.model.fusion.pooling=attention")
+    needed = _needed(model, content)
+    if not content.published and not needed <= state.keys():
+        lost = ", ".join(sorted(needed - state.keys()))
+        raise ValueError(f"checkpoint {file} is no FastComposer: it has no {lost}")
+    model.replaced |= load_exact(
+        model.networks(),
+        state,
+        f"checkpoint {file} does not fit the base model",
+        # What is not in the file of a training stays as the base has it.
+        needed | state.keys(),
+    )
+
+
+def _needed(model: Networks, content: _Content) -> set[str]:
+    """Names that a file must have for a model: the fusion's, of the released layout all."""
+    parts = model.networks() if content.published else {"fusion": model.fusion}
+    needed = {f"{part}.{name}" for part, network in parts.items() for name in network.state_dict()}
+    if content.fusion.pooling != "attention":
+        needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
+    return needed
+
+
+def read_training_length(path: str | Path) -> TrainingLength:
+    """Read how long trained weights were trained; zero where their file does not say so.
+
+    Args:
+        path: See :func:`load_trained_weights`.
+
+    Raises:
+        FileNotFoundError: If there is none; the message names the path.
+        ValueError: If the file cannot be read.
+    """
+    return _read(find_weights_file(Path(path).expanduser())).length
+
+
+def find_weights_file(path: Path) -> Path:
+    """Find the file that :func:`load_trained_weights` reads.
+
+    Args:
+        path: See there.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if not path.is_dir():
+        return existing_file(path, "checkpoint")
+    names = (WEIGHTS_NAME, "checkpoints/last.ckpt", PUBLISHED_NAME)
+    for name in names:
+        if (path / name).exists():
+            return path / name
+    raise FileNotFoundError(f"checkpoint {path}: none of {', '.join(names)} is in this folder")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Tensors of a file by name.
+
+    Attributes:
+        state: The tensors.
+        base_digest: Where they are differences, digest of what they differ from.
+        length: How long they were trained.
+        fusion: Kind of the fusion; files from before there were several do not say it.
+        published: Whether the file is in the released layout and holds every network.
+    """
+
+    state: dict[str, Tensor]
+    base_digest: str | None = None
+    length: TrainingLength = field(default_factory=TrainingLength)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    published: bool = False
+
+
+def _read(file: Path) -> _Content:
+    saved = read_saved(file, "checkpoint")
+    try:
+        if has_published_names(saved):
+            return _Content(current_state(saved), published=True)
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
+            length = TrainingLength(int(metadata.get("steps", 0)), float(metadata.get("minutes", 0)))
+            fusion = FusionConfig(**json.loads(metadata.get("fusion", "{}")))
+            return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion)
+        weights = saved["ema"]["weights"] if "ema" in saved else saved["state_dict"]
+        length = TrainingLength(**saved.get("length", {}))
+        fusion = FusionConfig(**saved.get("fusion", {}))
+        return _Content(_unprefixed({**saved.get("kept", {}), **weights}), length=length, fusion=fusion)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {file} cannot be read as trained weights: {error}") from error
+
+
+def _unprefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_PREFIX): value for name, value in weights.items()}

@@ -1,0 +1,141 @@
+"""Noun phrases that name subjects, with their places in the caption, by spaCy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastcomposer.preparation.interfaces import NounPhrase
+from fastcomposer.utils.settings import base_fingerprint
+
+Words = Mapping[str, Sequence[str]]
+"""Label of regions → words, in the singular, that name one of them."""
+
+
+class ParsedPhrases:
+    """Noun chunks of a spaCy pipeline with a parser, whose head is one of the class words.
+
+    Args:
+        words: Class words.
+        model: Package or folder of the pipeline.
+
+    Raises:
+        FileNotFoundError: If it is not installed, with how to get it.
+        ValueError: If there are no words.
+    """
+
+    def __init__(self, words: Words, model: str = "en_core_web_sm") -> None:
+        import spacy
+
+        self._labels = _label_by_word(words)
+        if not (spacy.util.is_package(model) or Path(model).is_dir()):
+            raise FileNotFoundError(
+                f"data.phrases.model={model}: spaCy's pipeline is not installed; get it with "
+                f"`python -m spacy download {model}`, name the folder of an unpacked one, or take "
+                "data/phrases=words, which needs none"
+            )
+        self.model = model
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See :class:`~fastcomposer.preparation.interfaces.Component`."""
+        model = base_fingerprint(self.model, parts=("", "parser", "tagger", "tok2vec"))
+        return {"phrases": "parsed", "model": model, "words": dict(sorted(self._labels.items()))}
+
+    def load(self) -> None:
+        """Read the pipeline.
+
+        Raises:
+            ValueError: If it does not parse.
+        """
+        import spacy
+
+        self._nlp = spacy.load(self.model, exclude=["ner"])
+        if not self._nlp("a man").has_annotation("DEP"):
+            raise ValueError(f"data.phrases.model={self.model}: phrases need a pipeline with a parser")
+
+    def find(self, captions: Sequence[str]) -> list[tuple[NounPhrase, ...]]:
+        """Find phrases."""
+        return [_phrases(doc, self._heads(doc), self._labels) for doc in self._nlp.pipe(captions)]
+
+    def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
+        """First token and head of each chunk that counts."""
+        for chunk in doc.noun_chunks:
+            if chunk.root.lower_ in self._labels:
+                yield chunk.start, chunk.root.i
+
+
+class WordPhrases:
+    """Class words wherever they stand, with the words before them back to an article; needs no model.
+
+    Args:
+        words: Class words.
+
+    Raises:
+        ValueError: If there are none.
+    """
+
+    def __init__(self, words: Words) -> None:
+        self._labels = _label_by_word(words)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See :class:`~fastcomposer.preparation.interfaces.Component`."""
+        return {"phrases": "words", "words": dict(sorted(self._labels.items()))}
+
+    def load(self) -> None:
+        """Make tokenizer and matcher."""
+        import spacy
+        from spacy.matcher import PhraseMatcher
+
+        self._nlp = spacy.blank("en")
+        self._matcher = PhraseMatcher(self._nlp.vocab, attr="LOWER")
+        self._matcher.add("subject", [self._nlp.make_doc(word) for word in self._labels])
+
+    def find(self, captions: Sequence[str]) -> list[tuple[NounPhrase, ...]]:
+        """Find phrases."""
+        return [_phrases(doc, self._heads(doc), self._labels) for doc in self._nlp.pipe(captions)]
+
+    def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
+        """First token and last token of each class word that names somebody."""
+        from spacy.util import filter_spans
+
+        done = 0
+        spans = [doc[start:end] for _, start, end in self._matcher(doc)]
+        for span in sorted(filter_spans(spans), key=lambda span: span.start):
+            following = doc[span.end].lower_ if span.end < len(doc) else ""
+            joined = following == "-" and not doc[span.end - 1].whitespace_
+            if joined or following in _POSSESSIVES:  # man-made; a woman's hat
+                continue
+            articles = [i for i in range(done, span.start) if doc[i].lower_ in _ARTICLES]
+            yield (articles[-1] if articles else span.start), span.end - 1
+            done = span.end
+
+
+_ARTICLES = frozenset(("a", "an", "the", "one", "another", "this", "that", "his", "her", "their"))
+_POSSESSIVES = frozenset(("'s", "’s"))
+
+
+def _label_by_word(words: Words) -> dict[str, str]:
+    labels = {word.lower(): label for label, group in words.items() for word in group}
+    if not labels:
+        raise ValueError("data.phrases.words: names no word, so no phrase could name a subject")
+    return labels
+
+
+def _phrases(doc: Any, heads: Iterator[tuple[int, int]], labels: Mapping[str, str]) -> tuple[NounPhrase, ...]:
+    """Make phrases of (first token, head): each reaches to the next one, without words that only join."""
+    places = list(heads)
+    found = []
+    for number, (start, head) in enumerate(places):
+        stop = places[number + 1][0] if number + 1 < len(places) else len(doc)
+        while stop - 1 > head and (doc[stop - 1].is_stop or doc[stop - 1].is_punct):
+            stop -= 1
+        # A class word may be of several tokens; its label is that of the longest that ends here.
+        word = next(
+            text for i in range(start, head + 1) if (text := doc[i : head + 1].text.lower()) in labels
+        )
+        end = doc[head].idx + len(doc[head])
+        found.append(NounPhrase(doc[start:stop].text, end, word, labels[word]))
+    return tuple(found)

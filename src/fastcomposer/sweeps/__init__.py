@@ -1,0 +1,1 @@
+"""Sweeps and searches: running their jobs, and reporting them."""

@@ -1,0 +1,125 @@
+"""Trials of a search: the table of them, and what the plots show."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fastcomposer.evaluation.report.html import Plot
+from fastcomposer.evaluation.report.plots import COLOURS, figure
+from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
+from fastcomposer.sweeps.jobs import Goal, Job
+from fastcomposer.sweeps.report.groups import short
+
+_HEIGHT = 2.6  # inches
+_LETTERS = 48  # that fit below an axis
+_SHORTEST = 5  # letters that a name is broken after
+
+
+def trial_table(goal: Goal, jobs: Sequence[Job]) -> Table:
+    """All trials that measured the objective, the best first.
+
+    Args:
+        goal: Of the search.
+        jobs: Its jobs.
+    """
+    ranked = goal.ranked(jobs)
+    numeric = [key for key in goal.ranges if all(_number(job.chosen[key]) is not None for _, job in ranked)]
+    lines = []
+    for place, (value, job) in enumerate(ranked):
+        said = [f"{short(key)} {job.chosen[key]}" for key in goal.ranges if key not in numeric]
+        label = ": ".join(filter(None, (f"job {job.number}", ", ".join(said))))
+        cells = (Cell(value), *(Cell(_number(job.chosen[key])) for key in numeric), Cell(job.seconds))
+        lines.append(Line(label + " (best)" * (not place), cells, strong=not place))
+    columns = (
+        Column(goal.objective, "number"),
+        *(Column(short(key), "number") for key in numeric),
+        Column("seconds", "seconds"),
+    )
+    failed = sum(job.status == "failed" for job in jobs)
+    notes = [f"Best is the {'lowest' if goal.direction == 'minimize' else 'highest'} {goal.objective}."]
+    notes += [f"{failed} of {len(ranked) + failed} trials failed and are not in the table."] * bool(failed)
+    return Table("trials", "Trials, the best first", "trial", columns, tuple(lines), tuple(notes))
+
+
+def trial_plots(goal: Goal, jobs: Sequence[Job]) -> list[Plot]:
+    """The objective over the trials, and against each key that was searched; nothing without two trials."""
+    ranked = goal.ranked(jobs)
+    if len(ranked) < 2:
+        return []
+    best = ranked[0][0]
+    course = sorted((job.number, value) for value, job in ranked)
+    better = min if goal.direction == "minimize" else max
+    so_far = [better(value for _, value in course[: place + 1]) for place in range(len(course))]
+
+    def draw(axes: Axes) -> None:
+        numbers = [float(number) for number, _ in course]
+        axes.step(
+            numbers, so_far, where="post", color=COLOURS["series-2"], linewidth=1.3, label="best so far"
+        )
+        _dots(axes, numbers, [value for _, value in course], best)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("trial")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+
+    plots = [_plot(goal, "course", draw, f"{goal.objective} over the trials", course)]
+    for number, key in enumerate(goal.ranges):
+        points = [(job.chosen[key], value) for value, job in ranked if key in job.chosen]
+        drawing = _against(key, points, best, logarithmic="log" in goal.ranges[key])
+        plots.append(_plot(goal, f"key-{number}", drawing, f"{goal.objective} against {key}", points))
+    return plots
+
+
+def _against(
+    key: str, points: Sequence[tuple[str, float]], best: float, *, logarithmic: bool
+) -> Callable[[Axes], None]:
+    numbers = [_number(text) for text, _ in points]
+    names = sorted({text for text, _ in points})
+    values = [value for _, value in points]
+
+    def draw(axes: Axes) -> None:
+        if None in numbers:
+            _dots(axes, [float(names.index(text)) for text, _ in points], values, best)
+            width = max(_LETTERS // len(names), _SHORTEST)
+            axes.set_xticks(range(len(names)), [textwrap.fill(name, width) for name in names])
+            axes.set_xlim(-0.5, len(names) - 0.5)
+        else:
+            if logarithmic:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+                axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            _dots(axes, [float(number or 0.0) for number in numbers], values, best)
+        axes.set_xlabel(key)
+
+    return draw
+
+
+def _dots(axes: Axes, xs: Sequence[float], values: Sequence[float], best: float) -> None:
+    axes.plot(xs, values, "o", color=COLOURS["series-1"], markersize=4.5)
+    at = values.index(best)
+    axes.plot([xs[at]], [best], "o", color=COLOURS["series-2"], markersize=8, fillstyle="none")
+
+
+def _plot(
+    goal: Goal, name: str, draw: Callable[[Axes], None], title: str, points: Sequence[tuple[object, float]]
+) -> Plot:
+    def drawn(axes: Axes) -> None:
+        draw(axes)
+        axes.set_ylabel(goal.objective)
+        axes.grid(color=COLOURS["rule"], linewidth=0.6)
+
+    said = "; ".join(f"{place}: {value:.4g}" for place, value in points)
+    svg = figure(f"trials-{name}", _HEIGHT, drawn)
+    return Plot(Markup(svg), f"{title}. {said}.", f"{title}. The ring is the best.")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

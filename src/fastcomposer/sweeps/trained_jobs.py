@@ -1,0 +1,119 @@
+"""From a sweep of trainings to the evaluations of what its jobs have trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fastcomposer.sweeps.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
+
+_CHOICE = "sweep=jobs"
+
+
+def with_jobs(arguments: Sequence[str]) -> list[str]:
+    """Name all jobs of the sweep that ``sweep=jobs jobs=<folder>`` speaks of.
+
+    Those that have not finished are among them, so that each keeps its place; of a job that was trained anew
+    since it was evaluated, the record of the evaluation goes, so that it is evaluated again.
+
+    Args:
+        arguments: Of the command line.
+
+    Raises:
+        ValueError: If the sweep is not named, or the call is for one run.
+        FileNotFoundError: If there are no jobs in its folder.
+    """
+    given = {key: text for key, _, text in (word.partition("=") for word in arguments)}
+    if _CHOICE not in arguments or "job" in given:
+        return list(arguments)
+    if "jobs" not in given:
+        raise ValueError("sweep=jobs: jobs=<folder> names the sweep whose jobs are evaluated")
+    if not {"-m", "--multirun"} & set(arguments):
+        raise ValueError("sweep=jobs is an evaluation of each job: call evaluate with -m")
+    folder = Path(given["jobs"].strip("\"'"))
+    jobs = read_jobs(folder)
+    if not jobs:
+        raise FileNotFoundError(f"jobs={folder}: no jobs in it; train -m leaves them")
+    for job in jobs:
+        record = evaluation_of(folder, job) / JOB_NAME
+        trained = job.folder / JOB_NAME
+        if record.is_file() and trained.is_file() and record.stat().st_mtime < trained.stat().st_mtime:
+            record.unlink()
+    names = [str(job.folder.relative_to(folder)) for job in jobs]
+    return [*arguments, f"job={','.join(name if name.isdigit() else quoted(name) for name in names)}"]
+
+
+def check_trained(config: DictConfig) -> None:
+    """Refuse to evaluate what a job of a sweep has not finished to train, or has trained on another model.
+
+    Raises:
+        ValueError: In either case; nothing is raised where no job of a sweep is evaluated.
+    """
+    if config.get("job") is None:
+        return
+    folder = Path(config.checkpoint)
+    job = read_job(folder)
+    if job is None or job.status != "finished":
+        how = "has not begun" if job is None else {"running": "is not done"}.get(job.status, job.status)
+        raise ValueError(f"{folder}: its training {how}; train -m ... resume=auto finishes it")
+    model: Any = OmegaConf.to_container(config.model, resolve=True)
+    other = _differing(job.settings.get("model", model), model)
+    if other:
+        said = "; ".join(f"model.{key}={was} there, {now} here" for key, (was, now) in other.items())
+        raise ValueError(f"{folder} was trained on another model than this evaluation names: {said}")
+
+
+def trains_fastcomposer(config: DictConfig) -> bool:
+    """Whether the jobs of a sweep train weights that an evaluation can score."""
+    method = config.get("method")
+    return method is not None and str(method.get("_target_", "")).endswith(".FastComposerModule")
+
+
+def quoted(text: str | Path) -> str:
+    """A path or a sentence as a value on the command line, in Hydra's quotes."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def report_folder(folder: Path) -> Path:
+    """The folder whose report shows a sweep: of evaluations of jobs, that of the jobs."""
+    return folder.parent if folder.name == EVALUATION else folder
+
+
+def unchanging_job(config: DictConfig, jobs: Iterable[Sequence[str]]) -> int | None:
+    """The first job whose swept values are those that all jobs have in common anyway.
+
+    Args:
+        config: What they have in common, with Hydra's part.
+        jobs: Swept overrides of each.
+    """
+    parser = OverridesParser.create()
+    for number, overrides in enumerate(jobs):
+        if all(_changes_nothing(config, one) for one in parser.parse_overrides(list(overrides))):
+            return number
+    return None
+
+
+def _changes_nothing(config: DictConfig, override: Override) -> bool:
+    choices = config.hydra.runtime.choices
+    if override.key_or_group in choices:
+        return str(choices[override.key_or_group]) == str(override.value())
+    before = OmegaConf.select(config, override.key_or_group)
+    try:
+        if OmegaConf.is_config(before):
+            before = OmegaConf.to_container(before, resolve=True)
+        after = OmegaConf.create({"value": before})
+        OmegaConf.update(after, "value", override.value(), merge=True, force_add=True)
+    except OmegaConfBaseException:  # what only a job can resolve, or another choice of several
+        return False
+    return bool(after == OmegaConf.create({"value": before}))
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = dict.fromkeys([*one, *other])
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}

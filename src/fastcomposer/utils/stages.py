@@ -1,0 +1,128 @@
+"""Predictions of Lightning that leave files behind and go on where they stopped."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader, IterableDataset
+
+from fastcomposer.utils.progress import LongWork
+
+
+class ResumableStage(L.LightningModule):
+    """A prediction over tasks that leave files behind.
+
+    The first process looks up what is missing and tells the others, before any of them begins. Every process
+    takes its share of the tasks; when all are done, the first one finishes the stage.
+    """
+
+    title: str = "pictures"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[Any] = []
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Show progress in our own way."""
+        return [StageProgress()]
+
+    def missing_tasks(self) -> list[Any]:
+        """What is left to do; called on the first process."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Whatever remains when every task is done; called on the first process."""
+
+    def pictures_of(self, task: Any) -> int:
+        """How many pictures a task has: processes get as many of these as each other."""
+        raise NotImplementedError
+
+    def num_pictures(self) -> int:
+        """How many pictures this process's tasks have, for showing progress."""
+        return sum(map(self.pictures_of, self.tasks))
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """Numbers of this process's tasks."""
+        # Lightning lets no process pass before all are here, so nothing is written while files are looked up.
+        tasks = self.trainer.strategy.broadcast(self.missing_tasks() if self.trainer.is_global_zero else [])
+        shares = even_shares([self.pictures_of(task) for task in tasks], self.trainer.world_size)
+        self.tasks = [tasks[number] for number in shares[self.global_rank]]
+        return DataLoader(_Numbers(len(self.tasks)), batch_size=None)
+
+    def on_predict_end(self) -> None:
+        """Wait for the others, then finish."""
+        self.trainer.strategy.barrier("stage")
+        if self.trainer.is_global_zero:
+            self.finish()
+        self.trainer.strategy.barrier("finished")
+
+
+def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal out tasks so that nobody has much more to do than others.
+
+    The largest go first, each to whoever has least so far (Graham's rule: at most a third above the best).
+
+    Args:
+        sizes: How much each task is.
+        count: Number of shares.
+
+    Returns:
+        For each share the numbers of its tasks, in their order.
+    """
+    loads = [(0, share) for share in range(count)]
+    shares: list[list[int]] = [[] for _ in range(count)]
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        load, share = heapq.heappop(loads)
+        shares[share].append(number)
+        heapq.heappush(loads, (load + sizes[number], share))
+    return [sorted(share) for share in shares]
+
+
+class _Numbers(IterableDataset[int]):
+    """Counts up. Iterable and without a length: a process whose share is empty takes part all the same."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+
+class StageProgress(Callback):
+    """How far a stage's pictures are, on the first process."""
+
+    def __init__(self) -> None:
+        self._work: LongWork | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin, unless there is nothing to do."""
+        assert isinstance(pl_module, ResumableStage)
+        if trainer.is_global_zero and pl_module.num_pictures():
+            share = f", of {trainer.world_size} processes" if trainer.world_size > 1 else ""
+            self._work = LongWork(f"{pl_module.title}{share}", pl_module.num_pictures()).start()
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Move on by a task's pictures."""
+        if self._work is not None:
+            self._work.advance(outputs)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that all is done."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._work is not None:
+            self._work.stop()
+            self._work = None

@@ -1,0 +1,125 @@
+"""Projections to many devices and records, against numbers by hand and against what small trainings take."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from fastcomposer.bench.scaling import Machines, Measured, project, weigh_records
+from fastcomposer.cli import bench
+from fastcomposer.data.shards import write_shards
+
+ONE = Measured(
+    seconds_per_step=1.0,
+    batch_size=10,
+    trained=1000,
+    frozen=500,
+    averaged=True,
+    activation_bytes=70.0,
+    cache_bytes=3.0,
+    shard_bytes=5.0,
+    index_bytes=100.0,
+)
+SLOW = Machines(per_node=4, node_bandwidth=6000.0, network_bandwidth=2000.0, overlap=0.5)
+
+
+def test_one_device_sends_nothing() -> None:
+    plan = project(ONE, SLOW, 1, 36_000, "ddp")
+    assert plan.memory_bytes == 4 * 1000 * 5 + 4 * 500 + 700
+    assert (plan.network_bytes, plan.seconds_per_step, plan.hours_per_epoch) == (0, 1.0, 1.0)
+    assert (plan.cache_bytes, plan.shard_bytes, plan.index_bytes) == (108_000, 180_000, 108 * 36_000)
+    assert project(replace(ONE, averaged=False), SLOW, 1, 1, "ddp").memory_bytes == plan.memory_bytes - 4000
+
+
+def test_rings_of_devices() -> None:
+    two, eight = (project(ONE, SLOW, devices, 80, "ddp") for devices in (2, 8))
+    assert (two.network_bytes, eight.network_bytes) == (4000, 7000)
+    assert two.seconds_per_step == pytest.approx(1 + 4000 / 6000 - 0.5)  # within a node
+    assert eight.seconds_per_step == pytest.approx(1 + 7000 / 2000 - 0.5)  # over the network
+    assert two.memory_bytes == project(ONE, SLOW, 1, 80, "ddp").memory_bytes
+    assert eight.hours_per_epoch == pytest.approx(eight.seconds_per_step / 3600)
+    hidden = project(ONE, replace(SLOW, overlap=1.0), 2, 80, "ddp")
+    assert hidden.seconds_per_step == 1.0
+
+
+def test_divided_weights() -> None:
+    plan = project(ONE, SLOW, 4, 80, "fsdp")
+    assert plan.network_bytes == 9000
+    assert plan.memory_bytes == 4 * 1000 * 5 / 4 + 4 * 500 + 700
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: project(ONE, SLOW, 0, 1, "ddp"), "0 devices and 1 records"),
+        (lambda: project(ONE, SLOW, 1, 1, "zero"), r"plan\.strategies: 'zero' is not one of ddp, fsdp"),
+        (lambda: Machines(overlap=2), r"plan\.machines\.overlap=2"),
+        (lambda: Machines(network_bandwidth=0), r"plan\.machines\.network_bandwidth=0"),
+    ],
+)
+def test_wrong_settings(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_shards_take_what_is_projected(world: Path, tmp_path: Path) -> None:
+    write_shards(world, tmp_path / "shards", ("train",), records_per_shard=8, num_workers=0)
+    real = sum(file.stat().st_size for file in (tmp_path / "shards").rglob("*") if file.is_file())
+    per_record, index_bytes = weigh_records(world)
+    projected = project(replace(ONE, shard_bytes=per_record), SLOW, 1, 24, "ddp").shard_bytes
+    # Segment maps are compressed in shards, and all of a small map's file is its header.
+    assert 0.3 * projected < real < 1.2 * projected
+    assert 100 < index_bytes < 5000
+
+
+def _sum_gradients(rank: int, folder: str, numbers: int, steps: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(numbers, 1, bias=False))
+    dist.barrier()
+    before = _sent()
+    for _ in range(steps):
+        model(torch.ones(1, numbers)).sum().backward()
+    dist.barrier()
+    Path(folder, f"{rank}.json").write_text(json.dumps(_sent() - before))
+    dist.destroy_process_group()
+
+
+def _sent() -> int:
+    """Bytes that this machine's processes have sent each other."""
+    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if "lo:" in line)
+    return int(line.split(":")[1].split()[8])
+
+
+def test_two_processes_send_what_is_projected(tmp_path: Path) -> None:
+    numbers, steps = 4_000_000, 5
+    mp.start_processes(_sum_gradients, (str(tmp_path), numbers, steps), nprocs=2, start_method="fork")
+    real = json.loads((tmp_path / "0.json").read_text()) / 2 / steps  # what both have sent, in all steps
+    projected = project(replace(ONE, trained=numbers), SLOW, 2, 1, "ddp").network_bytes
+    assert real == pytest.approx(projected, rel=0.15)
+
+
+def test_bench_plans(world: Path, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56"]
+    settings += [f"data.root={world}", "batch_size=2", "repeats=1", "suites=[plan]", "plan.devices=[1,512]"]
+    monkeypatch.setattr(sys, "argv", ["bench", *settings])
+    bench.main()
+    content = json.loads(Path("outputs/bench/plan.json").read_text())
+    assert content["projection"] is True
+    measured = content["measured"]
+    assert measured["seconds_per_step"] > 0
+    assert measured["activation_bytes"] > 1e5
+    assert measured["cache_bytes"] == 4 * (8 * 16 * 16 + 77 * 32)
+    assert len(content["rows"]) == 2 * 2 * 4
+    one, many = (row for row in content["rows"] if row["records"] == 70_000 and row["strategy"] == "ddp")
+    assert many["network_bytes"] == pytest.approx(8 * measured["trained"], rel=0.01)
+    assert one["hours_per_epoch"] > 100 * many["hours_per_epoch"]

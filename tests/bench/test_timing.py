@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from fastcomposer.bench.limits import limits
+from fastcomposer.bench.timing import Case, Speed, Stopwatch, table
+from fastcomposer.bench.training_step import VARIANTS, StepBench, StepSettings
+
+FACTS = {"processor": "abacus", "cores": 2, "threads": 1, "torch": "2", "load_average": 0.5}
+
+
+def row(what: str, value: float, memory: int | None = None) -> Speed:
+    return Speed("step", what, value, 0.1, "images/s", 0.4, memory)
+
+
+def test_cases_take_turns_and_medians_are_kept() -> None:
+    order: list[str] = []
+
+    def slow(name: str, seconds: float) -> Case:
+        return Case(lambda: (order.append(name), time.sleep(seconds)), 4, prepare=lambda: order.append("-"))
+
+    watch = Stopwatch(min_seconds=0, min_rounds=3)
+    watch.interleave("suite", "images/s", {"a": slow("a", 0.02), "b": slow("b", 0.04)})
+    assert "".join(order) == "-a-b" * 4  # one uncounted round, then three
+    first, second = watch.rows
+    assert 100 < first.value < 200.1
+    assert 50 < second.value < 100.1
+    assert (first.share_of_peak, first.peak_memory_bytes) == (None, None)
+    watch.interleave("start", "s", {"c": slow("c", 0.02)})
+    assert 0.02 <= watch.rows[2].value < 0.1
+
+
+def test_flops_are_counted_and_compared_with_a_matrix_product() -> None:
+    square = torch.ones(512, 512)
+    watch = Stopwatch(0.05)
+    cases = {"product": Case(lambda: square @ square, dtype=torch.float32)}
+    watch.interleave("suite", "products/s", cases | {"nothing": Case(lambda: None, dtype=torch.float32)})
+    product, nothing = watch.rows
+    assert product.share_of_peak is not None
+    assert 0.02 < product.share_of_peak < 3
+    assert nothing.share_of_peak == 0
+
+
+def test_the_table_names_machine_and_figures() -> None:
+    text = table([row("tuned: cached, fused attention", 1.234, 3 * 2**29)], FACTS)
+    assert "abacus, 2 cores, 1 threads, torch 2; load 0.5 at the start." in text
+    assert "| step | tuned: cached, fused attention | 1.23 | 0.1 | images/s | 40% | 1.50 GiB |  |" in text
+
+
+def test_limits_name_what_was_measured() -> None:
+    rows = [
+        row("plain: uncached, explicit attention", 1.0, 400),
+        row("tuned: cached, fused attention", 2.0, 100),
+        row("tuned without localization", 2.1),
+        row("loader, 1024 px", 50.0),
+        row("plain order, 1024 px", 10.0),
+        row("training step", 30.0),
+        row("training step from a cache", 40.0),
+        row("batches from data folder, 4 workers", 100.0),
+        row("help", 1.25),
+        row("first training step", 9.0),
+        row("first sampling step", 8.0),
+    ]
+    assert limits(rows) == [
+        "tuned over plain step: 2.00 times as fast (at least 1.6)",
+        "tuned over plain memory: 0.25 (at most 0.75)",
+        "step with localization over without: 1.050 times as long (at most 1.05)",
+        "loader over plain order: 5.00 times as fast (at least 4)",
+        "reading with 4 workers over training from a cache: 2.50 times as fast (at least 1)",
+        "start-up, help: 1.2 s (less than 2)",
+        "start-up, first training step: 9.0 s (less than 12)",
+        "start-up, first sampling step: 8.0 s (less than 12)",
+    ]
+    assert limits(rows[:1]) == []
+
+
+@pytest.fixture(scope="module")
+def bench() -> StepBench:
+    blocks: dict[str, Any] = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4}
+    attention = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return StepBench(
+        StepSettings(
+            unet={**blocks, "sample_size": 8, "cross_attention_dim": 16, "attention_head_dim": 2},
+            vae={**blocks, **kinds, "latent_channels": 4},
+            text_encoder={**attention, "vocab_size": 99, "max_position_embeddings": 77},
+            image_encoder={**attention, "image_size": 32, "patch_size": 16, "projection_dim": 16},
+            resolution=64,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if name not in ("tuned without localization", "tuned, compiled")]
+)
+def test_every_variant_of_the_step_computes_the_same(bench: StepBench, name: str) -> None:
+    def gradients(chosen: str) -> list[torch.Tensor]:
+        bench.use(VARIANTS[chosen])
+        bench.losses(VARIANTS[chosen]).loss.backward()
+        found = [p.grad.clone() for p in bench.model.trainable_parameters() if p.grad is not None]
+        bench.optimizer.zero_grad()
+        return found
+
+    plain, other = gradients("plain: uncached, explicit attention"), gradients(name)
+    assert len(plain) == len(other) > 100
+    scale = torch.stack([g.abs().max() for g in plain]).max()
+    worst = max(float((a - b).abs().max()) for a, b in zip(plain, other, strict=True)) / float(scale)
+    assert worst < (0.1 if "bfloat16" in name else 1e-5)

@@ -1,0 +1,101 @@
+"""Phrases that name subjects, with their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.language import Language
+from spacy.tokens import Doc
+
+from fastcomposer.preparation.phrases import ParsedPhrases, WordPhrases
+from fastcomposer.prompt import place_markers
+
+WORDS = {"person": ["man", "woman", "Young Lady", "lady"], "dog": ["dog", "puppy"]}
+
+
+def test_phrases_reach_from_the_article_to_the_next_subject() -> None:
+    finder = WordPhrases(WORDS)
+    finder.load()
+    caption = "A photo of an old man in a red hat, a Woman smiling and her dog next to the sea."
+    (phrases,) = finder.find([caption])
+    assert [(phrase.word, phrase.label, phrase.text) for phrase in phrases] == [
+        ("man", "person", "an old man in a red hat"),
+        ("woman", "person", "a Woman smiling"),
+        ("dog", "dog", "her dog next to the sea"),
+    ]
+    marked = place_markers(caption, [phrase.end for phrase in phrases])
+    assert marked.startswith("A photo of an old man <|image|> in a red hat, a Woman <|image|> smiling")
+    assert "her dog <|image|> next" in marked
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("two men and some women", []),  # no single person
+        ("a man-made lake with a snowman", []),
+        ("a woman's hat and a lady’s shoe", []),
+        ("a man and a man", ["man", "man"]),
+        ("the young lady with a lady", ["young lady", "lady"]),
+        ("man", ["man"]),
+        ("", []),
+        ("a woman - standing", ["woman"]),
+    ],
+)
+def test_words_that_name_somebody(caption: str, words: list[str]) -> None:
+    finder = WordPhrases(WORDS)
+    finder.load()
+    (phrases,) = finder.find([caption])
+    assert [phrase.word for phrase in phrases] == words
+    assert all(caption[: phrase.end].lower().endswith(phrase.word) for phrase in phrases)
+
+
+@Language.component("toy_parser")
+def toy_parser(doc: Doc) -> Doc:
+    """Parses "a man holds a woman's puppy" and the like by rote."""
+    kinds = {"a": ("DET", "det"), "tall": ("ADJ", "amod"), "'s": ("PART", "case"), "holds": ("VERB", "ROOT")}
+    nouns = [i for i, token in enumerate(doc) if token.lower_ not in kinds]
+    verb = next((i for i, token in enumerate(doc) if token.lower_ == "holds"), 0)
+    for i, token in enumerate(doc):
+        token.pos_, token.dep_ = kinds.get(token.lower_, ("NOUN", "nsubj" if i < verb else "dobj"))
+        head = i if i == verb else verb if i in nouns else min((n for n in nouns if n > i), default=verb)
+        if i + 1 < len(doc) and doc[i + 1].lower_ == "'s":
+            token.dep_, head = "poss", min((n for n in nouns if n > i), default=verb)
+        token.head = doc[head]
+    return doc
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Iterator[Path]:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("toy_parser")
+    nlp.to_disk(tmp_path / "toy")
+    yield tmp_path / "toy"
+
+
+def test_chunks_whose_head_is_a_class_word(pipeline: Path) -> None:
+    finder = ParsedPhrases(WORDS, str(pipeline))
+    finder.load()
+    (phrases,) = finder.find(["a tall man holds a woman's puppy"])
+    # The chunk is that of the puppy, not that of its owner.
+    assert [(phrase.text, phrase.end, phrase.label) for phrase in phrases] == [
+        ("a tall man holds", 10, "person"),
+        ("a woman's puppy", 32, "dog"),
+    ]
+    assert len(dict(finder.settings)["model"]) == 16
+
+
+def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        ParsedPhrases(WORDS, "en_core_web_xx")
+    assert "data.phrases.model=en_core_web_xx" in str(caught.value)
+    assert "python -m spacy download en_core_web_xx" in str(caught.value)
+    assert "data/phrases=words" in str(caught.value)
+    with pytest.raises(ValueError, match=r"data\.phrases\.words"):
+        WordPhrases({"person": []})
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    finder = ParsedPhrases(WORDS, str(tmp_path / "blank"))
+    with pytest.raises(ValueError, match="phrases need a pipeline with a parser"):
+        finder.load()

@@ -1,0 +1,272 @@
+"""Preparation as a whole: every photo comes to an end, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcomposer.data.records import read_ids, read_record
+from fastcomposer.preparation.captioners import GivenCaptions
+from fastcomposer.preparation.interfaces import Match, Photo, Scene, Segmentation
+from fastcomposer.preparation.photo_preparation import prepare_photos
+from fastcomposer.preparation.phrases import WordPhrases
+from fastcomposer.preparation.preparation_stage import Limits
+from fastcomposer.preparation.segmenters import SegmentMaps
+
+WORDS = {"person": ["man", "woman"]}
+LIMITS = Limits(min_side=16, max_side=None, min_area=0.02, test_share=0.25)
+
+
+class InOrder:
+    """Matches phrases and regions in their order."""
+
+    settings: Mapping[str, Any] = {"matcher": "in order"}
+
+    def load(self) -> None:
+        pass
+
+    def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
+        pairs = (range(min(len(scene.phrases), len(scene.regions))) for scene in scenes)
+        return [tuple(Match(n, n, 0.5) for n in numbers) for numbers in pairs]
+
+
+class Noted(SegmentMaps):
+    """Notes which photos it sees, and fails when it has seen enough."""
+
+    def __init__(self, enough: int | None = None) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.loaded, self.enough = 0, enough
+
+    def load(self) -> None:
+        self.loaded += 1
+
+    def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
+        if self.enough is not None and len(self.seen) >= self.enough:
+            raise KeyboardInterrupt
+        self.seen += [photo.photo_id for photo in photos]
+        return super().segment(photos)
+
+
+def add_photo(folder: Path, name: str, caption: str, boxes: Sequence[tuple[int, int, int, int]]) -> None:
+    """A photo of 40 × 30 pixels with a map and a caption beside it."""
+    seed = sum(name.encode())
+    pixels = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), np.uint8)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((40, 30)).save(path)
+    segment_map = np.zeros((30, 40), np.uint8)
+    for number, (x1, y1, x2, y2) in enumerate(boxes, start=1):
+        segment_map[y1:y2, x1:x2] = number
+    np.save(path.with_suffix(".npy"), segment_map)
+    if caption:
+        path.with_suffix(".txt").write_text(caption)
+
+
+LEFT, RIGHT, DOT = (2, 4, 15, 28), (22, 4, 38, 28), (18, 0, 20, 2)
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Eight good photos, and one for each way to be none."""
+    folder = tmp_path / "album"
+    for number in range(8):
+        add_photo(folder, f"day/{number}.png", "a man and a woman", [LEFT, RIGHT])
+    add_photo(folder, "alone.png", "a man and a woman", [LEFT, DOT])
+    add_photo(folder, "crowd.png", "a man", [LEFT, RIGHT])
+    add_photo(folder, "x_silent.png", "", [LEFT])
+    add_photo(folder, "x_nobody.png", "a beach", [LEFT])
+    add_photo(folder, "x_empty.png", "a man", [])
+    add_photo(folder, "x_tiny.png", "a man", [LEFT])
+    Image.new("RGB", (15, 40)).save(folder / "x_tiny.png")
+    add_photo(folder, "x_marked.png", "a man <|image|>", [LEFT])
+    add_photo(folder, "x_nomap.png", "a man", [LEFT])
+    (folder / "x_nomap.npy").unlink()
+    (folder / "x_broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    Image.new("RGB", (40, 30)).save(folder / "alone.webp")
+    return folder
+
+
+REASONS = {
+    "alone.webp": "same name as another photo",
+    "x_silent.png": "no caption",
+    "x_nobody.png": "no subject named in the caption",
+    "x_empty.png": "no segment of a subject",
+    "x_tiny.png": "too small",
+    "x_marked.png": "marker in the caption",
+    "x_nomap.png": "no segment map",
+    "x_broken.jpg": "unreadable",
+}
+
+Prepare = Callable[..., int]
+
+
+@pytest.fixture
+def prepare(album: Path, tmp_path: Path) -> Prepare:
+    def call(segmenter: Any = None, root: str = "data", **changes: Any) -> int:
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        parts = (GivenCaptions(), segmenter or SegmentMaps(), WordPhrases(WORDS), InOrder())
+        options = {"limits": LIMITS, "batch_size": 3, "quality": 100, **changes}
+        return prepare_photos(tmp_path / root, options.pop("source", album), *parts, trainer, **options)
+
+    return call
+
+
+def test_every_photo_is_a_record_or_listed(prepare: Prepare, tmp_path: Path) -> None:
+    assert prepare() == 10
+    root = tmp_path / "data"
+    names = ["alone", "crowd", *(f"day-{number}" for number in range(8))]
+    assert read_ids(root, "all") == names
+    train, test = read_ids(root, "train"), read_ids(root, "test")
+    assert len(test) == 2 and sorted(train + test) == names
+    loaded = read_record(root, "day-3")
+    assert loaded.record.caption == "a man and a woman"
+    assert [(s.id, s.bbox, s.end, s.label) for s in loaded.record.segments] == [
+        (1, LEFT, 5, "person"),
+        (2, RIGHT, 17, "person"),
+    ]
+    assert (
+        np.abs(
+            loaded.image[10, 10].astype(int)
+            - np.asarray(Image.open(tmp_path / "album" / "day" / "3.png"))[10, 10]
+        ).max()
+        < 12
+    )
+    with (root / "preparation" / "left_out.csv").open() as file:
+        listed = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert listed == REASONS
+    assert (root / ".index_train.json").exists()
+
+    numbers = json.loads((root / "preparation" / "statistics.json").read_text())
+    assert (numbers["photos"], numbers["records"], numbers["subjects"]) == (18, 10, 18)
+    assert numbers["subjects_per_record"] == {"1": 2, "2": 8}
+    assert numbers["words"] == {"man": 10, "woman": 8}
+    assert sum(numbers["areas"].values()) == 18
+    assert numbers["left_out"] == {
+        "phrase: no segment": 2,  # the woman beside the dot; and of the empty one
+        "segment: no phrase": 1,
+        "segment: not named in the caption": 1,
+        "segment: too small": 1,
+    }
+    page = (root / "preparation" / "report.html").read_text()
+    assert "10 of 18 photos became records, with 18 subjects" in page
+    assert page.count("data:image/jpeg;base64,") == 10
+    assert page.count('">woman</b>') == 8
+    assert "x_tiny.png: 15 x 40 pixels" in page
+
+
+def test_what_is_done_is_not_done_again(prepare: Prepare, album: Path, tmp_path: Path) -> None:
+    prepare()
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*/*.jpg")}
+    again = Noted()
+    assert prepare(again) == 0
+    assert (again.seen, again.loaded) == ([], 0)
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    # A photo mended, a caption changed, a record damaged, a photo more: these and no others.
+    add_photo(album, "x_tiny.png", "a man", [LEFT])
+    (album / "day" / "1.txt").write_text("a woman and a man")
+    (tmp_path / "data" / "day-2" / "day-2.npy").unlink()
+    add_photo(album, "new.png", "a woman", [RIGHT])
+    some = Noted()
+    assert prepare(some) == 4
+    assert sorted(some.seen) == ["day-1", "day-2", "new", "x_tiny"]
+    assert read_record(tmp_path / "data", "day-1").record.segments[0].end == 7
+    assert len(read_ids(tmp_path / "data", "all")) == 12
+    # And a photo that is spoilt is a record no more.
+    (album / "new.txt").write_text("a tree")
+    prepare()
+    assert "new" not in read_ids(tmp_path / "data", "all")
+    assert not list((tmp_path / "data").glob("new*/*"))
+
+
+def test_it_goes_on_where_it_stopped(prepare: Prepare, tmp_path: Path) -> None:
+    prepare(root="whole")
+    seen: list[str] = []
+    for _ in range(20):
+        segmenter = Noted(enough=4)
+        try:
+            prepare(segmenter, root="parts")
+            break
+        except SystemExit:  # Lightning's way to end after Ctrl-C
+            pass
+        finally:
+            seen += segmenter.seen
+    assert len(set(seen)) == 13
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    names = sorted(str(file.relative_to(whole)) for file in whole.rglob("*") if file.is_file())
+    assert names == sorted(str(file.relative_to(parts)) for file in parts.rglob("*") if file.is_file())
+    for name in names:
+        if not name.startswith(".index"):  # holds times of change
+            assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_other_settings_are_seen(prepare: Prepare, tmp_path: Path) -> None:
+    prepare()
+    with pytest.raises(ValueError, match=r"under other settings \(min_area: 0\.02, not 0\.4\)") as caught:
+        prepare(limits=Limits(min_side=16, max_side=None, min_area=0.4))
+    assert "data.prepare.restart=true" in str(caught.value)
+    (tmp_path / "data" / "mine.txt").write_text("kept")
+    assert prepare(limits=Limits(min_side=16, max_side=None, min_area=0.4), restart=True) == 0
+    assert (tmp_path / "data" / "mine.txt").read_text() == "kept"
+    assert not list((tmp_path / "data").glob("*/*.jpg"))
+    assert not (tmp_path / "data" / "image_ids.txt").exists()
+    # The shares of the splits and the page decide no record.
+    prepare(root="other")
+    assert prepare(root="other", limits=Limits(16, None, 0.02, test_share=0.0, samples=1)) == 0
+    assert not (tmp_path / "other" / "image_ids_test.txt").exists()
+
+
+def test_other_data_is_left_alone(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "image_ids_train.txt").write_text("x\n")
+    for restart in (False, True):
+        with pytest.raises(ValueError, match="not prepared from photos"):
+            prepare(restart=restart)
+    assert (tmp_path / "data" / "image_ids_train.txt").read_text() == "x\n"
+
+
+def test_the_data_folder_may_lie_among_the_photos(prepare: Prepare, album: Path, tmp_path: Path) -> None:
+    assert prepare(root="album/data") == 10
+    assert prepare(root="album/data") == 0
+    assert len(read_ids(album / "data", "all")) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": None}, "source: name the folder of the photos"),
+        ({"source": "nowhere"}, "source=nowhere: no such folder"),
+        ({"quality": 0}, r"data\.prepare\.quality=0"),
+        ({"batch_size": 0}, r"data\.prepare\.batch_size=0"),
+    ],
+)
+def test_what_is_wrong_is_said_first(
+    prepare: Prepare, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare(**changes)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"min_side": 0}, "min_side=0"),
+        ({"min_side": 64, "max_side": 32}, "max_side=32"),
+        ({"min_area": 1.0}, r"limits\.min_area=1\.0"),
+        ({"samples": -1}, r"limits\.samples=-1"),
+    ],
+)
+def test_limits(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Limits(**setting)

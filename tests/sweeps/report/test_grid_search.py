@@ -1,0 +1,109 @@
+"""Settings are searched on people of the training split, and the best is chosen by a rule."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastcomposer.evaluation.benchmark import Subset
+from fastcomposer.evaluation.report.table_files import markdown_table
+from fastcomposer.evaluation.results import ResultRow, write_results
+from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.miniworld.people import rendered_people
+from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities
+from fastcomposer.sweeps.report.grid_search import (
+    best_of,
+    best_sentences,
+    differing,
+    load_search,
+    read_sweep,
+)
+
+DEFINITIONS = Path(__file__).resolve().parents[3] / "data" / "benchmarks" / "mini"
+
+
+def row(method: str, identity: float, prompt: float, images: int = 8) -> ResultRow:
+    scores = [Estimate(value, (value - 0.01, value + 0.01)) for value in (identity, prompt)]
+    return ResultRow(
+        "single_subject", method, {}, 5, images, *scores, 1.0, 7.5, 0, 0, 10, identity_published=scores[0]
+    )
+
+
+def job(
+    folder: Path,
+    method: str,
+    rate: float,
+    steps: int,
+    identity: float,
+    prompt: float,
+    text: float = 0.25,
+    images: int = 8,
+) -> None:
+    """Write what a job leaves behind."""
+    rows = [row("text_only", 0.0, text, images), row(method, identity, prompt, images)]
+    write_results(folder / "results.json", rows, {})
+    recipe = {"method": {"optimizer": {"lr": rate, "betas": [0.9, 0.99]}, "steps": steps, "flip": 0.5}}
+    for name, decides in (("text_only", {}), (method, {"recipe": recipe})):
+        run = {"benchmark": "single_subject", "method": name, "settings": {}, "decides": decides}
+        (folder / "single_subject" / name).mkdir(parents=True)
+        (folder / "single_subject" / name / "run.json").write_text(json.dumps(run))
+
+
+def test_nobody_of_the_test_is_drawn(tmp_path: Path) -> None:
+    world = AvatarScenes(num_identities=40)
+    people = rendered_people(world, [0, 1, 2], tmp_path, count=8, size=32)
+    (benchmark,) = load_search(DEFINITIONS, people, part=Subset(prompts_per_category=2, images_per_prompt=1))
+    assert [subject.id for subject in benchmark.subjects] == ["train_0000", "train_0001", "train_0002"]
+    assert len(benchmark.cases) == 3 * 4 * 2
+    assert {case.category for case in benchmark.cases} == {"accessory", "style", "expression", "context"}
+    for subject in benchmark.subjects:
+        assert len(subject.tuning_pictures) == 5 and len(subject.other_pictures) == 3
+    assert not {world.train_identities[n] for n in range(3)} & set(held_out_identities())
+    assert len(load_search(DEFINITIONS, people)[0].cases) == 3 * 40 * 4
+
+
+def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
+    job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
+    job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22)
+    job(tmp_path / "2", "dreambooth", 1e-3, 80, 0.60, 0.21)  # 84 % of 0.25
+    job(tmp_path / "other" / "0", "textual_inversion", 1e-2, 60, 0.20, 0.10)
+    job(tmp_path / "other" / "1", "textual_inversion", 1e-2, 120, 0.10, 0.12)
+    tried = read_sweep(tmp_path)
+    assert [len(found) for found in tried.values()] == [3, 2]
+    assert differing(tried["dreambooth"])[1] == {"optimizer.lr": 1e-4, "steps": 80}
+    assert best_of(tried["dreambooth"]).row.identity_preservation.mean == 0.40
+    # Where none keeps so much, the highest identity of all.
+    assert best_of(tried["textual_inversion"]).row.identity_preservation.mean == 0.20
+    sentences, tables = best_sentences(tmp_path)
+    assert sentences == [
+        "DreamBooth, best of 3: optimizer.lr=0.0001 steps=80",
+        "Textual Inversion, best of 2: steps=60",
+    ]
+    text = markdown_table(tables[0])
+    assert text.index("| optimizer.lr 0.001, steps 80 | 0.600 [0.590, 0.610] | 0.210") < text.index(
+        "| **optimizer.lr 0.0001, steps 80 (best)** | 0.400 [0.390, 0.410] | 0.220 [0.210, 0.230] | 88.0 % |"
+    )
+    assert "keep 85% of the prompt consistency of text alone" in text
+
+
+def test_scores_of_different_scorers_are_not_compared(tmp_path: Path) -> None:
+    for number, scorer in enumerate((None, "abc")):
+        rows = [replace(row(name, 0.3, 0.24), scored_by=scorer) for name in ("text_only", "dreambooth")]
+        write_results(tmp_path / str(number) / "results.json", rows, {})
+    with pytest.raises(ValueError, match=r"scored_by: None, not 'abc'"):
+        read_sweep(tmp_path)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"sweep=.*: no results\.json in it; evaluate -m sweep="):
+        read_sweep(tmp_path)
+    job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
+    job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22, images=16)
+    with pytest.raises(ValueError, match="the jobs of dreambooth have drawn different cases"):
+        read_sweep(tmp_path)
+    write_results(tmp_path / "1" / "results.json", [row("dreambooth", 0.1, 0.2)], {})
+    with pytest.raises(ValueError, match="no row of text_only to hold others against"):
+        read_sweep(tmp_path)

@@ -1,0 +1,352 @@
+"""The report of a sweep: figures of its jobs, plots against what was swept, and what did not finish."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fastcomposer.evaluation.load_results import collect
+from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
+from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.sweeps.jobs import Goal, Job, Plan
+from fastcomposer.sweeps.report.groups import full_label, spoken
+from fastcomposer.sweeps.report.measured import group_table, last_steps, read_measured
+from fastcomposer.sweeps.report.page import write_sweep_report
+from fastcomposer.sweeps.report.scores import references_of
+from fastcomposer.sweeps.report.sweep_plots import sweep_plot
+
+
+def training_sweep(folder: Path, keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
+    """Write what a training sweep leaves, whose last job failed."""
+    planned = tuple(tuple(f"{k}={v}" for k, v in zip(keys, values, strict=True)) for values in jobs)
+    Plan("train", "python -m fastcomposer.cli.train -m", tuple(keys), planned).write(folder)
+    for number, overrides in enumerate(planned):
+        job = Job(number, folder / str(number), ("experiment=mini", *overrides))
+        if number == len(planned) - 1:
+            job.ended("failed", reason="a value was damaged").write()
+            continue
+        job.ended("finished", seconds=180.0).write()
+        noise = np.random.default_rng(number).normal(0, 0.01, 40)
+        rows = ["epoch,step,train/denoise_loss,train/images_per_second,val/denoise_loss"]
+        rows += [f"0,{9 + 10 * i},{0.25 + 0.02 * number + n},20.5," for i, n in enumerate(noise)]
+        rows += [f"0,399,,,{0.21 + 0.03 * number}"]
+        (job.folder / "logs").mkdir()
+        (job.folder / "logs" / "metrics.csv").write_text("\n".join(rows) + "\n")
+
+
+def evaluation_sweep(folder: Path) -> None:
+    """Write what an evaluation sweep leaves."""
+    Plan("evaluate", "", ("sampler",), (("sampler=mini",), ("sampler=dpm",), ("sampler=lcm",))).write(folder)
+    for number, name in enumerate(("mini", "dpm")):
+        job = Job(number, folder / str(number), (f"sampler={name}",))
+        job.ended("finished", seconds=60.0).write()
+        score = Estimate(0.3 + number / 10, (0.25 + number / 10, 0.36 + number / 10))
+        rows = [
+            ResultRow(
+                "single_subject",
+                "fastcomposer",
+                {"alpha": a},
+                1,
+                8,
+                score,
+                score,
+                1.0,
+                0.0,
+                0,
+                0,
+                10,
+                identity_published=score,
+            )
+            for a in (0.6, 0.8)
+        ]
+        write_results(job.folder / "results.json", rows, {})
+
+
+def test_trainings_are_compared_by_their_last_steps(tmp_path: Path) -> None:
+    training_sweep(tmp_path, ["localization.weight"], [["0"], ["0.001"], ["0.1"], ["-1"]])
+    sweep, sentences, files = write_sweep_report(tmp_path)
+    assert not sentences
+    assert [file.name for file in files] == ["tables.md", "tables.csv", "tables.tex", "report.html"]
+    (group,) = sweep.groups
+    first = group.entries[0].values["train/denoise_loss"]
+    noise = np.random.default_rng(0).normal(0, 0.01, 40)
+    assert first.mean == pytest.approx(0.25 + noise[-10:].mean())
+    assert first.ci95[0] < first.mean < first.ci95[1]
+    assert group.entries[2].values["val/denoise_loss"].mean == pytest.approx(0.27)
+    table = group_table(group, sweep.keys)
+    assert [line.label for line in table.lines] == ["0", "0.001", "0.1"]
+    assert "last quarter" in table.notes[0]
+    text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
+    for said in (text, page):
+        assert "job 3 (localization.weight=-1): a value was damaged" in said
+    assert page.count("<svg") == 3 and "src=" not in page
+    assert "0.270" in text
+
+
+def test_evaluations_are_compared_by_their_scores(tmp_path: Path) -> None:
+    evaluation_sweep(tmp_path)
+    sweep, _, files = write_sweep_report(tmp_path, ("md", "html"))
+    assert [file.name for file in files] == ["tables.md", "report.html"]
+    text = files[0].read_text()
+    assert "| mini: alpha 0.6 | 0.300 [0.250, 0.360] |" in text
+    assert "FastComposer. Intervals (95 %)" in text  # what all have in common is said once
+    assert "job 2 (sampler=lcm): has not begun" in text
+    assert "bootstrapped over subjects" in text
+    assert [job.status for job in sweep.undone] == ["waiting"]
+
+
+def scored(folder: Path, identity: Sequence[float]) -> None:
+    """Write what the evaluation of what a job has trained leaves: three people, one picture each."""
+    people = ("ann", "bob", "eve")
+    columns = {
+        "case": [f"single_subject/{name}/style_0/0" for name in people],
+        "benchmark": ["single_subject"] * 3,
+        "method": ["fastcomposer"] * 3,
+        "settings": ['{"alpha": 0.8}'] * 3,
+        "category": ["style"] * 3,
+        "subjects": [[name] for name in people],
+        "seed": [1, 2, 3],
+        "identity": list(identity),
+        "identity_published": list(identity),
+        "detected": [1] * 3,
+        "prompt_consistency": [0.2, 0.3, 0.4],
+        "copy_paste": [0.1] * 3,
+        "seconds": [1.0] * 3,
+        "unet_calls": [30.0] * 3,
+        "image": [f"images/{name}.png" for name in people],
+    }
+    table = pa.table(columns, schema=SCORES)
+    run = folder / "single_subject" / "fastcomposer-alpha_0.8"
+    run.mkdir(parents=True)
+    pq.write_table(table, run / "scores.parquet")
+    (run / "images").mkdir()
+    for name in people:
+        Image.new("RGB", (8, 8)).save(run / "images" / f"{name}.png")
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    write_results(folder / "results.json", [row_from_scores(table, Costs(1))], {})
+    Job(0, folder, (), {"benchmark": {"pictures": str(folder)}}).ended("finished").write()
+
+
+def ablation(folder: Path) -> None:
+    """Write what a training sweep of four jobs leaves, of which two were evaluated."""
+    values = ("{background:black}", "{}", "{jitter:0,augmentation:null}", "{flip:0}")
+    planned = tuple((f"data.module={value}",) for value in values)
+    Plan("train", "", ("data.module",), planned, baseline=1, scorable=True).write(folder)
+    for number, overrides in enumerate(planned):
+        Job(number, folder / str(number), overrides).ended("finished", seconds=9.0).write()
+    scored(folder / "evaluation" / "1", [0.2, 0.4, 0.6])
+    scored(folder / "evaluation" / "2", [0.3, 0.5, 0.9])
+
+
+def test_trainings_are_compared_by_what_they_draw(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    sweep, _, _ = write_sweep_report(tmp_path)
+    assert [job.number for job in sweep.jobs] == [0, 1, 2, 3]  # evaluations are no jobs of the sweep
+    assert [job.number for job in sweep.unscored] == [0, 3]
+    (group,) = sweep.groups
+    assert [entry.job.number for entry in group.entries] == [1, 2]
+    difference = group.entries[1].values["identity_preservation_difference"]
+    assert difference.mean == pytest.approx((0.1 + 0.1 + 0.3) / 3)
+    assert difference.excludes(0) and difference.ci95[0] == pytest.approx(0.1)
+    assert "identity_preservation_difference" not in group.entries[0].values
+    text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "| as in the experiment | 0.400 [0.200, 0.600] | – |" in text
+    assert "| jitter 0, augmentation none | 0.567 [0.300, 0.900] | 0.167 [0.100, 0.300] |" in text
+    assert "FastComposer, alpha 0.8." in text and "s to personalise" not in text
+    for said in (text, page):
+        assert "Identity and prompt of jobs 0, 3 are not measured yet" in said
+        assert f"evaluate -m sweep=jobs jobs={tmp_path}" in said
+        assert "Differences are from job 1 (as in the experiment)" in said
+        assert "Each job is one training" in said
+    assert "{}" not in page
+    assert page.count("<svg") == 5
+    labels = "as in the experiment", "jitter 0, augmentation none"
+    # The baseline has a line of its own beside the other plots' lines.
+    assert [page.count(f">{label}</text>") for label in labels] == [5, 5]
+
+    # One case is seen of each, below its reference; which depends on its place alone.
+    alts = [f'alt="{name}: single_subject/ann/style_0/0"' for name in labels]
+    assert [page.count(alt) for alt in (*alts, 'alt="Reference of ann"')] == [1, 1, 1]
+
+    measured = {"trained/1": {"inside": 0.4, "area": 0.2}}
+    (tmp_path / "evaluation" / "1" / "attention.json").write_text(json.dumps(measured))
+    attention = read_measured(tmp_path).groups[1]
+    assert [(entry.job.number, entry.series) for entry in attention.entries] == [(1, "")]
+    assert attention.entries[0].values["inside"].mean == 0.4
+
+    other = read_measured(tmp_path, baseline=2).groups[0]
+    assert other.entries[0].values["identity_preservation_difference"].mean == pytest.approx(-0.5 / 3)
+    with pytest.raises(ValueError, match="baseline=7: no such job; there are 0, 1, 2, 3"):
+        read_measured(tmp_path, baseline=7)
+
+
+def test_jobs_of_different_scorers_are_not_compared(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    file = tmp_path / "evaluation" / "2" / "results.json"
+    content = json.loads(file.read_text())
+    content["rows"][0]["scored_by"] = "abc"
+    file.write_text(json.dumps(content))
+    (file.parent / "single_subject" / "fastcomposer-alpha_0.8" / "scores.parquet").unlink()
+    with pytest.raises(ValueError, match=r"scored_by: None, not 'abc'") as refused:
+        write_sweep_report(tmp_path)
+    assert all(str(tmp_path / "evaluation" / number) in str(refused.value) for number in "12")
+
+
+def test_references_are_found_in_folders_too(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    pictures = tmp_path / "evaluation" / "1"
+    (pictures / "ann").mkdir()
+    (pictures / "ann.png").rename(pictures / "ann" / "000000001.png")
+    found = references_of(read_measured(tmp_path).groups[0].entries[:1])
+    assert found == {
+        "ann": pictures / "ann" / "000000001.png",
+        "bob": pictures / "bob.png",
+        "eve": pictures / "eve.png",
+    }
+
+
+def test_methods_are_named_once(tmp_path: Path) -> None:
+    Plan(
+        "evaluate", "", ("methods",), (("methods=[text_only,fastcomposer]",), ("methods=[dreambooth]",))
+    ).write(tmp_path)
+    score = Estimate(0.3, (0.2, 0.4))
+    for number, names in enumerate((("text_only", "fastcomposer"), ("dreambooth",))):
+        job = Job(number, tmp_path / str(number), (f"methods=[{','.join(names)}]",))
+        job.ended("finished").write()
+        rows = [
+            ResultRow(
+                "single_subject", n, {}, 1, 8, score, score, 1.0, 0.0, 0, 0, 10, identity_published=score
+            )
+            for n in names
+        ]
+        write_results(job.folder / "results.json", rows, {})
+    sweep, _, (file,) = write_sweep_report(tmp_path, ("html",))
+    table = group_table(sweep.groups[0], sweep.keys)
+    assert [line.label for line in table.lines] == ["Text only", "FastComposer", "DreamBooth"]
+    page = file.read_text()
+    assert page.count(">DreamBooth</text>") == 2 and "[dreambooth]" not in page
+
+    # The jobs are one evaluation, unless they have drawn the same in two ways.
+    assert [run.name for run in collect(tmp_path, 0.6).runs] == ["Text only", "FastComposer", "DreamBooth"]
+    one, other = (
+        ResultRow(
+            "single_subject", "text_only", {}, 1, 8, score, s, 1.0, 0.0, 0, 0, 10, identity_published=score
+        )
+        for s in (score, Estimate(0.32, (0.2, 0.4)))
+    )
+    write_results(tmp_path / "1" / "results.json", [one], {})
+    assert len(collect(tmp_path, 0.6).runs) == 2
+    write_results(tmp_path / "1" / "results.json", [other], {})
+    with pytest.raises(
+        ValueError, match=r"1 has drawn Text only otherwise .*; report sweep=.* compares them"
+    ):
+        collect(tmp_path, 0.6)
+
+
+def test_an_evaluation_of_what_was_trained_anew_is_left_out(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    later = (tmp_path / "evaluation" / "2" / "job.json").stat().st_mtime + 5
+    os.utime(tmp_path / "2" / "job.json", (later, later))
+    sweep = read_measured(tmp_path)
+    assert [job.number for job in sweep.unscored] == [0, 2, 3]
+    assert [entry.job.number for entry in sweep.groups[0].entries] == [1]
+    Job(1, tmp_path / "evaluation" / "1", ()).ended("failed", reason="no room").write()
+    assert read_measured(tmp_path).groups == ()
+
+
+def test_swept_values_are_said_in_words() -> None:
+    said = ("{}", "{augmentation:null}", "{a:{b:True},c:0.5}", "[text_only,fastcomposer]", "1e-4", "null")
+    assert [spoken(value) for value in said] == [
+        "as in the experiment",
+        "augmentation none",
+        "a b on, c 0.5",
+        "text_only, fastcomposer",
+        "1e-4",
+        "null",
+    ]
+    assert full_label(Job(0, Path("0"), ("method.vision_layers=2",)), ["method.vision_layers"]) == (
+        "vision_layers 2"
+    )
+
+
+def test_two_numbers_make_a_map(tmp_path: Path) -> None:
+    grid = [[lr, steps] for lr in ("1e-4", "1e-3") for steps in ("40", "80")] + [["1", "1"]]
+    training_sweep(tmp_path, ["method.optimizer.lr", "method.steps"], grid)
+    page = write_sweep_report(tmp_path, ("html",))[2][0].read_text()
+    assert page.count("<figcaption>") == 3 and "method.steps" in page
+    (tmp_path / "0" / "attention.json").write_text(json.dumps({"a": {"inside": 0.4, "area": 0.2}}))
+    assert [group.key for group in read_measured(tmp_path).groups] == ["attention", "training"]
+
+
+def test_the_kind_of_plot_follows_from_what_was_swept() -> None:
+    def drawn(keys: Sequence[str], *values: tuple[str, ...]) -> str:
+        found = {value: Estimate(place, (place - 1, place + 1)) for place, value in enumerate(values)}
+        return sweep_plot({"": found}, keys, "loss", "x")
+
+    assert ">0.001<" in drawn(["w"], ("0",), ("0.001",), ("1",))  # none, and wide apart: evenly spaced
+    assert ">none<" in drawn(["w"], ("none",), ("mini",))
+    assert ">2<" in drawn(["a", "b"], ("1", "x"), ("1", "y"), ("2", "x"))
+    assert ">inf<" in drawn(["w"], ("1",), ("inf",))  # has no place on an axis of numbers
+
+
+def search(folder: Path, direction: str = "maximize") -> None:
+    """Write what a search of five trials leaves, one of which failed and one has not begun."""
+    ranges = {"lr": "tag(log,interval(0.0001,0.1))", "size": "a,b"}
+    call = (
+        "python -m fastcomposer.cli.train -m sweep=x experiment=mini threads=1 hydra.sweeper.n_trials=5 lr=0"
+    )
+    goal = Goal("val/score", direction, 5, ranges)  # type: ignore[arg-type]
+    Plan("train", call + " resume=auto hydra/launcher=joblib", ("lr", "size"), goal=goal).write(folder)
+    for number, value in enumerate((0.2, 0.5, None, 0.3)):
+        chosen = (f"lr={float(f'1.234567891e-{4 - number}')}", f"size={'ab'[number % 2]}")
+        job = Job(number, folder / str(number), ("experiment=mini", *chosen))
+        status = "finished" if value else "failed"
+        job.ended(status, seconds=9.0, value=value, reason="" if value else "no room").write()
+
+
+def test_a_search_shows_its_trials_the_best_first_and_how_to_go_on(tmp_path: Path) -> None:
+    search(tmp_path)
+    sweep, sentences, _ = write_sweep_report(tmp_path)
+    assert sentences == [
+        "Best of 3: job 1 (lr=0.001234567891 size=b), val/score 0.5",
+        "python -m fastcomposer.cli.train experiment=mini lr=0.001234567891 size=b",
+    ]
+    text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
+    assert f"`{sentences[1]}`" in text and f"<code>{sentences[1]}</code>" in page
+    rows = [line for line in text.splitlines() if line.startswith(("| job", "| **job"))]
+    assert rows == [
+        "| **job 1: size b (best)** | 0.5 | 0.001235 | 9.0 |",
+        "| job 3: size b | 0.3 | 0.1235 | 9.0 |",
+        "| job 0: size a | 0.2 | 0.0001235 | 9.0 |",
+    ]
+    assert "1 of 4 trials failed" in text and "job 2 (lr=0.01234567891 size=a): no room" in text
+    assert "job 4: has not begun" in text
+    assert page.count("<figcaption>") == 3
+    assert "val/score over the trials. 0: 0.2; 1: 0.5; 3: 0.3." in page
+    assert "val/score against size. b: 0.5; b: 0.3; a: 0.2." in page
+    search(tmp_path, "minimize")
+    assert [job.number for _, job in read_measured(tmp_path).plan.goal.ranked(sweep.jobs)] == [0, 3, 1]  # type: ignore[union-attr]
+
+
+def test_few_values_have_no_interval() -> None:
+    assert last_steps([3.0, 1.0]) == Estimate(1.0, (1.0, 1.0))
+    assert last_steps([9.0] * 12 + [1.0, 2.0, 3.0, 2.0]).mean == pytest.approx(17 / 5)
+
+
+def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"sweep=.*: no jobs in it"):
+        read_measured(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="one evaluation, no sweep: report results="):
+        read_measured(tmp_path)
+    training_sweep(tmp_path, ["seed"], [["1"], ["2"]])
+    with pytest.raises(ValueError, match="formats: pdf: unknown"):
+        write_sweep_report(tmp_path, ("pdf",))
