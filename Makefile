@@ -1,5 +1,6 @@
 # Every target sets up what it needs first; once that is done it costs nothing.
 PY := .venv/bin/python
+FASTCOMPOSER := .venv/bin/fastcomposer
 WORKERS ?= 2
 FAULTS ?= 200
 MINUTES ?= 30
@@ -33,27 +34,27 @@ MAN := $(PEOPLE)/00_man.png
 WOMAN := $(PEOPLE)/01_woman.png
 SEED ?= 42
 BENCHMARK := $(if $(FULL),mini_full,mini)
-GENERATE = $(PY) -m fastcomposer.cli.generate seed=$(SEED) num_images=4
+GENERATE = $(FASTCOMPOSER) generate seed=$(SEED) num_images=4
 # Two processes draw faster than one with two threads: the networks of the mini world are small.
 PROCESSES ?= 2
 # All cases at the sampler's own alpha; the curve over alpha comes with the smaller part (ALPHAS=[0.6,0.8,1.0] draws it whole).
 ALPHAS ?= $(if $(FULL),[0.8],[0.6,0.8,1.0])
-EVALUATE = $(PY) -m fastcomposer.cli.evaluate trainer.devices=$(PROCESSES)
+EVALUATE = $(FASTCOMPOSER) evaluate trainer.devices=$(PROCESSES)
 BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
 
 reproduce: .venv/core ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
-	$(PY) -m fastcomposer.cli.prepare data=avatars
-	$(PY) -m fastcomposer.cli.train experiment=mini resume=restart
-	$(PY) -m fastcomposer.cli.attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
+	$(FASTCOMPOSER) prepare data=avatars
+	$(FASTCOMPOSER) train experiment=mini resume=restart
+	$(FASTCOMPOSER) attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) checkpoint='"$(CHECKPOINT)"' alphas=$(ALPHAS) save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
 		save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
 	$(MAKE) --no-print-directory pictures
-	$(PY) -m fastcomposer.cli.report results=$(OUT) benchmark=$(BENCHMARK)
+	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK)
 
 demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
-	$(PY) -m fastcomposer.cli.demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
+	$(FASTCOMPOSER) demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
 
 notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
 	$(PY) scripts/notebooks.py $(ARGS)
@@ -67,11 +68,11 @@ pictures: .venv/core ## Draw held-out people with the committed checkpoint into 
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
 
 results: setup ## Write the results of outputs/reproduce into README.md and docs/benchmarks/results.md (OUT=...)
-	$(PY) -m fastcomposer.cli.report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md \
+	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md \
 		document=docs/benchmarks/results.md
 
 samples: setup ## Draw the pictures of the README and of the base's card anew, into data/mini/samples
-	$(PY) -m fastcomposer.cli.prepare data=avatars
+	$(FASTCOMPOSER) prepare data=avatars
 	$(PY) scripts/gallery.py $(MINI)/samples/pairs_of_people_in_several_scenes.png
 	$(MAKE) --no-print-directory pictures OUT=outputs/samples
 	cp outputs/samples/*_sheet.png $(MINI)/samples/
@@ -87,11 +88,11 @@ reference: setup ## Write docs/reference: a page for every subcommand and config
 	$(PY) scripts/reference.py docs/reference
 
 card: setup ## Measure the embedded base and its checkpoints anew, and write their card
-	$(PY) -m fastcomposer.cli.attention output=outputs/card 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
+	$(FASTCOMPOSER) attention output=outputs/card 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
 	$(EVALUATE) output=outputs/card benchmark=mini_card checkpoint=$(MINI)/fastcomposer.safetensors alphas=[0.6,0.8,1.0]
 	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer] checkpoint=$(TWIN) alphas=[0.6,0.8,1.0] \
 		labels='{localization: none}'
-	$(PY) -m fastcomposer.cli.card evaluation=outputs/card card=$(MINI)/README.md
+	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)
@@ -113,8 +114,8 @@ format: setup ## Format the code and mend what the linter can mend by itself
 	$(PY) -m ruff format .
 
 bench: setup ## Measure speed and memory, and write the table of docs/benchmarks/speed.md
-	$(PY) -m fastcomposer.cli.prepare data=avatars
-	$(PY) -m fastcomposer.cli.bench document=docs/benchmarks/speed.md
+	$(FASTCOMPOSER) prepare data=avatars
+	$(FASTCOMPOSER) bench document=docs/benchmarks/speed.md
 
 lock: setup ## Resolve the dependencies to their newest versions and write uv.lock
 	.venv/bin/uv lock --upgrade

@@ -26,7 +26,7 @@ ABLATIONS = sorted(file.stem for file in (CONFIG_FOLDER / "sweep").glob("ablatio
 
 
 def recipe(config: DictConfig) -> dict[str, Any]:
-    """What PAPER.md, Training recipe, gives a number for."""
+    """What docs/method.md, gives a number for."""
     method, module, trainer = config.method, config.data.module, config.trainer
     return {
         "base": config.model.base,

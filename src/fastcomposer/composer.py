@@ -53,7 +53,7 @@ class TrainingLosses:
 
 
 class FastComposer(Networks):
-    """A latent diffusion model conditioned on text and on images of the subjects (PAPER.md, Method).
+    """A latent diffusion model conditioned on text and on images of the subjects (docs/method.md).
 
     Args:
         *networks: See :class:`~fastcomposer.models.networks.Networks`.
@@ -216,7 +216,7 @@ class FastComposer(Networks):
         skip_empty: bool = False,
         mask_generator: Generator | None = None,
     ) -> TrainingLosses:
-        """Denoising and localization losses of a batch (PAPER.md, Method 1–3).
+        """Denoising and localization losses of a batch (docs/method.md, eq. 1–5).
 
         Args:
             batch: B samples; ``latent_moments`` and ``text_embeds`` are used in place of the frozen encoders

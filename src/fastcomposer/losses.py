@@ -92,7 +92,7 @@ class LossConfig:
 
 
 def subject_union(subject_masks: Tensor, subject_present: Tensor, size: tuple[int, int]) -> Tensor:
-    """Union of the subjects' masks at latent size (PAPER.md, Method 2).
+    """Union of the subjects' masks at latent size (docs/method.md, eq. 3).
 
     Args:
         subject_masks: (B, K, H, W), 0 or 1.
@@ -112,7 +112,7 @@ def subject_union(subject_masks: Tensor, subject_present: Tensor, size: tuple[in
 def denoising_loss(
     prediction: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """``mean((m · prediction − m · target)²)`` over **all** elements (PAPER.md, Method 2).
+    """``mean((m · prediction − m · target)²)`` over **all** elements (docs/method.md, eq. 3).
 
     Args:
         prediction: (B, C, h, w) output of the U-Net.
@@ -150,7 +150,7 @@ def map_size(num_positions: int, latent_size: tuple[int, int]) -> tuple[int, int
 
 
 def resize_masks(subject_masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (B, K, H, W) at the size of an attention map, (B, K, h, w) in [0, 1] (PAPER.md, Method 3)."""
+    """Masks (B, K, H, W) at the size of an attention map, (B, K, h, w) in [0, 1] (docs/method.md, eq. 4)."""
     masks = subject_masks.float()
     if not masks.shape[1]:  # interpolation takes no empty batch
         return masks.new_zeros(*masks.shape[:2], *size)
@@ -158,7 +158,7 @@ def resize_masks(subject_masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def balanced_l1(maps: Tensor, masks: Tensor, subject_present: Tensor, *, normalize: bool = False) -> Tensor:
-    """Balanced L1 localization of one layer (PAPER.md, Method 3).
+    """Balanced L1 localization of one layer (docs/method.md, eq. 4).
 
     ``L_i = Σ(a_i · (1 − m_i)) / Σ(1 − m_i) − Σ(a_i · m_i) / Σ m_i``, mean over a sample's subjects, then over
     heads and batch.

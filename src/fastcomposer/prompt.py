@@ -70,7 +70,7 @@ def place_markers(caption: str, ends: Sequence[int]) -> str:
 
     Args:
         caption: Text without markers.
-        ends: Offsets just after each subject's word, ascending, as in the record format (PAPER.md).
+        ends: Offsets just after each subject's word, ascending, as in the record format (docs/method.md).
 
     Raises:
         PromptError: If an offset lies outside the caption or the offsets are not ascending.

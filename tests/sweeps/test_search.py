@@ -220,8 +220,8 @@ def test_a_training_is_searched_and_goes_on_where_it_was_stopped(
     assert read_step(folder / "0" / "checkpoints" / "last.ckpt") == 2
     best = min(jobs, key=lambda job: job.value or 0)
     assert f"Best of 2: job {best.number} (method.optimizer.lr=" in out
-    line = next(text for text in out.splitlines() if text.startswith("  python -m fastcomposer.cli.train"))
-    again = shlex.split(line)[3:]
+    line = next(text for text in out.splitlines() if text.startswith("  fastcomposer train"))
+    again = shlex.split(line)[2:]
     assert (
         "sweep=search_training" not in again
         and f"method.optimizer.lr={best.chosen['method.optimizer.lr']}" in again
@@ -310,7 +310,7 @@ def test_alpha_and_guidance_are_searched(
 
 def test_what_an_earlier_search_left_is_gone_on_with_forgotten_or_refused(tmp_path: Path) -> None:
     goal = Goal("loss", "minimize", 3, {"x": "interval(0.0,1.0)"}, {"seed": 1, "data": {"root": "a"}})
-    plan = Plan("train", "python -m fastcomposer.cli.train -m x=1", ("x",), goal=goal)
+    plan = Plan("train", "fastcomposer train -m x=1", ("x",), goal=goal)
     job = Job(0, tmp_path / "0", ("x=0.5",))
     job.ended("finished", value=0.1).write()
     with pytest.raises(ValueError, match="holds jobs of a sweep that was no search: name=<other>"):

@@ -41,7 +41,7 @@ class _Zoom(v2.Transform):
 
 
 def plain_augmentation(settings: ReferenceAugmentation | None, size: int) -> v2.Transform:
-    """Return torchvision's transforms in the order of the recipe (PAPER.md, Training recipe).
+    """Return torchvision's transforms in the order of the recipe (docs/method.md).
 
     Args:
         settings: Probabilities and ranges; ``None`` for none.

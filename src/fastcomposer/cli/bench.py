@@ -1,4 +1,4 @@
-"""Measure speed: ``python -m fastcomposer.cli.bench``."""
+"""Measure speed: ``fastcomposer bench``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     if "startup" in config.suites and not Path(config.data.root).is_dir():
         raise FileNotFoundError(
             f"data.root={config.data.root}: no such folder, which suite startup reads; make it with "
-            "python -m fastcomposer.cli.prepare, or name other suites"
+            "fastcomposer prepare, or name other suites"
         )
     if config.document is not None:
         from fastcomposer.evaluation.report.readme import check_section

@@ -1,4 +1,4 @@
-"""Try a model in the browser: ``python -m fastcomposer.cli.demo``."""
+"""Try a model in the browser: ``fastcomposer demo``."""
 
 from __future__ import annotations
 

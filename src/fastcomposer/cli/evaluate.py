@@ -1,4 +1,4 @@
-"""Evaluate methods on benchmarks: ``python -m fastcomposer.cli.evaluate checkpoint=…``."""
+"""Evaluate methods on benchmarks: ``fastcomposer evaluate checkpoint=…``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw pictures: ``python -m fastcomposer.cli.generate checkpoint=… prompt=… references=[…]``."""
+"""Draw pictures: ``fastcomposer generate checkpoint=… prompt=… references=[…]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepare data: ``python -m fastcomposer.cli.prepare data=avatars``."""
+"""Prepare data: ``fastcomposer prepare data=avatars``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train: ``python -m fastcomposer.cli.train experiment=mini``."""
+"""Train: ``fastcomposer train experiment=mini``."""
 
 from __future__ import annotations
 

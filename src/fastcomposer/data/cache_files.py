@@ -373,7 +373,7 @@ def target_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 
 def renewal(folder: str | Path) -> str:
     """Command that brings a cache up to date."""
-    return f"python -m fastcomposer.cli.prepare cache={folder}, with the model and data of the training,"
+    return f"fastcomposer prepare cache={folder}, with the model and data of the training,"
 
 
 def restart(folder: str | Path) -> str:

@@ -54,12 +54,13 @@ class SubjectDataset(Dataset[SubjectBatch]):
         resolution: Height and width of the target in pixels, a multiple of 8.
         reference_size: Height and width R of the references in pixels.
         max_subjects: Subject slots K.
-        reference: ``same_image`` cuts the reference out of the target's record (PAPER.md);
+        reference: ``same_image`` cuts the reference out of the target's record (docs/method.md);
             ``other_image`` out of another record of the same identity where there is one.
         num_references: References N of each subject: with ``other_image`` out of further records of the
             identity, with ``same_image`` further augmentations of the same piece. The first is the one that
             there is with N = 1; what is missing is masked.
-        background: What is around a subject in its references: ``noise`` (PAPER.md), ``black``, or ``kept``.
+        background: What is around a subject in its references: ``noise`` (docs/method.md), ``black``, or
+        ``kept``.
         labels: Labels of the segments that count as subjects; ``None`` for all.
         min_subjects: Leave out records with fewer such segments.
         share: How much of the remaining records to take, from the first one on; in (0, 1].

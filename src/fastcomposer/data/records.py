@@ -1,6 +1,6 @@
 """The published on-disk format: reading and writing records.
 
-A data folder holds id lists and one triple of files per record (PAPER.md, on-disk format)::
+A data folder holds id lists and one triple of files per record (docs/method.md, Files)::
 
     <root>/image_ids_train.txt, image_ids_test.txt, image_ids.txt      one id a line
     <root>/<first five characters of id>/<id>.jpg                      the picture

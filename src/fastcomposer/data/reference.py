@@ -24,7 +24,7 @@ def prepare_reference(image: Any, size: int) -> Tensor:
     """Turn a reference image into what the image encoder sees, as in training but without augmentation.
 
     A picture with transparency is cropped to what is seen of it, and its transparent pixels are replaced by
-    uniform noise from a fixed seed, as is done with the pixels outside a subject in training (PAPER.md,
+    uniform noise from a fixed seed, as is done with the pixels outside a subject in training (docs/method.md,
     recipe). The picture is padded to a square with zeros and resized; where the square would be out of
     proportion, the picture is shrunk before (:func:`~fastcomposer.data.transforms.bounded_square`).
 

@@ -24,7 +24,7 @@ def cut_out(
     reduction: int = 1,
     background: str = "noise",
 ) -> Tensor:
-    """Cut a segment out of its picture, pixels outside it replaced by uniform noise (PAPER.md, recipe).
+    """Cut a segment out of its picture, pixels outside it replaced by uniform noise (docs/method.md).
 
     Out of a picture that was shrunk by r when decoded, the noise is what averaging r × r pixels of it leaves.
 

@@ -65,7 +65,7 @@ def damaged(problem: str, place: str | Path) -> DamagedShardsError:
     if is_remote(where):
         where, then = "<folder that they were copied from>", ", to be copied again"
     return DamagedShardsError(
-        f"{problem}; python -m fastcomposer.cli.prepare data.root=<data folder> shards={where} "
+        f"{problem}; fastcomposer prepare data.root=<data folder> shards={where} "
         f"makes anew what is damaged{then}"
     )
 

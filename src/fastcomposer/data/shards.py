@@ -403,7 +403,7 @@ class ShardedRecords(RecordTable):
             self._refuse_version(self._stored_version())
             raise RecordError(
                 f"data.root={self.place}: no shards of split {self.split!r} there ({error}); "
-                "python -m fastcomposer.cli.prepare data.root=<data folder> shards=<folder> writes them"
+                "fastcomposer prepare data.root=<data folder> shards=<folder> writes them"
             ) from error
         try:
             content = unsealed(data)
@@ -423,7 +423,7 @@ class ShardedRecords(RecordTable):
         if version != VERSION:
             raise ValueError(
                 f"data.root={self.place}: shards of version {version}, not {VERSION}, whose records have "
-                "checksums; python -m fastcomposer.cli.prepare data.root=<data folder> shards=<folder> "
+                "checksums; fastcomposer prepare data.root=<data folder> shards=<folder> "
                 "restart=true writes them anew"
             )
 

@@ -91,7 +91,7 @@ def pad_to_square(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceAugmentation:
-    """Settings of the augmentation of reference pictures (PAPER.md, recipe).
+    """Settings of the augmentation of reference pictures (docs/method.md).
 
     The names without a unit are probabilities in [0, 1].
 
@@ -152,7 +152,7 @@ class ReferenceAugmentation:
 
 
 PUBLISHED = ReferenceAugmentation()
-"""The augmentation of the published training recipe (PAPER.md)."""
+"""The augmentation of the published training recipe (docs/method.md)."""
 
 
 class ReferenceTransform:
@@ -245,7 +245,7 @@ class TargetTransform:
     """From the picture and masks of a record to the square target.
 
     The shorter side is resized to the resolution and the centre kept; a picture taller than wide is padded
-    at its sides instead, so that no head is cut off (PAPER.md, recipe). Masks take the same way with
+    at its sides instead, so that no head is cut off (docs/method.md). Masks take the same way with
     nearest pixels and stay 0 or 1.
 
     Args:

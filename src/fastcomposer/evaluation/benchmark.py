@@ -1,7 +1,7 @@
 """Benchmarks: which pictures a method is asked for, case by case, under names and seeds that stay.
 
-The published protocol and the mini world's (PAPER.md, Evaluation protocol) have the same structure and are
-read from ``data/benchmarks`` by the same code.
+The published protocol and the mini world's (docs/method.md, Evaluation protocol) have the same structure and
+are read from ``data/benchmarks`` by the same code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastcomposer.utils.assets import asset
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 NUM_TUNING_PICTURES = 5
-"""Pictures of a person that methods with fine-tuning get, the reference too (PAPER.md, Published results)."""
+"""Pictures of a person that methods with fine-tuning get, the reference too (docs/method.md)."""
 
 
 @dataclass(frozen=True)
@@ -303,8 +303,8 @@ def load_benchmark(
     image``, counted from 0: a case comes out the same alone, in a part of the benchmark or in another order.
     It does not depend on the subjects. All of them, and all methods, start a prompt from the same noise, so
     that differences between them are not the noise's, and the text-only steps of a prompt before the subjects
-    come in can be shared (PAPER.md, Method 4). To repeat a benchmark with other noise, take base seeds that
-    are further apart than it has prompts times images.
+    come in can be shared (docs/method.md, eq. 6). To repeat a benchmark with other noise, take base seeds
+    that are further apart than it has prompts times images.
 
     Args:
         file: Definition, JSON; its own ``subjects`` are not looked at.

@@ -16,7 +16,7 @@ _KEYS = {"benchmark", "method", "measure", "value", "tag"}
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """One figure (PAPER.md, Published results).
+    """One figure (docs/method.md).
 
     Attributes:
         benchmark: ``single_subject`` or ``multi_subject``.

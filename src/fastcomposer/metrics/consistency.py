@@ -9,7 +9,7 @@ from fastcomposer.metrics.cosine import paired_cosine
 
 
 def prompt_consistency(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """Raw cosine of CLIP features: no scale, no clipping at 0 (PAPER.md, Evaluation protocol).
+    """Raw cosine of CLIP features: no scale, no clipping at 0 (docs/method.md, Evaluation protocol).
 
     Args:
         image_features: (B, d) of the pictures.

@@ -75,7 +75,7 @@ class FaceExtractor(Protocol):
 
 
 class FaceNetFaces(nn.Module):
-    """Faces of photographs: MTCNN crops, embedded by InceptionResnetV1 (PAPER.md, Evaluation protocol).
+    """Faces of photographs: MTCNN crops, embedded by InceptionResnetV1 (docs/method.md, Evaluation protocol).
 
     Settings, crops and order are those of the published scorer. It leaves MTCNN's default order, so the
     largest face comes first, not the surest; pictures go through MTCNN one at a time, as there.

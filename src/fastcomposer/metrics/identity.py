@@ -54,10 +54,10 @@ def identity_score(
     negative score          clipped at 0                 stays negative
     ======================= ============================ ================================
 
-    ``published`` is the rule behind the paper's figures (PAPER.md, Evaluation protocol), there for K of 1 and
-    2. What it leaves to chance: which faces a detector names first, and the pairs that are left over once the
-    best pair is taken. What it hides: a stranger's face scores as no face does, which is why the detection
-    rate belongs beside either figure.
+    ``published`` is the rule behind the paper's figures (docs/method.md, Evaluation protocol), there for K of
+    1 and 2. What it leaves to chance: which faces a detector names first, and the pairs that are left over
+    once the best pair is taken. What it hides: a stranger's face scores as no face does, which is why the
+    detection rate belongs beside either figure.
 
     Args:
         faces: What was found in the picture.

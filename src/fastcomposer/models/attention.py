@@ -67,7 +67,7 @@ def select_blocks(
         unet: The U-Net.
         names: Blocks such as ``down_blocks.1`` or ``mid_block``; ``None`` for the middle ``num_blocks``.
         num_blocks: How many of the blocks with cross-attention to take around the middle one; all where the
-            U-Net has fewer (PAPER.md, Method 3: 5 of 7).
+            U-Net has fewer (docs/method.md, eq. 4: 5 of 7).
 
     Raises:
         ValueError: If a named block does not exist or has no cross-attention, or no block has any.

@@ -97,7 +97,7 @@ def encode_references(
     pixels: Tensor,
     present: Tensor | None = None,
 ) -> Tensor:
-    """Embed reference images: pooled output through CLIP's own projection, no L2 norm (PAPER.md, Method 1).
+    """Embed reference images: pooled output through CLIP's projection, no L2 norm (docs/method.md, eq. 1).
 
     Args:
         image_encoder: CLIP vision encoder with projection.

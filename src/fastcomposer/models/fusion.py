@@ -84,7 +84,7 @@ class ReferenceAttention(nn.Module):
 
 
 class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Writes each subject's image embedding into the text embedding of its word (PAPER.md, Method 1).
+    """Writes each subject's image embedding into the text embedding of its word (docs/method.md, eq. 2).
 
     ``c'_j = LN(MLP2(MLP1([c_j ; e]) + c_j))`` at the subject's token j; every other token stays as it is, bit
     for bit. Parameter names are those of ``postfuse_module`` in the released checkpoint. Saved pipelines name

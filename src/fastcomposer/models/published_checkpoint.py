@@ -1,6 +1,6 @@
 """The released checkpoint's layout: one file with every network under its published names.
 
-Format (PAPER.md, checkpoint format): ``unet.* vae.* text_encoder.* image_encoder.* postfuse_module.*`` as
+Format (docs/method.md, Files): ``unet.* vae.* text_encoder.* image_encoder.* postfuse_module.*`` as
 written with diffusers 0.16 and transformers 4.25. Two things differ today: the attention of the VAE is named
 otherwise, and ``position_ids`` are no longer stored.
 """

@@ -124,7 +124,7 @@ def _repeated(value: Tensor | None, count: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class DelayedConditioning:
-    """What the U-Net attends to, call by call: text alone, then text with subjects (PAPER.md, Method 4).
+    """What the U-Net attends to, call by call: text alone, then text with subjects (docs/method.md, eq. 6).
 
     Attributes:
         text: (N, T, d) embeddings of N images' prompts.

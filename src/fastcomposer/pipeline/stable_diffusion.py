@@ -45,7 +45,7 @@ class FastComposerPipelineOutput(StableDiffusionPipelineOutput):
 
 
 class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
-    """Stable Diffusion with images of the subjects beside the prompt (PAPER.md, Method 4).
+    """Stable Diffusion with images of the subjects beside the prompt (docs/method.md, eq. 6).
 
     What works on a ``StableDiffusionPipeline`` works on this one; ``references`` and ``alpha`` come on top.
     Any part may be ``None``, as to encode prompts alone or to sample from embeddings alone; a call that needs

@@ -50,7 +50,7 @@ class FastComposerXLPipelineOutput(StableDiffusionXLPipelineOutput):
 
 
 class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # type: ignore[misc]
-    """Stable Diffusion XL with images of the subjects beside the prompt (PAPER.md, Method 4).
+    """Stable Diffusion XL with images of the subjects beside the prompt (docs/method.md, eq. 6).
 
     What works on a ``StableDiffusionXLPipeline`` works on this one; ``references`` and ``alpha`` come on top.
     Any part may be ``None``; a call that needs it says so.

@@ -158,8 +158,8 @@ def _check(prompt: Any, variants: Sequence[Variant], count: int, batch_size: int
 class VariantPipeline(SubjectPromptPipeline):
     """Draws variants of a prompt from the same noise.
 
-    The steps that see the text alone depend on nothing but prompt, noise and scheduler (PAPER.md, Method 4):
-    they are taken once, and every variant goes on from where its subjects come in.
+    The steps that see the text alone depend on nothing but prompt, noise and scheduler (docs/method.md, eq.
+    6): they are taken once, and every variant goes on from where its subjects come in.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which phrase names which segment: greedily by likeness (PAPER.md, Data), or by order."""
+"""Which phrase names which segment: greedily by likeness, or by order."""
 
 from __future__ import annotations
 

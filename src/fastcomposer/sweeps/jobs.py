@@ -122,7 +122,7 @@ class Plan:
 
     def alone(self, job: Job) -> str:
         """The call that does by itself, and without the sweep's own settings, what a job was chosen to do."""
-        program, given = (words := shlex.split(self.call))[:3], words[3:]  # python -m and the command
+        program, given = (words := shlex.split(self.call))[:2], words[2:]  # fastcomposer and the subcommand
         kept = [word for word in given if not self._is_of_sweep(word)]
         chosen = [text for text in job.overrides if _key(text) in self.swept]
         return shlex.join([*program, *kept, *chosen])

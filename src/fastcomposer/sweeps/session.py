@@ -58,7 +58,7 @@ def watched(
         yield
         return
     folder = Path(config.hydra.sweep.dir)
-    call = shlex.join(["python", "-m", f"fastcomposer.cli.{command}", *arguments])
+    call = shlex.join(["fastcomposer", command, *arguments])
     resume = config.get("resume", "auto")
     try:
         plan = _plan(command, call, config, given, check_objective)
@@ -83,7 +83,7 @@ def watched(
         sys.exit(1)
     if command in _REPORTED:
         print("All jobs have finished.")
-        print(f"Their table: python -m fastcomposer.cli.report sweep={report_folder(folder)}")
+        print(f"Their table: fastcomposer report sweep={report_folder(folder)}")
 
 
 def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = True) -> None:

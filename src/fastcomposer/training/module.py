@@ -28,7 +28,7 @@ from fastcomposer.utils.rng import Source, uniform
 
 
 class FastComposerModule(RecipeModule):
-    """Denoising and localization losses over a :class:`FastComposer` (PAPER.md, Training recipe).
+    """Denoising and localization losses over a :class:`FastComposer` (docs/method.md).
 
     Args:
         model: Makes the model; called once, so that a bad setting is reported before weights are loaded.
@@ -195,7 +195,7 @@ def drop_conditions(
     generator: Source,
     empty_states: TextStates | None = None,
 ) -> SubjectBatch:
-    """Take caption and subjects from some samples, and single subjects from others (PAPER.md, recipe).
+    """Take caption and subjects from some samples, and single subjects from others (docs/method.md).
 
     Args:
         batch: B samples with K slots.

@@ -15,7 +15,7 @@ Implementation = Literal["foreach", "fused", "8bit"]
 
 @dataclass(frozen=True)
 class AdamW:
-    """Makes AdamW over given parameters; the defaults are the paper's (PAPER.md, Training recipe).
+    """Makes AdamW over given parameters; the defaults are the paper's (docs/method.md).
 
     Attributes:
         lr: Learning rate.

@@ -27,7 +27,7 @@ from fastcomposer.sweeps.report.sweep_plots import sweep_plot
 def training_sweep(folder: Path, keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
     """Write what a training sweep leaves, whose last job failed."""
     planned = tuple(tuple(f"{k}={v}" for k, v in zip(keys, values, strict=True)) for values in jobs)
-    Plan("train", "python -m fastcomposer.cli.train -m", tuple(keys), planned).write(folder)
+    Plan("train", "fastcomposer train -m", tuple(keys), planned).write(folder)
     for number, overrides in enumerate(planned):
         job = Job(number, folder / str(number), ("experiment=mini", *overrides))
         if number == len(planned) - 1:
@@ -300,9 +300,7 @@ def test_the_kind_of_plot_follows_from_what_was_swept() -> None:
 def search(folder: Path, direction: str = "maximize") -> None:
     """Write what a search of five trials leaves, one of which failed and one has not begun."""
     ranges = {"lr": "tag(log,interval(0.0001,0.1))", "size": "a,b"}
-    call = (
-        "python -m fastcomposer.cli.train -m sweep=x experiment=mini threads=1 hydra.sweeper.n_trials=5 lr=0"
-    )
+    call = "fastcomposer train -m sweep=x experiment=mini threads=1 hydra.sweeper.n_trials=5 lr=0"
     goal = Goal("val/score", direction, 5, ranges)  # type: ignore[arg-type]
     Plan("train", call + " resume=auto hydra/launcher=joblib", ("lr", "size"), goal=goal).write(folder)
     for number, value in enumerate((0.2, 0.5, None, 0.3)):
@@ -317,7 +315,7 @@ def test_a_search_shows_its_trials_the_best_first_and_how_to_go_on(tmp_path: Pat
     sweep, sentences, _ = write_sweep_report(tmp_path)
     assert sentences == [
         "Best of 3: job 1 (lr=0.001234567891 size=b), val/score 0.5",
-        "python -m fastcomposer.cli.train experiment=mini lr=0.001234567891 size=b",
+        "fastcomposer train experiment=mini lr=0.001234567891 size=b",
     ]
     text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
     assert f"`{sentences[1]}`" in text and f"<code>{sentences[1]}</code>" in page

@@ -17,7 +17,7 @@ class Quoted:
 
     Attributes:
         value: The figure.
-        tag: How sure it is: V, R or M (PAPER.md).
+        tag: How sure it is: V, R or M (docs/method.md).
         note: What else to say, such as ``re-run``.
     """
 
