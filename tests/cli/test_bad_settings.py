@@ -93,3 +93,12 @@ def test_defects_keep_their_trace() -> None:
 def test_seeds_that_no_generator_takes_are_named(seed: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^seed={seed}: a whole number from 0 to 4294967295$"):
         train(composed("train", f"seed={seed}", f"run_dir={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("package", "remedy"),
+    [("gradio", "pip install 'fastcomposer[demo]'"), ("facenet_pytorch", "--no-deps facenet-pytorch==2.6.0")],
+)
+def test_a_missing_extra_is_named(package: str, remedy: str) -> None:
+    assert remedy in str(told(ModuleNotFoundError(f"No module named {package!r}", name=package)))
+    assert told(ModuleNotFoundError("No module named 'fastcomposer.x'", name="fastcomposer.x")) is None

@@ -40,7 +40,6 @@ SHORT = {
         "benchmark.multi=null",
         "data.module.num_workers=0",
         "data.module.batch_size=4",
-        "num_batches=1",
     ],
     "attention": ["data.module.num_workers=0", "data.module.batch_size=4", "num_batches=1"],
     "report": [],
@@ -143,12 +142,12 @@ def test_a_backbone(home: Path) -> None:
 def test_a_localization_loss(home: Path) -> None:
     follow("localization")
     assert trained("outputs/outside") == trained("outputs/outside_linear") == 2
-    shares = json.loads((home / "outputs/evaluate/attention.json").read_text())
-    assert {*shares} == {"outputs/outside", "outputs/outside_linear"}
-    assert all(0 < share["inside"] < 1 for share in shares.values())
+    fractions = json.loads((home / "outputs/attention/attention.json").read_text())
+    assert {*fractions} == {"outputs/outside", "outputs/outside_linear"}
+    assert all(0 < fraction["inside"] < 1 for fraction in fractions.values())
     first = {}
     for name in ("outside", "outside_linear"):
         with (home / f"outputs/{name}/logs/metrics.csv").open() as file:
             first[name] = float(next(csv.DictReader(file))["train/localization_loss"])
-    # Balanced L1 would be about 0; of shares that are the same, squares are the smaller.
+    # Balanced L1 would be about 0; of equal fractions, squares are the smaller.
     assert 0.1 < first["outside"] < first["outside_linear"] < 1

@@ -39,6 +39,14 @@ _WIDEST = 1000  # columns of a table in a log
 # of ours and keeps its trace.
 _EXPECTED = (ValueError, OSError, FaultError, OmegaConfBaseException)
 
+_EXTRAS = {
+    "facenet_pytorch": "faces",
+    "gradio": "demo",
+    "optuna": "sweeps",
+    "skimage": "prepare",
+    "spacy": "prepare",
+}
+"""Packages that a plain installation does not have, and the extras that bring them."""
 _USELESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning
     r".*in eval mode at the start of training",  # frozen parts are in eval mode on purpose
@@ -199,9 +207,21 @@ def told(error: Exception) -> str | None:
     cause = _cause(error)
     if isinstance(cause, _EXPECTED):
         return said_in_worker(str(cause))
+    if isinstance(cause, ModuleNotFoundError) and cause.name in _EXTRAS:
+        return missing_extra(cause.name)
     if isinstance(error, InstantiationException):  # a value of a kind that a constructor did not look for
         return f"{' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
     return None
+
+
+def missing_extra(package: str) -> str:
+    """How to install a package that comes with an extra."""
+    extra = _EXTRAS[package]
+    if package == "facenet_pytorch":  # its metadata asks for torch<2.3, which pip cannot be told to overlook
+        how = f"pip install --no-deps facenet-pytorch==2.6.0, or uv sync --extra {extra}"
+    else:
+        how = f"pip install 'fastcomposer[{extra}]'"
+    return f"{package} is not installed: {how}"
 
 
 def _cause(error: BaseException) -> BaseException:

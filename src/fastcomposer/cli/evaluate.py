@@ -30,7 +30,12 @@ def check_objective(config: DictConfig) -> None:
     Objective.read(config.objective, list(config.metrics.measures))
 
 
-@command("evaluate", check_objective=check_objective, expand=with_jobs)
+def with_fastcomposer(arguments: Sequence[str]) -> list[str]:
+    """Name the jobs of a sweep, and the method that they have trained."""
+    return with_jobs(arguments, "methods=[fastcomposer]")
+
+
+@command("evaluate", check_objective=check_objective, expand=with_fastcomposer)
 def main(config: DictConfig) -> float | None:
     """Sample, score, print the scores, and write them."""
     if config.resume not in _RESUME:

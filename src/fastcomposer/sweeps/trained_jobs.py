@@ -16,14 +16,15 @@ from fastcomposer.sweeps.jobs import EVALUATION, JOB_NAME, evaluation_of, read_j
 _CHOICE = "sweep=jobs"
 
 
-def with_jobs(arguments: Sequence[str]) -> list[str]:
-    """Name all jobs of the sweep that ``sweep=jobs jobs=<folder>`` speaks of.
+def with_jobs(arguments: Sequence[str], *more: str) -> list[str]:
+    """Name all jobs of the sweep that ``sweep=jobs jobs=<folder>`` refers to.
 
     Those that have not finished are among them, so that each keeps its place; of a job that was trained anew
     since it was evaluated, the record of the evaluation goes, so that it is evaluated again.
 
     Args:
         arguments: Of the command line.
+        *more: Overrides for such a call, unless it has its own.
 
     Raises:
         ValueError: If the sweep is not named, or the call is for one run.
@@ -46,7 +47,8 @@ def with_jobs(arguments: Sequence[str]) -> list[str]:
         if record.is_file() and trained.is_file() and record.stat().st_mtime < trained.stat().st_mtime:
             record.unlink()
     names = [str(job.folder.relative_to(folder)) for job in jobs]
-    return [*arguments, f"job={','.join(name if name.isdigit() else quoted(name) for name in names)}"]
+    more = tuple(one for one in more if one.partition("=")[0] not in given)
+    return [*arguments, *more, f"job={','.join(name if name.isdigit() else quoted(name) for name in names)}"]
 
 
 def check_trained(config: DictConfig) -> None:
