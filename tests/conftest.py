@@ -7,15 +7,21 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Nothing in the fast suite may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from command_line import called
 from safetensors.torch import load_file
+from small_training import small_training
+from tiny_networks import write_clip
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -203,3 +209,62 @@ def write_small_base(folder: Path) -> Path:
         "attention_head_dim": 2,
     }
     return _write_base(folder, unet=unet)
+
+
+# --- of the commands ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Call a command in this process, in an empty folder; returns status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    return called
+
+
+@pytest.fixture
+def settings(world: Path, small_base: Path) -> list[str]:
+    """A training of seconds."""
+    return small_training(
+        small_base,
+        world,
+        "callbacks.samples.scores=null",
+        "data.module.batch_size=2",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=2",
+        "trainer.limit_val_batches=1",
+        "+sampler.height=32",
+        "+sampler.width=32",
+        "sampler.num_inference_steps=2",
+    )
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> Image.Image:
+    """A woman, (512, 512)."""
+    import skimage
+    from PIL import Image
+
+    return Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png").convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def admiral() -> Image.Image:
+    """Another woman, (512, 512)."""
+    from matplotlib import cbook
+    from PIL import Image
+
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        return Image.open(file).convert("RGB").resize((512, 606)).crop((0, 0, 512, 512))
+
+
+@pytest.fixture(scope="session")
+def paper_metrics(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings that give the networks by path: random ones, but for MTCNN, which comes with its weights."""
+    from facenet_pytorch import InceptionResnetV1
+
+    folder = tmp_path_factory.mktemp("metrics")
+    torch.manual_seed(0)
+    torch.save(InceptionResnetV1().state_dict(), folder / "inception.pt")
+    write_clip(folder / "clip", tiny_base / "tokenizer")
+    files = f"metrics.faces.weights={folder / 'inception.pt'}", f"metrics.image_text.model={folder / 'clip'}"
+    return ["metrics=paper", *files]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastcomposer import FastComposer
-from fastcomposer.cli import evaluate, generate
+from fastcomposer.cli import attention, generate
 from fastcomposer.cli.common import load_trained_model, trained_pipeline
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
@@ -120,14 +120,14 @@ def test_attention_is_measured_of_it(
         "model.reference_size=56",
         f"data.root={world}",
     ]
-    measured = [*model, "what=attention", "data.module.batch_size=4", "num_batches=1"]
-    status, _, err = run(evaluate, *measured, f"checkpoints=[{published_checkpoint}]")
+    measured = [*model, "data.module.batch_size=4", "num_batches=1"]
+    status, _, err = run(attention, *measured, f"checkpoints=[{published_checkpoint}]")
     assert status == 0, err
-    config = composed("evaluate", *measured)
+    config = composed("attention", *measured)
     loader = instantiate(config.data.module).val_dataloader()
     api = FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base, max_subjects=3)
     expected = attention_share(api, [next(iter(loader))], config.seed).as_dict()
-    found = json.loads(Path("outputs/evaluate/attention.json").read_text())
+    found = json.loads(Path("outputs/attention/attention.json").read_text())
     assert found[str(published_checkpoint)] == expected
 
 

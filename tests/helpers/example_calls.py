@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from fastcomposer.cli.common import quoted, renamed
 from fastcomposer.cli.report import SPOKEN
 
-_CALL = re.compile(r"^\s*(?:fastcomposer |python -m fastcomposer\.cli\.)(\w+)(?: (.*))?$")
+_CALL = re.compile(r"^\s*fastcomposer (\w+)(?: (.*))?$")
 _LOOP = re.compile(r"^for (\w+) in ([^;]+); do$")
 _COMMENTS = re.compile(r"\s#\s.*$")
 

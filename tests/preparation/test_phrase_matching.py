@@ -23,7 +23,7 @@ from fastcomposer.preparation.phrase_matching import OrderMatcher, SimilarityMat
 from fastcomposer.preparation.phrases import WordPhrases
 from fastcomposer.utils.matching import greedy_pairs
 
-MINI = Path(__file__).parents[3] / "data" / "mini"
+MINI = Path(__file__).parents[2] / "data" / "mini"
 WORDS = {"person": ["man", "woman"]}
 
 

@@ -18,18 +18,18 @@ from toy_evaluation import make_toy
 
 from soak import plan, soak
 
-SEED = 7  # of a choice of eight different faults
+SEED = 609  # of a choice of ten faults, weights of NaN, damage and a kill before a validation among them
 
 
 @pytest.mark.timeout(900)  # half a minute of one core, of which there may be a small part
 def test_a_short_soak(world: Path, small_base: Path, tmp_path: Path) -> None:
     """Two faults of each job; only the moments depend on how fast the machine is."""
     chosen = jobs(small_base, make_toy(small_base, tmp_path / "toy"))
-    verdict = soak(chosen, world, tmp_path / "soak", faults=8, seed=SEED)
+    verdict = soak(chosen, world, tmp_path / "soak", faults=10, seed=SEED)
     assert verdict.passed, "\n".join(str(entry) for entry in verdict.entries if not entry.clean)
     landed = [(entry.job, entry.fault) for entry in verdict.entries if entry.landed]
-    assert sorted(landed) == sorted(plan(chosen, 8, random.Random(SEED)))
-    assert {job for job, _ in landed} == {"train", "evaluate", "prepare", "shards"}
+    assert sorted(landed) == sorted(plan(chosen, 10, random.Random(SEED)))
+    assert {job for job, _ in landed} == {job.name for job in chosen}
 
 
 def test_a_plan_has_every_fault_of_every_job_equally_often(tmp_path: Path) -> None:

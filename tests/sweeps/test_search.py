@@ -305,7 +305,6 @@ def test_alpha_and_guidance_are_searched(
     assert status == 0, err
     assert out.startswith("Best of 2: job ") and "identity_x_prompt" in out
     assert f"checkpoint={tmp_path / 'trained.safetensors'}" in out.splitlines()[1]
-    assert "# go on from the best" in err
 
 
 def test_what_an_earlier_search_left_is_gone_on_with_forgotten_or_refused(tmp_path: Path) -> None:

@@ -170,9 +170,7 @@ def test_damage_is_named_when_it_is_read_and_repaired_alone(
 ) -> None:
     before, times = contents(cache), {file: file.stat().st_mtime_ns for file in cache.glob("part-*")}
     damage(cache / PART)
-    with pytest.raises(
-        StaleCacheError, match=rf"{message}.*; python -m fastcomposer\.cli\.prepare cache={cache}"
-    ):
+    with pytest.raises(StaleCacheError, match=rf"{message}.*; fastcomposer prepare cache={cache}"):
         samples(make_data, cache)
     with caplog.at_level(logging.WARNING):
         assert fill() == 10

@@ -20,7 +20,7 @@ from fastcomposer.training.loggers import run_name
 from fastcomposer.training.wandb_artifacts import artifact_name, weights_artifact
 from fastcomposer.training.wandb_workspace import PANELS, RESULTS, SAMPLE_PICTURES, SAMPLE_ROWS, workspace
 
-MINI = Path(__file__).parents[1] / "data" / "mini"
+MINI = Path(__file__).parents[2] / "data" / "mini"
 
 
 def keys(*kinds: str, job: str = "train") -> set[str]:

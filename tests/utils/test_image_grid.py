@@ -13,7 +13,7 @@ from PIL import Image
 from fastcomposer.utils.image_grid import grid
 from fastcomposer.utils.provenance import read_facts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_grid_enlarges_each_picture_to_its_place() -> None:

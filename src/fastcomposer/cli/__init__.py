@@ -1,1 +1,1 @@
-"""Entry points, ``python -m fastcomposer.cli.<command>``: they only wire, and import late."""
+"""The subcommands of ``fastcomposer``: they only wire, and import late."""

@@ -213,7 +213,7 @@ def naming_damage(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, StaleCacheError):
         raise
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise StaleCacheError(f"{file} is damaged ({error}); {renewal(file.parent)} renews it") from None

@@ -15,13 +15,12 @@ def asset(path: str | Path) -> Path:
         path: As in a checkout, such as ``conf`` or ``data/architectures/sd15``.
 
     Returns:
-        The path itself where it exists or is absolute, else where the package has it: in the wheel, or in the
-        checkout that it is installed from. It may exist nowhere.
+        Where the package has it, in the wheel or in the checkout that it is installed from, unless the path
+        itself exists; else the path.
     """
     given = Path(path).expanduser()
-    if given.is_absolute() or given.exists():
-        return given
-    return packaged(given)
+    inside = packaged(given)
+    return inside if inside.exists() and not given.exists() else given
 
 
 def packaged(path: str | Path) -> Path:

@@ -93,7 +93,7 @@ def _markdown(sweep: Sweep, sentences: list[str], tables: list[Table]) -> str:
 
 
 def _as_code(sentence: str) -> str:
-    return f"`{sentence}`" if sentence.startswith("python -m ") else sentence
+    return f"`{sentence}`" if sentence.startswith("fastcomposer ") else sentence
 
 
 def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: list[Table]) -> str:

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from fastcomposer.cli import bench, demo, evaluate, generate, prepare, report, train
+from fastcomposer.cli import bench, card, demo, evaluate, generate, prepare, train
 from fastcomposer.cli.recalled import Sampler
 from fastcomposer.demo.server import Address
 from fastcomposer.utils.provenance import picture_text, read_facts
@@ -54,8 +54,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """Configurations that reach the work of the other commands, which is not done."""
     configs: list[DictConfig] = []
     monkeypatch.setattr(train, "train", configs.append)
-    monkeypatch.setitem(evaluate.MEASUREMENTS, "scores", configs.append)
-    monkeypatch.setitem(report.REPORTS, "mini_base", configs.append)
+    monkeypatch.setattr(evaluate, "measure_scores", configs.append)
+    monkeypatch.setattr(card, "measure", configs.append)
     monkeypatch.setattr(prepare, "make_folder", configs.append)
     monkeypatch.setattr(bench, "measure_speed", configs.append)
     return configs
@@ -221,7 +221,7 @@ def test_preparation_captions_and_matches_with_texts_as_they_are(run: Run, given
     assert parts["matcher"].template == f"{TEXT} {{}}"
 
 
-@pytest.mark.parametrize(("command", "suites"), [(report, []), (bench, ["suites=[sampler]"])])
+@pytest.mark.parametrize(("command", "suites"), [(card, []), (bench, ["suites=[sampler]"])])
 def test_the_card_and_the_bench_sample_negative_prompts_as_they_are(
     command: Any, suites: list[str], run: Run, given: list[DictConfig]
 ) -> None:
