@@ -17,7 +17,7 @@ from toy_evaluation import predict
 from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject
 from fastcomposer.evaluation.distances import DistanceStage
 from fastcomposer.evaluation.generation import Run
-from fastcomposer.evaluation.rows import Distances
+from fastcomposer.evaluation.results import Distances
 from fastcomposer.evaluation.store import PictureFacts, RunStore, pictures_key, read_distances, write_all
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import Run
-from fastcomposer.evaluation.rows import Distances
+from fastcomposer.evaluation.results import Distances
 from fastcomposer.evaluation.scorers import check_others, extractor_facts
 from fastcomposer.evaluation.store import DISTANCES_NAME, pictures_key, read_distances, write_distances
 from fastcomposer.metrics.distribution import PictureFeatures, feature_distance

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from fastcomposer.evaluation.rows import ResultRow
+from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.training.wandb_workspace import RESULTS
 
 _ESTIMATES = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcomposer.evaluation.rows import ResultRow
+from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.store import DISTANCES_NAME, SCORES_NAME, read_scorer, run_folder
 from fastcomposer.utils.settings import differences, digest, weights_digest
 

@@ -17,8 +17,7 @@ from fastcomposer.evaluation.load_results import Collected, collect, difference
 from fastcomposer.evaluation.report.table import MINUS, Table, written
 from fastcomposer.evaluation.report.table_files import cell_text, to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.report.tables import distance_table, make_tables
-from fastcomposer.evaluation.results import read_results, write_results
-from fastcomposer.evaluation.rows import Distances
+from fastcomposer.evaluation.results import Distances, read_results, write_results
 from fastcomposer.evaluation.store import write_table
 
 Evaluation = tuple[Path, list[Any]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.load_results import OURS, TEXT_ONLY, Collected, Run, difference
-from fastcomposer.evaluation.rows import LEAST_CONSISTENCY, most_alike
+from fastcomposer.evaluation.results import LEAST_CONSISTENCY, most_alike
 from fastcomposer.evaluation.scoring import know_subject
 from fastcomposer.metrics.faces import FaceExtractor
 from fastcomposer.metrics.identity import identity_score

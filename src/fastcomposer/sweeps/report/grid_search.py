@@ -14,8 +14,7 @@ from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_b
 from fastcomposer.evaluation.load_results import TEXT_ONLY, method_name
 from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
 from fastcomposer.evaluation.report.tables import estimated
-from fastcomposer.evaluation.results import ResultRow, read_results
-from fastcomposer.evaluation.rows import LEAST_CONSISTENCY, most_alike
+from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_alike, read_results
 from fastcomposer.evaluation.scorers import check_same
 from fastcomposer.evaluation.store import RUN_NAME, read_run
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastcomposer.evaluation.load_results import BENCHMARKS, TEXT_ONLY
-from fastcomposer.evaluation.rows import ResultRow
+from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 
 
