@@ -20,7 +20,7 @@ from tiny_networks import write_blip, write_clip, write_mask2former
 
 from fastcomposer.cli import evaluate, prepare, report, train
 from fastcomposer.data.records import read_ids, read_record
-from fastcomposer.evaluation.definition import read_definition
+from fastcomposer.evaluation.benchmark import read_definition
 from fastcomposer.evaluation.results import read_results
 
 Run = Callable[..., tuple[int, str, str]]

@@ -17,8 +17,8 @@ from fastcomposer.evaluation.benchmark import (
     Subject,
     find_subjects,
     load_benchmark,
+    read_definition,
 )
-from fastcomposer.evaluation.definition import read_definition
 from fastcomposer.miniworld.avatars import (
     ACCESSORIES,
     CLOTHES,

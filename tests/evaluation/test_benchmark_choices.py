@@ -14,8 +14,8 @@ from fastcomposer.evaluation.benchmark import (
     Benchmark,
     Subset,
     load_benchmarks,
+    read_definition,
 )
-from fastcomposer.evaluation.definition import read_definition
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "data" / "benchmarks"

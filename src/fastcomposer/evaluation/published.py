@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcomposer.evaluation.definition import PLACEHOLDERS
+from fastcomposer.evaluation.benchmark import PLACEHOLDERS
 from fastcomposer.utils.assets import packaged
 
 PUBLISHED = packaged("data/benchmarks/paper/published.json")

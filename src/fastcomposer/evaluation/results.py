@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from fastcomposer.evaluation.definition import PLACEHOLDERS
+from fastcomposer.evaluation.benchmark import PLACEHOLDERS
 
 # What makes and surrounds the rows is reached through this module too.
 from fastcomposer.evaluation.published import PublishedFigure as PublishedFigure

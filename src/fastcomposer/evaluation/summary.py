@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import fastcomposer
-from fastcomposer.evaluation.definition import PLACEHOLDERS
+from fastcomposer.evaluation.benchmark import PLACEHOLDERS
 from fastcomposer.evaluation.results import METHODS, Costs, ResultRow, row_from_scores
 from fastcomposer.evaluation.scorers import check_same, scored_by
 from fastcomposer.evaluation.store import (
