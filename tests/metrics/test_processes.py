@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastcomposer.metrics.consistency import PromptConsistency
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.metrics.identity import IdentityPreservation
+from fastcomposer.metrics.image_scores import PromptConsistency
 from fastcomposer.metrics.similarity import CopyPaste
 
 COSINES = ([0.9, 0.5, -0.2], [0.8])  # of each process's pictures with the reference; the last has no face

@@ -21,7 +21,7 @@ from fastcomposer.evaluation.published import PublishedFigure as PublishedFigure
 from fastcomposer.evaluation.published import read_published as read_published
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.evaluation.statistics import paired_difference as paired_difference
-from fastcomposer.metrics.measure import COLUMN
+from fastcomposer.metrics.image_scores import COLUMN
 from fastcomposer.utils.files import write_atomically
 
 METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")

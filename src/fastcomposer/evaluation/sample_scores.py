@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from fastcomposer.evaluation.scoring import read_reference
-from fastcomposer.metrics.consistency import prompt_consistency
 from fastcomposer.metrics.faces import FaceExtractor
 from fastcomposer.metrics.identity import identity_score
+from fastcomposer.metrics.image_scores import prompt_consistency
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.prompt import strip_markers
 from fastcomposer.training.samples import SampleScore

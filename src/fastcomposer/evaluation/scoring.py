@@ -22,11 +22,10 @@ from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.scorers import check_others, describe_scorer
 from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
-from fastcomposer.metrics.consistency import prompt_consistency
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
+from fastcomposer.metrics.image_scores import COLUMN, PictureMeasure, prompt_consistency
 from fastcomposer.metrics.image_text import ImageTextExtractor
-from fastcomposer.metrics.measure import COLUMN, PictureMeasure
 from fastcomposer.metrics.similarity import copy_paste
 from fastcomposer.utils.settings import digest, file_digest
 from fastcomposer.utils.stages import ResumableStage

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel
 
-from fastcomposer.metrics.average import PictureMean
-from fastcomposer.metrics.cosine import paired_cosine
+from fastcomposer.metrics.image_scores import PictureMean, paired_cosine
 from fastcomposer.metrics.pretrained import load_pretrained
 
 

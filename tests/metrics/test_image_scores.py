@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcomposer.metrics.consistency import PromptConsistency, prompt_consistency
+from fastcomposer.metrics.image_scores import PromptConsistency, prompt_consistency
 
 IMAGES = torch.tensor([[2.0, 0, 0], [0, 3, 4], [1, 0, 0]])
 TEXTS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-3, 0, 4]])
