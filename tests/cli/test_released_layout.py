@@ -112,7 +112,7 @@ def test_generate_samples_what_the_api_samples(
 def test_attention_is_measured_of_it(
     run: Run, tiny_base: Path, published_checkpoint: Path, world: Path
 ) -> None:
-    from fastcomposer.evaluation.attention import attention_share
+    from fastcomposer.evaluation.attention_share import attention_share
 
     model = [
         f"model.base={tiny_base}",

@@ -22,7 +22,7 @@ from fastcomposer.training.callbacks import Throughput
 from fastcomposer.training.module import FastComposerModule
 from fastcomposer.training.objective import Objective, check_logged, logged_names
 from fastcomposer.training.personalization.dreambooth import DreamBooth
-from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 
 _NAME = re.compile(r'"((?:train|val)/\w+)')
 MODULES = [

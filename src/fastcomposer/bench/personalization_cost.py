@@ -22,7 +22,7 @@ from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES
 from fastcomposer.evaluation.load_results import OURS
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
-from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.personalize import QUIET, quietly
 
 _WORD = "man"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, load_trained_model, show_table
-from fastcomposer.cli.summary import conclude
 from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
 from fastcomposer.utils.lock import sole_run
 
@@ -30,7 +30,7 @@ def measure(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.evaluation.attention import attention_share
+    from fastcomposer.evaluation.attention_share import attention_share
     from fastcomposer.utils.progress import tracked
 
     data = instantiate(config.data.module)

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, show_table
-from fastcomposer.cli.summary import conclude
 from fastcomposer.utils.files import write_atomically
 
 SUITES = (

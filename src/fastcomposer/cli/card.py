@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, show_table
-from fastcomposer.cli.summary import conclude
 
 
 @command("card")
@@ -27,7 +27,7 @@ def measure(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.miniworld.card.parts import measure_base
+    from fastcomposer.miniworld.card.base_parts import measure_base
     from fastcomposer.miniworld.card.quality import render_held_out
     from fastcomposer.miniworld.card.writer import base_card, quality_cells, read_lengths, write_lengths
 
@@ -60,7 +60,7 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     from hydra.utils import instantiate
 
     from fastcomposer.evaluation.load_results import collect
-    from fastcomposer.miniworld.card.identity import attention_rows, identity_ceiling, likeness_rows
+    from fastcomposer.miniworld.card.checkpoint_rows import attention_rows, identity_ceiling, likeness_rows
     from fastcomposer.miniworld.face_extractor import MiniFaces
 
     folder = Path(config.evaluation)

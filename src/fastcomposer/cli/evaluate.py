@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, quieten_lightning, show_table
-from fastcomposer.cli.summary import conclude
 from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
 from fastcomposer.utils.lock import sole_run
 from fastcomposer.utils.texts import plain

@@ -11,8 +11,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, trained_pipeline
-from fastcomposer.cli.summary import conclude
 from fastcomposer.prompt import check_references, strip_markers
 from fastcomposer.utils.texts import given_overrides, plain
 

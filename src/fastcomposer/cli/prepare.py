@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, load_base_model, quieten_lightning
-from fastcomposer.cli.summary import conclude
 from fastcomposer.utils.lock import sole_run
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command
-from fastcomposer.cli.summary import conclude
 
 SPOKEN = ("sweep", "jobs")
 """``sweep=`` names a folder here, which is the key ``jobs``; to Hydra it is the group of sweeps."""
@@ -58,7 +58,7 @@ def report_sweep(config: DictConfig) -> None:
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
-    from fastcomposer.sweeps.report.page import undone_line, unscored_line, write_sweep_report
+    from fastcomposer.sweeps.report.sweep_page import undone_line, unscored_line, write_sweep_report
 
     sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats), config.baseline)
     print(*sentences, *files, sep="\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, quieten_lightning
-from fastcomposer.cli.summary import conclude
 from fastcomposer.cli.training_settings import check_resumable, training_settings
 from fastcomposer.utils.files import remove_leftovers
 from fastcomposer.utils.lock import sole_run

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastcomposer.miniworld.avatars import Appearance
+from fastcomposer.miniworld.card.base_parts import BaseReport, count_flops, flops_of, size_rows
 from fastcomposer.miniworld.card.captions import caption_accuracy, caption_groups
-from fastcomposer.miniworld.card.parts import BaseReport, count_flops, flops_of, size_rows
 from fastcomposer.miniworld.card.quality import (
     DetectionRates,
     HeldOutScenes,

@@ -16,7 +16,7 @@ from PIL import Image
 from fastcomposer.data.portraits import PortraitDataModule, PortraitSettings, ReferenceSet
 from fastcomposer.training.personalization.custom_diffusion import CustomDiffusion
 from fastcomposer.training.personalization.dreambooth import DreamBooth
-from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.prior import ClassPictures
 from fastcomposer.training.personalization.textual_inversion import TextualInversion
 

@@ -20,7 +20,7 @@ from PIL import Image
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.training.personalization.concept import Concept
 from fastcomposer.training.personalization.dreambooth import DreamBooth
-from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.personalize import personalize, personalize_together
 from fastcomposer.utils.settings import base_fingerprint, described, differences
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from fastcomposer.miniworld.card.parts import BaseReport
+from fastcomposer.miniworld.card.base_parts import BaseReport
 from fastcomposer.miniworld.card.quality import Row
 from fastcomposer.models.weights_io import WEIGHTS_NAME, TrainingLength, read_training_length
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.models.attention import cross_attention_layers
-from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.tokens import entry_embedding, word_embedding
 
 

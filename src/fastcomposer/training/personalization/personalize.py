@@ -15,7 +15,7 @@ import lightning as L
 from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
 from fastcomposer.models.loading import source_fingerprint
 from fastcomposer.training.personalization.concept import CONCEPT_NAME, Concept, read_concepts, read_settings
-from fastcomposer.training.personalization.module import PersonalizationModule
+from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.utils.settings import described, differences, file_digest
 
 # What of the trainer changes the result or its measurements.

@@ -19,8 +19,8 @@ from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.sweeps.jobs import Goal, Job, Plan
 from fastcomposer.sweeps.report.groups import full_label, spoken
 from fastcomposer.sweeps.report.measured import group_table, last_steps, read_measured
-from fastcomposer.sweeps.report.page import write_sweep_report
 from fastcomposer.sweeps.report.scores import references_of
+from fastcomposer.sweeps.report.sweep_page import write_sweep_report
 from fastcomposer.sweeps.report.sweep_plots import sweep_plot
 
 

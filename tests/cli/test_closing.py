@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_evaluation import make_toy
 
-from fastcomposer.cli import evaluate, prepare, report, summary, train
+from fastcomposer.cli import closing, evaluate, prepare, report, train
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -74,6 +74,6 @@ def test_paths_are_short_inside_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert summary.shown(tmp_path / "outputs" / "mini") == "outputs/mini"
-    assert summary.shown("outputs") == "outputs"
-    assert summary.shown("/elsewhere/outputs") == "/elsewhere/outputs"
+    assert closing.shown(tmp_path / "outputs" / "mini") == "outputs/mini"
+    assert closing.shown("outputs") == "outputs"
+    assert closing.shown("/elsewhere/outputs") == "/elsewhere/outputs"

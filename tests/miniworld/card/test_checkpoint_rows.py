@@ -17,7 +17,7 @@ from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.miniworld.avatars import Appearance, Identity
-from fastcomposer.miniworld.card import identity as likeness
+from fastcomposer.miniworld.card import checkpoint_rows as likeness
 from fastcomposer.miniworld.card.quality import HeldOutScenes
 from fastcomposer.miniworld.render import reference_name
 from fastcomposer.miniworld.scenes import Person, held_out_identities

@@ -12,7 +12,7 @@ import torch
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.data.datamodule import SubjectDataModule
-from fastcomposer.evaluation.attention import attention_share
+from fastcomposer.evaluation.attention_share import attention_share
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.training.module import FastComposerModule
