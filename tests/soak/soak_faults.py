@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from soak_jobs import OUTPUT, WORLD, Job, unvalidated
 from soak_server import Process
 
 _ROOM = 700  # bytes that a file may have on the full disk
+_GLANCE = 0.005  # seconds between two looks at a process
 _GRACE = 0.4  # most seconds that a scheduler gives a job to end
 _DAMAGED = 8  # records
 
@@ -102,12 +104,16 @@ def _kill_a_worker(call: Call, process: Process, rng: random.Random) -> Blow:
 def _fill_the_disk(call: Call, process: Process, rng: random.Random) -> Blow:
     """Let no file of it become larger, for which the system has another error that goes the same way."""
     # A training's workers only read; the limit would hold for the memory that they share, too.
-    writers = [] if call.job.name == "train" else process.workers()
+    training = call.job.name == "train"
     try:
-        for pid in (process.pid, *writers):
+        for pid in (process.pid, *(() if training else process.workers())):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (_ROOM, resource.RLIM_INFINITY))
     except (ProcessLookupError, PermissionError):
         return Blow(False, (1,))
+    while training and not process.wait(_GLANCE):  # workers that it starts from now on inherit the limit
+        for pid in process.workers():
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     return Blow(True, (1,))
 
 
