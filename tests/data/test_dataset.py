@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from toy_records import CAPTION, LEFT, RIGHT, SIZE, add_record, picture, segment_map
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.dataset import SubjectDataset
+from fastcomposer.data.dataset import SubjectDataset, _shared_zeros
 from fastcomposer.data.records import Record, RecordError, Segment, record_path, write_ids, write_record
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation
+from fastcomposer.utils.errors import FaultError
 
 Build = Callable[..., SubjectDataset]
 
@@ -378,3 +379,12 @@ def test_samples_are_collated(build: Build) -> None:
 def test_settings_are_checked(build: Build, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_a_full_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to resize file </torch_1> to the right size: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(FaultError, match="/dev/shm"):
+        _shared_zeros(2, dtype=torch.bool)

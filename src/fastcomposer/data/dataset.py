@@ -33,6 +33,7 @@ from fastcomposer.data.transforms import (
     TargetTransform,
     sample_rng,
 )
+from fastcomposer.utils.errors import FaultError
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
         )
         # In shared memory, because workers find what there is to count. Each place belongs to one record,
         # so that a record met twice, or by two workers at once, counts once.
-        self._dropped = torch.zeros(len(self.record_ids), len(DROPPED), dtype=torch.int16).share_memory_()
+        self._dropped = _shared_zeros(len(self.record_ids), len(DROPPED), dtype=torch.int16)
         self._place = {record_id: place for place, record_id in enumerate(self.index.record_ids)}
-        self._unreadable = torch.zeros(len(self.index.record_ids), dtype=torch.bool).share_memory_()
+        self._unreadable = _shared_zeros(len(self.index.record_ids), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.record_ids)
@@ -326,3 +327,15 @@ def check_settings(
         raise ValueError(f"flip must be a probability, not {flip}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
+
+
+def _shared_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros that the processes of a loader write to.
+
+    Raises:
+        FaultError: If there is no room for them.
+    """
+    try:
+        return torch.zeros(*shape, dtype=dtype).share_memory_()
+    except RuntimeError as error:
+        raise FaultError(f"no room in shared memory (/dev/shm): {error}") from error
