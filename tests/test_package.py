@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -34,6 +35,18 @@ def test_public_names() -> None:
     for package in (fastcomposer, fastcomposer.pipeline):
         with pytest.raises(AttributeError, match="no attribute 'FastComposr'"):
             _ = package.FastComposr
+
+
+def test_only_the_demo_imports_an_extra_with_its_module() -> None:
+    extras = {"facenet_pytorch", "gradio", "optuna", "skimage", "spacy", "ray", "submitit", "joblib"}
+    found = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            if extras & {name.partition(".")[0] for name in names}:
+                found.add(file.parent.name)
+    assert found == {"demo"}
 
 
 def test_a_subcommand_becomes_its_module(monkeypatch: pytest.MonkeyPatch) -> None:

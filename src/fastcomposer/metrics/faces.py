@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from facenet_pytorch import MTCNN, InceptionResnetV1
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
@@ -100,6 +99,8 @@ class FaceNetFaces(nn.Module):
         detector_weights: str | Path | None = None,
         download: bool = False,
     ) -> None:
+        from facenet_pytorch import MTCNN, InceptionResnetV1
+
         super().__init__()
         file = find_facenet_weights(weights, download)
         self.detector = MTCNN(
