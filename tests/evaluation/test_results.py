@@ -365,3 +365,9 @@ def test_defects_of_published_figures_are_named(tmp_path: Path, change: dict[str
         read_published(file)
     with pytest.raises(FileNotFoundError, match="published figures"):
         read_published(tmp_path / "missing.json")
+
+
+def test_the_environment_names_what_is_installed() -> None:
+    from fastcomposer.evaluation.summary import _versions
+
+    assert [name for name, _ in _versions(("torch", "no-such-package"))] == ["torch"]

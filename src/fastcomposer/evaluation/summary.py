@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -60,15 +61,20 @@ def result_rows(output: Path) -> list[ResultRow]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Machine and versions."""
-    packages = ("torch", "diffusers", "transformers", "lightning", "facenet-pytorch")
+    """Machine and versions; of packages of extras where they are installed."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "fastcomposer": fastcomposer.__version__,
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
+        **dict(_versions(("torch", "diffusers", "transformers", "lightning", "facenet-pytorch"))),
         "platform": platform.platform(),
         "device": device,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _versions(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
