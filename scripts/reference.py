@@ -19,21 +19,9 @@ from typing import Any
 import yaml
 from hydra._internal.utils import _locate
 
+from fastcomposer.cli.app import COMMANDS
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
-_FIRST = (
-    "train",
-    "evaluate",
-    "attention",
-    "generate",
-    "prepare",
-    "report",
-    "card",
-    "workspace",
-    "bench",
-    "demo",
-)
-_FILES = [file.stem for file in sorted(CONF.glob("*.yaml"))]
-COMMANDS = (*(name for name in _FIRST if name in _FILES), *(name for name in _FILES if name not in _FIRST))
 _OVERRIDES = ("experiment", "sweep")  # files that set what others declare
 _SKIPPED = ("defaults", "hydra")
 _REMARK = re.compile(r"""^(?:[^'"#]|"[^"]*"|'[^']*'|(?<=\w)['"#])*?\s#\s(.*)$""")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from example_calls import calls, compose_call
 
+from fastcomposer.cli.app import COMMANDS
 from fastcomposer.cli.common import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -25,18 +26,7 @@ def examples() -> list[tuple[str, str]]:
 def test_the_examples_are_found() -> None:
     found = examples()
     assert len(found) > 50
-    assert {command for command, _ in found} == {
-        "train",
-        "evaluate",
-        "attention",
-        "generate",
-        "prepare",
-        "report",
-        "card",
-        "workspace",
-        "bench",
-        "demo",
-    }
+    assert {command for command, _ in found} == set(COMMANDS)
     assert ("train", "experiment=mini_base method=embedder") in found  # out of a loop
     assert not [arguments for _, arguments in found if "$" in arguments or "…" in arguments]
 

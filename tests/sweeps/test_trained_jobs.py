@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 from configurations import composed
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from toy_evaluation import make_toy
 
 from fastcomposer.cli import evaluate, report, train
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.sweeps.jobs import Job, Plan
-from fastcomposer.sweeps.trained_jobs import check_trained, trains_fastcomposer, unchanging_job, with_jobs
+from fastcomposer.sweeps.trained_jobs import (
+    check_trained,
+    quoted,
+    trains_fastcomposer,
+    unchanging_job,
+    with_jobs,
+)
 
 CALL = ["-m", "sweep=jobs", "jobs=trained", "alphas=[0.6]"]
 
@@ -140,3 +147,11 @@ def test_a_sweep_is_trained_evaluated_and_compared(
     assert "| identity, difference |" in table
     status, out, err = run(evaluate, *call)
     assert status == 0 and out.count("has finished before: skipped") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["outputs/mini", "step=000002.ckpt", "my photos/a.png", "null", "12", "it's", "a\\b", "a\\'b", "${x}"],
+)
+def test_values_are_quoted_as_hydra_reads_them(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -79,7 +79,7 @@ def trains_fastcomposer(config: DictConfig) -> bool:
 
 def quoted(text: str | Path) -> str:
     """A path or a sentence as a value on the command line, in Hydra's quotes."""
-    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(QuotedString(str(text), Quote.single).with_quotes())
 
 
 def report_folder(folder: Path) -> Path:
