@@ -6,7 +6,7 @@ FAULTS ?= 200
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo notebooks pictures results samples completion docs reference card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks images results samples completion docs reference card test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,7 +50,7 @@ reproduce: .venv/core ## Render the mini world, train three minutes, measure all
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
 		save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
-	$(MAKE) --no-print-directory pictures
+	$(MAKE) --no-print-directory images
 	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK)
 
 demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
@@ -59,7 +59,7 @@ demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., 
 notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
 	$(PY) scripts/notebooks.py $(ARGS)
 
-pictures: .venv/core ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
+images: .venv/core ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
 		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
@@ -71,10 +71,10 @@ results: setup ## Write the results of outputs/reproduce into README.md and docs
 	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md \
 		document=docs/benchmarks/results.md
 
-samples: setup ## Draw the pictures of the README and of the base's card anew, into data/mini/samples
+samples: setup ## Draw the images of the README and of the base's card anew, into data/mini/samples
 	$(FASTCOMPOSER) prepare data=avatars
 	$(PY) scripts/gallery.py $(MINI)/samples/pairs_of_people_in_several_scenes.png
-	$(MAKE) --no-print-directory pictures OUT=outputs/samples
+	$(MAKE) --no-print-directory images OUT=outputs/samples
 	cp outputs/samples/*_sheet.png $(MINI)/samples/
 
 completion: ## Say how the shell completes commands, choices and keys with the tab key

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.utils.image_grid import grid
-from fastcomposer.utils.provenance import picture_text
+from fastcomposer.utils.provenance import image_text
 
 SCENES = {
     "… on\nthe beach": "{} and {} on the beach",
@@ -33,7 +33,7 @@ def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int, steps: 
     Args:
         base: Folder of the base model.
         checkpoint: Trained weights.
-        people: Pictures, named ``<number>_<class word>.png``.
+        people: Images, named ``<number>_<class word>.png``.
         seed: Seed of the first scene's noise; those of the others follow.
         steps: Sampling steps.
     """
@@ -50,7 +50,7 @@ def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int, steps: 
             **SAMPLER,
         )
         rows.append([*map(Image.open, pair), *drawn.images])
-    return grid(rows, side=128, titles=["one picture\nof a person", "one picture\nof another", *SCENES])
+    return grid(rows, side=128, titles=["one image\nof a person", "one image\nof another", *SCENES])
 
 
 def main() -> None:
@@ -66,12 +66,12 @@ def main() -> None:
     given = parser.parse_args()
     people = sorted(given.people.glob("*.png"))[: 2 * given.pairs]
     if len(people) < 2:
-        parser.error(f"--people={given.people}: no pictures of two people; prepare data=avatars makes some")
+        parser.error(f"--people={given.people}: no images of two people; prepare data=avatars makes some")
     sheet = gallery(given.base, given.checkpoint, people, given.seed, given.steps)
     told = {"prompts": [*SCENES.values()], "people": [file.name for file in people], "seed": given.seed}
     settings = {**told, **SAMPLER, "num_inference_steps": given.steps}
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(given.output, pnginfo=picture_text(settings), optimize=True)
+    sheet.save(given.output, pnginfo=image_text(settings), optimize=True)
     print(given.output)
 
 

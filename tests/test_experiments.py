@@ -143,7 +143,7 @@ def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: 
             seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "method"]), resolve=False))
         same = len(seen) - len(set(seen))
         # Some settings are an experiment's own already.
-        owned = {("ablation_data", "paper"): 1}  # FFHQ has no other picture of anybody
+        owned = {("ablation_data", "paper"): 1}  # FFHQ has no other image of anybody
         assert same == owned.get((name, experiment), 0), choices
 
 
@@ -195,7 +195,7 @@ def test_callbacks_go_with_every_experiment(
     experiment: str | None, callbacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = [f"callbacks={callbacks}", *([f"experiment={experiment}"] if experiment else [])]
-    # Where neither the callbacks nor the data say whose pictures are drawn.
+    # Where neither the callbacks nor the data say whose images are drawn.
     if callbacks in {"samples", "scored_samples"} or (experiment, callbacks) == ("person", "mini_samples"):
         overrides += [
             "callbacks.samples.prompts=['a man <|image|>']",

@@ -10,7 +10,7 @@ import torch
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.miniworld.card.quality import QUALITY, HeldOutScenes, render_held_out
-from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, reference_picture
+from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, reference_image
 from fastcomposer.models.weights_io import load_trained_weights
 
 MINI = Path(__file__).parents[1] / "data" / "mini"
@@ -52,7 +52,7 @@ def test_references_decide_who_is_drawn(model: FastComposer) -> None:
         word = people[number].word
         return pipeline(
             f"a {word} <|image|>",
-            references=[reference_picture(people[number], 96)],
+            references=[reference_image(people[number], 96)],
             alpha=alpha,
             num_inference_steps=10,
             guidance_scale=3.0,

@@ -34,11 +34,11 @@ def executed(name: str, output: Path, **parameters: Any) -> list[dict[str, Any]]
     return [output for cell in content["cells"] for output in cell.get("outputs", [])]
 
 
-def pictures(outputs: list[dict[str, Any]]) -> list[Image.Image]:
-    """The pictures among outputs; each shows something."""
+def images(outputs: list[dict[str, Any]]) -> list[Image.Image]:
+    """The images among outputs; each shows something."""
     found = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     shown = [Image.open(BytesIO(base64.b64decode(data))).convert("L") for data in found]
-    assert all(np.asarray(picture).std() > 10 for picture in shown)
+    assert all(np.asarray(image).std() > 10 for image in shown)
     return shown
 
 
@@ -67,7 +67,7 @@ def test_notebooks_are_kept_without_outputs(name: str) -> None:
 
 def test_photos_become_records(tmp_path: Path) -> None:
     outputs = executed("04", tmp_path)
-    assert len(pictures(outputs)) == 1
+    assert len(images(outputs)) == 1
     (shown,) = pages(outputs)
     assert shown.count("<figure") == 3
     assert shown.count("<b ") == 4
@@ -79,7 +79,7 @@ def test_photos_become_records(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quickstart_trains_and_draws(tmp_path: Path) -> None:
     outputs = executed("01", tmp_path, MINUTES=0.1, SCENES=64, DATA=tmp_path / "world")
-    assert len(pictures(outputs)) == 4
+    assert len(images(outputs)) == 4
     assert "steps are done" in said(outputs)
     assert (tmp_path / "quickstart" / "fastcomposer.safetensors").is_file()
 
@@ -87,13 +87,13 @@ def test_quickstart_trains_and_draws(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_attention_maps_are_shown_with_and_without_localization(tmp_path: Path) -> None:
     outputs = executed("02", tmp_path, DATA=tmp_path / "world", RECORDS=8)
-    assert len(pictures(outputs)) == 4
+    assert len(images(outputs)) == 4
 
 
 @pytest.mark.slow
 def test_tables_and_figures_come_from_results(tmp_path: Path) -> None:
     outputs = executed("03", tmp_path, RESULTS=tmp_path / "none", PEOPLE=1)
-    assert len(pictures(outputs)) == 1
+    assert len(images(outputs)) == 1
     assert [page.count("<svg") for page in pages(outputs)] == [1, 1, 1]
     (table,) = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
     assert "| FastComposer |" in table.replace("**", "")
@@ -126,7 +126,7 @@ def test_a_command_that_fails_ends_the_cell(capsys: pytest.CaptureFixture[str]) 
     assert "results=nothing: no results.json" in capsys.readouterr().out
 
 
-def test_a_sheet_has_a_place_for_every_picture_and_title() -> None:
+def test_a_sheet_has_a_place_for_every_image_and_title() -> None:
     red, small = Image.new("RGB", (300, 300), "red"), Image.new("RGBA", (8, 8), (0, 0, 255, 255))
     shown = notebooks.sheet([[red, small], [None, red]], ["one", "two " * 12], ["a", "b"], side=1)
     assert 180 < shown.width < 260

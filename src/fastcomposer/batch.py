@@ -30,7 +30,7 @@ class SubjectBatch:
         latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
         text_embeds: Optional (B, 77, d): hidden states of the text encoder for ``input_ids``.
         pooled_text_embeds: Optional (B, p): pooled embeddings of the second text encoder, where there is one.
-        size_conditions: Optional (B, 6) long, in pixels: height and width of the picture as it was, top and
+        size_conditions: Optional (B, 6) long, in pixels: height and width of the image as it was, top and
             left of the crop at the size it was resized to, height and width of the crop. Models with a second
             text encoder are told; (H, W, 0, 0, H, W) where it is left out.
         record_ids: Names of the records, for messages.

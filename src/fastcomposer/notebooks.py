@@ -1,4 +1,4 @@
-"""What the notebooks are written with: commands, sheets of pictures, curves, and photos to try things on."""
+"""What the notebooks are written with: commands, sheets of images, curves, and photos to try things on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastcomposer.training.wandb_workspace import PANELS
 
 _DPI = 110
 _SPLITS = {"train": "training", "val": "held out"}
-_SMALL = 128  # pixels; up to this side pictures are enlarged
+_SMALL = 128  # pixels; up to this side images are enlarged
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#aa4499", "#5d6f7d")
 
 
@@ -71,13 +71,13 @@ def sheet(
     names: Sequence[str] = (),
     side: float = 1.5,
 ) -> Image.Image:
-    """Put pictures into rows, with titles.
+    """Put images into rows, with titles.
 
     Args:
-        rows: Pictures of each row; ``None`` leaves a place empty.
+        rows: Images of each row; ``None`` leaves a place empty.
         columns: Title of each column.
         names: Title of each row.
-        side: Side of a picture in inches.
+        side: Side of an image in inches.
     """
     width = max(map(len, rows))
     titles = [textwrap.fill(title, round(13 * side)) for title in columns]
@@ -86,8 +86,8 @@ def sheet(
     grid = figure.subplots(len(rows), width, squeeze=False)
     for y, line in enumerate(grid):
         for x, axes in enumerate(line):
-            picture = rows[y][x] if x < len(rows[y]) else None
-            _show(axes, picture)
+            image = rows[y][x] if x < len(rows[y]) else None
+            _show(axes, image)
             if y == 0 and x < len(titles):
                 axes.set_title(titles[x], fontsize=9)
         if y < len(names):
@@ -228,21 +228,21 @@ def example_photos(folder: str | Path) -> Path:
         "pair": (pair, "a woman in an orange space suit beside a woman in a dark uniform"),
         "cat": (cat, "a ginger cat looks up"),
     }
-    for name, (picture, caption) in captions.items():
-        picture.save(folder / f"{name}.jpg", quality=95)
+    for name, (image, caption) in captions.items():
+        image.save(folder / f"{name}.jpg", quality=95)
         (folder / f"{name}.txt").write_text(caption + "\n")
     return folder
 
 
-def _show(axes: Axes, picture: Image.Image | None) -> None:
+def _show(axes: Axes, image: Image.Image | None) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if picture is not None:
-        backing = Image.new("RGBA", picture.size, (238, 238, 238, 255))
-        small = max(picture.size) <= _SMALL
-        whole = Image.alpha_composite(backing, picture.convert("RGBA"))
+    if image is not None:
+        backing = Image.new("RGBA", image.size, (238, 238, 238, 255))
+        small = max(image.size) <= _SMALL
+        whole = Image.alpha_composite(backing, image.convert("RGBA"))
         axes.imshow(np.asarray(whole), interpolation="bicubic" if small else "antialiased")
 
 

@@ -63,7 +63,7 @@ def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -
     calls = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "evaluation"}
     assert calls == {"three alphas, each by itself": 12, "three alphas, shared steps": 11}
     drawn = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "sampler"}
-    assert drawn == {"4 steps, batch 1": 4, "4 steps, batch 2": 8}  # as three pictures by themselves take 12
+    assert drawn == {"4 steps, batch 1": 4, "4 steps, batch 2": 8}  # as three images by themselves take 12
     page = Path("speed.md").read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "stale" not in page
     assert page.count("\n| step | tuned without localization | ") == 1

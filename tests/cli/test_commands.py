@@ -49,13 +49,13 @@ def test_prepare_train_resume_generate_evaluate(
         "sampler.num_inference_steps=2",
         "num_images=2",
         "alpha=0.7",
-        "output=pictures",
+        "output=images",
     ]
     status, out, err = run(generate, *shown)
     assert status == 0, err
-    files = sorted(Path("pictures").glob("*.png"))
+    files = sorted(Path("images").glob("*.png"))
     assert [str(file) for file in files] == out.split()
-    assert len(files) == 3  # two pictures and a sheet of them beside their references
+    assert len(files) == 3  # two images and a sheet of them beside their references
     stored = json.loads(Image.open(files[1]).text["fastcomposer"])  # type: ignore[attr-defined]
     assert stored["seed"] == 43
     assert stored["alpha"] == 0.7
@@ -66,19 +66,19 @@ def test_prepare_train_resume_generate_evaluate(
     recalled = [f"settings={files[1]}", f"model.base={small_base}"]
     status, out, err = run(generate, *recalled, "output=again")
     assert status == 0, err
-    assert "other reference pictures" not in err
+    assert "other reference images" not in err
     again = Path("again") / files[1].name
     assert out.split()[0] == str(again)
     difference = np.asarray(Image.open(again), dtype=int) - np.asarray(Image.open(files[1]), dtype=int)
     assert np.abs(difference).max() <= 2  # it was one of two in a batch, whose products round otherwise
-    assert {**read_facts(again), "output": "pictures"} == stored
+    assert {**read_facts(again), "output": "images"} == stored
     status, _, err = run(
         generate, *recalled, "output=other", f"references=[{portraits[0]},{portraits[1]}]", "sampler=mini"
     )
     assert status == 0, err
-    assert f"{files[1]} was drawn from other reference pictures" in err
+    assert f"{files[1]} was drawn from other reference images" in err
     changed = read_facts(Path("other") / files[1].name)
-    assert changed["sampler"]["scheduler"] is None  # the command line's sampler, and the picture's α
+    assert changed["sampler"]["scheduler"] is None  # the command line's sampler, and the image's α
     assert (changed["alpha"], changed["sampler"]["num_inference_steps"]) == (0.7, 30)
 
     measured = [
@@ -132,7 +132,7 @@ def test_unknown_keys_are_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_loggers_receive_losses_and_pictures(
+def test_loggers_receive_losses_and_images(
     run: Run, settings: list[str], logger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -142,10 +142,10 @@ def test_loggers_receive_losses_and_pictures(
     assert "train/localization_loss" in (folder / "logs" / "metrics.csv").read_text()
     if logger == "wandb":
         assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-        assert list(folder.glob("wandb/offline-run-*/files/media/images/samples/pictures*.png"))
+        assert list(folder.glob("wandb/offline-run-*/files/media/images/samples/images*.png"))
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/denoise_loss")] == [0, 1, 2]
-    assert [event.step for event in events.Images("samples/pictures")] == [2]
+    assert [event.step for event in events.Images("samples/images")] == [2]

@@ -41,8 +41,8 @@ def run(run: Callable[..., tuple[int, str, str]], toy: Toy) -> Run:
     return lambda *arguments: run(evaluate, *toy.arguments(*arguments))
 
 
-def pictures(folder: Path) -> dict[str, int]:
-    """Time of the last change of every picture, by name."""
+def images(folder: Path) -> dict[str, int]:
+    """Time of the last change of every image, by name."""
     return {
         str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("images/**/*.png")
     }
@@ -86,7 +86,7 @@ def test_two_methods_on_two_benchmarks(run: Run, world: Path) -> None:
     assert [row.reference_images for row in rows] == [1, 0, 1, 0]
     assert all(row.peak_memory_bytes > 1e7 and row.seconds_per_image > 0 for row in rows)
     assert len(list(folder.rglob("attention/**/maps.npz"))) == 3
-    before = pictures(folder)
+    before = images(folder)
     assert len(before) == 48
 
     # Another method joins; what is there stays.
@@ -100,39 +100,39 @@ def test_two_methods_on_two_benchmarks(run: Run, world: Path) -> None:
         {},
     ] * 2
     assert [row.distances and row.distances.real_images for row in rows] == [None, 8, None] * 2
-    assert before.items() <= pictures(folder).items()
+    assert before.items() <= images(folder).items()
     assert (folder / "single_subject" / "fastcomposer-alpha_1.0-localization_none" / "run.json").exists()
 
 
 def test_changed_settings_are_refused(run: Run) -> None:
     part = ["methods=[text_only]", "benchmark.multi=null"]
     assert run(*part)[0] == 0
-    before = pictures(Path("outputs"))
+    before = images(Path("outputs"))
     status, _, err = run(*part, "sampler.guidance_scale=4.0")
     assert status == 1
     assert "text_only was made under other settings (sampler.guidance_scale: 3.0, not 4.0)" in err
     assert "output=<other>" in err and "resume=restart" in err
     assert "Traceback" not in err
-    assert pictures(Path("outputs")) == before
+    assert images(Path("outputs")) == before
     status, _, err = run(*part, "sampler.guidance_scale=4.0", "resume=restart")
     assert status == 0, err
-    assert not set(before.items()) & set(pictures(Path("outputs")).items())
+    assert not set(before.items()) & set(images(Path("outputs")).items())
 
 
 def test_other_metrics_are_refused_beside_scores_that_stay(run: Run) -> None:
     part = ["benchmark.multi=null", "alphas=[0.5]"]
     assert run(*part, "methods=[text_only]")[0] == 0
-    before, folder = pictures(Path("outputs")), Path("outputs/evaluate")
+    before, folder = images(Path("outputs")), Path("outputs/evaluate")
     results = (folder / "results.json").read_bytes()
     status, _, err = run(*part, "methods=[fastcomposer]", "metrics.faces.threshold=0.2")
     assert status == 1 and "Traceback" not in err
     assert "text_only was scored under other settings (metrics.faces.threshold: 0.4, not 0.2)" in err
-    assert pictures(Path("outputs")) == before  # refused before anything is generated
+    assert images(Path("outputs")) == before  # refused before anything is generated
     assert (folder / "results.json").read_bytes() == results
     # All at once are scored anew, from the images that are there.
     status, _, err = run(*part, "methods=[text_only,fastcomposer]", "metrics.faces.threshold=0.2")
     assert status == 0, err
-    assert before.items() <= pictures(Path("outputs")).items()
+    assert before.items() <= images(Path("outputs")).items()
     rows = read_results(folder / "results.json").rows
     assert len(rows) == 2 and len({row.scored_by for row in rows}) == 1 and rows[0].scored_by
 
@@ -144,7 +144,7 @@ def test_other_metrics_are_refused_beside_scores_that_stay(run: Run) -> None:
         (["checkpoint=gone.ckpt"], "checkpoint gone.ckpt: no such file"),
         (["alphas=[2]"], "alphas=[2.0]: one or more different numbers"),
         (["model.base=gone"], "gone"),
-        (["benchmark.pictures=gone"], "benchmark.pictures=gone: no such folder"),
+        (["benchmark.images=gone"], "benchmark.images=gone: no such folder"),
         (["scoring.batch_size=0", "methods=[text_only]", "benchmark.multi=null"], "scoring.batch_size=0"),
     ],
 )
@@ -162,8 +162,8 @@ def test_fine_tuning_baselines(run: Run) -> None:
         "methods.textual_inversion.personalize.method.steps=1",
         "methods.dreambooth.personalize.method.steps=1",
         "methods.dreambooth.personalize.method.rare_token=smiling",
-        "methods.dreambooth.personalize.method.class_pictures.count=1",
-        "methods.dreambooth.personalize.method.class_pictures.num_inference_steps=1",
+        "methods.dreambooth.personalize.method.class_images.count=1",
+        "methods.dreambooth.personalize.method.class_images.num_inference_steps=1",
     ]
     status, out, err = run(*call)
     assert status == 0, err
@@ -179,10 +179,10 @@ def test_fine_tuning_baselines(run: Run) -> None:
     ]
     assert all(row.personalization_seconds_per_subject > 0 for row in rows)
     assert rows[0].stored_bytes_per_subject < rows[1].stored_bytes_per_subject
-    before = pictures(folder)
+    before = images(folder)
     status, _, err = run(*call)
     assert status == 0, err
-    assert pictures(folder) == before
+    assert images(folder) == before
     assert {file: file.stat().st_mtime_ns for file in concepts} == concepts
     status, _, err = run(*call, "methods.textual_inversion.personalize.method.steps=2")
     assert status == 1
@@ -256,7 +256,7 @@ def moments(arrivals: list[float], kills: int, rng: random.Random) -> list[tuple
 
 
 def test_killed_ten_times_at_random_moments_it_goes_on(toy: Toy, tmp_path: Path) -> None:
-    """No picture is drawn twice, and the scores come out as if nothing had happened."""
+    """No image is drawn twice, and the scores come out as if nothing had happened."""
     kills, seed = 10, random.SystemRandom().randrange(10**6)  # other moments each time, said where it fails
     arguments = toy.arguments("group_size=2", "scoring.batch_size=3", "threads=1")
     whole, parts = (Evaluation(arguments, tmp_path / name) for name in ("whole", "parts"))
@@ -267,14 +267,14 @@ def test_killed_ten_times_at_random_moments_it_goes_on(toy: Toy, tmp_path: Path)
     struck = 0
     for count, later in planned:
         struck += parts.kill(count, later)
-        now = pictures(parts.output)
-        assert seen.items() <= now.items(), "a picture was drawn again"
+        now = images(parts.output)
+        assert seen.items() <= now.items(), "an image was drawn again"
         seen = now
     # A process that had finished before it was killed does not count; the machine may have stood still.
     assert struck >= kills - 1
     parts.arrivals()
-    assert seen.items() <= pictures(parts.output).items(), "a picture was drawn again"
-    assert len(pictures(parts.output)) == 72
+    assert seen.items() <= images(parts.output).items(), "an image was drawn again"
+    assert len(images(parts.output)) == 72
     # The rest of a group that was cut in two is drawn in a smaller batch: the same but for rounding.
     same_scores(whole.output, parts.output)
     assert not list(parts.output.rglob("*.tmp"))

@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
         (["checkpoint=x", "references=[nobody.png]"], "references: no such file: nobody.png"),
         (["checkpoint=x", "references=[[nobody.png,b.png]]"], "references: no such file: nobody.png, b.png"),
         (["settings=nothing.png"], "settings=nothing.png: no whole PNG with settings of this program"),
-        (["checkpoint=x", "references=."], "references: folder . has no picture (.png, .jpg, .jpeg, .webp)"),
+        (["checkpoint=x", "references=."], "references: folder . has no image (.png, .jpg, .jpeg, .webp)"),
     ],
 )
 def test_generate_says_what_is_wrong_before_it_loads(run: Run, arguments: list[str], message: str) -> None:
@@ -34,7 +34,7 @@ def test_generate_says_what_is_wrong_before_it_loads(run: Run, arguments: list[s
 
 
 def test_generate_wants_a_prompt(run: Run) -> None:
-    message = "error: prompt: say what the picture should show, or name a picture in settings"
+    message = "error: prompt: say what the image should show, or name an image in settings"
     status, _, err = run(generate, "checkpoint=x")
     assert (status, err.strip()) == (1, message)
 

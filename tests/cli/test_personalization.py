@@ -17,7 +17,7 @@ Command = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def command(small_base: Path, run: Callable[..., tuple[int, str, str]]) -> Command:
-    """Call ``train`` where there are pictures of two people; returns status and errors."""
+    """Call ``train`` where there are images of two people; returns status and errors."""
     for name, color in (("adam", "red"), ("eve", "blue")):
         Path(name).mkdir()
         Image.new("RGB", (20, 16), color).save(f"{name}/1.png")
@@ -30,13 +30,13 @@ def command(small_base: Path, run: Callable[..., tuple[int, str, str]]) -> Comma
     return call
 
 
-ADAM, EVE = "adam:{word:man,pictures:adam}", "eve:{word:woman,pictures:eve}"
+ADAM, EVE = "adam:{word:man,images:adam}", "eve:{word:woman,images:eve}"
 
 
 @pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "custom_diffusion"])
 def test_a_person_goes_to_the_run_s_folder(command: Command, method: str) -> None:
-    fewer = [] if method == "textual_inversion" else ["method.class_pictures.count=2"]
-    fewer += [] if method == "textual_inversion" else ["method.class_pictures.num_inference_steps=2"]
+    fewer = [] if method == "textual_inversion" else ["method.class_images.count=2"]
+    fewer += [] if method == "textual_inversion" else ["method.class_images.num_inference_steps=2"]
     arguments = ["experiment=person", f"method=mini_{method}", "method.steps=2", *fewer]
     status, errors = command(*arguments, f"data.people={{{ADAM}}}")
     assert status == 0, errors
@@ -50,7 +50,7 @@ def test_a_person_goes_to_the_run_s_folder(command: Command, method: str) -> Non
 def test_a_person_is_learned_on_an_architecture_with_weights_drawn(command: Command, tmp_path: Path) -> None:
     folder = narrow("sd15", tmp_path / "sd15")
     base = ["model=sd15", "model.weights=random", f"model.architecture={folder}", "model.resolution=64"]
-    few = ["method.steps=1", "method.class_pictures.count=1", "method.class_pictures.num_inference_steps=1"]
+    few = ["method.steps=1", "method.class_images.count=1", "method.class_images.num_inference_steps=1"]
     status, errors = command(
         "experiment=person", "method=dreambooth", *base, *few, f"data.people={{{ADAM}}}", "name=random"
     )

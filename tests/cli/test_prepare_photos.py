@@ -28,16 +28,16 @@ PROTOCOL = Path(__file__).parents[2] / "data" / "benchmarks" / "paper"
 
 
 def write_ffhq(folder: Path, side: int = 1024) -> int:
-    """Photos in the layout of FFHQ in the wild, of pictures that packages ship; returns how many."""
+    """Photos in the layout of FFHQ in the wild, of images that packages ship; returns how many."""
     shipped = Path(skimage.__file__).parent / "data"
-    pictures = [Image.open(shipped / f"{name}.png") for name in ("astronaut", "chelsea", "coffee")]
+    images = [Image.open(shipped / f"{name}.png") for name in ("astronaut", "chelsea", "coffee")]
     with cbook.get_sample_data("grace_hopper.jpg") as file:
-        pictures.append(Image.open(file).copy())
+        images.append(Image.open(file).copy())
     number = 0
-    for picture in pictures:
+    for image in images:
         for turned in (
-            picture.convert("RGB"),
-            picture.convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+            image.convert("RGB"),
+            image.convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         ):
             path = folder / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
     benchmark = [
         "benchmark=paper",
         f"benchmark.folder={PROTOCOL}",
-        "benchmark.pictures=people",
+        "benchmark.images=people",
         "sampler=paper",
     ]
     few = ["num_subjects=2", "prompts_per_category=1", "images_per_prompt=1"]
@@ -190,7 +190,7 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
 
 
 def test_the_mini_world_is_prepared_anew(run: Run, world: Path, tmp_path: Path) -> None:
-    """With oracles for captions and segments every picture becomes the record it was."""
+    """With oracles for captions and segments every image becomes the record it was."""
     mini = Path(__file__).parents[2] / "data" / "mini"
     status, out, err = run(
         prepare,

@@ -60,7 +60,7 @@ def test_what_is_not_there_is_said(
     assert message in capsys.readouterr().err
 
 
-def test_an_evaluation_is_reported_without_its_pictures(
+def test_an_evaluation_is_reported_without_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from fastcomposer.cli.common import show_table
 
 
 def test_a_log_shows_every_cell_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    table = Table("method", "seconds until the first picture of a new person")
+    table = Table("method", "seconds until the first image of a new person")
     names = [f"a method with a name of {length} letters, {'x' * length}" for length in (3, 80)]
     for name in names:
         table.add_row(name, "61,145")

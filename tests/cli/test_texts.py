@@ -18,7 +18,7 @@ from PIL import Image
 from fastcomposer.cli import bench, card, demo, evaluate, generate, prepare, train
 from fastcomposer.cli.recalled import Sampler
 from fastcomposer.demo.server import Address
-from fastcomposer.utils.provenance import picture_text, read_facts
+from fastcomposer.utils.provenance import image_text, read_facts
 from fastcomposer.utils.texts import as_data, escaped, keep_texts, plain
 
 Run = Callable[..., tuple[int, str, str]]
@@ -64,7 +64,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
 def hostile(folder: Path, **settings: Any) -> str:
     """An image with settings."""
     file = folder / "hostile.png"
-    Image.new("RGB", (8, 8)).save(file, pnginfo=picture_text({"checkpoint": "x", **settings}))
+    Image.new("RGB", (8, 8)).save(file, pnginfo=image_text({"checkpoint": "x", **settings}))
     return f"settings={file}"
 
 
@@ -186,10 +186,10 @@ def test_training_samples_its_prompts_as_they_are(run: Run, given: list[DictConf
 
 
 def test_fine_tuning_learns_its_templates_as_they_are(run: Run, given: list[DictConfig]) -> None:
-    words = [f"method.templates=['{TEXT} {{}}']", f"method.class_pictures.prompt='{TEXT} {{}}'"]
+    words = [f"method.templates=['{TEXT} {{}}']", f"method.class_images.prompt='{TEXT} {{}}'"]
     assert run(train, "method=dreambooth", *words)[0] == 0
-    pictures = instantiate(given[0].method.class_pictures, _convert_="object")
-    assert pictures.prompt == f"{TEXT} {{}}"
+    images = instantiate(given[0].method.class_images, _convert_="object")
+    assert images.prompt == f"{TEXT} {{}}"
     assert given[0].method.templates[0] == f"{TEXT} {{}}"
 
 

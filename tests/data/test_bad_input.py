@@ -112,12 +112,12 @@ def test_any_caption_is_parsed_or_named(pieces: list[str], references: int | Non
     assert tokenizer.eos_token_id in parsed.input_ids
 
 
-# --- pictures ----------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------
 
 
-def saved(kind: str, picture: Image.Image, **options: Any) -> bytes:
+def saved(kind: str, image: Image.Image, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format=kind, **options)
+    image.save(stream, format=kind, **options)
     return stream.getvalue()
 
 
@@ -181,7 +181,7 @@ def photo(path: Path) -> PhotoFile:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_unusual_pictures_are_read(name: str, file: Callable[[str], Path]) -> None:
+def test_unusual_images_are_read(name: str, file: Callable[[str], Path]) -> None:
     path = file(name)
     reference, portrait = prepare_reference(path, 32), read_square(path, 32)
     image = open_photo(photo(path), 1, None)
@@ -195,10 +195,10 @@ def test_unusual_pictures_are_read(name: str, file: Callable[[str], Path]) -> No
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_picture_is_named(name: str, file: Callable[[str], Path]) -> None:
+def test_what_is_no_image_is_named(name: str, file: Callable[[str], Path]) -> None:
     path = file(name)
     for read in (prepare_reference, read_square):
-        with pytest.raises(ValueError, match=f"{path} cannot be read as a picture: "):
+        with pytest.raises(ValueError, match=f"{path} cannot be read as an image: "):
             read(path, 32)
     with pytest.raises(UnusablePhotoError) as end:
         open_photo(photo(path), 1, None)
@@ -216,8 +216,8 @@ def test_sixteen_bits_become_eight() -> None:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", [*GOOD, *BAD])
-def test_records_of_unusual_pictures(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    """A sample, or an error that names the record's file; the map has the picture's size."""
+def test_records_of_unusual_images(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    """A sample, or an error that names the record's file; the map has the image's size."""
     content = {**GOOD, **BAD}[name]
     add_record(tmp_path, "0000000", LEFT, RIGHT, seed=1)
     write_ids(tmp_path, "train", ["0000000"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from toy_records import CAPTION, LEFT, RIGHT, SIZE, add_record, picture, segment_map
+from toy_records import CAPTION, LEFT, RIGHT, SIZE, add_record, photo, segment_map
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.dataset import SubjectDataset, _shared_zeros
@@ -48,7 +48,7 @@ def test_a_sample(build: Build) -> None:
     sample = build(max_subjects=3)[4]
     assert sample.record_ids == ("0000004",)
     assert sample.pixel_values.shape == (1, 3, SIZE, SIZE)
-    wanted = torch.from_numpy(picture(4)).permute(2, 0, 1) / 127.5 - 1
+    wanted = torch.from_numpy(photo(4)).permute(2, 0, 1) / 127.5 - 1
     assert (sample.pixel_values[0] - wanted).abs().max() < 0.06
     assert sample.input_ids.tolist() == [[60, 27, 55, 59, 27, 58, 61, 61, 61, 61, 61, 61]]
     assert sample.subject_token_idx.tolist() == [[2, 5, 0]]
@@ -137,7 +137,7 @@ def test_subjects_beyond_the_tokens_are_left_out_and_the_next_takes_the_slot(
 def test_subjects_cropped_away_are_left_out(folder: Path, build: Build) -> None:
     left, right = replace(LEFT, bbox=(0, 4, 10, 20)), replace(RIGHT, bbox=(30, 4, 40, 20))
     pixels = segment_map(left, right, width=60)
-    write_record(folder, Record("0000000", CAPTION, (left, right)), picture(0, 24, 60), pixels)
+    write_record(folder, Record("0000000", CAPTION, (left, right)), photo(0, 24, 60), pixels)
     dataset = build()
     sample = dataset[0]  # columns 18 to 42 are the centre
     assert sample.subject_token_idx[0, 0] == 5
@@ -145,10 +145,10 @@ def test_subjects_cropped_away_are_left_out(folder: Path, build: Build) -> None:
     assert dataset.report()["empty_mask"] == 1
 
 
-def test_boxes_beyond_the_picture(folder: Path, build: Build) -> None:
+def test_boxes_beyond_the_image(folder: Path, build: Build) -> None:
     add_record(folder, "0000000", replace(LEFT, bbox=(-9, 4, 10, 99)))
     sample = build(reference_size=20)[0]
-    wanted = torch.from_numpy(picture(0)[4:24, 0:10]).permute(2, 0, 1) / 255  # 10 wide, so padded by 5
+    wanted = torch.from_numpy(photo(0)[4:24, 0:10]).permute(2, 0, 1) / 255  # 10 wide, so padded by 5
     assert (sample.subject_pixel_values[0, 0, :, :, 5:15] - wanted).abs().max() < 0.03
 
 
@@ -188,7 +188,7 @@ def test_references_of_another_image(people: Path, build: Build) -> None:
     assert {colour(dataset[(epoch, 0)], 0) for epoch in range(20)} == {80, 120}
     assert {colour(dataset[(epoch, 0)], 1) for epoch in range(5)} == {160}
     assert {colour(dataset[(epoch, 3)], 0) for epoch in range(5)} == {40}
-    assert [colour(dataset[(0, 4)]), colour(dataset[(0, 5)])] == [200, 240]  # no other picture of these
+    assert [colour(dataset[(0, 4)]), colour(dataset[(0, 5)])] == [200, 240]  # no other image of these
     plain = build()[0]
     assert torch.equal(dataset[0].pixel_values, plain.pixel_values)
     assert torch.equal(dataset[0].subject_masks, plain.subject_masks)
@@ -236,8 +236,8 @@ def test_several_references_of_the_same_image_are_augmentations(people: Path, bu
     sample = dataset[0]
     assert sample.extra_pixel_values is not None and sample.extra_present is not None
     assert sample.extra_present[0, :2].all() and not sample.extra_present[0, 2:].any()
-    pictures = [sample.subject_pixel_values[0, 0], *sample.extra_pixel_values[0, 0]]
-    assert not any(torch.equal(a, b) for a, b in pairwise(pictures))
+    images = [sample.subject_pixel_values[0, 0], *sample.extra_pixel_values[0, 0]]
+    assert not any(torch.equal(a, b) for a, b in pairwise(images))
     plain = build(augmentation=ReferenceAugmentation(elastic=0, jitter=1))[0]
     assert torch.equal(sample.subject_pixel_values, plain.subject_pixel_values)
     still = build(num_references=3)[0]  # without augmentation there is nothing further to see
@@ -252,9 +252,9 @@ def test_the_background_of_references(folder: Path, build: Build) -> None:
     # 12 × 16 pixels, padded to 16 × 16 and resized to 24 × 24: columns 3 to 21, the segment in 6 to 18.
     around = {}
     for background in ("kept", "black", "noise"):
-        picture = build(background=background)[0].subject_pixel_values[0, 0]
-        assert (picture[:, 2:22, 8:16] * 255 - 120).abs().max() < 2
-        around[background] = picture[:, 2:22, 4]
+        image = build(background=background)[0].subject_pixel_values[0, 0]
+        assert (image[:, 2:22, 8:16] * 255 - 120).abs().max() < 2
+        around[background] = image[:, 2:22, 4]
     assert (around["kept"] * 255 - 120).abs().max() < 2
     assert around["black"].max() == 0
     assert around["noise"].std() > 0.1

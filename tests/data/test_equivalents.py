@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
-from toy_records import picture
+from toy_records import photo
 
 from fastcomposer.data.equivalents import QuickColorJitter, SeparableBlur, SeparableElastic, shift_hue
 from fastcomposer.data.transforms import isolated_rng
@@ -55,7 +55,7 @@ def test_hue(factor: float) -> None:
 
 
 def test_jitter_draws_the_same_and_does_the_same() -> None:
-    image = torch.from_numpy(picture(2)).permute(2, 0, 1)
+    image = torch.from_numpy(photo(2)).permute(2, 0, 1)
     for seed in range(24):  # one of each order of the four steps, more or less
         changed = []
         for transform in (QuickColorJitter(0.5, 0.5, 0.5, 0.5), v2.ColorJitter(0.5, 0.5, 0.5, 0.5)):

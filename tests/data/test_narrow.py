@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as tvf
-from toy_records import LEFT, add_record, picture
+from toy_records import LEFT, add_record, photo
 
 from fastcomposer.data.portraits import read_square
 from fastcomposer.data.records import RecordError, read_record
@@ -76,7 +76,7 @@ def test_other_images_are_padded_as_they_are(shape: tuple[int, int], dtype: torc
 
 
 def test_a_reference_as_long_as_three_times_its_width_is_prepared_bit_for_bit() -> None:
-    pixels = torch.from_numpy(picture(0, 1500, 4500)).permute(2, 0, 1)
+    pixels = torch.from_numpy(photo(0, 1500, 4500)).permute(2, 0, 1)
     square = tvf.resize(functional.pad(pixels, (0, 0, 1500, 1500)), [16, 16], antialias=True)
     assert torch.equal(prepare_reference(pixels, 16), tvf.to_dtype(square, torch.float32, scale=True))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy_records import picture
+from toy_records import photo
 
 from fastcomposer.data.pixels import decode_image, reduction_for
 
@@ -20,7 +20,7 @@ def test_the_largest_factor_that_leaves_enough(size: int, needed: int, factor: i
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_a_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path, factor: int) -> None:
-    pixels = picture(3, 90, 117)
+    pixels = photo(3, 90, 117)
     file = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(file, quality=95, subsampling=0)
     image, size, used = decode_image(file.read_bytes(), file, lambda height, width: factor)
@@ -33,15 +33,15 @@ def test_a_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path, factor: int) ->
 
 
 def test_what_cannot_be_shrunk_is_decoded_whole(tmp_path: Path) -> None:
-    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.jpg", format="PNG")
+    Image.fromarray(photo(0, 40, 40)).save(tmp_path / "a.jpg", format="PNG")
     image, _, factor = decode_image((tmp_path / "a.jpg").read_bytes(), tmp_path, lambda height, width: 4)
     assert (image.shape, factor) == ((40, 40, 3), 1)
-    Image.fromarray(picture(0, 40, 3)).save(tmp_path / "b.jpg")
+    Image.fromarray(photo(0, 40, 3)).save(tmp_path / "b.jpg")
     assert decode_image((tmp_path / "b.jpg").read_bytes(), tmp_path, lambda height, width: 8)[2] == 1
 
 
 def test_other_colours_become_rgb(tmp_path: Path) -> None:
-    Image.fromarray(picture(0)).convert("L").save(tmp_path / "a.jpg")
+    Image.fromarray(photo(0)).convert("L").save(tmp_path / "a.jpg")
     image, _, _ = decode_image((tmp_path / "a.jpg").read_bytes(), tmp_path)
     assert image.shape == (24, 24, 3)
     assert (image[..., 0] == image[..., 2]).all()

@@ -1,4 +1,4 @@
-"""The loader against its plain twin, which does every step on the whole picture."""
+"""The loader against its plain twin, which does every step on the whole image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_records import CAPTION, LEFT, RIGHT, picture, segment_map
+from toy_records import CAPTION, LEFT, RIGHT, photo, segment_map
 
 from fastcomposer.bench.plain_loading import plain_augmentation, plain_sample
 from fastcomposer.data.dataset import SubjectDataset
@@ -22,10 +22,10 @@ LARGE = (320, 352)
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """One large picture of two people, who fill their boxes, whose edges a quarter of the size keeps."""
+    """One large image of two people, who fill their boxes, whose edges a quarter of the size keeps."""
     left, right = replace(LEFT, bbox=(20, 32, 152, 300)), replace(RIGHT, bbox=(180, 40, 332, 312))
     pixels = segment_map(left, right, height=LARGE[0], width=LARGE[1])
-    write_record(tmp_path, Record("0000000", CAPTION, (left, right)), picture(4, *LARGE), pixels)
+    write_record(tmp_path, Record("0000000", CAPTION, (left, right)), photo(4, *LARGE), pixels)
     write_ids(tmp_path, "train", ["0000000"])
     return tmp_path
 

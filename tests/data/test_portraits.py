@@ -1,4 +1,4 @@
-"""Pictures of a person: how they are read, drawn and described in a configuration."""
+"""Images of a person: how they are read, drawn and described in a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def save(file: Path, size: tuple[int, int], left: tuple[int, int, int], opacity: int = 255) -> Path:
-    """A picture whose left half has one colour and whose right half is blue, or transparent."""
+    """An image whose left half has one colour and whose right half is blue, or transparent."""
     pixels = np.zeros((size[1], size[0], 4), np.uint8)
     pixels[:, : size[0] // 2] = (*left, 255)
     pixels[:, size[0] // 2 :] = (*BLUE, opacity)
@@ -77,7 +77,7 @@ def test_enlargement_is_masked_and_named(adam: ReferenceSet, scale: float, view:
     assert torch.allclose(outside, outside[:, :1].expand_as(outside)) if area < 256 else outside.numel() == 0
 
 
-def test_transparent_pictures_are_padded_and_others_cut(tmp_path: Path) -> None:
+def test_transparent_images_are_padded_and_others_cut(tmp_path: Path) -> None:
     tall = read_square(save(tmp_path / "tall.png", (16, 32), RED, opacity=0), 32)
     assert torch.nonzero(tall[3].amax(0) > 0.5).flatten().tolist() == list(range(8, 16))
     wide = read_square(save(tmp_path / "wide.png", (64, 16), RED), 16)
@@ -96,11 +96,11 @@ def test_the_loader_goes_on_after_the_trainer_s_steps(adam: ReferenceSet) -> Non
     assert torch.equal(first.pixel_values, expected.pixel_values)
 
 
-def test_a_folder_s_pictures_are_taken_by_name(tmp_path: Path) -> None:
+def test_a_folder_s_images_are_taken_by_name(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt"):
         (tmp_path / name).touch()
-    (found,) = reference_sets({"adam": {"word": "man", "pictures": str(tmp_path)}})
-    assert [file.name for file in found.pictures] == ["a.JPG", "b.png"]
+    (found,) = reference_sets({"adam": {"word": "man", "images": str(tmp_path)}})
+    assert [file.name for file in found.images] == ["a.JPG", "b.png"]
 
 
 def test_training_people_are_rendered_apart(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_training_people_are_rendered_apart(tmp_path: Path) -> None:
     one, other = rendered_people(world, [0, 5], tmp_path, count=3, size=32)
     assert (one.name, other.name) == ("train_0000", "train_0005")
     assert one.word == world.train_identities[0].word
-    assert len({file.read_bytes() for person in (one, other) for file in person.pictures}) == 6
+    assert len({file.read_bytes() for person in (one, other) for file in person.images}) == 6
     with pytest.raises(ValueError, match=r"benchmark\.people\.numbers=\[8\].*8 people"):
         rendered_people(world, [8], tmp_path)
 
@@ -117,15 +117,15 @@ def test_training_people_are_rendered_apart(tmp_path: Path) -> None:
     ("people", "message"),
     [
         (None, r"data\.people: nobody"),
-        ({"adam": {"word": "man"}}, r"data\.people\.adam: word and pictures"),
-        ({"adam": {"word": None, "pictures": ["x.png"]}}, r"data\.people\.adam\.word=None"),
-        ({"a b": {"word": "man", "pictures": ["x.png"]}}, r"'a b' is no name"),
-        ({"adam": {"word": "man", "pictures": []}}, r"data\.people\.adam\.pictures: no picture"),
+        ({"adam": {"word": "man"}}, r"data\.people\.adam: word and images"),
+        ({"adam": {"word": None, "images": ["x.png"]}}, r"data\.people\.adam\.word=None"),
+        ({"a b": {"word": "man", "images": ["x.png"]}}, r"'a b' is no name"),
+        ({"adam": {"word": "man", "images": []}}, r"data\.people\.adam\.images: no image"),
         (
-            {"adam": {"word": "man", "pictures": ["x.png"]}},
-            r"data\.people\.adam\.pictures: no such file: x\.png",
+            {"adam": {"word": "man", "images": ["x.png"]}},
+            r"data\.people\.adam\.images: no such file: x\.png",
         ),
-        ({"adam": {"word": "man", "pictures": "nowhere"}}, r"pictures=nowhere: there is no such folder"),
+        ({"adam": {"word": "man", "images": "nowhere"}}, r"images=nowhere: there is no such folder"),
     ],
 )
 def test_bad_people_are_named(people: Any, message: str) -> None:
@@ -136,10 +136,10 @@ def test_bad_people_are_named(people: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": 12}, r"method\.pictures\.resolution=12"),
-        ({"batch_size": 0}, r"method\.pictures\.batch_size=0"),
-        ({"flip": 2}, r"method\.pictures\.flip=2"),
-        ({"scales": [1.4, 0.4]}, r"method\.pictures\.scales=\[1\.4, 0\.4\]"),
+        ({"resolution": 12}, r"method\.images\.resolution=12"),
+        ({"batch_size": 0}, r"method\.images\.batch_size=0"),
+        ({"flip": 2}, r"method\.images\.flip=2"),
+        ({"scales": [1.4, 0.4]}, r"method\.images\.scales=\[1\.4, 0\.4\]"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
@@ -147,16 +147,16 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
         PortraitSettings(**{"resolution": 16, **settings})
 
 
-def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"x\.png cannot be read as a picture"):
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
         read_square(tmp_path / "x.png", 16)
     Image.new("RGBA", (8, 8)).save(tmp_path / "y.png")
     with pytest.raises(ValueError, match=r"y\.png is transparent everywhere"):
         read_square(tmp_path / "y.png", 16)
 
 
-def test_the_method_must_learn_from_pictures(adam: ReferenceSet) -> None:
+def test_the_method_must_learn_from_images(adam: ReferenceSet) -> None:
     with pytest.raises(ValueError, match="method=textual_inversion"):
         PortraitDataModule((adam,), None)
     with pytest.raises(ValueError, match="each person once"):

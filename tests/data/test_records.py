@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from toy_records import CAPTION, LEFT, SIZE, add_record, picture, segment_map
+from toy_records import CAPTION, LEFT, SIZE, add_record, photo, segment_map
 
 from fastcomposer.data import index
 from fastcomposer.data.index import RecordIndex
@@ -43,13 +43,13 @@ def change_json(root: Path, change: Change, record_id: str = NAME) -> None:
 def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
     record = Record("ab", "zwei Männer", (Segment(300, (-1, 2, 5, 9), 11, "person"),), {"style": ["ink", 2]})
     pixels = segment_map(record.segments[0])
-    write_record(tmp_path, record, picture(1), pixels, quality=100)
+    write_record(tmp_path, record, photo(1), pixels, quality=100)
     loaded = read_record(tmp_path, "ab")
     assert loaded.record == record
     assert loaded.segment_map.dtype == np.uint16  # 300 does not fit eight bits
     assert np.array_equal(loaded.segment_map, pixels)
     assert loaded.image.shape == (SIZE, SIZE, 3)
-    assert np.abs(loaded.image.astype(int) - picture(1)).max() <= 6
+    assert np.abs(loaded.image.astype(int) - photo(1)).max() <= 6
     assert sorted(p.name for p in (tmp_path / "ab").iterdir()) == ["ab.jpg", "ab.json", "ab.npy"]
 
 
@@ -102,9 +102,9 @@ def test_what_would_not_read_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"0000003\.json: segments\[0\]\.end: 99 lies outside the caption"):
         add_record(tmp_path, NAME, Segment(1, (0, 0, 2, 2), 99, "person"))
     with pytest.raises(RecordError, match=r"segments\[0\]\.id: 1 does not occur in 0000003\.npy"):
-        write_record(tmp_path, Record(NAME, CAPTION, (LEFT,)), picture(0), segment_map())
+        write_record(tmp_path, Record(NAME, CAPTION, (LEFT,)), photo(0), segment_map())
     with pytest.raises(RecordError, match=r"'\.\./x' cannot be the name of a record"):
-        write_record(tmp_path, Record("../x", "", ()), picture(0), segment_map())
+        write_record(tmp_path, Record("../x", "", ()), photo(0), segment_map())
     assert not list(tmp_path.iterdir())
 
 

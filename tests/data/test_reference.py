@@ -13,12 +13,12 @@ from fastcomposer.data.transforms import ReferenceTransform
 from fastcomposer.prompt import PromptError
 
 
-def picture(height: int = 12, width: int = 12) -> np.ndarray:
+def photo(height: int = 12, width: int = 12) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_every_kind_of_image_gives_the_same(tmp_path: Path) -> None:
-    pixels = picture(20, 14)
+    pixels = photo(20, 14)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "image.png")
     tensor = torch.from_numpy(pixels).movedim(-1, 0)
@@ -31,13 +31,13 @@ def test_every_kind_of_image_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_it_is_the_preprocessing_of_training() -> None:
-    pixels = picture(21, 14)
+    pixels = photo(21, 14)
     expected = ReferenceTransform(16, None)(torch.from_numpy(pixels).movedim(-1, 0), seed=0)
     assert torch.equal(prepare_reference(pixels, 16), expected)
 
 
 def test_square_of_the_right_size_is_unchanged_and_others_are_padded() -> None:
-    pixels = picture()
+    pixels = photo()
     exact = torch.from_numpy(pixels).movedim(-1, 0) / 255
     torch.testing.assert_close(prepare_reference(pixels, 12), exact)
     wide = prepare_reference(pixels[3:9], 12)
@@ -46,7 +46,7 @@ def test_square_of_the_right_size_is_unchanged_and_others_are_padded() -> None:
 
 
 def test_transparent_pixels_become_the_same_noise_every_time() -> None:
-    pixels = np.dstack([picture(), np.full((12, 12), 255, np.uint8)])
+    pixels = np.dstack([photo(), np.full((12, 12), 255, np.uint8)])
     pixels[1:, :5, 3] = 0  # a strip at the top stays, so that nothing is cropped
     image = Image.fromarray(pixels, "RGBA")
     prepared = prepare_reference(image, 12)
@@ -60,8 +60,8 @@ def test_transparent_pixels_become_the_same_noise_every_time() -> None:
     torch.testing.assert_close(prepare_reference(pixels / 255, 12), prepared, rtol=0, atol=1 / 255)
 
 
-def test_pictures_are_cropped_to_what_is_opaque() -> None:
-    pixels = np.dstack([picture(), np.zeros((12, 12), np.uint8)])
+def test_images_are_cropped_to_what_is_opaque() -> None:
+    pixels = np.dstack([photo(), np.zeros((12, 12), np.uint8)])
     pixels[2:10, 3:11, 3] = 255
     cropped = prepare_reference(pixels[2:10, 3:11, :3], 8)
     assert torch.equal(prepare_reference(pixels, 8), cropped)
@@ -71,7 +71,7 @@ def test_pictures_are_cropped_to_what_is_opaque() -> None:
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
-    upright = Image.fromarray(picture(16, 10))
+    upright = Image.fromarray(photo(16, 10))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by 90°
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
@@ -80,12 +80,12 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1"])
 def test_other_modes_become_rgb(mode: str) -> None:
-    image = Image.fromarray(picture()).convert(mode)
+    image = Image.fromarray(photo()).convert(mode)
     assert prepare_reference(image, 8).shape == (3, 8, 8)
 
 
 def test_grey_arrays_become_rgb() -> None:
-    grey = picture()[..., 0]
+    grey = photo()[..., 0]
     for image in (grey, grey[..., None], torch.from_numpy(grey)[None]):
         prepared = prepare_reference(image, 12)
         assert torch.equal(prepared[0], prepared[2])

@@ -142,11 +142,11 @@ def test_shards_hold_what_the_folder_holds(folder: Path, shards: Path) -> None:
     assert table.by_identity() == index.by_identity()
     for record_id in table.record_ids:
         assert table.files(record_id) == read_files(folder, record_id)
-        assert table.picture_and_caption(record_id) == index.picture_and_caption(record_id)
+        assert table.image_and_caption(record_id) == index.image_and_caption(record_id)
 
 
 def test_bad_records_are_met_as_in_the_folder(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
-    record_path(folder, "0000003", ".jpg").write_bytes(b"no picture")
+    record_path(folder, "0000003", ".jpg").write_bytes(b"no image")
     place = tmp_path / "shards"
     write_shards(folder, place, records_per_shard=3, num_workers=0)
     data = module(StreamingDataModule, place, tokenizer, on_bad_record="skip")

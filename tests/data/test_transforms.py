@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
-from toy_records import LEFT, picture, segment_map
+from toy_records import LEFT, photo, segment_map
 
 from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import (
@@ -26,7 +26,7 @@ STILL = ReferenceAugmentation(zoom=0, rotate=0, jitter=0, blur=0, grey=0, flip=0
 
 
 def crop_of(seed: int, height: int, width: int) -> torch.Tensor:
-    return torch.from_numpy(picture(seed, height, width)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(photo(seed, height, width)).permute(2, 0, 1).contiguous()
 
 
 # --- references --------------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def test_a_cut_out_keeps_its_segment_and_is_noise_elsewhere() -> None:
     assert (crop[:, :10, 10:] != 9).float().mean() > 0.95
 
 
-def test_a_cut_out_does_not_depend_on_the_picture_outside_its_box() -> None:
-    image, pixels = picture(0), segment_map(LEFT)
+def test_a_cut_out_does_not_depend_on_the_image_outside_its_box() -> None:
+    image, pixels = photo(0), segment_map(LEFT)
     whole = np.zeros((3 * 24, 3 * 24, 3), dtype=np.uint8)
     whole[24:48, 24:48] = image
     wide = np.zeros((72, 72), dtype=np.int64)
@@ -64,8 +64,8 @@ def test_a_cut_out_does_not_depend_on_the_picture_outside_its_box() -> None:
     assert torch.equal(small, large)
 
 
-def test_cropping_first_equals_masking_the_whole_picture_and_then_cropping() -> None:
-    image, pixels = picture(3), np.ones((24, 24), dtype=np.uint8)  # nothing outside: no noise
+def test_cropping_first_equals_masking_the_whole_image_and_then_cropping() -> None:
+    image, pixels = photo(3), np.ones((24, 24), dtype=np.uint8)  # nothing outside: no noise
     transform = ReferenceTransform(16, None)
     late = torch.from_numpy(image).permute(2, 0, 1)[:, 4:20, 2:10]
     assert torch.equal(
@@ -73,9 +73,9 @@ def test_cropping_first_equals_masking_the_whole_picture_and_then_cropping() -> 
     )
 
 
-def test_boxes_beyond_the_picture_are_clamped() -> None:
-    crop = cut_out(picture(0), np.ones((24, 24), dtype=np.uint8), 1, (-5, 20, 8, 90), sample_rng(0, 0, 0))
-    assert torch.equal(crop, torch.from_numpy(picture(0)[20:24, 0:8]).permute(2, 0, 1))
+def test_boxes_beyond_the_image_are_clamped() -> None:
+    crop = cut_out(photo(0), np.ones((24, 24), dtype=np.uint8), 1, (-5, 20, 8, 90), sample_rng(0, 0, 0))
+    assert torch.equal(crop, torch.from_numpy(photo(0)[20:24, 0:8]).permute(2, 0, 1))
 
 
 def test_padding_to_a_square() -> None:
@@ -93,7 +93,7 @@ def test_without_augmentation_a_reference_is_padded_resized_and_scaled() -> None
     assert torch.equal(reference, ReferenceTransform(8, STILL)(crop, 0))
 
 
-def test_zoom_keeps_the_top_square_of_a_tall_picture() -> None:
+def test_zoom_keeps_the_top_square_of_a_tall_image() -> None:
     crop = crop_of(1, 40, 20)
     plain = ReferenceTransform(16, None)
     once = ReferenceTransform(16, replace(STILL, zoom=1.0, max_zoom=1.0))
@@ -128,7 +128,7 @@ def test_a_reference_depends_on_its_seed_and_leaves_the_global_state() -> None:
     second = [transform(crop, seed) for seed in range(6)]
     torch.set_rng_state(before)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert len({float(picture.sum()) for picture in first}) == 6
+    assert len({float(image.sum()) for image in first}) == 6
     transform(crop, 7)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -163,12 +163,12 @@ def test_settings_are_checked() -> None:
 
 
 def columns(width: int, *, height: int) -> torch.Tensor:
-    """A picture whose every column has its own value."""
+    """An image whose every column has its own value."""
     return (torch.arange(width, dtype=torch.uint8) * 10).expand(3, height, width).clone()
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_centre_of_a_wide_picture_is_kept(flip: bool) -> None:
+def test_the_centre_of_a_wide_image_is_kept(flip: bool) -> None:
     segments = np.zeros((8, 14), dtype=np.uint8)
     segments[:, 3:5] = 1  # the first two columns of the centre
     segments[2, 12] = 9  # outside it
@@ -180,7 +180,7 @@ def test_the_centre_of_a_wide_picture_is_kept(flip: bool) -> None:
     assert kept[1].sum() == 0
 
 
-def test_a_tall_picture_is_padded_at_its_sides() -> None:
+def test_a_tall_image_is_padded_at_its_sides() -> None:
     image = torch.full((3, 16, 8), 255, dtype=torch.uint8)
     segments = np.zeros((16, 8), dtype=np.int32)
     segments[:4, :2] = 300
@@ -217,17 +217,17 @@ def test_a_target_without_subjects() -> None:
 
 
 def test_the_memory_layout_makes_no_difference() -> None:
-    image = picture(6, 30, 50)
+    image = photo(6, 30, 50)
     view = torch.from_numpy(image).permute(2, 0, 1)
     segments = np.ones((30, 50), dtype=np.uint8)
     pair = [TargetTransform(16)(pixels, segments, [1], flip=True)[0] for pixels in (view, view.contiguous())]
     assert torch.equal(*pair)
 
 
-# --- pictures shrunk when decoded --------------------------------------------------------------------------
+# --- images shrunk when decoded --------------------------------------------------------------------------
 
 
-def test_how_far_a_picture_may_be_shrunk() -> None:
+def test_how_far_an_image_may_be_shrunk() -> None:
     assert [TargetTransform(512).reduction(height) for height in (1000, 1024, 2048, 5000)] == [1, 2, 4, 8]
     box, size = (10, 0, 460, 960), (1024, 1024)
     assert ReferenceTransform(224, None).reduction(box, *size) == 4  # of its height, 960
@@ -237,7 +237,7 @@ def test_how_far_a_picture_may_be_shrunk() -> None:
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_a_shrunken_cut_out_shows_the_same(factor: int) -> None:
-    image, segments = picture(3, 176, 144), np.zeros((176, 144), dtype=np.int32)
+    image, segments = photo(3, 176, 144), np.zeros((176, 144), dtype=np.int32)
     segments[16:160, 32:128] = 4
     small = np.asarray(Image.fromarray(image).reduce(factor))
     crops = [
@@ -251,8 +251,8 @@ def test_a_shrunken_cut_out_shows_the_same(factor: int) -> None:
 
 def test_an_odd_border_is_left_out_of_a_shrunken_cut_out() -> None:
     segments = np.full((101, 83), 4, dtype=np.uint8)
-    crop = cut_out(picture(0, 51, 42), segments, 4, (10, 20, 200, 200), sample_rng(0, 0, 0), 2)
-    assert torch.equal(crop, torch.from_numpy(picture(0, 51, 42)[10:50, 5:41]).permute(2, 0, 1))
+    crop = cut_out(photo(0, 51, 42), segments, 4, (10, 20, 200, 200), sample_rng(0, 0, 0), 2)
+    assert torch.equal(crop, torch.from_numpy(photo(0, 51, 42)[10:50, 5:41]).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
@@ -271,7 +271,7 @@ def test_noise_in_a_shrunken_cut_out_is_what_shrinking_leaves_of_it(factor: int)
     assert np.quantile(values, quantiles) == pytest.approx(np.quantile(means, quantiles), abs=2)
 
 
-def test_sizes_tell_the_way_of_a_picture() -> None:
+def test_sizes_tell_the_way_of_an_image() -> None:
     target = TargetTransform(512)
     assert target.sizes(1024, 1536) == (1024, 1536, 0, 128, 512, 512)
     assert target.sizes(1500, 1000) == (1500, 1000, 0, 0, 512, 512)

@@ -143,9 +143,9 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
     upload(page, *examples[0].references)
     expect(people(page)).to_have_count(2, timeout=PATIENCE)
     notice = page.locator("#fc-notice")
-    expect(notice).to_contain_text("Write what the picture should show", timeout=PATIENCE)
+    expect(notice).to_contain_text("Write what the image should show", timeout=PATIENCE)
     page.locator("#fc-prompt textarea").fill("a man and a woman on the beach")
-    expect(notice).to_contain_text("There are pictures of 2 people, but no word is marked", timeout=PATIENCE)
+    expect(notice).to_contain_text("There are images of 2 people, but no word is marked", timeout=PATIENCE)
     words = page.locator("#fc-words")
     words.get_by_role("button", name="man", exact=True).click()
     expect(notice).to_contain_text("but 1 word is marked", timeout=PATIENCE)
@@ -164,8 +164,8 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
     facts: Any = read_facts(file)
     assert file.name == "a_man_and_a_woman_on_the_beach_42.png"
     assert (facts["prompt"], facts["seed"], facts["alpha"]) == (PROMPT, 42, 0.8)
-    with Image.open(file) as picture:
-        assert picture.size == (64, 64)
+    with Image.open(file) as image:
+        assert image.size == (64, 64)
 
     page.get_by_role("button", name="Compare α").click()
     expect(page.locator("#fc-strip img")).to_have_count(5, timeout=PATIENCE)
@@ -185,13 +185,13 @@ def test_people_are_moved_and_removed(open_page: Any, examples: list[Example]) -
     expect(people(page)).to_have_count(1, timeout=PATIENCE)
     expect(people(page)).to_have_attribute("alt", f"Person 1: {names[0]}")
     expect(page.locator("#fc-notice")).to_contain_text(
-        "2 words are marked, but there are pictures of one person"
+        "2 words are marked, but there are images of one person"
     )
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("2 words are marked", timeout=PATIENCE)
 
 
-def test_several_pictures_are_of_one_person(open_page: Any, examples: list[Example], tmp_path: Path) -> None:
+def test_several_images_are_of_one_person(open_page: Any, examples: list[Example], tmp_path: Path) -> None:
     page = open_page(width=390)
     upload(page, *examples[2].references, examples[1].references[0])
     page.locator("#fc-prompt textarea").fill("a man <|image|> and a woman <|image|> on the beach")
@@ -209,11 +209,11 @@ def test_several_pictures_are_of_one_person(open_page: Any, examples: list[Examp
     download.value.save_as(tmp_path / "two.png")
     facts: Any = read_facts(tmp_path / "two.png")
     assert [len(digests) for digests in facts["reference_digests"]] == [2, 1]
-    page.get_by_role("button", name="The pictures of person 1 are of several people").click()
+    page.get_by_role("button", name="The images of person 1 are of several people").click()
     expect(page.locator("#fc-people li")).to_have_count(3, timeout=PATIENCE)
 
 
-def test_what_is_no_picture_or_too_large_is_refused(open_page: Any, tmp_path: Path) -> None:
+def test_what_is_no_image_or_too_large_is_refused(open_page: Any, tmp_path: Path) -> None:
     page = open_page()
     Image.effect_noise((700, 700), 90).save(tmp_path / "large.png")
     assert 300_000 < (tmp_path / "large.png").stat().st_size < 1_200_000
@@ -222,7 +222,7 @@ def test_what_is_no_picture_or_too_large_is_refused(open_page: Any, tmp_path: Pa
     (tmp_path / "letter.txt").write_text("Dear Bob")
     for name, words in (
         ("large.png", "large.png is too large"),
-        ("letter.png", "letter.png cannot be read as a picture"),
+        ("letter.png", "letter.png cannot be read as an image"),
     ):
         upload(page, tmp_path / name)
         expect(page.locator("#fc-refused")).to_contain_text(words, timeout=PATIENCE)
@@ -276,7 +276,7 @@ def test_a_photo_is_taken(open_page: Any) -> None:
     page = open_page()
     page.get_by_role("button", name="Use the camera").click()
     page.get_by_text("Click to Access Webcam").click()
-    page.wait_for_function("document.querySelector('video')?.videoWidth > 0")  # before, there is no picture
+    page.wait_for_function("document.querySelector('video')?.videoWidth > 0")  # before, there is no image
     page.get_by_label("capture photo").click()
     expect(people(page)).to_have_count(1, timeout=PATIENCE)
 

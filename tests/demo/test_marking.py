@@ -41,35 +41,35 @@ def test_subject_words_come_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "pictured", "words"),
+    ("prompt", "depicted", "words"),
     [
         (TWO, 2, None),
         ("a beach", 0, None),
-        (" ", 0, "Write what the picture should show."),
+        (" ", 0, "Write what the image should show."),
         (
             TWO,
             1,
-            "2 words are marked, but there are pictures of one person. "
+            "2 words are marked, but there are images of one person. "
             "Add one of the second person, or unmark a word.",
         ),
-        (TWO, 0, "2 words are marked, but there is no picture. Add one of the first and the second person"),
+        (TWO, 0, "2 words are marked, but there is no image. Add one of the first and the second person"),
         (
             "a man",
             1,
-            "There are pictures of one person, but no word is marked. "
-            "Click the word that names the first person, or remove a picture.",
+            "There are images of one person, but no word is marked. "
+            "Click the word that names the first person, or remove an image.",
         ),
         (
             TWO,
             3,
-            "There are pictures of 3 people, but 2 words are marked. "
-            "Click the word that names the third person, or remove a picture. If pictures show the same",
+            "There are images of 3 people, but 2 words are marked. "
+            "Click the word that names the third person, or remove an image. If images show the same",
         ),
         (f"{MARKER} a man", 1, f"A marker {MARKER} stands after no word."),
-        (TWO + f", a man {MARKER} and a boy {MARKER}", 2, "At most 3 people fit into one picture here."),
-        (TWO, 4, "At most 3 people fit into one picture here. Say which pictures are of the same person"),
+        (TWO + f", a man {MARKER} and a boy {MARKER}", 2, "At most 3 people fit into one image here."),
+        (TWO, 4, "At most 3 people fit into one image here. Say which images are of the same person"),
     ],
 )
-def test_people_are_told_what_to_do(prompt: str, pictured: int, words: str | None) -> None:
-    told = advice(prompt, pictured, most=3)
+def test_people_are_told_what_to_do(prompt: str, depicted: int, words: str | None) -> None:
+    told = advice(prompt, depicted, most=3)
     assert told == words if words is None else told is not None and told.startswith(words)

@@ -36,7 +36,7 @@ def event(**data: Any) -> gr.EventData:
     return gr.EventData(None, data)
 
 
-def test_pictures_are_added_in_order_and_refused_in_words(
+def test_images_are_added_in_order_and_refused_in_words(
     page: Page, two: list[Person], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("x")
@@ -44,23 +44,23 @@ def test_pictures_are_added_in_order_and_refused_in_words(
     files = [str(man.file), str(tmp_path / "notes.txt"), str(woman.file)]
     tray, refused, people, chips, notice, cards = page.add(files, "", [])
     assert tray is None
-    assert [[picture.name for picture in person] for person in people] == [[man.name], [woman.name]]
-    assert "notes.txt cannot be read as a picture" in refused
+    assert [[image.name for image in person] for person in people] == [[man.name], [woman.name]]
+    assert "notes.txt cannot be read as an image" in refused
     assert chips == ""
-    assert "Write what the picture should show" in notice
+    assert "Write what the image should show" in notice
     assert cards.count("<li>") == 2
     assert page.take_photo(None, "", people)[2] == people
 
 
-def test_pictures_are_arranged(page: Page, two: list[Person]) -> None:
+def test_images_are_arranged(page: Page, two: list[Person]) -> None:
     people, _, notice, cards = page.arrange("a man", two, event(act="right", place=0))
     assert people == [two[1], two[0]]
     assert cards.index(two[1][0].name) < cards.index(two[0][0].name)
-    assert "There are pictures of 2 people, but no word is marked" in notice
+    assert "There are images of 2 people, but no word is marked" in notice
     assert page.arrange("a man", two, event(act="remove", place=1))[0] == [two[0]]
 
 
-def test_pictures_of_the_same_person_are_one_card(page: Page, two: list[Person]) -> None:
+def test_images_of_the_same_person_are_one_card(page: Page, two: list[Person]) -> None:
     together, _, notice, cards = page.arrange("a man <|image|>", two, event(act="join", place=1))
     assert together == [(two[0][0], two[1][0])]
     assert (cards.count("<li>"), cards.count("<img")) == (1, 2)
@@ -68,7 +68,7 @@ def test_pictures_of_the_same_person_are_one_card(page: Page, two: list[Person])
     apart, _, notice, cards = page.arrange("a man <|image|>", together, event(act="divide", place=0))
     assert apart == two
     assert cards.count("<li>") == 2
-    assert "If pictures show the same person, say so below them" in notice
+    assert "If images show the same person, say so below them" in notice
 
 
 def test_words_are_marked(page: Page, two: list[Person]) -> None:
@@ -90,9 +90,9 @@ def test_drawing_tells_how_far_it_is_and_then_shows(
     *on_the_way, last = page.draw(examples[0].prompt, two, *SETTINGS.values(), 0.5, 2)
     assert all(answer[1:] == on_the_way[0][1:] and len(answer) == 2 + NUM_SHOWN for answer in on_the_way)
     assert all(" of 2 steps" in answer[0] for answer in on_the_way)
-    line, stop, placeholder, verdict, pictures, drawn, gallery, looking, looks, save = last
+    line, stop, placeholder, verdict, images, drawn, gallery, looking, looks, save = last
     assert (line, stop["visible"]) == ("", False)
-    assert (placeholder["visible"], pictures["visible"], looking["visible"]) == (False, True, True)
+    assert (placeholder["visible"], images["visible"], looking["visible"]) == (False, True, True)
     assert "<p" not in verdict
     assert [one.seed for one in drawn] == [3, 4]
     assert [caption for _, caption in gallery["value"]] == ["seed 3 · α 0.5", "seed 4 · α 0.5"]
@@ -118,7 +118,7 @@ def test_a_comparison_gives_its_alpha(page: Page, two: list[Person], examples: l
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt": "a man"}, "There are pictures of 2 people, but no word is marked"),
+        ({"prompt": "a man"}, "There are images of 2 people, but no word is marked"),
         ({"seed": None}, "The seed is a whole number from 0"),
         ({"seed": -1}, "The seed is a whole number from 0"),
         ({"steps": 11}, "Steps: from 1 to 10"),
@@ -133,13 +133,13 @@ def test_wrong_orders_are_told_at_once(
         page.begin(*{**wanted, **changes}.values())
 
 
-def test_pictures_that_are_gone_are_told(page: Page, two: list[Person], examples: list[Example]) -> None:
+def test_images_that_are_gone_are_told(page: Page, two: list[Person], examples: list[Example]) -> None:
     gone = [(replace(two[0][0], file=Path("gone.png")),), two[1]]
-    with pytest.raises(ValueError, match="A picture has been deleted meanwhile"):
+    with pytest.raises(ValueError, match="An image has been deleted meanwhile"):
         page.order(examples[0].prompt, gone, **SETTINGS)
 
 
-def test_withheld_pictures_are_told_and_not_saved(page: Page, order: Callable[..., Order]) -> None:
+def test_withheld_images_are_told_and_not_saved(page: Page, order: Callable[..., Order]) -> None:
     from fastcomposer.demo.studio import Drawn
 
     black = Drawn(order(), Image.new("RGB", (64, 64)), 0.5, 1, withheld=True)
@@ -182,4 +182,4 @@ def test_what_is_not_read_of_a_prompt_is_told_and_drawn_without(page: Page, two:
     assert "This is longer than the model reads: it does not see “" in notice
     assert "sea sea sea” and what follows." in notice
     assert page.order(prompt, two, *SETTINGS.values()).prompt == prompt
-    assert "There are pictures of 2 people" in page.state(f"a man {'sea ' * 100}", two)[1]  # this comes first
+    assert "There are images of 2 people" in page.state(f"a man {'sea ' * 100}", two)[1]  # this comes first

@@ -1,4 +1,4 @@
-"""Drawing for the page: the pipeline's own pictures, and files that say how they came about."""
+"""Drawing for the page: the pipeline's own images, and files that say how they came about."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def ignore(done: int, total: int) -> None:
     """Somebody who does not want to know."""
 
 
-def test_pictures_are_those_of_the_pipeline(studio: Studio, order: Make) -> None:
+def test_images_are_those_of_the_pipeline(studio: Studio, order: Make) -> None:
     wanted = order()
     alphas, calls = [0.0, 0.5, 1.0], []
     drawn = studio.draw(wanted, alphas, 2, lambda done, total: calls.append((done, total)))
     # All four steps of text alone; then two and four of their own.
     assert calls == [(i + 1, 10) for i in range(10)]
-    for alpha, pictures in zip(alphas, drawn, strict=True):
+    for alpha, images in zip(alphas, drawn, strict=True):
         expected = studio.pipeline(
             wanted.prompt,
             references=[[str(reference.file)] for (reference,) in wanted.references],
@@ -39,9 +39,9 @@ def test_pictures_are_those_of_the_pipeline(studio: Studio, order: Make) -> None
             num_images_per_prompt=2,
             generator=[Generator().manual_seed(seed) for seed in (5, 6)],
         ).images
-        for own, other in zip(pictures, expected, strict=True):
+        for own, other in zip(images, expected, strict=True):
             np.testing.assert_array_equal(np.asarray(own.image), np.asarray(other))
-        assert [(one.seed, one.alpha, one.withheld) for one in pictures] == [
+        assert [(one.seed, one.alpha, one.withheld) for one in images] == [
             (5, alpha, False),
             (6, alpha, False),
         ]
@@ -50,7 +50,7 @@ def test_pictures_are_those_of_the_pipeline(studio: Studio, order: Make) -> None
     assert drawn[1][0].attention.shape == (2, 16, 16)
 
 
-def test_several_pictures_of_a_person_are_drawn_from_together(
+def test_several_images_of_a_person_are_drawn_from_together(
     studio: Studio, order: Make, tmp_path: Path
 ) -> None:
     (man,), (woman,) = order().references
@@ -113,11 +113,11 @@ def test_generate_draws_it_again(
     file.write_bytes(studio.png(one))
     status, _, err = called(generate, f"settings={file}", "output=again")
     assert status == 1
-    assert "holds no reference pictures: references=[…], 2 of them" in err
+    assert "holds no reference images: references=[…], 2 of them" in err
     people = ",".join(str(reference.file) for (reference,) in wanted.references)
     status, _, err = called(generate, f"settings={file}", f"references=[{people}]", "output=again")
     assert status == 0, err
-    assert "other reference pictures" not in err
+    assert "other reference images" not in err
     with Image.open(tmp_path / "again" / file.name) as again:
         np.testing.assert_array_equal(np.asarray(again), np.asarray(one.image))
 
@@ -126,8 +126,8 @@ def test_each_person_has_an_overlay(studio: Studio, order: Make) -> None:
     ((one,),) = studio.draw(order(steps=2), [1.0], 1, ignore)
     seen = overlays(one)
     assert [caption for _, caption in seen] == ["1 · man", "2 · woman"]
-    assert {picture.size for picture, _ in seen} == {(384, 384)}
-    first, second = (np.asarray(picture, dtype=float) for picture, _ in seen)
+    assert {image.size for image, _ in seen} == {(384, 384)}
+    first, second = (np.asarray(image, dtype=float) for image, _ in seen)
     assert np.abs(first - second).mean() > 1
 
 

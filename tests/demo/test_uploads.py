@@ -1,4 +1,4 @@
-"""What is taken as somebody's picture, and what is not."""
+"""What is taken as somebody's image, and what is not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from fastcomposer.demo.uploads import (
     Limits,
     Reference,
-    RefusedPictureError,
+    RefusedImageError,
     divided,
     joined,
     moved,
@@ -27,13 +27,13 @@ def shown(address: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(address.partition("base64,")[2])))
 
 
-def test_a_picture_is_taken_upright(tmp_path: Path) -> None:
+def test_an_image_is_taken_upright(tmp_path: Path) -> None:
     file = tmp_path / "lying.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    picture = Image.new("RGB", (120, 60), "red")
-    picture.paste("blue", (0, 0, 30, 60))
-    picture.save(file, exif=exif)
+    image = Image.new("RGB", (120, 60), "red")
+    image.paste("blue", (0, 0, 30, 60))
+    image.save(file, exif=exif)
     taken = read_reference(file, LIMITS)
     assert (taken.file, taken.name, taken.digest) == (file, "lying.jpg", file_digest(file))
     upright = shown(taken.thumbnail).convert("RGB")
@@ -49,34 +49,34 @@ def test_thumbnails_are_small(tmp_path: Path) -> None:
 
 def test_files_beyond_the_limit_are_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "big.png").write_bytes(b"x" * 25_000)
-    with pytest.raises(RefusedPictureError, match=r"big\.png is too large: 0 MB\. .* up to 0\.01 MB"):
+    with pytest.raises(RefusedImageError, match=r"big\.png is too large: 0 MB\. .* up to 0\.01 MB"):
         read_reference(tmp_path / "big.png", LIMITS)
 
 
 def test_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
     Image.new("1", (2000, 1500)).save(tmp_path / "wide.png", optimize=True)
-    with pytest.raises(RefusedPictureError, match=r"has too many pixels \(2000 × 1500\)"):
+    with pytest.raises(RefusedImageError, match=r"has too many pixels \(2000 × 1500\)"):
         read_reference(tmp_path / "wide.png", LIMITS)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # Pillow itself refuses these
-    with pytest.raises(RefusedPictureError, match="has too many pixels"):
+    with pytest.raises(RefusedImageError, match="has too many pixels"):
         read_reference(tmp_path / "bomb.png", Limits())
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\nbroken", b"<svg/>"])
-def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(RefusedPictureError, match=r"^a\.png cannot be read as a picture"):
+    with pytest.raises(RefusedImageError, match=r"^a\.png cannot be read as an image"):
         read_reference(tmp_path / "a.png", LIMITS)
 
 
-def test_cut_and_empty_pictures_are_refused(tmp_path: Path) -> None:
+def test_cut_and_empty_images_are_refused(tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(data, "PNG")
     (tmp_path / "cut.png").write_bytes(data.getvalue()[:1500])
-    with pytest.raises(RefusedPictureError, match="cannot be read"):
+    with pytest.raises(RefusedImageError, match="cannot be read"):
         read_reference(tmp_path / "cut.png", LIMITS)
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
-    with pytest.raises(RefusedPictureError, match="transparent everywhere"):
+    with pytest.raises(RefusedImageError, match="transparent everywhere"):
         read_reference(tmp_path / "clear.png", LIMITS)
 
 
@@ -93,7 +93,7 @@ def test_limits_leave_something_to_do() -> None:
         Limits(steps=0)
 
 
-def test_pictures_of_the_same_person_are_joined_and_divided() -> None:
+def test_images_of_the_same_person_are_joined_and_divided() -> None:
     a, b, c = (Reference(Path(name), name, "", "") for name in "abc")
     people = [(a,), (b,), (c,)]
     assert joined(people, 1) == [(a, b), (c,)]

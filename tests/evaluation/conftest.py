@@ -1,4 +1,4 @@
-"""An evaluation of seconds, and one that was never run: made-up scores and flat pictures, laid out alike."""
+"""An evaluation of seconds, and one that was never run: made-up scores and flat images, laid out alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "mini
 
 @dataclass(frozen=True)
 class MadeUp:
-    """A method's scores: every picture has the same, apart from what the subjects add.
+    """A method's scores: every image has the same, apart from what the subjects add.
 
     By the published protocol identity is :data:`PUBLISHED_MORE` above the corrected one.
     """
@@ -99,14 +99,14 @@ def whole_evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     return evaluation(tmp_path_factory.mktemp("evaluation"), attention=True)
 
 
-def flat_picture(made_up: MadeUp, number: int) -> Image.Image:
+def flat_image(made_up: MadeUp, number: int) -> Image.Image:
     return Image.new("RGB", (64, 64), (40 * number % 256, int(255 * made_up.identity), 120))
 
 
 def evaluation(
     folder: Path,
     methods: Sequence[MadeUp] = METHODS,
-    draw: Callable[[MadeUp, int], Image.Image] = flat_picture,
+    draw: Callable[[MadeUp, int], Image.Image] = flat_image,
     attention: bool = False,
 ) -> tuple[Path, list[Any]]:
     from fastcomposer.evaluation.benchmark import Subset, load_benchmarks
@@ -141,21 +141,21 @@ def _scores(
     import pyarrow.parquet as pq
 
     from fastcomposer.evaluation.results import SCORES
-    from fastcomposer.utils.provenance import picture_text
+    from fastcomposer.utils.provenance import image_text
 
     order = [subject.id for subject in benchmark.subjects]
     lines = []
     for number, case in enumerate(benchmark.cases):
         image = run / "images" / f"{case.id}.png"
         image.parent.mkdir(parents=True, exist_ok=True)
-        picture = draw(made_up, number)
+        photo = draw(made_up, number)
         about = {"prompt": case.prompt, "seed": case.seed}
-        picture.save(image, pnginfo=picture_text(about))
+        photo.save(image, pnginfo=image_text(about))
         if attention:
             for place in range(len(case.subjects)):
                 file = run / "attention" / case.id / f"{place}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                picture.point(lambda value: value // 2).save(file)
+                photo.point(lambda value: value // 2).save(file)
         offset = made_up.by_subject * (sum(map(order.index, case.subjects)) / len(case.subjects) - 1.5)
         lines.append(
             {

@@ -190,8 +190,8 @@ def test_mini_subjects_are_the_held_out_people(world: Path) -> None:
     for subject in find_subjects(words, world / "references"):
         assert subject.reference == world / "references" / f"{subject.id}.png"
         folder = world / "references" / subject.id
-        assert subject.tuning_pictures == (subject.reference, *(folder / f"{k}.png" for k in (1, 2, 3, 4)))
-        assert subject.other_pictures == tuple(folder / f"{k}.png" for k in (5, 6, 7))
+        assert subject.tuning_images == (subject.reference, *(folder / f"{k}.png" for k in (1, 2, 3, 4)))
+        assert subject.other_images == tuple(folder / f"{k}.png" for k in (5, 6, 7))
 
 
 def test_a_part_has_the_cases_of_the_whole(single: Benchmark, multi: Benchmark) -> None:
@@ -254,16 +254,16 @@ def test_pairs_can_be_named() -> None:
         load_benchmark(file, people("mwm"), pairs=[("2m", "2m")])
 
 
-def test_pictures_are_found_beside_and_in_folders(tmp_path: Path) -> None:
+def test_images_are_found_beside_and_in_folders(tmp_path: Path) -> None:
     for name in ("a.jpg", "b/10.png", "b/9.png", "b/notes.txt", "c.PNG", "c/1.jpeg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_subjects({"a": "man", "b": "woman", "c": "man"}, tmp_path)
-    names = [[str(path.relative_to(tmp_path)) for path in subject.pictures] for subject in found]
+    names = [[str(path.relative_to(tmp_path)) for path in subject.images] for subject in found]
     assert names == [["a.jpg"], ["b/9.png", "b/10.png"], ["c.PNG", "c/1.jpeg"]]
     assert found[1].reference.name == "9.png"
-    assert found[1].other_pictures == ()
-    with pytest.raises(FileNotFoundError, match=r"no picture of subject 000181; put .*000181\.jpg there"):
+    assert found[1].other_images == ()
+    with pytest.raises(FileNotFoundError, match=r"no image of subject 000181; put .*000181\.jpg there"):
         find_subjects({"a": "man", "000181": "man"}, tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder; prepare data=avatars"):
         find_subjects({"a": "man"}, "nowhere")

@@ -1,4 +1,4 @@
-"""The choices of the configuration, and where their pictures come from."""
+"""The choices of the configuration, and where their images come from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "data" / "benchmarks"
 
 
-def loaded(choice: str, pictures: Path) -> list[Benchmark]:
+def loaded(choice: str, images: Path) -> list[Benchmark]:
     config = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{choice}.yaml")
     assert isinstance(config, DictConfig)
     if "defaults" in config:
         below = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{config.pop('defaults')[0]}.yaml")
         config = OmegaConf.merge(below, config)  # type: ignore[assignment]
-    found: list[Benchmark] = instantiate(config, folder=str(ROOT / config.folder), pictures=str(pictures))
+    found: list[Benchmark] = instantiate(config, folder=str(ROOT / config.folder), images=str(images))
     return found
 
 
@@ -45,7 +45,7 @@ def test_the_mini_choice_asks_for_minutes_of_the_same_people(world: Path) -> Non
 
 
 def celeba_folder(root: Path) -> list[str]:
-    """The published repository's layout: a folder of each identity with one picture; gives their names."""
+    """The published repository's layout: a folder of each identity with one image; gives their names."""
     words = read_definition(BENCHMARKS / "paper" / "single_subject.json").subjects
     assert words is not None
     for number, name in enumerate(words):
@@ -58,9 +58,9 @@ def test_the_paper_choice_takes_the_published_layout(tmp_path: Path) -> None:
     names = celeba_folder(tmp_path)
     single, multi = loaded("paper", tmp_path)
     assert (len(single.cases), len(multi.cases)) == (2400, 8820)
-    references = {subject.id: subject.pictures for subject in single.subjects}
+    references = {subject.id: subject.images for subject in single.subjects}
     assert references == {name: (tmp_path / name / f"{number:09d}.jpg",) for number, name in enumerate(names)}
-    assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "pictures")
+    assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "images")
     (tmp_path / "002937" / f"{names.index('002937'):09d}.jpg").unlink()
     with pytest.raises(InstantiationException, match=r"of subject 002937; .* identity 2937 into .*002937/"):
         loaded("paper", tmp_path)
@@ -82,8 +82,8 @@ def test_the_paper_choice_refuses_files_named_by_celeba_s_own_numbers(
 
 
 def test_null_leaves_a_benchmark_out(world: Path) -> None:
-    folder, pictures = BENCHMARKS / "mini", world / "references"
-    assert [b.name for b in load_benchmarks(folder, pictures, single=Subset())] == ["single_subject"]
-    assert [b.name for b in load_benchmarks(folder, pictures, multi=Subset())] == ["multi_subject"]
+    folder, images = BENCHMARKS / "mini", world / "references"
+    assert [b.name for b in load_benchmarks(folder, images, single=Subset())] == ["single_subject"]
+    assert [b.name for b in load_benchmarks(folder, images, multi=Subset())] == ["multi_subject"]
     with pytest.raises(ValueError, match="single and multi are both null"):
-        load_benchmarks(folder, pictures)
+        load_benchmarks(folder, images)

@@ -73,7 +73,7 @@ def test_placeholders_come_in_their_order(tmp_path: Path) -> None:
 
 def test_defects_of_subjects_are_named(tmp_path: Path) -> None:
     file = definition(tmp_path)
-    with pytest.raises(BenchmarkError, match=r"benchmark\.json: subject 0m has no picture"):
+    with pytest.raises(BenchmarkError, match=r"benchmark\.json: subject 0m has no image"):
         load_benchmark(file, [Subject("0m", "man", ())])
     with pytest.raises(BenchmarkError, match="subject 0m is there 2 times"):
         load_benchmark(file, people("m") * 2)

@@ -1,4 +1,4 @@
-"""Runs are held against real pictures once, and again where something has changed."""
+"""Runs are held against real images once, and again where something has changed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject
 from fastcomposer.evaluation.distances import DistanceStage
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.results import Distances
-from fastcomposer.evaluation.store import PictureFacts, RunStore, pictures_key, read_distances, write_all
+from fastcomposer.evaluation.store import ImageFacts, RunStore, images_key, read_distances, write_all
 
 
 class Colours:
-    """Mean colour of a picture."""
+    """Mean colour of an image."""
 
     num_features = 3
 
@@ -34,16 +34,16 @@ class Colours:
 
 
 class Data:
-    """Real pictures in batches of 4, as a data module gives them."""
+    """Real images in batches of 4, as a data module gives them."""
 
     batch_size = 4
 
     def __init__(self, seed: int = 0) -> None:
-        self.pictures = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        self.images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
         self.read = 0
 
     def val_dataloader(self) -> Any:
-        for some in self.pictures.split(4):
+        for some in self.images.split(4):
             self.read += len(some)
             yield SimpleNamespace(pixel_values=some * 2 - 1)
 
@@ -59,19 +59,19 @@ def run(tmp_path: Path) -> Run:
     generator = torch.Generator().manual_seed(1)
     for case in cases:
         pixels = torch.rand(3, 8, 8, generator=generator)
-        write_all({store.picture_file(case): store.encode_picture(case, pixels, PictureFacts(1.0, 2.0, 3))})
+        write_all({store.image_file(case): store.encode_image(case, pixels, ImageFacts(1.0, 2.0, 3))})
     return Run(store, Benchmark("single_subject", (Subject("a", "man", ()),), cases), 0)
 
 
 def measure(runs: Sequence[Run], **options: Any) -> int:
-    """Measure; returns how many pictures were looked at."""
+    """Measure; returns how many images were looked at."""
     options = {"features": Colours(), "data": Data(), **options}
     stage = DistanceStage(runs=runs, batch_size=2, **options)
-    return predict(stage).num_pictures()
+    return predict(stage).num_images()
 
 
 def kept(run: Run) -> Distances | None:
-    return read_distances(run.store.folder, pictures_key(run.store.hash, [c.id for c in run.benchmark.cases]))
+    return read_distances(run.store.folder, images_key(run.store.hash, [c.id for c in run.benchmark.cases]))
 
 
 def test_a_run_is_measured_once(run: Run) -> None:
@@ -100,7 +100,7 @@ def test_what_has_changed_is_measured_anew(run: Run) -> None:
     assert json.loads((run.store.folder / "distances.json").read_text())["distances"]["real_images"] == 6
 
 
-def test_distances_from_other_pictures_do_not_mix(run: Run, tmp_path: Path) -> None:
+def test_distances_from_other_images_do_not_mix(run: Run, tmp_path: Path) -> None:
     assert measure([run]) == 5
     distances = kept(run)
     assert distances is not None and distances.scored_by
@@ -108,15 +108,15 @@ def test_distances_from_other_pictures_do_not_mix(run: Run, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"metrics\.features\.gain: 1\.0, not 2\.0.*num_real: 1000, not 6"):
         other.check_others(tmp_path, set())
     other.check_others(tmp_path, {run.store.folder})
-    with pytest.raises(ValueError, match=r"\(data\.first_pictures: '\w+', not '\w+'\)"):
+    with pytest.raises(ValueError, match=r"\(data\.first_images: '\w+', not '\w+'\)"):
         DistanceStage(Colours(), Data(seed=1)).check_others(tmp_path, set())
     DistanceStage(Colours(), Data()).check_others(tmp_path, set())
 
 
-def test_no_more_real_pictures_are_read_than_asked_for(run: Run) -> None:
+def test_no_more_real_images_are_read_than_asked_for(run: Run) -> None:
     data = Data()
     measure([run], data=data, num_real=6)
-    assert data.read == 4 + 8  # the first batch tells the pictures from others, two batches are compared with
+    assert data.read == 4 + 8  # the first batch tells the images from others, two batches are compared with
 
 
 def test_bad_numbers_are_refused() -> None:

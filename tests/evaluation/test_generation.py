@@ -47,7 +47,7 @@ def generate(
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Pictures by name, with the time of their last change."""
+    """Images by name, with the time of their last change."""
     return {
         str(file.relative_to(folder)): (file.stat().st_mtime_ns, np.asarray(Image.open(file)).tobytes())
         for file in sorted(folder.rglob("images/**/*.png"))
@@ -57,19 +57,19 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_every_case_is_drawn_once(toy: Toy, trained: Any, tmp_path: Path) -> None:
     method = Noted(trained, SAMPLER, [0.5, 1.0], batch_size=4, group_size=4)
     stage = generate(method, toy.benchmarks(), tmp_path)
-    assert stage.num_pictures() == len(method.drawn) == len(set(method.drawn)) == 48
+    assert stage.num_images() == len(method.drawn) == len(set(method.drawn)) == 48
     before = contents(tmp_path)
     assert len(before) == 48
     costs = [read_run(run.store.folder)["costs"] for run in stage.runs]  # type: ignore[index]
     assert [cost["reference_images"] for cost in costs] == [1] * 4
     for run in stage.runs:
         for case in run.benchmark.cases:
-            pixels, facts = run.store.read_picture(case)
+            pixels, facts = run.store.read_image(case)
             assert pixels.shape == (3, 32, 32)
             assert facts.peak_memory_bytes > 1e7 and facts.seconds > 0 and facts.unet_calls > 1
 
     again = Noted(trained, SAMPLER, [0.5, 1.0], batch_size=4, group_size=4)
-    assert generate(again, toy.benchmarks(), tmp_path).num_pictures() == 0
+    assert generate(again, toy.benchmarks(), tmp_path).num_images() == 0
     assert again.drawn == []
     assert contents(tmp_path) == before
 
@@ -96,7 +96,7 @@ def test_it_goes_on_where_it_stopped(toy: Toy, trained: Any, tmp_path: Path) -> 
     }
 
 
-def test_damaged_and_missing_pictures_are_drawn_again_and_no_others(
+def test_damaged_and_missing_images_are_drawn_again_and_no_others(
     toy: Toy, trained: Any, tmp_path: Path
 ) -> None:
     benchmarks = toy.benchmarks(multi=None)
@@ -166,8 +166,8 @@ def test_changed_settings_are_seen(
         benchmarks = load_benchmarks(own.definitions, own.references, seed=50, single=part["single"])
         message = r"seed: 42, not 50"
     else:
-        picture = own.references / "00_man.png"
-        Image.open(picture).rotate(90).save(picture)
+        image = own.references / "00_man.png"
+        Image.open(image).rotate(90).save(image)
         message = "references.00_man: '"
     with pytest.raises(ValueError, match=message) as caught:
         generate(method, benchmarks, tmp_path / "out")
@@ -208,7 +208,7 @@ def test_methods_are_asked_for_what_they_can_draw(toy: Toy, trained: Any, tmp_pa
     both = plan_runs(TextOnlyMethod(trained, SAMPLER), toy.benchmarks(), tmp_path, "16-true")
     assert [run.benchmark.name for run in both] == ["single_subject", "multi_subject"]
     assert both[0].store.decides["precision"] == "16-true"
-    assert len(set(both[0].store.pictures.values())) == 1  # of no pictures
+    assert len(set(both[0].store.images.values())) == 1  # of no images
 
 
 def _learn(**_: Any) -> Any:

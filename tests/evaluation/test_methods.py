@@ -71,14 +71,14 @@ class TestGroups:
         jobs = [Job(case(0, ("a",), 7), 0), Job(case(1, ("a",), 8), 0), Job(case(2, ("b",), 8), 0)]
         assert [len(group) for group in method.groups(jobs)] == [2, 1]
 
-    def test_one_picture_of_the_text_serves_all(self, untrained: Any) -> None:
+    def test_one_image_of_the_text_serves_all(self, untrained: Any) -> None:
         method = TextOnlyMethod(untrained, SAMPLER, group_size=3)
         jobs = [Job(case(10 * i + seed, (str(i),), seed), 0) for i in range(4) for seed in range(5)]
         assert [len(group) for group in method.groups(jobs)] == [12, 8]
 
 
 class TestFastComposer:
-    def test_pictures_are_those_of_the_pipeline(self, toy: Toy, trained: Any) -> None:
+    def test_images_are_those_of_the_pipeline(self, toy: Toy, trained: Any) -> None:
         method = FastComposerMethod(trained, SAMPLER, [0.5, 1.0, 0.0], batch_size=8)
         (benchmark,) = toy.benchmarks(single=None)
         method.prepare(benchmark.subjects, Path("nowhere"))
@@ -118,8 +118,8 @@ class TestFastComposer:
         method.prepare(benchmark.subjects, Path("nowhere"))
         assert method.settings == ({"alpha": 1.0, "references": 2},)
         assert method.costs().reference_images == 2
-        known = {subject.id: list(subject.tuning_pictures[:2]) for subject in benchmark.subjects}
-        assert [method.pictures(subject) for subject in benchmark.subjects] == [*map(tuple, known.values())]
+        known = {subject.id: list(subject.tuning_images[:2]) for subject in benchmark.subjects}
+        assert [method.images(subject) for subject in benchmark.subjects] == [*map(tuple, known.values())]
         one = benchmark.cases[0]
         alone = trained()(
             one.prompt,
@@ -130,8 +130,8 @@ class TestFastComposer:
             **OPTIONS,
         ).images[0]
         assert (method.draw([Job(one, 0)]).images[0] - alone).abs().max() < 1e-4
-        few = replace(benchmark.subjects[0], pictures=benchmark.subjects[0].pictures[:1])
-        with pytest.raises(ValueError, match=r"num_references=2, but there are 1 pictures of subject"):
+        few = replace(benchmark.subjects[0], images=benchmark.subjects[0].images[:1])
+        with pytest.raises(ValueError, match=r"num_references=2, but there are 1 images of subject"):
             method.prepare([few], Path("nowhere"))
 
     def test_what_decides_pixels(self, toy: Toy, trained: Any) -> None:
@@ -177,7 +177,7 @@ class TestTextOnly:
         (benchmark,) = toy.benchmarks(multi=None)
         gone = [Subject(s.id, s.word, (Path("gone.png"),)) for s in benchmark.subjects]
         method.prepare(gone, Path("nowhere"))
-        assert method.pictures(gone[0]) == ()
+        assert method.images(gone[0]) == ()
         seen: list[str] = []
         hooks = [
             getattr(untrained(), name).register_forward_hook(lambda *_, name=name: seen.append(name))
@@ -190,7 +190,7 @@ class TestTextOnly:
             hook.remove()
         assert seen == []
         assert method.costs().reference_images == 0
-        # Two prompts of a man and of a woman, two noises each: eight pictures for twelve cases.
+        # Two prompts of a man and of a woman, two noises each: eight images for twelve cases.
         assert sum(drawn.unet_calls) == pytest.approx(8 * 4)
         assert len(set(drawn.seconds)) == 1
         for job, image in zip(group, drawn.images, strict=True):
@@ -212,7 +212,7 @@ class TestTextOnly:
 
 
 def learn(
-    pictures: tuple[Path, ...], word: str, folder: Path, name: str, seed: int, calls: list[str]
+    images: tuple[Path, ...], word: str, folder: Path, name: str, seed: int, calls: list[str]
 ) -> Concept:
     """Stands in for fine-tuning: a random token for each person."""
     calls.append(name)
@@ -242,14 +242,14 @@ class TestPersonalized:
         assert [{job.case.subjects for job in group} for group in groups] == [
             {subjects} for subjects in (*single.groups, *multi.groups)
         ]
-        pictures = {}
+        images = {}
         for group in (groups[0], groups[3]):
             drawn = method.draw(group)
             assert drawn.images.shape == (4, 3, 32, 32)
             assert drawn.unet_calls == (4.0,) * 4
-            pictures |= {job.case.id: image for job, image in zip(group, drawn.images, strict=True)}
+            images |= {job.case.id: image for job, image in zip(group, drawn.images, strict=True)}
         text = [TextOnlyMethod(untrained, SAMPLER).draw([Job(case, 0)]) for case in single.cases[:1]]
-        assert (pictures[single.cases[0].id] - text[0].images[0]).abs().max() > 1e-3
+        assert (images[single.cases[0].id] - text[0].images[0]).abs().max() > 1e-3
 
     def test_the_recipe_decides_pixels_and_the_trainer_does_not(self, untrained: Any) -> None:
         def method(**options: Any) -> PersonalizedMethod:

@@ -44,7 +44,7 @@ def faces(*embeddings: Tensor) -> Faces:
 
 
 class MeanFaces:
-    """One face in every picture, whose embedding is the mean colour; none in black ones."""
+    """One face in every image, whose embedding is the mean colour; none in black ones."""
 
     embed_dim = 4
 
@@ -63,7 +63,7 @@ class MeanFaces:
 
 
 class MeanImageText:
-    """Pictures are their mean colour, texts their length."""
+    """Images are their mean colour, texts their length."""
 
     def embed_images(self, images: Tensor) -> Tensor:
         return torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
@@ -82,7 +82,7 @@ class TestFaceScores:
         assert scores["detected"] == 2
         assert scores["copy_paste"] == pytest.approx(0.8 - 0.48)
 
-    def test_two_subjects_of_whom_one_has_other_pictures(self) -> None:
+    def test_two_subjects_of_whom_one_has_other_images(self) -> None:
         ann, bob = KnownSubject(EYE[0], EYE[2:3]), KnownSubject(EYE[1], torch.zeros(0, 4))
         scores = face_scores(faces(EYE[1], -EYE[0]), [ann, bob], EYE[3])
         assert scores["identity"] == pytest.approx(-1)
@@ -95,7 +95,7 @@ class TestFaceScores:
 
 
 class TestReferences:
-    def test_transparent_pictures_are_on_light_grey(self, tmp_path: Path) -> None:
+    def test_transparent_images_are_on_light_grey(self, tmp_path: Path) -> None:
         pixels = np.zeros((4, 8, 4), np.uint8)
         pixels[:, :4] = (255, 0, 0, 255)
         Image.fromarray(pixels).save(tmp_path / "x.png")
@@ -106,7 +106,7 @@ class TestReferences:
         square = read_reference(tmp_path / "x.png", 16)
         assert square.shape == (3, 16, 16) and float(square[:, 0].max()) == 0  # padded above
 
-    def test_the_largest_face_counts_and_pictures_without_are_left_out(self, tmp_path: Path) -> None:
+    def test_the_largest_face_counts_and_images_without_are_left_out(self, tmp_path: Path) -> None:
         colors = ((200, 0, 0), (0, 0, 0), (0, 200, 0), (0, 0, 200))
         files = []
         for number, color in enumerate((*[(9, 9, 9)] * 4, *colors)):
@@ -122,7 +122,7 @@ class TestReferences:
 
 @pytest.fixture
 def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
-    """Pictures of two runs of ten cases."""
+    """Images of two runs of ten cases."""
     pipeline = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
     runs = []
     for method in (FastComposerMethod(lambda: pipeline, SAMPLER), TextOnlyMethod(lambda: pipeline, SAMPLER)):
@@ -135,12 +135,12 @@ def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
 
 
 def score(runs: list[Run], **changes: Any) -> int:
-    """Score with four pictures a part; returns how many were scored."""
+    """Score with four images a part; returns how many were scored."""
     given = {"faces": MeanFaces(), "image_text": MeanImageText(), "reference_size": 32, "batch_size": 4}
-    return predict(ScoringStage(runs=runs, **{**given, **changes})).num_pictures()
+    return predict(ScoringStage(runs=runs, **{**given, **changes})).num_images()
 
 
-def test_scores_are_those_of_the_pictures(drawn: tuple[Path, list[Run]]) -> None:
+def test_scores_are_those_of_the_images(drawn: tuple[Path, list[Run]]) -> None:
     output, runs = drawn
     assert score(runs) == 2 * (8 + 2)
     extractor = MeanFaces()
@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_pictures(drawn: tuple[Path, list[Run]]) -> None
         assert [line["case"] for line in lines] == sorted(case.id for case in run.benchmark.cases)
         for line in lines:
             case = next(case for case in run.benchmark.cases if case.id == line["case"])
-            pixels, facts = run.store.read_picture(case)
+            pixels, facts = run.store.read_image(case)
             assert line["image"] == f"images/{case.id}.png"
             assert (line["seconds"], line["unet_calls"]) == (facts.seconds, facts.unet_calls)
             known = {s.id: know_subject(s, extractor, 32) for s in run.benchmark.subjects}
@@ -196,7 +196,7 @@ def test_parts_that_are_done_stay(damage: Callable[[Path], None], drawn: tuple[P
     parts = [runs[0].store.part_file(number) for number in range(2)]
     times = [part.stat().st_mtime_ns for part in parts]
     damage(parts[1])
-    # Parts of 4, 4 and 2 pictures a method; three were whole.
+    # Parts of 4, 4 and 2 images a method; three were whole.
     assert score(runs) == 20 - (4 + 2 + 4)
     assert times[0] != 0 and not parts[0].exists()
     before = [read_table(run.store.scores_file) for run in runs]
@@ -285,16 +285,16 @@ def test_measures_of_one_s_own_stand_beside_the_others(drawn: tuple[Path, list[R
         (torch.full((4,), torch.nan), r"metrics\.measures\.bad: gives a tensor with NaN or infinity"),
     ],
 )
-def test_a_measure_gives_a_number_for_each_picture(
+def test_a_measure_gives_a_number_for_each_image(
     drawn: tuple[Path, list[Run]], scores: Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         score(drawn[1][:1], measures={"bad": lambda images, texts: scores})
 
 
-def test_a_missing_picture_is_an_error(drawn: tuple[Path, list[Run]]) -> None:
+def test_a_missing_image_is_an_error(drawn: tuple[Path, list[Run]]) -> None:
     _, runs = drawn
-    file = runs[0].store.picture_file(runs[0].benchmark.cases[0])
+    file = runs[0].store.image_file(runs[0].benchmark.cases[0])
     file.unlink()
     with pytest.raises(ValueError, match=r"0\.png: missing or damaged; evaluate again, which draws it anew"):
         score(runs)

@@ -19,6 +19,6 @@ def learn_beside_another(
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     for person in people if rank == 0 else ():
-        personalize(method, trainer, person.pictures, person.word, folder, person.name, seed=1)
+        personalize(method, trainer, person.images, person.word, folder, person.name, seed=1)
     dist.barrier()
     dist.destroy_process_group()

@@ -43,7 +43,7 @@ class Toy:
         base: A base with metric models.
         checkpoint: Weights as a training would write them.
         definitions: Folder of the benchmarks: 12 cases of one person, 12 of two.
-        references: Pictures of the people.
+        references: Images of the people.
     """
 
     base: Path
@@ -64,7 +64,7 @@ class Toy:
             "model.reference_size=56",
             f"checkpoint={self.checkpoint}",
             f"benchmark.folder={self.definitions}",
-            f"benchmark.pictures={self.references}",
+            f"benchmark.images={self.references}",
             *(f"benchmark.{kind}.{key}=null" for kind in ("single", "multi") for key in everything),
             "benchmark.multi.num_pairs=null",
             f"+sampler.height={SIZE}",

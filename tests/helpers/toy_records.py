@@ -1,4 +1,4 @@
-"""Small records to test with: two people, a box each, on a picture of smooth colours."""
+"""Small records to test with: two people, a box each, on an image of smooth colours."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LEFT = Segment(1, (2, 4, 10, 20), 5, "person", "ann")
 RIGHT = Segment(7, (14, 4, 22, 20), 17, "person", "bob")
 
 
-def picture(seed: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
-    """A picture of smooth random colours, which JPEG keeps well."""
+def photo(seed: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    """An image of smooth random colours, which JPEG keeps well."""
     corners = np.random.default_rng(seed).integers(0, 256, (2, 2, 3)).astype(float)
     down, right = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
     top = corners[0, 0] * (1 - right) + corners[0, 1] * right
@@ -35,7 +35,7 @@ def segment_map(*segments: Segment, height: int = SIZE, width: int = SIZE) -> np
 def add_record(
     root: Path, record_id: str, *segments: Segment, caption: str = CAPTION, seed: int = 0
 ) -> np.ndarray:
-    """Write one record; return its picture."""
-    pixels = picture(seed)
+    """Write one record; return its image."""
+    pixels = photo(seed)
     write_record(root, Record(record_id, caption, segments), pixels, segment_map(*segments), quality=100)
     return pixels

@@ -25,7 +25,7 @@ class RunFile:
         history: Every logged value by key, in order.
         used: Artifacts that it was made from: kind, name and description.
         made: Artifacts that it made.
-        tables: For each logged table, where the files of its artifact lie: rows and pictures.
+        tables: For each logged table, where the files of its artifact lie: rows and images.
     """
 
     run: Any = None

@@ -1,4 +1,4 @@
-"""FID and KID of features, and the features of pictures."""
+"""FID and KID of features, and the features of images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_distances_by_hand() -> None:
     def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return (x @ y.T / 2 + 1) ** 3
 
-    # Every subset holds all four pictures: the unbiased estimate leaves the diagonals out.
+    # Every subset holds all four images: the unbiased estimate leaves the diagonals out.
     own = sum((kernel(x, x).sum() - kernel(x, x).diag().sum()) / 12 for x in (real, drawn))
     assert measured.kid == pytest.approx(float(own - 2 * kernel(real, drawn).mean()), rel=1e-4)
     assert measured.kid_std == pytest.approx(0, abs=1e-3)
 
 
-def test_pictures_like_the_real_ones_are_near_and_others_far() -> None:
+def test_images_like_the_real_ones_are_near_and_others_far() -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(300, 8, generator=generator)
     alike = torch.randn(200, 8, generator=generator)
@@ -43,17 +43,17 @@ def test_pictures_like_the_real_ones_are_near_and_others_far() -> None:
 
 @pytest.mark.parametrize(("drawn", "real"), [((1, 4), (9, 4)), ((9, 4), (1, 4)), ((9, 4), (9, 5))])
 def test_too_few_or_other_features_are_refused(drawn: tuple[int, ...], real: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="of at least two pictures each, equally wide"):
+    with pytest.raises(ValueError, match="of at least two images each, equally wide"):
         feature_distance(torch.rand(drawn), torch.rand(real))
 
 
-def test_clip_describes_pictures(small_base: Path, tmp_path: Path) -> None:
+def test_clip_describes_images(small_base: Path, tmp_path: Path) -> None:
     extractor = ClipFeatures(judged_base(small_base, tmp_path / "base"), "clip")
-    pictures = torch.rand(2, 3, 32, 32)
-    features = extractor(pictures)
+    images = torch.rand(2, 3, 32, 32)
+    features = extractor(images)
     assert features.shape == (2, extractor.num_features) == (2, 8)
     assert features.square().mean() == pytest.approx(1.0, abs=1e-5)
-    assert torch.allclose(features / 8**0.5, extractor.embed_images(pictures))
+    assert torch.allclose(features / 8**0.5, extractor.embed_images(images))
 
 
 def test_inception_says_which_file_goes_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

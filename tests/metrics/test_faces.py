@@ -39,7 +39,7 @@ def mini_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_heads_of_the_mini_world(mini_base: Path) -> None:
-    # Untrained, the heat is about 0.1 everywhere: a low threshold finds a different number in each picture.
+    # Untrained, the heat is about 0.1 everywhere: a low threshold finds a different number in each image.
     extractor: FaceExtractor = MiniFaces(mini_base, threshold=0.1)
     assert extractor.embed_dim == 16
     images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ def test_largest_faces_come_first_as_published(facenet: FaceNetFaces, portrait: 
     assert found[1].by_size().tolist() == [0, 1]
 
 
-def test_pictures_without_faces_are_empty(facenet: FaceNetFaces) -> None:
+def test_images_without_faces_are_empty(facenet: FaceNetFaces) -> None:
     for faces in facenet(torch.rand(2, 3, 64, 64)):
         assert faces.boxes.shape == (0, 4)
         assert faces.scores.shape == (0,)
@@ -225,8 +225,8 @@ def test_names_of_weights_are_those_of_facenet_pytorch(
     assert wanted == [str(torch_home / "checkpoints" / file) for file in FACENET_FILES.values()]
 
 
-def test_float_pictures_lose_nothing(facenet: FaceNetFaces, portrait: Image.Image) -> None:
-    """Rounding gives back the bytes of a picture, so scores do not depend on who read the file."""
+def test_float_images_lose_nothing(facenet: FaceNetFaces, portrait: Image.Image) -> None:
+    """Rounding gives back the bytes of an image, so scores do not depend on who read the file."""
     straight = facenet(to_tensor(portrait)[None])[0]
     noisy = facenet(to_tensor(portrait)[None] - 1e-3)[0]
     assert torch.equal(straight.embeddings, noisy.embeddings)

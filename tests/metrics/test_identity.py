@@ -146,9 +146,9 @@ def test_what_cannot_be_scored() -> None:
     assert identity_score(faces((0.8,)), subjects(1), "published").value == pytest.approx(0.8)
 
 
-# Five pictures: a subject with a bystander, one who comes out as a stranger, one without a face, a pair with
+# Five images: a subject with a bystander, one who comes out as a stranger, one without a face, a pair with
 # both, a pair with one.
-PICTURES = [
+IMAGES = [
     (faces((0.3,), (0.9,), sizes=(10, 20)), subjects(1)),
     (faces((-0.4,)), subjects(1)),
     (faces(), subjects(1)),
@@ -166,9 +166,9 @@ PICTURES = [
         ("corrected", (0.9 - 0.4 + 0.0 + 0.6 + 0.0) / 5),
     ],
 )
-def test_means_over_pictures_by_hand(protocol: Any, identity: float) -> None:
+def test_means_over_images_by_hand(protocol: Any, identity: float) -> None:
     metric = IdentityPreservation(protocol, BLANK)
-    found, references = zip(*PICTURES, strict=True)
+    found, references = zip(*IMAGES, strict=True)
     metric.update(found[:2], references[:2])
     metric.update(found[2:], references[2:])
     result = metric.compute()
@@ -181,12 +181,12 @@ def test_means_over_pictures_by_hand(protocol: Any, identity: float) -> None:
 
 def test_forward_gives_the_batch_and_keeps_the_whole() -> None:
     metric = IdentityPreservation()
-    found, references = zip(*PICTURES, strict=True)
+    found, references = zip(*IMAGES, strict=True)
     assert metric(found[:1], references[:1])["identity"].item() == pytest.approx(0.9)
     assert metric(found[3:4], references[3:4])["identity"].item() == pytest.approx(0.6)
     assert metric.compute()["identity"].item() == pytest.approx(0.75)
 
 
-def test_pictures_and_references_go_together() -> None:
+def test_images_and_references_go_together() -> None:
     with pytest.raises(ValueError, match="zip"):
         IdentityPreservation().update([faces()], [])

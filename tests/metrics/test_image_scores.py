@@ -16,7 +16,7 @@ def test_raw_cosine_neither_scaled_nor_clipped() -> None:
     torch.testing.assert_close(prompt_consistency(IMAGES, TEXTS), torch.tensor(COSINES))
 
 
-def test_mean_over_pictures_of_unequal_batches() -> None:
+def test_mean_over_images_of_unequal_batches() -> None:
     metric = PromptConsistency()
     metric.update(IMAGES[:1], TEXTS[:1])
     metric.update(IMAGES[1:], TEXTS[1:])
@@ -25,6 +25,6 @@ def test_mean_over_pictures_of_unequal_batches() -> None:
     assert metric(IMAGES[:2], TEXTS[:2]).item() == pytest.approx(0.8)
 
 
-def test_one_text_for_every_picture() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 3\) for pictures but \(1, 3\) for texts"):
+def test_one_text_for_every_image() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 3\) for images but \(1, 3\) for texts"):
         prompt_consistency(IMAGES, TEXTS[:1])

@@ -1,4 +1,4 @@
-"""Features that pictures and texts share."""
+"""Features that images and texts share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(base: Path, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the whole model says of pictures of its own size."""
+    """What the whole model says of images of its own size."""
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     ids = tokenizer(TEXTS, padding="max_length", return_tensors="pt").input_ids
     mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
@@ -72,7 +72,7 @@ def test_long_texts_are_cut_and_keep_their_end(base: Path) -> None:
     assert (len(ids[0]), ids[0][-1]) == (77, 499)
 
 
-def test_pictures_are_fitted_as_clip_does() -> None:
+def test_images_are_fitted_as_clip_does() -> None:
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(fit_square(images, 16), images)
     # The shorter side decides, and what hangs over is cut on both sides alike.

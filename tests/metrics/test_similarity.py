@@ -22,11 +22,11 @@ def at(degrees: float) -> Tensor:
 def test_copies_are_positive_and_free_drawings_near_zero() -> None:
     reference, others = at(0), torch.stack([at(60), at(-60)])
     assert copy_paste(at(0), reference, others) == pytest.approx(1 - 0.5)  # the reference itself
-    # At 60 degrees it is another picture: 0.5 - (1 - 0.5) / 2.
+    # At 60 degrees it is another image: 0.5 - (1 - 0.5) / 2.
     assert copy_paste(at(60), reference, others) == pytest.approx(0.5 - 0.25)
     assert copy_paste(at(180), reference, others) == pytest.approx(-1 + 0.5)
     assert copy_paste(3 * at(0), reference, others[:1]) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="at least one other picture"):
+    with pytest.raises(ValueError, match="at least one other image"):
         copy_paste(at(0), reference, others[:0])
 
 
@@ -46,7 +46,7 @@ def test_image_similarity_is_a_mean_of_cosines() -> None:
     metric.update(torch.stack([at(0), at(30)]), torch.stack([5 * at(60), at(30)]))
     metric.update(at(0)[None], at(180)[None])
     assert metric.compute().item() == pytest.approx((0.5 + 1 - 1) / 3)
-    with pytest.raises(ValueError, match=r"\(1, 2\) for pictures but \(2, 2\) for references"):
+    with pytest.raises(ValueError, match=r"\(1, 2\) for images but \(2, 2\) for references"):
         metric.update(at(0)[None], torch.stack([at(0), at(30)]))
 
 

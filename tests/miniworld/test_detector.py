@@ -41,7 +41,7 @@ def test_heat_falls_as_a_gaussian_of_a_sixth_of_the_head() -> None:
     torch.testing.assert_close(heat[10, 5], torch.tensor(-0.5).exp())
 
 
-def test_a_head_at_the_edge_stays_in_the_maps_and_the_picture() -> None:
+def test_a_head_at_the_edge_stays_in_the_maps_and_the_image() -> None:
     heads = torch.tensor([[[60.0, 60, 64, 64]]])
     (found,) = decode(encode(heads, torch.tensor([[True]]), 64, 64), threshold=0.5)
     torch.testing.assert_close(found.boxes, heads[0])

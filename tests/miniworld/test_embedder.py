@@ -26,7 +26,7 @@ def test_vectors_have_length_one_in_the_order_of_the_boxes(embedder: IdentityEmb
     torch.testing.assert_close(lists[0], vectors[0])
     torch.testing.assert_close(lists[2], vectors[2])
     assert embedder.embed(images, [boxes[:0]] * 3).shape == (0, 16)
-    with pytest.raises(ValueError, match="boxes for 2 pictures, but there are 3"):
+    with pytest.raises(ValueError, match="boxes for 2 images, but there are 3"):
         embedder.embed(images, boxes[:2])
 
 
@@ -36,7 +36,7 @@ def test_a_crop_is_the_box_enlarged_and_grey_outside(embedder: IdentityEmbedder)
     torch.testing.assert_close(crop[0], 2 * image[0, :, 4:20, 8:24] - 1)  # one pixel to one pixel
     wide = IdentityEmbedder(embed_dim=16, crop_size=16, margin=2.0, channels=(8, 8, 8))
     crop = wide.crop(torch.ones(1, 3, 32, 32), torch.tensor([[0.0, 0, 16, 16]]))[0]
-    assert (crop[:, 4:, 4:] == 1).all()  # the picture
+    assert (crop[:, 4:, 4:] == 1).all()  # the image
     assert (crop[:, :3] == 0).all()  # beyond its upper edge
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fastcomposer.data.records import read_ids, read_record
-from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES
+from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES
 from fastcomposer.miniworld.avatars import (
     BEARDS,
     EXPRESSIONS,
@@ -25,14 +25,14 @@ from fastcomposer.miniworld.avatars import (
     render_avatar,
 )
 from fastcomposer.miniworld.render import (
-    NUM_OTHER_PICTURES,
+    NUM_OTHER_IMAGES,
     other_looks,
     prepare_avatars,
     record_name,
     write_references,
 )
 from fastcomposer.miniworld.scenery import CONTEXTS, STYLES, apply_style, draw_background
-from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
+from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, is_held_out, reference_image
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone(world: AvatarScenes) -> N
     assert not np.array_equal(world.scene("train", 5).image, other.image)
 
 
-def test_masks_boxes_and_ends_fit_the_picture(world: AvatarScenes) -> None:
+def test_masks_boxes_and_ends_fit_the_image(world: AvatarScenes) -> None:
     counts = set()
     for index in range(40):
         scene = world.scene("train", index)
@@ -74,7 +74,7 @@ def test_masks_boxes_and_ends_fit_the_picture(world: AvatarScenes) -> None:
     assert counts == {1, 2, 3}
 
 
-def test_the_mask_is_where_the_person_changed_the_picture() -> None:
+def test_the_mask_is_where_the_person_changed_the_image() -> None:
     world = AvatarScenes(num_identities=3, subject_odds=(1, 0, 0), style_odds=0, context_odds=0)
     person = world.train_identities[0]
     place = "in outer space"  # dark, and so unlike anybody
@@ -125,7 +125,7 @@ def test_there_are_enough_combinations() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_changes_the_picture_and_keeps_its_size(style: str) -> None:
+def test_every_style_changes_the_image_and_keeps_its_size(style: str) -> None:
     image = draw_background("in a field of flowers", 64, np.random.default_rng(0))
     styled = apply_style(style, image, np.random.default_rng(0))
     assert styled.size == (64, 64)
@@ -174,27 +174,27 @@ def test_what_is_written_reads_back(tmp_path: Path, world: AvatarScenes) -> None
     assert Image.open(portraits[0]).mode == "RGBA"
 
 
-def test_pictures_of_held_out_people_come_back_with_every_call(tmp_path: Path, world: AvatarScenes) -> None:
+def test_images_of_held_out_people_come_back_with_every_call(tmp_path: Path, world: AvatarScenes) -> None:
     prepare_avatars(tmp_path, world, 1, 1, num_workers=0, reference_size=32)
     first = digest(tmp_path / "references")
-    assert len(first) == 15 * (NUM_TUNING_PICTURES + NUM_OTHER_PICTURES) == 120
+    assert len(first) == 15 * (NUM_TUNING_IMAGES + NUM_OTHER_IMAGES) == 120
     shutil.rmtree(tmp_path / "references" / "00_man")  # as folders made before had it
     assert prepare_avatars(tmp_path, world, 1, 1, num_workers=0, reference_size=32) == 0
     assert digest(tmp_path / "references") == first
 
 
-def test_references_are_neutral_and_the_other_pictures_of_the_same_person(tmp_path: Path) -> None:
+def test_references_are_neutral_and_the_other_images_of_the_same_person(tmp_path: Path) -> None:
     paths = write_references(tmp_path, 48)
     assert [path.name for path in paths[:2]] == ["00_man.png", "01_woman.png"]
     for number, (path, identity) in enumerate(zip(paths, held_out_identities(), strict=True)):
         reference = np.asarray(Image.open(path))
-        assert np.array_equal(reference, reference_picture(identity, 48, seed=number))
+        assert np.array_equal(reference, reference_image(identity, 48, seed=number))
         names = sorted(file.name for file in path.with_suffix("").iterdir())
         assert names == [f"{k}.png" for k in range(1, 8)]
         for k, look in enumerate(other_looks(number), start=1):
-            picture = np.asarray(Image.open(path.with_suffix("") / f"{k}.png"))
-            assert np.array_equal(picture, render_avatar(identity, look, 48)[:48])
-            assert np.abs(picture.astype(int) - reference).max() > 60
+            image = np.asarray(Image.open(path.with_suffix("") / f"{k}.png"))
+            assert np.array_equal(image, render_avatar(identity, look, 48)[:48])
+            assert np.abs(image.astype(int) - reference).max() > 60
 
 
 def test_other_looks_differ_and_hide_nobody() -> None:

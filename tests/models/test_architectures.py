@@ -212,7 +212,7 @@ class TestSampling:
             theirs = stock(strip_markers(PROMPT), generator=seeded(), **given).images
             assert np.array_equal(ours, theirs), options
 
-    def test_subjects_change_the_picture_and_attention_is_seen(self, model: FastComposer) -> None:
+    def test_subjects_change_the_image_and_attention_is_seen(self, model: FastComposer) -> None:
         pipe = model.to_pipeline()
         found = [
             pipe(

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 as it is, on the CPU: a training step and a picture, inside 24 GB."""
+"""Stable Diffusion 1.5 as it is, on the CPU: a training step and an image, inside 24 GB."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ image = model.eval().to_pipeline()(
     "a man <|image|> on the beach", references=[Image.fromarray(pixels)], alpha=0.5, num_inference_steps=2,
     guidance_scale=5.0, generator=torch.Generator().manual_seed(0), output_type="np",
 ).images[0]
-facts |= {"picture_seconds": time.monotonic() - start, "shape": image.shape, "spread": float(image.std())}
+facts |= {"image_seconds": time.monotonic() - start, "shape": image.shape, "spread": float(image.std())}
 facts["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps(facts))
 """

@@ -40,7 +40,7 @@ class TestBatches:
         assert torch.equal(embeds(TWO, [[a], [c]]), embeds(TWO, [a, c]))
         assert torch.allclose(embeds(TWO, [[a, a, a], c]), embeds(TWO, [a, c]), atol=1e-5)
         first, second = (both != embeds(TWO, None))[0].any(-1).nonzero().flatten().tolist()
-        # The second subject is the same, the first between those of each picture alone.
+        # The second subject is the same, the first between those of each image alone.
         assert torch.allclose(both[0, second], embeds(TWO, [a, c])[0, second], atol=1e-5)
         assert not torch.allclose(both[0, first], embeds(TWO, [a, c])[0, first], atol=1e-4)
         assert not torch.allclose(both[0, first], embeds(TWO, [b, c])[0, first], atol=1e-4)

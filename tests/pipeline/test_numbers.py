@@ -141,7 +141,7 @@ class TestDelayedConditioning:
                 assert parameters[name].default == parameter.default
 
     @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
-    def test_subjects_and_alpha_change_the_picture(self, scheduler: str, pipe: FastComposerPipeline) -> None:
+    def test_subjects_and_alpha_change_the_image(self, scheduler: str, pipe: FastComposerPipeline) -> None:
         pipe.scheduler = SCHEDULERS[scheduler]()
         images = {
             (alpha, seed): pipe(

@@ -40,7 +40,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
 
 
@@ -68,15 +68,15 @@ def test_code_for_stable_diffusion_xl_runs_unchanged(
 def test_schedules_with_a_timestep_twice_begin_at_the_first(
     pipe: FastComposerXLPipeline, stock: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = []
+    images = []
     for each in (pipe, stock):
         # The levels of noise at the beginning are so near to each other that their timesteps are the same.
         scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_beta_sigmas=True)
         monkeypatch.setattr(each, "scheduler", scheduler)
         options = {**SIZE, "num_inference_steps": 60, "output_type": "latent"}
-        pictures.append(each("a man", generator=seeded(), **options).images)
+        images.append(each("a man", generator=seeded(), **options).images)
         assert scheduler.timesteps[0] == scheduler.timesteps[1]
-    assert torch.equal(*pictures)
+    assert torch.equal(*images)
 
 
 def test_signature_begins_with_that_of_stable_diffusion_xl() -> None:
@@ -91,9 +91,9 @@ def test_signature_begins_with_that_of_stable_diffusion_xl() -> None:
 
 
 def test_embeddings_stand_in_for_prompt_and_references(pipe: FastComposerXLPipeline) -> None:
-    expected = pipe(MAN, references=[picture()], alpha=0.5, generator=seeded(), **SIZE).images
+    expected = pipe(MAN, references=[image()], alpha=0.5, generator=seeded(), **SIZE).images
     text, negative, pooled, negative_pooled = pipe.encode_prompt(MAN)
-    fused, *_ = pipe.encode_prompt(MAN, references=[picture()])
+    fused, *_ = pipe.encode_prompt(MAN, references=[image()])
     assert text.shape == fused.shape == (1, 77, 80) and pooled.shape == (1, 40)
     found = pipe(
         prompt_embeds=text,
@@ -116,7 +116,7 @@ def test_callbacks_are_given_what_they_ask_for(pipe: FastComposerXLPipeline) -> 
         return {"add_time_ids": torch.zeros_like(tensors["add_time_ids"])}
 
     names = ["add_text_embeds", "add_time_ids", "subject_prompt_embeds"]
-    given = {**SIZE, "references": [picture()], "output_type": "latent"}
+    given = {**SIZE, "references": [image()], "output_type": "latent"}
     changed = pipe(
         MAN,
         generator=seeded(),
@@ -130,7 +130,7 @@ def test_callbacks_are_given_what_they_ask_for(pipe: FastComposerXLPipeline) -> 
 
 def test_references_go_with_one_prompt(pipe: FastComposerXLPipeline) -> None:
     with pytest.raises(ValueError, match="prompt_2: with references, both encoders must read"):
-        pipe(MAN, prompt_2="a man", references=[picture()], **SIZE)
+        pipe(MAN, prompt_2="a man", references=[image()], **SIZE)
 
 
 def test_tokenizers_must_place_subjects_alike(pipe: FastComposerXLPipeline) -> None:
@@ -143,5 +143,5 @@ def test_a_half_precision_copy_draws(pipe: FastComposerXLPipeline, tmp_path: Pat
     pipe.save_pretrained(tmp_path)
     half = FastComposerXLPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert half.fusion.dtype == torch.bfloat16
-    images = half(MAN, references=[picture()], alpha=1.0, generator=seeded(), **SIZE).images
+    images = half(MAN, references=[image()], alpha=1.0, generator=seeded(), **SIZE).images
     assert np.isfinite(images).all()

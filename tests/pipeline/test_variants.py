@@ -159,10 +159,10 @@ class TestSameAsAlone:
         arrays = pipe.sample_variants(
             ONE, variants, generator=seeded(0, 1), output_type="np", batch_size=4, **options
         )
-        pictures = pipe.sample_variants(ONE, variants, generator=seeded(0, 1), **options)
+        images = pipe.sample_variants(ONE, variants, generator=seeded(0, 1), **options)
         assert [array.shape for array in arrays.images] == [(2, 16, 16, 3)] * 2
-        assert [[p.size for p in row] for row in pictures.images] == [[(16, 16)] * 2] * 2
-        assert pictures.nsfw_content_detected == [None, None]
+        assert [[p.size for p in row] for row in images.images] == [[(16, 16)] * 2] * 2
+        assert images.nsfw_content_detected == [None, None]
         alone = pipe(
             ONE,
             references=[reference(1)],

@@ -65,7 +65,7 @@ def test_a_face_before_somebody_elses_body_stays_its_own() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_outlines_of_dark_clothes_are_those_of_an_exact_solution(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In large even parts of a picture the solver is far from done, and yet it is clear who is where.
+    # In large even parts of an image the solver is far from done, and yet it is clear who is where.
     hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     image = Image.open(hopper).convert("RGB").resize((512, 606)).crop((0, 0, 512, 512))
     faces = [np.array([170.9, 110.6, 353.5, 331.2])]

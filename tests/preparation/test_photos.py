@@ -81,7 +81,7 @@ def photo_of(path: Path) -> PhotoFile:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
-    """Whatever way a camera was held, the red corner is at the top left and the picture is wide."""
+    """Whatever way a camera was held, the red corner is at the top left and the image is wide."""
     upright = np.full((20, 30, 3), 40, np.uint8)
     upright[:8, :12] = (250, 20, 20)
     undo = {

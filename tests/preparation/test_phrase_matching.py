@@ -28,11 +28,11 @@ WORDS = {"person": ["man", "woman"]}
 
 
 def test_means_are_taken_off_only_where_everyone_finds_a_partner() -> None:
-    # The second picture fits everything better; the first phrase does, too.
+    # The second image fits everything better; the first phrase does, too.
     similarity = np.array([[0.30, 0.36], [0.20, 0.30]])
     assert greedy_pairs(similarity, np.ones((2, 2), bool)) == [(0, 1), (1, 0)]
     np.testing.assert_allclose(without_means(similarity), [[0.01, -0.01], [-0.01, 0.01]], atol=1e-9)
-    # Of three pictures one stays alone: that a picture fits nothing is what decides.
+    # Of three images one stays alone: that an image fits nothing is what decides.
     wide = np.array([[0.30, 0.20, 0.05], [0.20, 0.30, 0.16]])
     relative = without_means(wide)
     np.testing.assert_allclose(relative.mean(1), 0, atol=1e-9)
@@ -42,7 +42,7 @@ def test_means_are_taken_off_only_where_everyone_finds_a_partner() -> None:
 
 
 class _Colours:
-    """Embeds pictures by their mean colour and texts by their letters."""
+    """Embeds images by their mean colour and texts by their letters."""
 
     def embed_images(self, images: Tensor) -> Tensor:
         self.images = images
@@ -99,10 +99,10 @@ def test_segments_are_cut_out(background: str, outside: tuple[float, ...]) -> No
     ring[2:6, 4:6] = 2  # green inside the box of the red one
     scene = Scene(scene.photo, Segmentation(ring, scene.regions[:1]), scene.regions[:1], scene.phrases)
     matcher.match([scene])
-    picture = network.images[0]
-    assert picture.shape == (3, 8, 8)
-    assert picture[:, 1, 1].tolist() == [1, 0, 0]
-    assert picture[:, 4, 4].tolist() == pytest.approx(outside, abs=0.01)
+    image = network.images[0]
+    assert image.shape == (3, 8, 8)
+    assert image[:, 1, 1].tolist() == [1, 0, 0]
+    assert image[:, 4, 4].tolist() == pytest.approx(outside, abs=0.01)
 
 
 def test_noise_is_around_a_segment_and_always_the_same() -> None:
@@ -194,7 +194,7 @@ def test_what_helps_matching(capsys: pytest.CaptureFixture[str]) -> None:
     """The choices behind the defaults, each alone changed; and captions that name nothing but the class.
 
     The embedded base's CLIP was trained on captions that name skin, hair and beard. The class word alone
-    tells it next to nothing, on cut-outs and on whole pictures alike.
+    tells it next to nothing, on cut-outs and on whole images alike.
     """
     scenes = rendered(250, ["man", "woman"])
     shares = {"defaults": right_pairs(scenes)}

@@ -26,7 +26,7 @@ OUTPUT = "run"
 """Folder of a job's results, inside the one that it is called in."""
 WORLD = "world"
 """Folder of the data that it reads, beside that one: its own, because faults damage it."""
-# What a picture took: of two that share their steps one is drawn by itself if it was cut off from the other.
+# What an image took: of two that share their steps one is drawn by itself if it was cut off from the other.
 _MEASURED = {"seconds", "peak_memory_bytes", "unet_calls"}
 _STEP = re.compile(r"step=(\d+)")
 
@@ -198,7 +198,7 @@ def unvalidated(folder: Path) -> bool:
 
 
 def _scores(folder: Path) -> dict[str, Any]:
-    """Each picture and its scores; a group cut in two is drawn in other batches, so they may round."""
+    """Each image and its scores; a group cut in two is drawn in other batches, so they may round."""
     found: dict[str, Any] = dict.fromkeys(_files("*.png")(folder), True)
     for file in sorted((folder / OUTPUT).glob("*/*/scores.parquet")):
         lines = pq.read_table(file).to_pylist()

@@ -32,7 +32,7 @@ from fastcomposer.training.checkpoints import read_step
 
 @pytest.fixture
 def small_benchmark(small_base: Path, tmp_path: Path) -> list[str]:
-    """Two people of a small world, a prompt of each category, two steps a picture."""
+    """Two people of a small world, a prompt of each category, two steps an image."""
     return [
         f"model.base={judged_base(small_base, tmp_path / 'base')}",
         f"model.resolution={SIZE}",

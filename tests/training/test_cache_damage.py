@@ -48,7 +48,7 @@ def fill(stage: Make, make_trainer: Make) -> Make:
     def run(**settings: Any) -> int:
         made = stage(**settings)
         make_trainer().predict(made, return_predictions=False)
-        return made.num_pictures()
+        return made.num_images()
 
     return run
 

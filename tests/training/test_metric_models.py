@@ -86,7 +86,7 @@ def test_occlusion_changes_hidden_pixels_only() -> None:
     assert not changed[1].any()
 
 
-def test_degraded_pictures_are_pictures_again_from_the_same_seed() -> None:
+def test_degraded_images_are_images_again_from_the_same_seed() -> None:
     images = torch.rand(12, 3, 16, 16)
     for degrade in (soften, lambda x, g: jitter_colors(x, 0.3, g, grey=0.5)):
         result = degrade(images, seeded())

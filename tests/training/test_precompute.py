@@ -99,7 +99,7 @@ def test_training_from_the_cache_equals_training_without(
         assert (batch.latent_moments - other).abs().max() > 1e-3
         mirrored = [bool((m - module_cache(tmp_path, n)).abs().max() > 1e-6) for m, n in pairs(batch)]
         mixed += len(set(mirrored)) == 2
-    assert mixed >= 2  # batches with pictures both as they are and mirrored
+    assert mixed >= 2  # batches with images both as they are and mirrored
     assert cached.losses == pytest.approx(plain.losses, abs=1e-5)
     for one, other_step in zip(plain.gradients, cached.gradients, strict=True):
         assert one.keys() == other_step.keys()
@@ -166,11 +166,11 @@ def test_it_goes_on_where_it_stopped_and_renews_what_changed(
     first = fill(make_data(root=own_world))
     files = sorted((tmp_path / "cache").glob("part-*.safetensors"))
     assert [len(read_part_records(file)[0]) for file in files] == [10, 10, 4, 8]
-    assert first.num_pictures() == 32
+    assert first.num_images() == 32
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
-    assert fill(make_data(root=own_world)).num_pictures() == 0
+    assert fill(make_data(root=own_world)).num_images() == 0
     files[1].unlink()
-    assert fill(make_data(root=own_world)).num_pictures() == 10
+    assert fill(make_data(root=own_world)).num_images() == 10
     assert files[1].read_bytes() == before[files[1].name][1]
 
     changed = first.datasets[0].record_ids[20]
@@ -181,12 +181,12 @@ def test_it_goes_on_where_it_stopped_and_renews_what_changed(
     data.setup("fit")
     with pytest.raises(StaleCacheError, match=rf"{changed} has changed; .*prepare cache=.*renews it"):
         data.train_dataset[20]
-    assert fill(make_data(root=own_world)).num_pictures() == 4
+    assert fill(make_data(root=own_world)).num_images() == 4
     data = make_data(root=own_world, cache=tmp_path / "cache")
     data.setup("fit")
     assert data.train_dataset[20].text_embeds.shape == (1, 77, 32)
     assert files[0].stat().st_mtime_ns == before[files[0].name][0]
-    assert fill(make_data(root=own_world), restart=True).num_pictures() == 32
+    assert fill(make_data(root=own_world), restart=True).num_images() == 32
     assert fill(make_data(root=own_world, train_split="test", val_split=None), restart=True).parts
     assert [file.name for file in sorted((tmp_path / "cache").glob("part-*"))] == [files[0].name]
 
@@ -222,7 +222,7 @@ def test_stale_caches_are_refused_with_what_changed(
     crop[5] = (crop[5] + 9) % 256
     manifest["target"]["crop"] = crop.hex()
     (cache / "cache.json").write_text(json.dumps(manifest))
-    with pytest.raises(StaleCacheError, match="stale: crop: pictures were resized or cropped in another way"):
+    with pytest.raises(StaleCacheError, match="stale: crop: images were resized or cropped in another way"):
         make_data(cache=cache)
 
 
@@ -241,7 +241,7 @@ def test_damaged_parts_are_named_and_renewed(
         data.train_dataset[12]
     with pytest.raises(StaleCacheError, match=message):
         make_data(cache=tmp_path / "cache").setup("fit")
-    assert fill().num_pictures() == 10
+    assert fill().num_images() == 10
     assert part.read_bytes() == whole
 
 
@@ -284,7 +284,7 @@ def test_bad_records_are_left_out_and_told(
     fill: Fill, make_data: Make, own_world: Path, tmp_path: Path
 ) -> None:
     bad = "00000004"
-    record_path(own_world, bad, ".jpg").write_bytes(b"no picture")
+    record_path(own_world, bad, ".jpg").write_bytes(b"no image")
     fill(make_data(root=own_world, on_bad_record="skip"))
     ids, reasons, _ = read_part_records(tmp_path / "cache" / "part-00000.safetensors")
     assert len(ids) == 9

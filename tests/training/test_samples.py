@@ -1,4 +1,4 @@
-"""Pictures drawn while training."""
+"""Images drawn while training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcomposer.training.samples import SampleImages, SampleScore
 Make = Callable[..., Any]
 
 
-def test_samples_are_the_same_pictures_each_time(
+def test_samples_are_the_same_images_each_time(
     make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
 ) -> None:
     portraits = sorted(str(path) for path in (world / "references").glob("*.png"))
@@ -56,7 +56,7 @@ def test_missing_references_of_samples_are_named(tmp_path: Path) -> None:
             SampleImages(tmp_path, [prompt], [row], 0, {})
 
 
-def test_prompt_consistency_is_a_mean_over_pictures(
+def test_prompt_consistency_is_a_mean_over_images(
     make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
 ) -> None:
     portraits = sorted(str(path) for path in (world / "references").glob("*.png"))

@@ -18,7 +18,7 @@ from fastcomposer.cli import workspace as workspace_command
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.training.loggers import run_name
 from fastcomposer.training.wandb_artifacts import artifact_name, weights_artifact
-from fastcomposer.training.wandb_workspace import PANELS, RESULTS, SAMPLE_PICTURES, SAMPLE_ROWS, workspace
+from fastcomposer.training.wandb_workspace import PANELS, RESULTS, SAMPLE_IMAGES, SAMPLE_ROWS, workspace
 
 MINI = Path(__file__).parents[2] / "data" / "mini"
 
@@ -68,7 +68,7 @@ def run(trained: Path) -> RunFile:
 
 
 def test_an_offline_run_has_the_data_of_every_panel(run: RunFile, trained: Path) -> None:
-    assert keys("lines", "pictures", "table") <= run.history.keys()
+    assert keys("lines", "images", "table") <= run.history.keys()
     for key in keys("lines"):
         assert all(isinstance(value, float | int) for value in run.history[key]), key
         assert len(run.history[key]) >= 2, key
@@ -76,7 +76,7 @@ def test_an_offline_run_has_the_data_of_every_panel(run: RunFile, trained: Path)
     assert run.history["train/learning_rate"][0] == pytest.approx(5e-4 * 2 / 50)  # the second step's
     assert all(rate > 0 for rate in run.history["train/images_per_second"])
     folder = next(trained.glob("wandb/offline-run-*/files"))
-    for key in keys("pictures", "table"):
+    for key in keys("images", "table"):
         for entry in run.history[key]:
             for name in entry.get("filenames", [entry.get("path")]):
                 assert (folder / name).stat().st_size > 0, name
@@ -89,8 +89,8 @@ def test_the_table_has_a_row_for_each_subject(run: RunFile) -> None:
         assert table["columns"][:4] == ["reference", "prompt", "image", "attention"]
         assert len(table["data"]) == 4  # of three samples, one with two people
         for reference, prompt, image, attention, identity, consistency in table["data"]:
-            for picture in (reference, image, attention):
-                assert Image.open(files[picture["path"]]).size >= (56, 56)
+            for photo in (reference, image, attention):
+                assert Image.open(files[photo["path"]]).size >= (56, 56)
             assert "<|image|>" in prompt
             assert -1 <= identity <= 1
             assert -1 <= consistency <= 1
@@ -126,7 +126,7 @@ def test_an_evaluation_uses_the_weights_that_a_training_has_left(
         "logger=wandb",
         f"model.base={MINI}",
         f"benchmark.folder={MINI.parent / 'benchmarks' / 'mini'}",
-        f"benchmark.pictures={world / 'references'}",
+        f"benchmark.images={world / 'references'}",
         "benchmark.single.num_subjects=1",
         "benchmark.single.prompts_per_category=1",
         "benchmark.multi=null",
@@ -176,7 +176,7 @@ def test_tensorboard_shows_the_same(run: RunFile, trained: Path) -> None:
     for key in keys("lines"):
         values = [event.value for event in events.Scalars(key)]
         assert values == pytest.approx(run.history[key], rel=1e-5), key
-    assert [event.step for event in events.Images(SAMPLE_PICTURES)] == [3, 6]
+    assert [event.step for event in events.Images(SAMPLE_IMAGES)] == [3, 6]
     (first, second) = events.Tensors(f"{SAMPLE_ROWS}/text_summary")
     text = first.tensor_proto.string_val[0].decode()
     assert text.count("\n") == 5  # a head of two lines and four subjects

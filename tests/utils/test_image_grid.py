@@ -1,4 +1,4 @@
-"""Pictures made of pictures."""
+"""Images made of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcomposer.utils.provenance import read_facts
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_grid_enlarges_each_picture_to_its_place() -> None:
+def test_a_grid_enlarges_each_image_to_its_place() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (64, 64), "blue")
     sheet = grid([[red, blue], [blue]], side=20)
     assert sheet.size == (2 * 26 + 6, 2 * 26 + 6)

@@ -53,7 +53,7 @@ def test_an_end_before_its_time_is_told(clock: Clock, capsys: pytest.CaptureFixt
 
 
 def test_what_is_soon_done_need_not_be_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(tracked(range(3), "pictures", transient=True)) == [0, 1, 2]
+    assert list(tracked(range(3), "images", transient=True)) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
     assert list(tracked(iter("ab"), "letters", total=2)) == ["a", "b"]
     assert capsys.readouterr() == ("", "letters: 2/2 after 0:00:00\n")
@@ -61,7 +61,7 @@ def test_what_is_soon_done_need_not_be_told(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as rich is told that there is a terminal
-    assert list(tracked(range(3), "pictures")) == [0, 1, 2]
+    assert list(tracked(range(3), "images")) == [0, 1, 2]
     out, err = capsys.readouterr()
     assert out == ""
     assert "━" in err and "3/3" in err and "after" not in err

@@ -8,7 +8,7 @@ from fastcomposer.utils.stages import even_shares
 
 
 def test_blocks_and_their_remainders_do_not_pile_up() -> None:
-    # 84 pictures of each pair in blocks of at most 64: every second task is small.
+    # 84 images of each pair in blocks of at most 64: every second task is small.
     sizes = [64, 20] * 105
     assert [sum(sizes[number] for number in share) for share in even_shares(sizes, 2)] == [4412, 4408]
 

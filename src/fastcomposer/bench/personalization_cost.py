@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
-from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES
+from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES
 from fastcomposer.evaluation.load_results import OURS
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
@@ -30,7 +30,7 @@ _WORD = "man"
 
 @dataclass(frozen=True)
 class Projection:
-    """Time until the first picture of a new person; only the times of single steps are measured.
+    """Time until the first image of a new person; only the times of single steps are measured.
 
     Attributes:
         method: As in ``results.json``.
@@ -38,7 +38,7 @@ class Projection:
         training_steps: Of the method's recipe.
         seconds_per_sampling_step: Measured.
         sampling_steps: Of the sampler.
-        seconds_around_sampling: Measured: encoding of texts and references, decoding of the picture.
+        seconds_around_sampling: Measured: encoding of texts and references, decoding of the image.
         gradient_checkpointing: Whether the training traded time for memory, which makes its steps longer.
     """
 
@@ -57,7 +57,7 @@ class Projection:
 
     @property
     def seconds_per_image(self) -> float:
-        """Projected time of a picture."""
+        """Projected time of an image."""
         return self.seconds_around_sampling + self.seconds_per_sampling_step * self.sampling_steps
 
     @property
@@ -80,7 +80,7 @@ def project_sampling(
         pipeline: Any FastComposer; what its weights are makes no difference.
         sampler: Arguments of the pipeline call, with ``num_inference_steps``, which are projected to, and the
             scheduler.
-        resolution: Height and width of the picture in pixels.
+        resolution: Height and width of the image in pixels.
         repeats: Sampling steps to measure, at least 1.
     """
     _check(repeats)
@@ -108,27 +108,25 @@ def project_sampling(
 def project_training(module: PersonalizationModule, drawing: Projection, repeats: int = 3) -> Projection:
     """Measure training steps of a fine-tuning method, the optimizer's part among them.
 
-    Pictures are noise, those of the class too: what they show makes no difference.
+    Images are noise, those of the class too: what they show makes no difference.
 
     Args:
         module: The method, which is trained for some steps and cannot be used afterwards.
-        drawing: Of FastComposer over the same base: a picture takes a fine-tuned base as long.
+        drawing: Of FastComposer over the same base: an image takes a fine-tuned base as long.
         repeats: Training steps to measure, at least 1.
     """
     _check(repeats)
     timer = _StepTimer()
     with tempfile.TemporaryDirectory() as folder, quietly():
-        people = (ReferenceSet("somebody", _WORD, _write_pictures(Path(folder), module.pictures.resolution)),)
-        if module.class_pictures is not None:
-            module.class_pictures = replace(
-                module.class_pictures, folder=folder, count=module.pictures.batch_size
-            )
-            side = module.pictures.resolution
-            place = module.class_pictures.place(_WORD, module.fingerprint, side)
-            module.class_pictures.draw(_draw_noise, _WORD, place, side)
+        people = (ReferenceSet("somebody", _WORD, _write_images(Path(folder), module.images.resolution)),)
+        if module.class_images is not None:
+            module.class_images = replace(module.class_images, folder=folder, count=module.images.batch_size)
+            side = module.images.resolution
+            place = module.class_images.place(_WORD, module.fingerprint, side)
+            module.class_images.draw(_draw_noise, _WORD, place, side)
         # One step more: the first is not counted.
         trainer = L.Trainer(accelerator="auto", devices=1, max_steps=repeats + 1, callbacks=[timer], **QUIET)
-        trainer.fit(module, PortraitDataModule(people, module.pictures, seed=0))
+        trainer.fit(module, PortraitDataModule(people, module.images, seed=0))
     return replace(
         drawing,
         method=module.method,
@@ -163,15 +161,15 @@ def _noise(side: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8)
 
 
-def _write_pictures(folder: Path, side: int) -> tuple[Path, ...]:
-    files = tuple(folder / f"{number}.png" for number in range(NUM_TUNING_PICTURES))
+def _write_images(folder: Path, side: int) -> tuple[Path, ...]:
+    files = tuple(folder / f"{number}.png" for number in range(NUM_TUNING_IMAGES))
     for number, file in enumerate(files):
         Image.fromarray(_noise(side, number)).save(file)
     return files
 
 
 def _draw_noise(prompts: Sequence[str], *, height: int, **_: Any) -> SimpleNamespace:
-    """Stands where the base would draw pictures of the class."""
+    """Stands where the base would draw images of the class."""
     return SimpleNamespace(images=[Image.fromarray(_noise(height)) for _ in prompts])
 
 

@@ -1,4 +1,4 @@
-"""The loader's plain twin: the recipe in the order it is told, each step on the whole picture.
+"""The loader's plain twin: the recipe in the order it is told, each step on the whole image.
 
 It is what the loader is measured against and tested against, and nothing else uses it.
 """
@@ -23,7 +23,7 @@ from fastcomposer.prompt import parse_prompt, place_markers
 
 
 class _Zoom(v2.Transform):
-    """Enlarge a picture and keep the top square of one taller than wide."""
+    """Enlarge an image and keep the top square of one taller than wide."""
 
     def __init__(self, largest: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def plain_augmentation(settings: ReferenceAugmentation | None, size: int) -> v2.
 
 
 def plain_sample(dataset: SubjectDataset, index: int, augmentation: v2.Transform) -> SubjectBatch:
-    """Load a sample whose subjects all fit, with references out of its own picture.
+    """Load a sample whose subjects all fit, with references out of its own image.
 
     Args:
         dataset: Where the records and the sizes come from.
@@ -103,10 +103,10 @@ def _cut_out(image: Tensor, mask: Tensor, segment: Segment) -> Tensor:
     return torch.where(mask.bool(), image, noise)[:, max(y1, 0) : y2, max(x1, 0) : x2]
 
 
-def _square(picture: Tensor, side: int, interpolation: InterpolationMode) -> Tensor:
-    height, width = picture.shape[-2:]
+def _square(image: Tensor, side: int, interpolation: InterpolationMode) -> Tensor:
+    height, width = image.shape[-2:]
     if height > width:
-        picture, width = pad_to_square(picture), height
-    resized = tvf.resize(picture, [side, side * width // height], interpolation, antialias=True)
+        image, width = pad_to_square(image), height
+    resized = tvf.resize(image, [side, side * width // height], interpolation, antialias=True)
     left = (resized.shape[-1] - side) // 2
     return resized[..., left : left + side]

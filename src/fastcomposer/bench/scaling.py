@@ -181,7 +181,7 @@ def measure_step(model: FastComposer, batch: SubjectBatch, repeats: int) -> tupl
 
 
 def noise_batch(model: FastComposer, resolution: int, reference_size: int, size: int) -> SubjectBatch:
-    """Make a batch of noise with one subject in each picture."""
+    """Make a batch of noise with one subject in each image."""
     generator = Generator().manual_seed(0)
     slots = model.fusion.config.max_subjects or 1
     masks = torch.zeros(size, slots, resolution, resolution)

@@ -42,7 +42,7 @@ def time_scenes(watch: Stopwatch, scenes: AvatarScenes, workers: int, number: in
 
 
 def write_large_records(root: Path, number: int, side: int) -> None:
-    """Write pictures of two people, made of a photograph that matplotlib ships."""
+    """Write images of two people, made of a photograph that matplotlib ships."""
     import matplotlib
 
     photograph = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -60,22 +60,22 @@ def write_large_records(root: Path, number: int, side: int) -> None:
     segments = tuple(Segment(i + 1, box, (5, 17)[i], "person") for i, box in enumerate(boxes))
     names = [f"{place:07d}" for place in range(number)]
     for place, name in enumerate(names):
-        picture = Image.new("RGB", (side, side))
+        image = Image.new("RGB", (side, side))
         for corner in range(4):
-            picture.paste(tiles[place >> corner & 1], (corner % 2 * half, corner // 2 * half))
-        write_record(root, Record(name, "a man and a woman", segments), picture, segment_map)
+            image.paste(tiles[place >> corner & 1], (corner % 2 * half, corner // 2 * half))
+        write_record(root, Record(name, "a man and a woman", segments), image, segment_map)
         # Colours at half the resolution, as cameras and the web save them; our own records keep them whole.
-        picture.save(record_path(root, name, ".jpg"), quality=90)
+        image.save(record_path(root, name, ".jpg"), quality=90)
     write_ids(root, "train", names)
 
 
 def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int = 1024) -> None:
-    """Time samples of square pictures on one core, against the plain order.
+    """Time samples of square images on one core, against the plain order.
 
     Args:
         watch: Keeps the figures.
         tokenizer: CLIP tokenizer.
-        records: Number of pictures.
+        records: Number of images.
         side: Their height and width in pixels.
     """
     threads = torch.get_num_threads()

@@ -29,7 +29,7 @@ class Speed:
         unit: What is counted, ``…/s`` or ``s``.
         share_of_peak: Achieved FLOP/s over those of a large matrix product of the same data type.
         peak_memory_bytes: Most memory that a process of its own held.
-        unet_calls: Times that pictures went through the U-Net, each with or without its partner for guidance.
+        unet_calls: Times that images went through the U-Net, each with or without its partner for guidance.
     """
 
     suite: str

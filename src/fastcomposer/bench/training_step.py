@@ -64,7 +64,7 @@ class StepSettings:
         )
 
     def batch(self) -> SubjectBatch:
-        """Make a batch of noise, with two subjects side by side in each picture."""
+        """Make a batch of noise, with two subjects side by side in each image."""
         generator = Generator().manual_seed(0)
         count, slots, side = self.batch_size, self.max_subjects, self.resolution
         size = self.image_encoder["image_size"]
@@ -132,7 +132,7 @@ class StepBench:
         self.batches = {False: settings.batch()}
         with torch.no_grad():
             moments = torch.cat(  # one by one, for a small peak
-                [self.model.encode_moments(picture[None]) for picture in self.batches[False].pixel_values]
+                [self.model.encode_moments(image[None]) for image in self.batches[False].pixel_values]
             )
             text = encode_text(self.model.text_encoder, self.batches[False].input_ids)
         self.batches[True] = self.batches[False].replace(latent_moments=moments, text_embeds=text)

@@ -34,7 +34,7 @@ def measure(config: DictConfig) -> None:
     from fastcomposer.utils.progress import tracked
 
     data = instantiate(config.data.module)
-    table = Table("checkpoint", "attention inside the mask", "mask's share of the picture", "subjects")
+    table = Table("checkpoint", "attention inside the mask", "mask's share of the image", "subjects")
     results = {}
     for checkpoint in config.checkpoints:
         model = load_trained_model(config.model, checkpoint)

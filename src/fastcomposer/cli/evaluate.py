@@ -67,7 +67,7 @@ def measure_scores(config: DictConfig) -> float | None:
         distances.check_others(output, folders)
     loggers = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
     trainer = instantiate(config.trainer)
-    # Whatever precision pictures are drawn in, they are judged in full.
+    # Whatever precision images are drawn in, they are judged in full.
     judge = instantiate(config.trainer, precision="32-true")
     runs: list[Any] = []
     while methods:  # one at a time in memory
@@ -92,7 +92,7 @@ def measure_scores(config: DictConfig) -> float | None:
     log_scores(config, loggers, rows, file)
     show_scores(rows)
     print(file)
-    conclude({"scores": file, "pictures and their scores": output})
+    conclude({"scores": file, "images and their scores": output})
     return None if objective is None else objective(rows)
 
 

@@ -1,4 +1,4 @@
-"""Draw pictures: ``fastcomposer generate checkpoint=… prompt=… references=[…]``."""
+"""Draw images: ``fastcomposer generate checkpoint=… prompt=… references=[…]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcomposer.cli.common import command, trained_pipeline
 from fastcomposer.prompt import check_references, strip_markers
 from fastcomposer.utils.texts import given_overrides, plain
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @command("generate", free_text="prompt")
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
 
         drawn_from = recall(config, given_overrides(HydraConfig.get()))
     if config.prompt is None:
-        raise ValueError("prompt: say what the picture should show, or name a picture in settings")
+        raise ValueError("prompt: say what the image should show, or name an image in settings")
     references = reference_files(config.references)
     if references:
         check_references(config.prompt, len(references))
@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
         check_backend(config.compile)
 
     from fastcomposer.utils.image_grid import grid
-    from fastcomposer.utils.provenance import picture_text
+    from fastcomposer.utils.provenance import image_text
     from fastcomposer.utils.settings import file_digest
 
     pipeline = trained_pipeline(config, scheduler)
@@ -62,42 +62,40 @@ def main(config: DictConfig) -> None:
     ).images
     digests = [[file_digest(Path(file)) for file in files] for files in references]
     if drawn_from not in (None, digests):
-        print(f"{config.settings} was drawn from other reference pictures", file=sys.stderr)
+        print(f"{config.settings} was drawn from other reference images", file=sys.stderr)
     settings = {**settings, "reference_digests": digests}
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "_", strip_markers(config.prompt)).strip("_")[:60]
     for seed, image in zip(seeds, images, strict=True):
         file = output / f"{name}_{seed}.png"
-        image.save(file, pnginfo=picture_text({**settings, "num_images": 1, "seed": seed}))
+        image.save(file, pnginfo=image_text({**settings, "num_images": 1, "seed": seed}))
         print(file)
     sheet = output / f"{name}_sheet.png"
     shown = [Image.open(file) for files in references for file in files]
-    grid([[*shown, *images]]).save(sheet, pnginfo=picture_text(settings))
+    grid([[*shown, *images]]).save(sheet, pnginfo=image_text(settings))
     print(sheet)
-    conclude({"pictures, each with its settings inside": output})
+    conclude({"images, each with its settings inside": output})
 
 
 def reference_files(references: str | Sequence[Any]) -> list[list[str]]:
     """Find the files of each subject's references.
 
     Args:
-        references: For each subject a file, a folder of pictures of that person, or a list of files; one file
+        references: For each subject a file, a folder of images of that person, or a list of files; one file
             or folder alone is one subject.
 
     Raises:
-        FileNotFoundError: If a file does not exist, or a folder has no picture.
+        FileNotFoundError: If a file does not exist, or a folder has no image.
     """
     subjects = [references] if isinstance(references, str) else references
     found = []
     for entry in subjects:
         files = [entry] if isinstance(entry, str) else [str(file) for file in entry]
         if isinstance(entry, str) and (folder := Path(entry)).is_dir():
-            files = sorted(str(file) for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+            files = sorted(str(file) for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
             if not files:
-                raise FileNotFoundError(
-                    f"references: folder {folder} has no picture ({', '.join(_PICTURES)})"
-                )
+                raise FileNotFoundError(f"references: folder {folder} has no image ({', '.join(_IMAGES)})")
         found.append(files)
     missing = [file for files in found for file in files if not Path(file).is_file()]
     if missing:

@@ -121,7 +121,7 @@ def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | No
             OmegaConf.update(config, path, as_data(entry), merge=False, force_add=True)
     if digests and not config.references:
         raise ValueError(
-            f"{config.settings} holds no reference pictures: references=[…], {len(digests)} of them"
+            f"{config.settings} holds no reference images: references=[…], {len(digests)} of them"
         )
     return digests
 

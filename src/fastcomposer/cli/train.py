@@ -110,7 +110,7 @@ def train(config: DictConfig) -> float | None:
             "weights": config.export,
             "checkpoints": run_dir / "checkpoints",
             "losses": run_dir / "logs" / "metrics.csv",
-            "pictures drawn on the way": run_dir / "samples",
+            "images drawn on the way": run_dir / "samples",
             "TensorBoard's log": run_dir / "tensorboard",
             "configuration": run_dir / ".hydra" / "config.yaml",
         }

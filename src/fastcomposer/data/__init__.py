@@ -9,5 +9,5 @@ In the order in which a sample comes to be:
 - loaders: ``order``, ``datamodule``, ``streaming`` from shards
 - the mini world: ``avatars``, ``scenery``, ``scenes``, ``prepare``; ``bank`` and ``portraits`` load it for
   other trainings
-- what users hand in: ``reference`` pictures; ``photos/`` makes records of photos
+- what users hand in: ``reference`` images; ``photos/`` makes records of photos
 """

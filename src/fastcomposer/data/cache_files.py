@@ -219,9 +219,9 @@ def naming_damage(file: Path) -> Iterator[None]:
         raise StaleCacheError(f"{file} is damaged ({error}); {renewal(file.parent)} renews it") from None
 
 
-def content_digest(picture_file: bytes, caption: str) -> bytes:
+def content_digest(image_file: bytes, caption: str) -> bytes:
     """Digest (16 bytes) of what moments and states of a record are made from."""
-    digest = hashlib.blake2b(picture_file, digest_size=16)
+    digest = hashlib.blake2b(image_file, digest_size=16)
     digest.update(caption.encode())
     return digest.digest()
 
@@ -233,12 +233,12 @@ def describe_target(
     reference_size: int,
     labels: Collection[str] | None,
 ) -> dict[str, Any]:
-    """Describe how targets are made: the resolution, the crop, and at which size pictures are decoded.
+    """Describe how targets are made: the resolution, the crop, and at which size images are decoded.
 
-    The crop is a few pixels of what becomes of two noise pictures: these tell other ways to crop and to
+    The crop is a few pixels of what becomes of two noise images: these tell other ways to crop and to
     resize apart, also such as have no setting.
 
-    The arguments are those of :class:`~fastcomposer.data.dataset.SubjectDataset`; at which size a picture is
+    The arguments are those of :class:`~fastcomposer.data.dataset.SubjectDataset`; at which size an image is
     decoded depends on them.
     """
     side, rng = transform.resolution, np.random.default_rng(0)
@@ -368,7 +368,7 @@ def target_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         np.frombuffer(bytes.fromhex(side["crop"]), np.uint8).astype(int) for side in (stored, wanted)
     )
     same = one.shape == other.shape and bool((abs(one - other) <= _PROBE_TOLERANCE).all())
-    return [] if same else ["crop: pictures were resized or cropped in another way"]
+    return [] if same else ["crop: images were resized or cropped in another way"]
 
 
 def renewal(folder: str | Path) -> str:

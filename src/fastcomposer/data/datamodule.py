@@ -64,7 +64,7 @@ class SubjectDataModule(LightningDataModule):
         min_subjects: Leave out records with fewer such segments.
         flip: Probability of mirroring the target in training.
         augmentation: Augmentation of the references in training; ``None`` for none.
-        scaled_decoding: Decode large pictures at a part of their size, see
+        scaled_decoding: Decode large images at a part of their size, see
             :class:`~fastcomposer.data.dataset.SubjectDataset`.
         on_bad_record: ``raise`` or ``skip``.
         cache: Folder of precomputed VAE moments and text states; ``None`` computes them in every step.

@@ -67,7 +67,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         share: How much of the remaining records to take, from the first one on; in (0, 1].
         flip: Probability of mirroring the target.
         augmentation: Augmentation of the references; ``None`` for none.
-        scaled_decoding: Decode pictures that are twice as large as needed, or more, at a half, quarter or
+        scaled_decoding: Decode images that are twice as large as needed, or more, at a half, quarter or
             eighth of their size; the result differs from decoding them whole by about a level of 255.
         on_bad_record: ``raise``, or ``skip`` to put the next good record in its place.
         records: Where records are read from, if not from the folder itself.
@@ -200,7 +200,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         raise RecordError(f"{self.root}: no record of split {self.split!r} is readable")
 
     def _reduction(self, record: Record, height: int, width: int) -> int:
-        """Return the factor by which the picture of a sample may be shrunk."""
+        """Return the factor by which the image of a sample may be shrunk."""
         factor = self.target_transform.reduction(height)
         if self.reference == "other_image":  # the few references out of the target itself are read anew
             return factor
@@ -268,14 +268,14 @@ class SubjectDataset(Dataset[SubjectBatch]):
         if loaded is None:
             return None
         pixels, chosen = self._compose(loaded, place, flip=False)
-        digest = content_digest(loaded.picture_file, loaded.record.caption)
+        digest = content_digest(loaded.image_file, loaded.record.caption)
         return Target(loaded.record.record_id, digest, pixels, chosen.prompt.input_ids)
 
     def digest(self, place: int) -> bytes | None:
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
         record_id = self.record_ids[place]
         try:
-            return content_digest(*self.index.picture_and_caption(record_id))
+            return content_digest(*self.index.image_and_caption(record_id))
         except (RecordError, OSError):
             return None
 

@@ -1,6 +1,6 @@
 """Transforms of torchvision with the same random numbers and the same result, in a fraction of the time.
 
-They work on one (3, h, w) uint8 picture. Sums of other order round otherwise now and then, by one of 255
+They work on one (3, h, w) uint8 image. Sums of other order round otherwise now and then, by one of 255
 levels.
 """
 
@@ -35,7 +35,7 @@ class SeparableBlur(v2.GaussianBlur):
     """torchvision's Gaussian blur, by rows and then by columns."""
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        """Blur a (3, h, w) uint8 picture."""
+        """Blur a (3, h, w) uint8 image."""
         radius = self.kernel_size[0] // 2
         weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / params["sigma"][0]) ** 2)
         kernel = (weights / weights.sum()).tolist()
@@ -78,7 +78,7 @@ class QuickColorJitter(v2.ColorJitter):
     """torchvision's change of brightness, contrast, saturation and hue, the hue without a table of cases."""
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        """Change a picture's colours in the order drawn."""
+        """Change an image's colours in the order drawn."""
         for step in params["fn_idx"].tolist():
             if step == 3 and params["hue_factor"] is not None:
                 inpt = shift_hue(inpt, params["hue_factor"])
@@ -87,9 +87,9 @@ class QuickColorJitter(v2.ColorJitter):
         return inpt
 
 
-def shift_hue(picture: Tensor, factor: float) -> Tensor:
-    """Turn the hues of a (3, h, w) uint8 picture by ``factor`` of the circle, in [-0.5, 0.5]."""
-    colours = picture.float()
+def shift_hue(image: Tensor, factor: float) -> Tensor:
+    """Turn the hues of a (3, h, w) uint8 image by ``factor`` of the circle, in [-0.5, 0.5]."""
+    colours = image.float()
     low, high = torch.aminmax(colours, dim=0)
     span = high - low
     red, green, blue = colours

@@ -57,8 +57,8 @@ class RecordTable:
         """Read the files of a record."""
         raise NotImplementedError
 
-    def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
-        """Read the content of a record's picture file, and its caption."""
+    def image_and_caption(self, record_id: str) -> tuple[bytes, str]:
+        """Read the content of a record's image file, and its caption."""
         raise NotImplementedError
 
     def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
@@ -131,7 +131,7 @@ class RecordIndex(RecordTable):
         """See :class:`RecordTable`."""
         return read_files(self.root, record_id)
 
-    def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
+    def image_and_caption(self, record_id: str) -> tuple[bytes, str]:
         """See :class:`RecordTable`."""
         caption = read_json(self.root, record_id).caption
         return record_path(self.root, record_id, ".jpg").read_bytes(), caption

@@ -13,7 +13,7 @@ from fastcomposer.data.record import Segment, record_error
 
 
 def clamp_box(bbox: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the part of an x1, y1, x2, y2 box that lies inside a picture."""
+    """Return the part of an x1, y1, x2, y2 box that lies inside an image."""
     x1, y1, x2, y2 = bbox
     return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
 
@@ -25,7 +25,7 @@ def check_pixels(
     path: Path,
     labels: Collection[str] | None,
 ) -> None:
-    """Check the segment map against the picture's height and width and against the segments."""
+    """Check the segment map against the image's height and width and against the segments."""
     map_path = path.with_suffix(".npy")
     if segment_map.ndim != 2 or segment_map.dtype.kind not in "iu":
         found = f"{segment_map.dtype} of shape {segment_map.shape}"
@@ -80,7 +80,7 @@ def reduction_for(size: int, needed: int) -> int:
 def decode_image(
     content: bytes, path: Path, reduction: Callable[[int, int], int] | None = None
 ) -> tuple[np.ndarray, tuple[int, int], int]:
-    """Decode a picture.
+    """Decode a photo.
 
     Args:
         content: Of a JPEG file; what is not JPEG inside is decoded whole.
@@ -104,30 +104,30 @@ def decode_image(
             possible = 1 < factor <= min(height, width)
             if not possible or image.draft("RGB", (width // factor, height // factor)) is None:
                 factor = 1
-            picture = image if image.mode == "RGB" else eight_bit(image).convert("RGB")
-            return np.array(picture), (height, width), factor
+            photo = image if image.mode == "RGB" else eight_bit(image).convert("RGB")
+            return np.array(photo), (height, width), factor
     except Exception as error:  # damaged bytes may raise anything in a decoder
         raise record_error(path, "image", f"unreadable: {error}") from None
 
 
-def eight_bit(picture: Image.Image) -> Image.Image:
-    """Bring a picture of 16 bits a channel to 8; Pillow would make white of all that is brighter than 255.
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Bring an image of 16 bits a channel to 8; Pillow would make white of all that is brighter than 255.
 
     Raises:
         ValueError: If its pixels are floating-point numbers, of which nobody says what is white.
     """
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ValueError("pixels are floating-point numbers")
-    if not picture.mode.startswith("I"):
-        return picture
-    values = np.asarray(picture).astype(np.int64)
-    if picture.mode.startswith("I;16") or values.max(initial=0) > 255:
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if image.mode.startswith("I;16") or values.max(initial=0) > 255:
         values = (values + 128) // 257
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Read a whole picture file; of an animation, the first picture.
+def open_image(path: Path) -> Image.Image:
+    """Read a whole image file; of an animation, the first image.
 
     Of more than 179 million pixels (twice ``PIL.Image.MAX_IMAGE_PIXELS``) none is read.
 
@@ -139,7 +139,7 @@ def open_picture(path: Path) -> Image.Image:
             opened.load()
         return eight_bit(opened)
     except Exception as error:  # damaged bytes may raise anything in a decoder
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def decode_map(content: bytes, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A handful of pictures of one person, or of each of several: what fine-tuning methods learn from."""
+"""A handful of images of one person, or of each of several: what fine-tuning methods learn from."""
 
 from __future__ import annotations
 
@@ -18,59 +18,59 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms.v2 import functional as tvf
 
-from fastcomposer.data.pixels import open_picture
+from fastcomposer.data.pixels import open_image
 from fastcomposer.data.transforms import pad_to_square
 
 View = Literal["far", "whole", "close"]
-"""How large the person is in a picture; captions say so."""
+"""How large the person is in an image; captions say so."""
 _FAR, _CLOSE = 0.6, 1.0
 _NAME = re.compile(r"\w[\w-]*")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_EXAMPLE = "data.people={adam:{word:man,pictures:photos/adam}}"
+_EXAMPLE = "data.people={adam:{word:man,images:photos/adam}}"
 
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """Pictures of one person.
+    """Images of one person.
 
     Attributes:
         name: Stands in the person's token and in file names: letters, digits, ``_`` and ``-``.
         word: Class word, such as ``man``.
-        pictures: Files. What is transparent in them is background.
+        images: Files. What is transparent in them is background.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If the name or the class word is none, or there is no picture.
+        ValueError: If the name or the class word is none, or there is no image.
     """
 
     name: str
     word: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pictures", tuple(Path(file) for file in self.pictures))
+        object.__setattr__(self, "images", tuple(Path(file) for file in self.images))
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"data.people: {self.name!r} is no name of letters, digits, _ and -")
         if not isinstance(self.word, str) or not re.fullmatch(r"\w[\w '-]*", self.word):
             raise ValueError(
                 f"data.people.{self.name}.word={self.word!r}: the class word is wanted, such as man"
             )
-        if not self.pictures:
-            raise ValueError(f"data.people.{self.name}.pictures: no picture")
-        missing = [str(file) for file in self.pictures if not file.is_file()]
+        if not self.images:
+            raise ValueError(f"data.people.{self.name}.images: no image")
+        missing = [str(file) for file in self.images if not file.is_file()]
         if missing:
-            raise FileNotFoundError(f"data.people.{self.name}.pictures: no such file: {', '.join(missing)}")
+            raise FileNotFoundError(f"data.people.{self.name}.images: no such file: {', '.join(missing)}")
 
 
 @dataclass(frozen=True)
 class PortraitSettings:
-    """How pictures are drawn in a step.
+    """How images are drawn in a step.
 
     Attributes:
         resolution: Height and width in pixels.
-        batch_size: Pictures in a batch; all of one person.
+        batch_size: Images in a batch; all of one person.
         flip: Probability of mirroring.
-        scales: Smallest and largest enlargement, drawn uniformly; ``None`` leaves all pictures as they are
+        scales: Smallest and largest enlargement, drawn uniformly; ``None`` leaves all images as they are
             (Kumari et al. 2023, appendix: 0.4 to 1.4).
 
     Raises:
@@ -84,26 +84,26 @@ class PortraitSettings:
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution % 8:
-            raise ValueError(f"method.pictures.resolution={self.resolution}: a positive multiple of 8")
+            raise ValueError(f"method.images.resolution={self.resolution}: a positive multiple of 8")
         if self.batch_size < 1:
-            raise ValueError(f"method.pictures.batch_size={self.batch_size}: at least 1")
+            raise ValueError(f"method.images.batch_size={self.batch_size}: at least 1")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"method.pictures.flip={self.flip}: a probability between 0 and 1")
+            raise ValueError(f"method.images.flip={self.flip}: a probability between 0 and 1")
         if self.scales is not None:
             object.__setattr__(self, "scales", tuple(self.scales))
             if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
                 raise ValueError(
-                    f"method.pictures.scales={list(self.scales)}: the smallest and the largest, or null"
+                    f"method.images.scales={list(self.scales)}: the smallest and the largest, or null"
                 )
 
 
 @dataclass(frozen=True)
 class PortraitBatch:
-    """Pictures of one person.
+    """Images of one person.
 
     Attributes:
         pixel_values: (B, 3, R, R) float in [-1, 1].
-        masks: (B, 1, R, R) float; 1 where the picture is, 0 around one that was made smaller.
+        masks: (B, 1, R, R) float; 1 where the image is, 0 around one that was made smaller.
         views: B sizes of the person.
         person: Which of the reference sets, from 0.
     """
@@ -117,7 +117,7 @@ class PortraitBatch:
         return len(self.pixel_values)
 
     def to(self, device: torch.device | str, **how: Any) -> PortraitBatch:
-        """Move the pictures to a device."""
+        """Move the images to a device."""
         return replace(
             self, pixel_values=self.pixel_values.to(device, **how), masks=self.masks.to(device, **how)
         )
@@ -127,7 +127,7 @@ def reference_sets(people: Mapping[str, Mapping[str, Any]] | None) -> tuple[Refe
     """Read who is to be learned from a configuration.
 
     Args:
-        people: Name to ``word`` and ``pictures``: files, or a folder whose pictures are taken in the order
+        people: Name to ``word`` and ``images``: files, or a folder whose images are taken in the order
             of their names.
 
     Raises:
@@ -138,32 +138,32 @@ def reference_sets(people: Mapping[str, Mapping[str, Any]] | None) -> tuple[Refe
         raise ValueError(f"data.people: nobody; such as {_EXAMPLE}")
     sets = []
     for name, person in people.items():
-        if not isinstance(person, Mapping) or set(person) != {"word", "pictures"}:
-            raise ValueError(f"data.people.{name}: word and pictures are wanted, such as {_EXAMPLE}")
-        files = person["pictures"]
+        if not isinstance(person, Mapping) or set(person) != {"word", "images"}:
+            raise ValueError(f"data.people.{name}: word and images are wanted, such as {_EXAMPLE}")
+        files = person["images"]
         if isinstance(files, str | Path):
             folder = Path(files).expanduser()
             if not folder.is_dir():
-                raise FileNotFoundError(f"data.people.{name}.pictures={files}: there is no such folder")
+                raise FileNotFoundError(f"data.people.{name}.images={files}: there is no such folder")
             files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
         sets.append(ReferenceSet(str(name), person["word"], tuple(files)))
     return tuple(sets)
 
 
 def read_square(file: Path, size: int) -> Tensor:
-    """Read a picture as a square: transparent ones padded, so that nobody is cut; others cut at the centre.
+    """Read an image as a square: transparent ones padded, so that nobody is cut; others cut at the centre.
 
     Args:
-        file: The picture; its EXIF orientation is honoured.
+        file: The image; its EXIF orientation is honoured.
         size: Height and width of the result in pixels.
 
     Returns:
         (4, size, size) float in [0, 1]: colours multiplied by opacity, and opacity.
 
     Raises:
-        ValueError: If the file is no picture, or transparent everywhere.
+        ValueError: If the file is no image, or transparent everywhere.
     """
-    upright = ImageOps.exif_transpose(open_picture(file)).convert("RGBA")
+    upright = ImageOps.exif_transpose(open_image(file)).convert("RGBA")
     pixels = torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 255
     opacity = pixels[3:]
     if not opacity.any():
@@ -175,12 +175,12 @@ def read_square(file: Path, size: int) -> Tensor:
 
 
 class Portraits:
-    """Draws from people's pictures; the same step always gives the same batch.
+    """Draws from people's images; the same step always gives the same batch.
 
     The person changes from step to step. What is transparent becomes a plain colour, another one each time.
 
     Args:
-        people: Whose pictures.
+        people: Whose images.
         settings: How they are drawn.
         seed: Of all draws.
     """
@@ -190,7 +190,7 @@ class Portraits:
         # Large enough for the largest enlargement.
         largest = max(1.0, settings.scales[1]) if settings.scales else 1.0
         size = round(settings.resolution * largest)
-        self.squares = [torch.stack([read_square(file, size) for file in p.pictures]) for p in people]
+        self.squares = [torch.stack([read_square(file, size) for file in p.images]) for p in people]
 
     def draw(self, step: int, rank: int = 0) -> PortraitBatch:
         """Draw the batch of a step for one process."""
@@ -230,15 +230,15 @@ class _Endless(IterableDataset[PortraitBatch]):
 
 
 class PortraitDataModule(L.LightningDataModule):
-    """Endless seeded batches of people's pictures.
+    """Endless seeded batches of people's images.
 
     Args:
         people: Who is to be learned.
-        settings: How pictures are drawn, which the method says.
+        settings: How images are drawn, which the method says.
         seed: Of all draws.
 
     Raises:
-        ValueError: If two people have one name, or the method does not learn from a few pictures.
+        ValueError: If two people have one name, or the method does not learn from a few images.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class PortraitDataModule(L.LightningDataModule):
         super().__init__()
         if settings is None:
             raise ValueError(
-                "data: a few pictures of a person are for method=textual_inversion, dreambooth or "
+                "data: a few images of a person are for method=textual_inversion, dreambooth or "
                 "custom_diffusion (or mini_...)"
             )
         names = [person.name for person in people]

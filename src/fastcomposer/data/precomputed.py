@@ -123,8 +123,8 @@ class StateCache:
             self._open[number] = _OpenPart(part_file(self.folder, number))
         part = self._open[number]
         tables = part.tables
-        if tables.digests[row].tobytes() != content_digest(loaded.picture_file, loaded.record.caption):
-            self._refuse([f"picture or caption of record {record_id} has changed"])
+        if tables.digests[row].tobytes() != content_digest(loaded.image_file, loaded.record.caption):
+            self._refuse([f"image or caption of record {record_id} has changed"])
         caption = int(tables.captions[row])
         if tables.input_ids[caption].tolist() != list(input_ids):
             self._refuse([f"the tokens of record {record_id} have changed"], restart(self.folder))

@@ -16,7 +16,7 @@ class Segment:
 
     Attributes:
         id: Value of its pixels in the segment map.
-        bbox: x1, y1, x2, y2 in pixels, the second corner exclusive; may reach beyond the picture.
+        bbox: x1, y1, x2, y2 in pixels, the second corner exclusive; may reach beyond the image.
         end: Character offset in the caption just after the segment's word, where the marker goes.
         label: Class name (``coco_label`` on disk).
         identity: Name shared by the segments, in any record, that show the same individual.
@@ -54,14 +54,14 @@ class LoadedRecord:
         record: The JSON part.
         image: (ceil(H / r), ceil(W / r), 3) uint8 RGB.
         segment_map: (H, W) integers, pixel = segment id.
-        picture_file: Content of the picture's file.
-        reduction: The factor r by which the picture was shrunk when it was decoded: 1, 2, 4 or 8.
+        image_file: Content of the image's file.
+        reduction: The factor r by which the image was shrunk when it was decoded: 1, 2, 4 or 8.
     """
 
     record: Record
     image: np.ndarray
     segment_map: np.ndarray
-    picture_file: bytes
+    image_file: bytes
     reduction: int = 1
 
 

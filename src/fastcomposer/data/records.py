@@ -3,7 +3,7 @@
 A data folder holds id lists and one triple of files per record (docs/method.md, Files)::
 
     <root>/image_ids_train.txt, image_ids_test.txt, image_ids.txt      one id a line
-    <root>/<first five characters of id>/<id>.jpg                      the picture
+    <root>/<first five characters of id>/<id>.jpg                      the image
     <root>/<first five characters of id>/<id>.npy                      2-D integer map, pixel = segment id
     <root>/<first five characters of id>/<id>.json                     caption and segments
 
@@ -116,14 +116,14 @@ def write_record(
     Raises:
         RecordError: If what was given would not read back.
     """
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    photo = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     json_path = record_path(root, record.record_id, ".json")
     _check_id(json_path, record.record_id, "id")
     content = _to_json(record)
     parse_record(json.loads(content), json_path, record.record_id)
     npy_path = json_path.with_suffix(".npy")
     segment_map = np.asarray(segment_map)
-    check_pixels(record.segments, (picture.height, picture.width), segment_map, json_path, None)
+    check_pixels(record.segments, (photo.height, photo.width), segment_map, json_path, None)
     low, high = int(segment_map.min(initial=0)), int(segment_map.max(initial=0))
     dtype = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
 
@@ -131,7 +131,7 @@ def write_record(
     json_path.unlink(missing_ok=True)  # an older record of this name is incomplete from here on
     write_atomically(
         json_path.with_suffix(".jpg"),
-        lambda file: picture.save(file, format="JPEG", quality=quality, subsampling=0),
+        lambda file: photo.save(file, format="JPEG", quality=quality, subsampling=0),
     )
     write_atomically(npy_path, lambda file: np.save(file, segment_map.astype(dtype), allow_pickle=False))
     write_atomically(json_path, lambda file: file.write(content))
@@ -280,7 +280,7 @@ def read_record(
         root: Data folder.
         record_id: Name of the record.
         labels: Check the pixels of segments with these labels only; ``None`` checks all.
-        reduction: From the JSON part, height and width to the factor by which the picture may be shrunk
+        reduction: From the JSON part, height and width to the factor by which the image may be shrunk
             (:func:`fastcomposer.data.pixels.decode_image`); ``None`` for 1.
 
     Raises:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from fastcomposer.data.pixels import eight_bit, open_picture
+from fastcomposer.data.pixels import eight_bit, open_image
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.prompt import PromptError
 
@@ -23,10 +23,10 @@ _NOISE_SEED = 0
 def prepare_reference(image: Any, size: int) -> Tensor:
     """Turn a reference image into what the image encoder sees, as in training but without augmentation.
 
-    A picture with transparency is cropped to what is seen of it, and its transparent pixels are replaced by
+    An image with transparency is cropped to what is seen of it, and its transparent pixels are replaced by
     uniform noise from a fixed seed, as is done with the pixels outside a subject in training (docs/method.md,
-    recipe). The picture is padded to a square with zeros and resized; where the square would be out of
-    proportion, the picture is shrunk before (:func:`~fastcomposer.data.transforms.bounded_square`).
+    recipe). The image is padded to a square with zeros and resized; where the square would be out of
+    proportion, the image is shrunk before (:func:`~fastcomposer.data.transforms.bounded_square`).
 
     Args:
         image: Path; PIL image, whose EXIF orientation is honoured; array (h, w), (h, w, 1), (h, w, 3) or
@@ -40,14 +40,14 @@ def prepare_reference(image: Any, size: int) -> Tensor:
     Raises:
         FileNotFoundError: If a path does not exist.
         TypeError: If it is none of these.
-        ValueError: If a file cannot be read as a picture, an array or tensor has another shape or values out
+        ValueError: If a file cannot be read as an image, an array or tensor has another shape or values out
             of range, or nothing is opaque.
     """
     if isinstance(image, str | PathLike):
         path = Path(image).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"reference image {path} does not exist")
-        image = open_picture(path)
+        image = open_image(path)
     if isinstance(image, Image.Image):
         pixels = _from_pil(image)
     elif isinstance(image, np.ndarray):
@@ -60,7 +60,7 @@ def prepare_reference(image: Any, size: int) -> Tensor:
             f"a reference is a path, a PIL image, an array or a tensor, not a {type(image).__name__}"
         )
     square = pad_to_square(_opaque(pixels))
-    # uint8 pictures are resized as such, because training does so and rounds in between.
+    # uint8 images are resized as such, because training does so and rounds in between.
     resized = tvf.resize(square, [size, size], antialias=True)
     return tvf.to_dtype(resized, torch.float32, scale=True).clamp(0, 1)
 
@@ -151,7 +151,7 @@ def _checked(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _opaque(pixels: Tensor) -> Tensor:
-    """Crop a picture with opacity to what is seen of it, and put noise behind."""
+    """Crop an image with opacity to what is seen of it, and put noise behind."""
     if pixels.shape[0] == 3:
         return pixels
     seen = pixels[3] > 0
@@ -159,9 +159,9 @@ def _opaque(pixels: Tensor) -> Tensor:
     if not len(rows):
         raise ValueError("a reference is transparent everywhere")
     pixels = pixels[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    picture, opacity = pixels[:3], pixels[3:]
-    noise = torch.rand(picture.shape, generator=torch.Generator().manual_seed(_NOISE_SEED))
+    image, opacity = pixels[:3], pixels[3:]
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(_NOISE_SEED))
     if pixels.dtype == torch.uint8:
         share = opacity.float() / 255
-        return (picture * share + noise * 255 * (1 - share)).round().to(torch.uint8)
-    return picture * opacity + noise * (1 - opacity)
+        return (image * share + noise * 255 * (1 - share)).round().to(torch.uint8)
+    return image * opacity + noise * (1 - opacity)

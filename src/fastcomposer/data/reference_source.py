@@ -16,7 +16,7 @@ from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import ReferenceTransform
 
 Read = Callable[[str, Callable[[Record, int, int], int]], LoadedRecord | None]
-"""Reads a record, its picture shrunk by a factor made of record, height and width; ``None`` to skip it."""
+"""Reads a record, its image shrunk by a factor made of record, height and width; ``None`` to skip it."""
 
 
 class ReferenceSource:
@@ -25,7 +25,7 @@ class ReferenceSource:
     Args:
         root: Data folder, for messages.
         read: Reads further records.
-        transform: From a piece of a picture to a reference.
+        transform: From a piece of an image to a reference.
         others: For each identity the (record, segment) ids that show it; ``None`` to take references from
             the sample's own record.
         count: References N of each subject.
@@ -77,7 +77,7 @@ class ReferenceSource:
         return first, extra, present
 
     def _pieces(self, loaded: LoadedRecord, segment: Segment, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Yield the pieces of pictures that a subject's references are made of, at least one."""
+        """Yield the pieces of images that a subject's references are made of, at least one."""
 
         def piece(source: LoadedRecord, shown: Segment) -> Tensor:
             return cut_out(
@@ -123,6 +123,6 @@ class ReferenceSource:
             yield other, candidate
 
     def _reduction(self, segment_id: int, record: Record, height: int, width: int) -> int:
-        """Return the factor by which the picture may be shrunk that the reference of a segment comes from."""
+        """Return the factor by which the image may be shrunk that the reference of a segment comes from."""
         box = next((s.bbox for s in record.segments if s.id == segment_id), (0, 0, 0, 0))
         return self.transform.reduction(box, height, width)

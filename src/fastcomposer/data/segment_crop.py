@@ -1,4 +1,4 @@
-"""A subject cut out of a picture, with something else around it."""
+"""A subject cut out of an image, with something else around it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def cut_out(
     reduction: int = 1,
     background: str = "noise",
 ) -> Tensor:
-    """Cut a segment out of its picture, pixels outside it replaced by uniform noise (docs/method.md).
+    """Cut a segment out of its image, pixels outside it replaced by uniform noise (docs/method.md).
 
-    Out of a picture that was shrunk by r when decoded, the noise is what averaging r × r pixels of it leaves.
+    Out of an image that was shrunk by r when decoded, the noise is what averaging r × r pixels of it leaves.
 
     Args:
         image: (ceil(H / r), ceil(W / r), 3) uint8.
@@ -35,7 +35,7 @@ def cut_out(
         bbox: x1, y1, x2, y2 in pixels of the segment map; the part inside it is used.
         rng: Where the noise comes from.
         reduction: The factor r.
-        background: ``noise``; ``black``; or ``kept``: what the picture shows there.
+        background: ``noise``; ``black``; or ``kept``: what the image shows there.
 
     Returns:
         (3, h, w) uint8, colours last in memory, which later steps take fastest.

@@ -366,10 +366,10 @@ class ShardedRecords(RecordTable):
             number = place // self.records_per_shard
             file = f"{self._store.place}/{chunk_file(self.split, number)}"
             raise damaged(f"{file} is damaged: record {record_id} has another checksum", self.place)
-        _, content, picture, segment_map = fields
-        return RecordFiles(content, picture, zlib.decompress(segment_map))
+        _, content, image, segment_map = fields
+        return RecordFiles(content, image, zlib.decompress(segment_map))
 
-    def picture_and_caption(self, record_id: str) -> tuple[bytes, str]:
+    def image_and_caption(self, record_id: str) -> tuple[bytes, str]:
         """See :class:`RecordTable`."""
         files = self.files(record_id)
         return files.jpg, str(json.loads(files.json)["caption"])

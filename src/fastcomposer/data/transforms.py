@@ -1,6 +1,6 @@
-"""From the pixels of a record to the target picture, the subjects' masks and their reference pictures.
+"""From the pixels of a record to the target image, the subjects' masks and their reference images.
 
-Pictures are uint8 tensors of shape (3, h, w) until the last step. Nothing here reads or moves the global
+Images are uint8 tensors of shape (3, h, w) until the last step. Nothing here reads or moves the global
 random state: whatever is random takes a seed or a generator.
 """
 
@@ -91,12 +91,12 @@ def pad_to_square(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceAugmentation:
-    """Settings of the augmentation of reference pictures (docs/method.md).
+    """Settings of the augmentation of reference images (docs/method.md).
 
     The names without a unit are probabilities in [0, 1].
 
     Attributes:
-        zoom: Enlarge 1 to ``max_zoom`` times and keep the top square of a picture taller than wide.
+        zoom: Enlarge 1 to ``max_zoom`` times and keep the top square of an image taller than wide.
         max_zoom: Largest enlargement.
         rotate: Rotation by up to ``degrees`` either way.
         degrees: Largest angle.
@@ -156,7 +156,7 @@ PUBLISHED = ReferenceAugmentation()
 
 
 class ReferenceTransform:
-    """From a cut-out subject to the reference picture the vision encoder sees.
+    """From a cut-out subject to the reference image the vision encoder sees.
 
     Args:
         size: Height and width R of the reference in pixels.
@@ -199,24 +199,24 @@ class ReferenceTransform:
 
         Args:
             crop: What :func:`cut_out` returned.
-            seed: Seed of the augmentation; the same seed and crop give the same picture.
+            seed: Seed of the augmentation; the same seed and crop give the same image.
         """
         if self.augmentation is None:
             return tvf.to_dtype(self._resize(crop), torch.float32, scale=True)
         with isolated_rng(seed):
-            picture = self._resize(self._zoom(crop, self.augmentation))
+            image = self._resize(self._zoom(crop, self.augmentation))
             for probability, step in self._steps:
                 if torch.rand(()) < probability:
-                    picture = step(picture)
-        return tvf.to_dtype(picture, torch.float32, scale=True)
+                    image = step(image)
+        return tvf.to_dtype(image, torch.float32, scale=True)
 
     def reduction(self, bbox: Sequence[int], height: int, width: int) -> int:
-        """Return the factor by which a picture may be shrunk before a subject is cut out of it.
+        """Return the factor by which an image may be shrunk before a subject is cut out of it.
 
         Args:
             bbox: x1, y1, x2, y2 of the subject.
-            height: Of the picture, in pixels.
-            width: Of the picture, in pixels.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
 
         Returns:
             The largest of 8, 4, 2 and 1 that leaves every reference its pixels, a zoomed one too.
@@ -234,17 +234,17 @@ class ReferenceTransform:
         size = [int(factor * side) for side in top.shape[-2:]]
         return tvf.resize(top, size, antialias=True)
 
-    def _resize(self, picture: Tensor) -> Tensor:
-        return tvf.resize(pad_to_square(picture), [self.size, self.size], antialias=True)
+    def _resize(self, image: Tensor) -> Tensor:
+        return tvf.resize(pad_to_square(image), [self.size, self.size], antialias=True)
 
 
 # --- targets -----------------------------------------------------------------------------------------------
 
 
 class TargetTransform:
-    """From the picture and masks of a record to the square target.
+    """From the image and masks of a record to the square target.
 
-    The shorter side is resized to the resolution and the centre kept; a picture taller than wide is padded
+    The shorter side is resized to the resolution and the centre kept; an image taller than wide is padded
     at its sides instead, so that no head is cut off (docs/method.md). Masks take the same way with
     nearest pixels and stay 0 or 1.
 
@@ -258,15 +258,15 @@ class TargetTransform:
         self.resolution = resolution
 
     def reduction(self, height: int) -> int:
-        """Return the factor by which a picture of some height may be shrunk before: 8, 4, 2 or 1."""
+        """Return the factor by which an image of some height may be shrunk before: 8, 4, 2 or 1."""
         # The height becomes the resolution in any shape: the shorter side, or that of the padded square.
         return reduction_for(height, self.resolution)
 
     def sizes(self, height: int, width: int) -> tuple[int, ...]:
-        """What a model may be told of a picture's way here (``size_conditions`` of a batch).
+        """What a model may be told of an image's way here (``size_conditions`` of a batch).
 
         Args:
-            height: Of the picture as it was, in pixels.
+            height: Of the image as it was, in pixels.
             width: As height.
 
         Returns:
@@ -280,7 +280,7 @@ class TargetTransform:
     def __call__(
         self, image: Tensor, segment_map: np.ndarray, segment_ids: Sequence[int], *, flip: bool
     ) -> tuple[Tensor, Tensor]:
-        """Transform a picture with the masks of some segments.
+        """Transform a photo with the masks of some segments.
 
         Args:
             image: (3, h, w) uint8 in any memory layout; the one with colours last is resized fastest. May be
@@ -296,13 +296,13 @@ class TargetTransform:
         side = self.resolution
         scaled = side if height > width else side * width // height
         left = self._left(height, width)
-        picture = pad_to_square(image) if height > width else image
-        picture = tvf.resize(picture, [side, scaled], antialias=True)[..., left : left + side]
+        photo = pad_to_square(image) if height > width else image
+        photo = tvf.resize(photo, [side, scaled], antialias=True)[..., left : left + side]
         masks = self._masks(segment_map, segment_ids, scaled)[..., left : left + side]
         if flip:
-            picture, masks = picture.flip(-1), masks.flip(-1)
-        picture = picture.to(torch.float32, memory_format=torch.contiguous_format)
-        return picture.div_(127.5).sub_(1), masks
+            photo, masks = photo.flip(-1), masks.flip(-1)
+        photo = photo.to(torch.float32, memory_format=torch.contiguous_format)
+        return photo.div_(127.5).sub_(1), masks
 
     def _masks(self, segment_map: np.ndarray, segment_ids: Sequence[int], scaled: int) -> Tensor:
         """(K, H, scaled) bool: the map is resized once, and only then compared."""

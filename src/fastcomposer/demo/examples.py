@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastcomposer.miniworld.render import reference_name
-from fastcomposer.miniworld.scenes import held_out_identities, reference_picture
+from fastcomposer.miniworld.scenes import held_out_identities, reference_image
 from fastcomposer.utils.files import write_atomically
 
 _SIDE = 128
@@ -27,7 +27,7 @@ class Example:
     Attributes:
         name: What it is called on the page.
         prompt: Text with markers.
-        references: A picture for each marker.
+        references: An image for each marker.
     """
 
     name: str
@@ -39,7 +39,7 @@ def held_out_examples(folder: str | Path) -> list[Example]:
     """Render people of the mini world whom no model has seen.
 
     Args:
-        folder: Where their pictures go; those that are there stay.
+        folder: Where their images go; those that are there stay.
     """
     identities = held_out_identities()
     made = []
@@ -47,7 +47,7 @@ def held_out_examples(folder: str | Path) -> list[Example]:
         files = tuple(Path(folder) / f"{reference_name(i, identities[i])}.png" for i in people)
         for number, file in zip(people, files, strict=True):
             if not file.exists():
-                portrait = Image.fromarray(reference_picture(identities[number], _SIDE, seed=number))
+                portrait = Image.fromarray(reference_image(identities[number], _SIDE, seed=number))
                 write_atomically(file, partial(portrait.save, format="PNG"))
         made.append(Example(name, prompt, files))
     return made

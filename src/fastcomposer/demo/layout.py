@@ -82,7 +82,7 @@ class _Results:
     progress: gr.HTML
     stop: gr.Button
     verdict: gr.HTML
-    pictures: gr.Column
+    images: gr.Column
     gallery: gr.Gallery
     download: gr.DownloadButton
     looking: gr.Column
@@ -124,13 +124,13 @@ def _inputs(studio: Studio, limits: Limits) -> _Inputs:
 
 
 def _people(limits: Limits) -> dict[str, Any]:
-    gr.HTML(parts.section("People", "One picture of each or several, in the order of the words below."))
+    gr.HTML(parts.section("People", "One image of each or several, in the order of the words below."))
     made: dict[str, Any] = {"cards": gr.HTML("", elem_id="fc-people", **_BUTTONS)}
     made["tray"] = gr.File(
         file_count="multiple",
         type="filepath",
         file_types=list(ENDINGS),
-        label="Add pictures",
+        label="Add images",
         show_label=False,
         height=72,
         elem_id="fc-tray",
@@ -160,7 +160,7 @@ def _prompt() -> dict[str, Any]:
 
 def _settings(studio: Studio, limits: Limits) -> dict[str, Any]:
     defaults = studio.settings["sampler"]
-    gr.HTML(parts.section("Picture", "α is the share of the drawing that sees the pictures of people."))
+    gr.HTML(parts.section("Image", "α is the share of the drawing that sees the images of people."))
     made: dict[str, Any] = {}
     made["alpha"] = gr.Slider(
         0, 1, defaults["alpha"], step=0.05, label="α", info="Lower follows the prompt, higher the faces."
@@ -170,7 +170,7 @@ def _settings(studio: Studio, limits: Limits) -> dict[str, Any]:
         made["dice"] = gr.Button("Another seed", min_width=120)
     with gr.Accordion("More", open=False):
         most = limits.images
-        made["count"] = gr.Slider(1, most, min(2, most), step=1, label="Number of pictures")
+        made["count"] = gr.Slider(1, most, min(2, most), step=1, label="Number of images")
         steps = min(limits.steps, defaults["num_inference_steps"])
         made["steps"] = gr.Slider(1, limits.steps, steps, step=1, label="Steps")
         made["guidance"] = gr.Slider(1, 12, defaults["guidance_scale"], step=0.5, label="Guidance")
@@ -190,15 +190,15 @@ def _results() -> _Results:
         stop = gr.Button("Stop", size="sm", scale=0, min_width=72, visible=False)
     verdict = gr.HTML(parts.notice(None), elem_id="fc-verdict")
     plain: dict[str, Any] = {"interactive": False, "show_label": False, "buttons": [], "object_fit": "cover"}
-    with gr.Column(visible=False) as pictures:
-        gr.HTML(parts.section("Pictures", "Choose one to see where its words look, and to save it."))
-        gallery = gr.Gallery(label="Pictures", allow_preview=False, elem_id="fc-gallery", **plain)
-        download = gr.DownloadButton("Save the chosen picture, settings inside", size="md", elem_id="fc-save")
+    with gr.Column(visible=False) as images:
+        gr.HTML(parts.section("Images", "Choose one to see where its words look, and to save it."))
+        gallery = gr.Gallery(label="Images", allow_preview=False, elem_id="fc-gallery", **plain)
+        download = gr.DownloadButton("Save the chosen image, settings inside", size="md", elem_id="fc-save")
     with gr.Column(visible=False) as looking:
         gr.HTML(parts.section("Attention", "Bright is what a person's word looked at while drawing."))
         looks = gr.Gallery(label="Attention", allow_preview=False, elem_id="fc-looks", **plain)
     with gr.Column(visible=False) as comparison:
-        gr.HTML(parts.section("One seed, several α", "Choose a picture to take its α."))
+        gr.HTML(parts.section("One seed, several α", "Choose an image to take its α."))
         strip = gr.Gallery(
             label="Comparison", columns=len(STRIP), allow_preview=False, elem_id="fc-strip", **plain
         )
@@ -208,7 +208,7 @@ def _results() -> _Results:
             progress,
             stop,
             verdict,
-            pictures,
+            images,
             gallery,
             download,
             looking,
@@ -236,7 +236,7 @@ def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
     photo = inputs.camera.input(
         told(page.take_photo), [inputs.camera, *given], [inputs.camera, *taken], **_QUICK
     )
-    # Whoever writes while pictures are on their way would be told of the prompt as it was before.
+    # Whoever writes while images are on their way would be told of the prompt as it was before.
     for event in (uploaded, photo):
         event.then(told(page.state), given, state, **_QUICK)
     inputs.cards.click(told(page.arrange), given, [inputs.people, *state], **_QUICK)
@@ -244,7 +244,7 @@ def _wire(page: Page, inputs: _Inputs, results: _Results) -> None:
     inputs.dice.click(partial(random.randint, 0, MOST_SEED), None, inputs.seed, **_QUICK)
 
     details = [results.looking, results.looks, results.download]
-    shown = [results.placeholder, results.verdict, results.pictures, drawn, results.gallery, *details]
+    shown = [results.placeholder, results.verdict, results.images, drawn, results.gallery, *details]
     _wire_drawing(page, inputs, results, compared, shown)
     results.gallery.select(told(page.choose), drawn, details, **_QUICK)
     results.strip.select(told(page.choose_alpha), compared, [inputs.alpha, *shown], **_QUICK)

@@ -1,4 +1,4 @@
-"""Marking the words that name people, and telling when words and pictures do not match."""
+"""Marking the words that name people, and telling when words and images do not match."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def subject_words(prompt: str) -> list[str]:
     return [word.text for word in words_of(prompt) if word.subject is not None]
 
 
-def advice(prompt: str, pictured: int, most: int | None = None) -> str | None:
+def advice(prompt: str, depicted: int, most: int | None = None) -> str | None:
     """Say what is to be done before a prompt can be drawn.
 
     Args:
         prompt: Text with markers.
-        pictured: Number of people of whom there are pictures.
-        most: Most people in one picture; ``None`` for any number.
+        depicted: Number of people of whom there are images.
+        most: Most people in one image; ``None`` for any number.
 
     Returns:
         One or two sentences; ``None`` where nothing is.
@@ -80,22 +80,22 @@ def advice(prompt: str, pictured: int, most: int | None = None) -> str | None:
     text = split_markers(prompt)[0].strip()
     marked, markers = len(subject_words(prompt)), prompt.count(MARKER)
     if not text:
-        return "Write what the picture should show."
+        return "Write what the image should show."
     if markers > marked:
         return f"A marker {MARKER} stands after no word. It belongs directly after one that names a person."
-    if most is not None and max(marked, pictured) > most:
-        same = " Say which pictures are of the same person, or remove some." if pictured > most else ""
-        return f"At most {_people(most)} fit into one picture here.{same}"
-    if marked > pictured:
-        missing = _ordinals(pictured, marked)
-        counts = f"{_marked(marked)}, but there {_pictures(pictured)}"
+    if most is not None and max(marked, depicted) > most:
+        same = " Say which images are of the same person, or remove some." if depicted > most else ""
+        return f"At most {_people(most)} fit into one image here.{same}"
+    if marked > depicted:
+        missing = _ordinals(depicted, marked)
+        counts = f"{_marked(marked)}, but there {_images(depicted)}"
         return f"{counts}. Add one of the {missing}, or unmark a word."
-    if pictured > marked:
-        missing = _ordinals(marked, pictured)
-        same = " If pictures show the same person, say so below them." if marked else ""
+    if depicted > marked:
+        missing = _ordinals(marked, depicted)
+        same = " If images show the same person, say so below them." if marked else ""
         return (
-            f"There {_pictures(pictured)}, but {_marked(marked).lower()}. "
-            f"Click the word that names the {missing}, or remove a picture.{same}"
+            f"There {_images(depicted)}, but {_marked(marked).lower()}. "
+            f"Click the word that names the {missing}, or remove an image.{same}"
         )
     return None
 
@@ -125,10 +125,10 @@ def _marked(count: int) -> str:
     return "1 word is marked" if count == 1 else f"{count} words are marked"
 
 
-def _pictures(count: int) -> str:
+def _images(count: int) -> str:
     if count == 0:
-        return "is no picture"
-    return f"are pictures of {_people(count)}"
+        return "is no image"
+    return f"are images of {_people(count)}"
 
 
 def _ordinals(start: int, end: int) -> str:

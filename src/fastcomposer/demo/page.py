@@ -21,7 +21,7 @@ from fastcomposer.demo.studio import Drawn, Order, Studio, file_name, overlays
 from fastcomposer.demo.uploads import (
     Limits,
     Person,
-    RefusedPictureError,
+    RefusedImageError,
     divided,
     joined,
     moved,
@@ -73,26 +73,26 @@ class Page:
         self.studio, self.limits = studio, limits
 
     def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
-        """Words, advice and pictures, as they are shown."""
+        """Words, advice and images, as they are shown."""
         words = advice(prompt, len(people), self.studio.max_subjects) or too_long(self.studio.unread(prompt))
         return parts.chips(prompt), parts.notice(words), parts.cards(people)
 
     def add(self, files: list[str] | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
-        """Take uploaded pictures as of a person each, and say of each one that is not taken why."""
+        """Take uploaded images as of a person each, and say of each one that is not taken why."""
         added, refused = [*people], []
         for file in files or []:
             try:
                 added.append((read_reference(Path(file), self.limits),))
-            except RefusedPictureError as refusal:
+            except RefusedImageError as refusal:
                 refused.append(str(refusal))
         return None, parts.notice(" ".join(refused) or None), added, *self.state(prompt, added)
 
     def take_photo(self, file: str | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
-        """Take a picture from the camera."""
+        """Take an image from the camera."""
         return self.add(None if file is None else [file], prompt, people)
 
     def arrange(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
-        """Move or remove a person, or say which pictures are of the same."""
+        """Move or remove a person, or say which images are of the same."""
         place = int(event.place)
         match str(event.act):
             case "remove":
@@ -111,7 +111,7 @@ class Page:
         return prompt, *self.state(prompt, people)
 
     def try_example(self, example: Example) -> tuple[Any, ...]:
-        """Fill in a prompt and its pictures."""
+        """Fill in a prompt and its images."""
         people = [(read_reference(file, self.limits),) for file in example.references]
         return example.prompt, people, *self.state(example.prompt, people)
 
@@ -127,7 +127,7 @@ class Page:
         if words is not None:
             raise ValueError(words)
         if any(not reference.file.exists() for person in people for reference in person):
-            raise ValueError("A picture has been deleted meanwhile. Add it again.")
+            raise ValueError("An image has been deleted meanwhile. Add it again.")
         if seed is None or not 0 <= int(seed) <= MOST_SEED:
             raise ValueError(f"The seed is a whole number from 0 to {MOST_SEED}.")
         if not 1 <= int(steps) <= self.limits.steps:
@@ -152,7 +152,7 @@ class Page:
     ) -> Iterator[tuple[Any, ...]]:
         """Draw, and say how far it is."""
         if not 1 <= int(count) <= self.limits.images:
-            raise ValueError(f"Pictures: from 1 to {self.limits.images}.")
+            raise ValueError(f"Images: from 1 to {self.limits.images}.")
         order = self.order(prompt, people, seed, steps, guidance, negative)
         for line, made in self._at_work(order, [float(alpha)], int(count)):
             skipped = [gr.skip()] * NUM_SHOWN
@@ -167,7 +167,7 @@ class Page:
             if made is None:
                 yield line, gr.update(visible=True), *[gr.skip()] * 4
                 continue
-            strip = [pictures[0] for pictures in made]
+            strip = [images[0] for images in made]
             shown = [(self._file(drawn), f"α {drawn.alpha:g}") for drawn in strip]
             seen = gr.update(visible=False), gr.update(visible=True), strip, gr.update(value=shown)
             yield line, gr.update(visible=False), *seen
@@ -177,7 +177,7 @@ class Page:
         return "", gr.update(visible=False)
 
     def shown(self, drawn: list[Drawn]) -> tuple[Any, ...]:
-        """Pictures for the result, the first of them chosen."""
+        """Images for the result, the first of them chosen."""
         entries = [(self._file(one), f"seed {one.seed} · α {one.alpha:g}") for one in drawn]
         withheld = sum(one.withheld for one in drawn)
         verdict = f"The safety checker withheld {withheld} of {len(drawn)}: try another seed or prompt."
@@ -191,29 +191,29 @@ class Page:
         )
 
     def details(self, one: Drawn) -> tuple[Any, ...]:
-        """Where the words of a picture look, and its file."""
+        """Where the words of an image look, and its file."""
         seen = overlays(one)
         columns = min(3, max(2, len(seen)))
         save = gr.update(value=self._file(one), visible=not one.withheld)
         return gr.update(visible=bool(seen)), gr.update(value=seen, columns=columns), save
 
     def choose(self, drawn: list[Drawn], event: gr.SelectData) -> tuple[Any, ...]:
-        """Look at one of several pictures."""
+        """Look at one of several images."""
         return self.details(drawn[int(event.index)])
 
     def choose_alpha(self, strip: list[Drawn], event: gr.SelectData) -> tuple[Any, ...]:
-        """Take the α of a picture in the comparison, and look at the picture."""
+        """Take the α of an image in the comparison, and look at the image."""
         one = strip[int(event.index)]
         return one.alpha, *self.shown([one])
 
     def _file(self, drawn: Drawn) -> str:
-        """Where a picture can be fetched; deleted with all others of the page."""
+        """Where an image can be fetched; deleted with all others of the page."""
         return save_bytes_to_cache(self.studio.png(drawn), file_name(drawn), get_upload_folder())
 
     def _at_work(
         self, order: Order, alphas: Sequence[float], count: int
     ) -> Iterator[tuple[str, list[list[Drawn]] | None]]:
-        """Draw in another thread, and tell from time to time how far it is; the pictures come last."""
+        """Draw in another thread, and tell from time to time how far it is; the images come last."""
         calls: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         made: list[list[list[Drawn]]] = []
         failed: list[BaseException] = []

@@ -38,10 +38,10 @@ watch('value', () => {
 """Script of the progress bar: brings it into view when it appears, on phones above all."""
 
 PLACEHOLDER = (
-    '<div class="fc-empty"><p>Pictures appear here.</p>'
-    "<p>Start with one of the examples on top, or with pictures of your own.</p></div>"
+    '<div class="fc-empty"><p>Images appear here.</p>'
+    "<p>Start with one of the examples on top, or with images of your own.</p></div>"
 )
-"""What stands where pictures will."""
+"""What stands where images will."""
 WAITING = (
     '<div class="fc-progress" role="status"><progress aria-label="Drawing"></progress>'
     "<span>Waiting for its turn</span></div>"
@@ -57,18 +57,18 @@ def header(subtitle: str) -> str:
     """
     return (
         '<header class="fc-header"><h1>FastComposer</h1>'
-        "<p>New pictures of people from one picture each. "
-        "Nothing is trained: add pictures, say who is who, draw.</p>"
+        "<p>New images of people from one image each. "
+        "Nothing is trained: add images, say who is who, draw.</p>"
         f'<p class="fc-loaded">{escape(subtitle)}</p></header>'
     )
 
 
 def consent(limits: Limits) -> str:
-    """Whom to picture, and what becomes of the pictures."""
+    """Whom to depict, and what becomes of the images."""
     return (
         '<p class="fc-consent"><strong>Only people who have agreed.</strong> '
-        "Pictures stay on the machine that runs this page, and are deleted after "
-        f"{limits.minutes:g} minutes. Every drawn picture says in its file that it was generated.</p>"
+        "Images stay on the machine that runs this page, and are deleted after "
+        f"{limits.minutes:g} minutes. Every drawn image says in its file that it was generated.</p>"
     )
 
 
@@ -78,12 +78,12 @@ def section(title: str, hint: str) -> str:
 
 
 def cards(people: Sequence[Person]) -> str:
-    """The people in order, each with their pictures, their number and what can be done with them."""
+    """The people in order, each with their images, their number and what can be done with them."""
     if not people:
         return ""
     last = len(people) - 1
     items = "".join(
-        f'<li>{_pictures(person, place)}<span class="fc-number" aria-hidden="true">{place + 1}</span>'
+        f'<li>{_images(person, place)}<span class="fc-number" aria-hidden="true">{place + 1}</span>'
         '<div class="fc-tools">'
         + _tool("left", place, "←", f"Move person {place + 1} to the left", place == 0)
         + _tool("remove", place, "✕", f"Remove person {place + 1}", False)
@@ -132,21 +132,21 @@ def progress(done: int, total: int) -> str:
     )
 
 
-def _pictures(person: Person, place: int) -> str:
+def _images(person: Person, place: int) -> str:
     shown = "".join(
         f'<img src="{reference.thumbnail}" alt="Person {place + 1}: {escape(reference.name)}">'
         for reference in person
     )
-    return f'<div class="fc-pictures">{shown}</div>'
+    return f'<div class="fc-images">{shown}</div>'
 
 
 def _sameness(person: Person, place: int) -> str:
-    """Say that a person is the one before, or that the pictures are of several."""
+    """Say that a person is the one before, or that the images are of several."""
     made = []
     if place:
         made.append(("join", f"Same as {place}", f"Person {place + 1} is the same as person {place}"))
     if len(person) > 1:
-        made.append(("divide", "Separate", f"The pictures of person {place + 1} are of several people"))
+        made.append(("divide", "Separate", f"The images of person {place + 1} are of several people"))
     buttons = "".join(
         f'<button type="button" data-act="{act}" data-place="{place}" aria-label="{label}" title="{label}">'
         f"{words}</button>"

@@ -1,4 +1,4 @@
-"""What the page draws with: a pipeline, and what its pictures say of themselves."""
+"""What the page draws with: a pipeline, and what its images say of themselves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fastcomposer.pipeline.sampling import Schedule
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import strip_markers
 from fastcomposer.utils.image_grid import attention_overlay
-from fastcomposer.utils.provenance import picture_text
+from fastcomposer.utils.provenance import image_text
 
-_LARGE = 384  # pixels; smaller pictures are enlarged for overlays, so that these are smooth
+_LARGE = 384  # pixels; smaller images are enlarged for overlays, so that these are smooth
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Order:
 
     Attributes:
         prompt: Text with markers.
-        references: Pictures of the person of each marker.
-        seed: Of the first picture; further ones count up.
+        references: Images of the person of each marker.
+        seed: Of the first image; further ones count up.
         steps: Sampling steps.
         guidance: Guidance scale.
         negative_prompt: What to guide away from; empty for nothing.
@@ -48,14 +48,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture, and how it came about.
+    """An image, and how it came about.
 
     Attributes:
         order: What was wanted.
-        image: The picture.
+        image: The image.
         alpha: Ratio of steps that saw the references.
         seed: Its own.
-        withheld: Whether the safety checker objected; the picture is black then.
+        withheld: Whether the safety checker objected; the image is black then.
         attention: (K, h, w) attention to the K marked words; ``None`` where none was seen.
     """
 
@@ -87,12 +87,12 @@ class Studio:
 
     @property
     def max_subjects(self) -> int | None:
-        """Most people in one picture; ``None`` for any number."""
+        """Most people in one image; ``None`` for any number."""
         return self.pipeline.fusion.config.max_subjects
 
     @property
     def checks_safety(self) -> bool:
-        """Whether pictures go through a safety checker."""
+        """Whether images go through a safety checker."""
         return getattr(self.pipeline, "safety_checker", None) is not None
 
     def unread(self, prompt: str) -> str:
@@ -115,12 +115,12 @@ class Studio:
     def draw(
         self, order: Order, alphas: Sequence[float], count: int, on_call: Callable[[int, int], None]
     ) -> list[list[Drawn]]:
-        """Draw so many pictures for each α; the steps that see the text alone are taken once for all.
+        """Draw so many images for each α; the steps that see the text alone are taken once for all.
 
         Args:
             order: What is wanted.
             alphas: Ratios of steps that see the references, in [0, 1].
-            count: Pictures for each, from as many seeds.
+            count: Images for each, from as many seeds.
             on_call: Told after every U-Net call how many are done and how many there are.
 
         Raises:
@@ -169,9 +169,9 @@ class Studio:
         return drawn
 
     def png(self, drawn: Drawn) -> bytes:
-        """A picture as PNG with all its settings, under the names of the command ``generate``.
+        """An image as PNG with all its settings, under the names of the command ``generate``.
 
-        Of the references it has digests: neither names nor pictures of people are in the file.
+        Of the references it has digests: neither names nor images of people are in the file.
         """
         order = drawn.order
         sampler = {
@@ -191,7 +191,7 @@ class Studio:
             "seed": drawn.seed,
         }
         data = io.BytesIO()
-        drawn.image.save(data, "PNG", pnginfo=picture_text(facts))
+        drawn.image.save(data, "PNG", pnginfo=image_text(facts))
         return data.getvalue()
 
     def _num_calls(self, steps: int, alphas: Sequence[float]) -> int:
@@ -203,8 +203,8 @@ class Studio:
 
 
 def file_name(drawn: Drawn) -> str:
-    """Name for the file of a picture: its prompt and seed."""
-    name = re.sub(r"\W+", "_", strip_markers(drawn.order.prompt)).strip("_")[:60] or "picture"
+    """Name for the file of an image: its prompt and seed."""
+    name = re.sub(r"\W+", "_", strip_markers(drawn.order.prompt)).strip("_")[:60] or "image"
     return f"{name}_{drawn.seed}.png"
 
 
@@ -212,17 +212,17 @@ def overlays(drawn: Drawn) -> list[tuple[Image.Image, str]]:
     """Show for each marked word which pixels attended to it.
 
     Returns:
-        For each person a picture, bright where their word was looked at, and the word with their number.
+        For each person an image, bright where their word was looked at, and the word with their number.
     """
     if drawn.attention is None or drawn.withheld:
         return []
-    picture = drawn.image
-    if max(picture.size) < _LARGE:
-        factor = _LARGE // max(picture.size)
-        size = (picture.width * factor, picture.height * factor)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    image = drawn.image
+    if max(image.size) < _LARGE:
+        factor = _LARGE // max(image.size)
+        size = (image.width * factor, image.height * factor)
+        image = image.resize(size, Image.Resampling.BICUBIC)
     words = subject_words(drawn.order.prompt)
     return [
-        (attention_overlay(picture, attention), f"{number} · {word}")
+        (attention_overlay(image, attention), f"{number} · {word}")
         for number, (word, attention) in enumerate(zip(words, drawn.attention, strict=False), start=1)
     ]

@@ -1,4 +1,4 @@
-"""Reference pictures as people hand them in: checked before anything of them is used."""
+"""Reference images as people hand them in: checked before anything of them is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _THUMBNAIL = 224  # pixels
 _Item = TypeVar("_Item")
 
 
-class RefusedPictureError(ValueError):
+class RefusedImageError(ValueError):
     """A file that is not taken as a reference; the message is for the person who chose it."""
 
 
@@ -33,7 +33,7 @@ class Limits:
 
     Attributes:
         megabytes: Most of a file.
-        megapixels: Most of a picture.
+        megapixels: Most of an image.
         images: Most that are drawn at once.
         steps: Most sampling steps.
         waiting: Most drawings that wait for their turn.
@@ -60,10 +60,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture of one person.
+    """An image of one person.
 
     Attributes:
-        file: The picture.
+        file: The image.
         name: What the person's file is called.
         digest: Of the file's content.
         thumbnail: A small upright copy as a ``data:`` address.
@@ -76,59 +76,59 @@ class Reference:
 
 
 Person: TypeAlias = tuple[Reference, ...]
-"""All pictures of one person, at least one."""
+"""All images of one person, at least one."""
 
 
 def read_reference(file: Path, limits: Limits) -> Reference:
-    """Take a file as somebody's picture.
+    """Take a file as somebody's image.
 
     Args:
         file: The file.
         limits: What is taken.
 
     Raises:
-        RefusedPictureError: If it is too large, or no picture that can be read.
+        RefusedImageError: If it is too large, or no image that can be read.
     """
     size = file.stat().st_size
     if size > limits.megabytes * 1e6:
-        raise RefusedPictureError(
-            f"{file.name} is too large: {size / 1e6:.0f} MB. Pictures may have up to {limits.megabytes:g} MB."
+        raise RefusedImageError(
+            f"{file.name} is too large: {size / 1e6:.0f} MB. Images may have up to {limits.megabytes:g} MB."
         )
-    picture = ImageOps.exif_transpose(_opened(file, limits))
-    if "A" in picture.getbands() and picture.getchannel("A").getextrema()[1] == 0:
-        raise RefusedPictureError(f"{file.name} is transparent everywhere: there is nobody to see.")
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image = ImageOps.exif_transpose(_opened(file, limits))
+    if "A" in image.getbands() and image.getchannel("A").getextrema()[1] == 0:
+        raise RefusedImageError(f"{file.name} is transparent everywhere: there is nobody to see.")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = io.BytesIO()
-    picture.convert("RGBA").save(data, "WEBP", quality=85)
+    image.convert("RGBA").save(data, "WEBP", quality=85)
     address = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
     return Reference(file, file.name, file_digest(file), address)
 
 
 def _opened(file: Path, limits: Limits) -> Image.Image:
-    """All pixels of a picture, once its header has told how many there are."""
-    unreadable = f"{file.name} cannot be read as a picture. PNG, JPEG and WebP files can."
+    """All pixels of an image, once its header has told how many there are."""
+    unreadable = f"{file.name} cannot be read as an image. PNG, JPEG and WebP files can."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
             opened = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
-        raise RefusedPictureError(_too_many(file, limits)) from None
+        raise RefusedImageError(_too_many(file, limits)) from None
     except Exception:  # damaged bytes may raise anything in a decoder
-        raise RefusedPictureError(unreadable) from None
+        raise RefusedImageError(unreadable) from None
     with opened:
         if opened.width * opened.height > limits.megapixels * 1e6:
-            raise RefusedPictureError(_too_many(file, limits, opened.size))
+            raise RefusedImageError(_too_many(file, limits, opened.size))
         try:
             opened.load()
             return eight_bit(opened)
         except Exception:
-            raise RefusedPictureError(unreadable) from None
+            raise RefusedImageError(unreadable) from None
 
 
 def _too_many(file: Path, limits: Limits, size: tuple[int, int] | None = None) -> str:
     found = "" if size is None else f" ({size[0]} × {size[1]})"
     return (
-        f"{file.name} has too many pixels{found}. Pictures may have up to {limits.megapixels:g} million: "
+        f"{file.name} has too many pixels{found}. Images may have up to {limits.megapixels:g} million: "
         "make it smaller first."
     )
 
@@ -137,7 +137,7 @@ def joined(people: Sequence[Person], place: int) -> list[Person]:
     """Take a person and the one before for the same.
 
     Args:
-        people: Pictures of each person; the list stays as it is.
+        people: Images of each person; the list stays as it is.
         place: Of the later one, from 0; one that has none before changes nothing.
     """
     if not 0 < place < len(people):
@@ -146,7 +146,7 @@ def joined(people: Sequence[Person], place: int) -> list[Person]:
 
 
 def divided(people: Sequence[Person], place: int) -> list[Person]:
-    """Take each picture of a person for somebody else; see :func:`joined`."""
+    """Take each image of a person for somebody else; see :func:`joined`."""
     if not 0 <= place < len(people):
         return [*people]
     return [*people[:place], *((reference,) for reference in people[place]), *people[place + 1 :]]

@@ -3,7 +3,7 @@
 In the order in which an evaluation walks:
 
 - what is asked for: ``definition``, ``benchmark``
-- pictures: ``pipelines``, ``drawing``, ``methods`` and ``personalized``, kept in a ``store`` by
+- images: ``pipelines``, ``drawing``, ``methods`` and ``personalized``, kept in a ``store`` by
   ``generation``
 - scores: ``scoring``, ``distances``, ``attention``; ``sample_scores`` while a model is trained
 - results: ``statistics``, ``published``, ``rows``, ``results``, ``summary``, ``result_logs``

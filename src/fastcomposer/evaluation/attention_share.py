@@ -20,7 +20,7 @@ class AttentionShare:
 
     Attributes:
         inside: Share of the attention that a subject's word receives which lies inside the subject's mask.
-        area: Share of the picture that the mask covers: what an even spread would give.
+        area: Share of the image that the mask covers: what an even spread would give.
         subjects: Number of subjects measured.
     """
 

@@ -1,4 +1,4 @@
-"""Benchmarks: which pictures a method is asked for, case by case, under names and seeds that stay.
+"""Benchmarks: which images a method is asked for, case by case, under names and seeds that stay.
 
 The published protocol and the mini world's (docs/method.md, Evaluation protocol) have the same structure and
 are read from ``data/benchmarks`` by the same code.
@@ -140,45 +140,45 @@ def _subjects(path: Path, content: Any) -> dict[str, str]:
     return dict(content)
 
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
-NUM_TUNING_PICTURES = 5
-"""Pictures of a person that methods with fine-tuning get, the reference too (docs/method.md)."""
+NUM_TUNING_IMAGES = 5
+"""Images of a person that methods with fine-tuning get, the reference too (docs/method.md)."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A person to be pictured.
+    """A person to be depicted.
 
     Attributes:
         id: Name in case ids.
         word: Class word, such as ``man``.
-        pictures: The reference first; then what methods with fine-tuning get besides; then other pictures.
+        images: The reference first; then what methods with fine-tuning get besides; then other images.
     """
 
     id: str
     word: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
 
     @property
     def reference(self) -> Path:
-        """The one picture that methods without fine-tuning get."""
-        return self.pictures[0]
+        """The one image that methods without fine-tuning get."""
+        return self.images[0]
 
     @property
-    def tuning_pictures(self) -> tuple[Path, ...]:
+    def tuning_images(self) -> tuple[Path, ...]:
         """What methods with fine-tuning get: the reference and up to four more."""
-        return self.pictures[:NUM_TUNING_PICTURES]
+        return self.images[:NUM_TUNING_IMAGES]
 
     @property
-    def other_pictures(self) -> tuple[Path, ...]:
-        """Pictures that no method gets, for the copy-paste metric; may be none."""
-        return self.pictures[NUM_TUNING_PICTURES:]
+    def other_images(self) -> tuple[Path, ...]:
+        """Images that no method gets, for the copy-paste metric; may be none."""
+        return self.images[NUM_TUNING_IMAGES:]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to be drawn.
+    """One image to be drawn.
 
     Attributes:
         id: ``<benchmark>/<subjects>/<category>_<prompt>/<image>``, counted from 0; also a path.
@@ -244,7 +244,7 @@ class Benchmark:
         return tuple(dict.fromkeys(case.subjects for case in self.cases))
 
     def references(self, case: Case) -> tuple[Path, ...]:
-        """Reference pictures of a case's subjects in the order of its markers."""
+        """Reference images of a case's subjects in the order of its markers."""
         known = {subject.id: subject.reference for subject in self.subjects}
         return tuple(known[name] for name in case.subjects)
 
@@ -301,7 +301,7 @@ class Benchmark:
 
 def load_benchmarks(
     folder: str | Path,
-    pictures: str | Path,
+    images: str | Path,
     seed: int = 42,
     single: Subset | None = None,
     multi: Subset | None = None,
@@ -311,7 +311,7 @@ def load_benchmarks(
 
     Args:
         folder: Where ``single_subject.json``, which also names the subjects, and ``multi_subject.json`` are.
-        pictures: Folder of the subjects' pictures; see :func:`find_subjects`.
+        images: Folder of the subjects' images; see :func:`find_subjects`.
         seed: Base seed; see :func:`load_benchmark`.
         single: How much of the single-subject benchmark; ``None`` leaves it out.
         multi: How much of the multi-subject benchmark; ``None`` leaves it out.
@@ -319,7 +319,7 @@ def load_benchmarks(
 
     Raises:
         BenchmarkError: If a file is not as it must be, or images are named by CelebA's file numbers.
-        FileNotFoundError: If a file or a subject's picture is missing.
+        FileNotFoundError: If a file or a subject's image is missing.
         ValueError: If nothing or too much is asked for.
     """
     if single is None and multi is None:
@@ -329,7 +329,7 @@ def load_benchmarks(
     words = read_definition(definition).subjects
     if words is None:
         raise BenchmarkError(f"{definition}: subjects: missing; a table of class words by subject")
-    subjects = find_subjects(words, pictures, celeba_identities)
+    subjects = find_subjects(words, images, celeba_identities)
     wanted = {"single_subject": single, "multi_subject": multi}
     return [
         load_benchmark(folder / f"{name}.json", subjects, seed).subset(**asdict(part))
@@ -339,9 +339,9 @@ def load_benchmarks(
 
 
 def find_subjects(
-    words: Mapping[str, str], pictures: str | Path, celeba_identities: bool = False
+    words: Mapping[str, str], images: str | Path, celeba_identities: bool = False
 ) -> tuple[Subject, ...]:
-    """Find the pictures of subjects; see :func:`subject_pictures`.
+    """Find the images of subjects; see :func:`subject_images`.
 
     CelebA numbers its people and its files apart: identity 2880 is shown by several files, and ``002880.jpg``
     shows somebody else. The published benchmark names identities, whose images lie in folders such as
@@ -349,37 +349,37 @@ def find_subjects(
 
     Args:
         words: Class word by id.
-        pictures: The folder.
+        images: The folder.
         celeba_identities: Whether ids are CelebA identity numbers: each has a folder, and a file of that name
             is refused.
 
     Raises:
         BenchmarkError: If images are named by CelebA's file numbers, with the layout that is expected.
-        FileNotFoundError: If there is no picture of a subject, with the file that is missing.
+        FileNotFoundError: If there is no image of a subject, with the file that is missing.
     """
-    root = Path(pictures)
+    root = Path(images)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"benchmark.pictures={root}: no such folder; prepare data=avatars makes that of the mini world"
+            f"benchmark.images={root}: no such folder; prepare data=avatars makes that of the mini world"
         )
     found = []
     for name, word in words.items():
         if celeba_identities:
             _refuse_celeba_files(root, name)
-        files = subject_pictures(root, name)
+        files = subject_images(root, name)
         if not files:
-            wanted = f"put {root / name}.jpg there, or pictures into {root / name}/"
+            wanted = f"put {root / name}.jpg there, or images into {root / name}/"
             if celeba_identities:
                 wanted = f"put an image of CelebA identity {int(name)} into {root / name}/"
-            raise FileNotFoundError(f"benchmark.pictures={root}: no picture of subject {name}; {wanted}")
+            raise FileNotFoundError(f"benchmark.images={root}: no image of subject {name}; {wanted}")
         found.append(Subject(name, word, files))
     return tuple(found)
 
 
-def subject_pictures(root: Path, name: str) -> tuple[Path, ...]:
-    """Pictures of a subject, the reference first; none where there are none.
+def subject_images(root: Path, name: str) -> tuple[Path, ...]:
+    """Images of a subject, the reference first; none where there are none.
 
-    The reference of subject ``ann`` is ``ann.jpg`` (``.png``, ``.jpeg``); further pictures lie in the folder
+    The reference of subject ``ann`` is ``ann.jpg`` (``.png``, ``.jpeg``); further images lie in the folder
     ``ann`` beside it in the order of their names, ``2.jpg`` before ``10.jpg``. Without the file, the first
     in the folder is the reference.
 
@@ -388,12 +388,12 @@ def subject_pictures(root: Path, name: str) -> tuple[Path, ...]:
         name: Id of the subject.
     """
     more = (root / name).iterdir() if (root / name).is_dir() else ()
-    in_folder = sorted((file for file in more if file.suffix in PICTURE_SUFFIXES), key=_by_number)
+    in_folder = sorted((file for file in more if file.suffix in IMAGE_SUFFIXES), key=_by_number)
     return (*_named_files(root, name)[:1], *in_folder)
 
 
 def _named_files(root: Path, name: str) -> list[Path]:
-    return [file for file in (root / f"{name}{suffix}" for suffix in PICTURE_SUFFIXES) if file.is_file()]
+    return [file for file in (root / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES) if file.is_file()]
 
 
 def _refuse_celeba_files(root: Path, name: str) -> None:
@@ -404,7 +404,7 @@ def _refuse_celeba_files(root: Path, name: str) -> None:
         )
     for file in _named_files(root, name):
         raise BenchmarkError(
-            f"benchmark.pictures={root}: {file.name} is named like a file of CelebA, but the benchmark's "
+            f"benchmark.images={root}: {file.name} is named like a file of CelebA, but the benchmark's "
             f"subjects are CelebA identities, and CelebA numbers the two apart: {file.name} shows somebody "
             f"else than identity {int(name)}. Put images of that identity into {root / name}/, as "
             f"identity_CelebA.txt lists them, and take {file.name} away; benchmark.celeba_identities=false "
@@ -420,7 +420,7 @@ def load_benchmark(
 ) -> Benchmark:
     """Make the cases of a benchmark.
 
-    The published protocol draws a whole run from one generator of seed 42, so that a picture depends on all
+    The published protocol draws a whole run from one generator of seed 42, so that an image depends on all
     that were drawn before it. Here every case has a seed of its own, ``seed + images_per_prompt · prompt +
     image``, counted from 0: a case comes out the same alone, in a part of the benchmark or in another order.
     It does not depend on the subjects. All of them, and all methods, start a prompt from the same noise, so
@@ -430,7 +430,7 @@ def load_benchmark(
 
     Args:
         file: Definition, JSON; its own ``subjects`` are not looked at.
-        subjects: Whom to picture; the first placeholder of a pair is the one that comes first here.
+        subjects: Whom to depict; the first placeholder of a pair is the one that comes first here.
         seed: Base seed, not negative.
         pairs: Pairs of ids where a prompt names two subjects; ``all`` unordered ones by default.
 
@@ -470,8 +470,8 @@ def _check_subjects(file: Path, subjects: Sequence[Subject], size: int) -> None:
         if count > 1:
             raise BenchmarkError(f"{file}: subject {name} is there {count} times")
     for subject in subjects:
-        if not subject.pictures:
-            raise BenchmarkError(f"{file}: subject {subject.id} has no picture")
+        if not subject.images:
+            raise BenchmarkError(f"{file}: subject {subject.id} has no image")
 
 
 def _check(count: int | None, key: str, available: int, what: str) -> None:

@@ -24,7 +24,7 @@ PipelineFactory = Callable[[], FastComposerPipeline]
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to be drawn.
+    """An image to be drawn.
 
     Attributes:
         case: What it shows.
@@ -37,12 +37,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of N jobs.
+    """Images of N jobs.
 
     Attributes:
         images: (N, 3, H, W) float32 in [0, 1] on the CPU.
         unet_calls: For each, how often it went through the U-Net, with or without its partner for guidance;
-            of calls that pictures share each has an even part, so that the sum is what was really done.
+            of calls that images share each has an even part, so that the sum is what was really done.
         seconds: For each, its part of the wall time, in proportion to its calls through the U-Net.
         attention: For each, attention to its subjects' words (K, h, w) float32, where there is any.
     """
@@ -59,7 +59,7 @@ class Method(Protocol):
     Attributes:
         name: One of :data:`~fastcomposer.evaluation.results.METHODS`.
         settings: What can be told apart in results, such as ``alpha``; one run for each.
-        max_subjects: Most subjects in a picture; ``None`` for any number.
+        max_subjects: Most subjects in an image; ``None`` for any number.
         has_attention: Whether attention to subjects' words can be had.
     """
 
@@ -73,9 +73,9 @@ class Method(Protocol):
         """What must be on the device."""
 
     def decides(self, setting: int) -> dict[str, Any]:
-        """All that decides the pixels beside a case and its subjects' pictures, as plain values."""
+        """All that decides the pixels beside a case and its subjects' images, as plain values."""
 
-    def pictures(self, subject: Subject) -> tuple[Path, ...]:
+    def images(self, subject: Subject) -> tuple[Path, ...]:
         """What the method is given of a subject."""
 
     def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
@@ -92,14 +92,14 @@ class Method(Protocol):
 
 
 class Sampling:
-    """What all methods share: a pipeline, and how pictures are drawn with it.
+    """What all methods share: a pipeline, and how images are drawn with it.
 
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
         sampler: As :func:`~fastcomposer.pipeline.schedulers.split_scheduler` takes it; its ``alpha`` is not
             used.
-        batch_size: Most pictures in one U-Net call. It does not decide pixels but for rounding.
-        group_size: Most pictures of a group: what an interruption loses.
+        batch_size: Most images in one U-Net call. It does not decide pixels but for rounding.
+        group_size: Most images of a group: what an interruption loses.
 
     Raises:
         ValueError: If a size is less than 1.
@@ -148,7 +148,7 @@ class Sampling:
 
 def draw_texts(
     pipeline: FastComposerPipeline,
-    pictures: Sequence[tuple[str, int]],
+    photos: Sequence[tuple[str, int]],
     sampler: Mapping[str, Any],
     batch_size: int,
 ) -> Drawn:
@@ -156,13 +156,13 @@ def draw_texts(
 
     Args:
         pipeline: The pipeline.
-        pictures: Prompt and seed of each.
+        photos: Prompt and seed of each.
         sampler: Arguments of the pipeline call.
-        batch_size: Most pictures in one U-Net call.
+        batch_size: Most photos in one U-Net call.
     """
-    images, started, count = [], time.perf_counter(), len(pictures)
+    images, started, count = [], time.perf_counter(), len(photos)
     negative = sampler.get("negative_prompt")
-    for some in blocks(pictures, batch_size):
+    for some in blocks(photos, batch_size):
         options = {**sampler, "negative_prompt": None if negative is None else [negative] * len(some)}
         output: Any = pipeline(
             [text for text, _ in some],

@@ -1,4 +1,4 @@
-"""Distances of a run's pictures from real ones, as a prediction of Lightning under any of its strategies."""
+"""Distances of a run's images from real ones, as a prediction of Lightning under any of its strategies."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import Run
 from fastcomposer.evaluation.results import Distances
 from fastcomposer.evaluation.scorers import check_others, extractor_facts
-from fastcomposer.evaluation.store import DISTANCES_NAME, pictures_key, read_distances, write_distances
-from fastcomposer.metrics.distribution import PictureFeatures, feature_distance
+from fastcomposer.evaluation.store import DISTANCES_NAME, images_key, read_distances, write_distances
+from fastcomposer.metrics.distribution import ImageFeatures, feature_distance
 from fastcomposer.utils.settings import digest
 from fastcomposer.utils.stages import ResumableStage
 
 
 class DistanceStage(ResumableStage):
-    """Measures FID and KID of runs against the data's own held-out pictures.
+    """Measures FID and KID of runs against the data's own held-out images.
 
     A process measures whole runs, so that figures do not depend on how many processes there are.
 
     Args:
-        features: Describes pictures.
-        data: Data module with a validation loader, whose targets are the real pictures.
-        runs: Runs whose pictures are drawn when measuring begins.
-        num_real: Most real pictures, the first ones.
-        batch_size: Pictures described together.
+        features: Describes images.
+        data: Data module with a validation loader, whose targets are the real images.
+        runs: Runs whose images are drawn when measuring begins.
+        num_real: Most real images, the first ones.
+        batch_size: Images described together.
 
     Raises:
         ValueError: If a number is too small.
@@ -42,7 +42,7 @@ class DistanceStage(ResumableStage):
 
     def __init__(
         self,
-        features: PictureFeatures,
+        features: ImageFeatures,
         data: Any,
         runs: Sequence[Run] = (),
         num_real: int = 1000,
@@ -60,22 +60,22 @@ class DistanceStage(ResumableStage):
         check_others(output, DISTANCES_NAME, self._made_from, redone)
 
     def missing_tasks(self) -> list[int]:
-        """Numbers of the runs without distances, or with such from other pictures."""
+        """Numbers of the runs without distances, or with such from other images."""
         return [
             number
             for number, run in enumerate(self.runs)
             if read_distances(run.store.folder, self._key(run), self._made_from) is None
         ]
 
-    def pictures_of(self, task: int) -> int:
+    def images_of(self, task: int) -> int:
         """See :class:`ResumableStage`."""
         return len(self.runs[task].benchmark.cases)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
-        """Measure a run and write its distances; returns how many pictures it has."""
+        """Measure a run and write its distances; returns how many images it has."""
         run = self.runs[self.tasks[batch]]
         drawn = [
-            self._describe(torch.stack([run.store.read_picture(case)[0] for case in some]))
+            self._describe(torch.stack([run.store.read_image(case)[0] for case in some]))
             for some in blocks(run.benchmark.cases, self.batch_size)
         ]
         measured = feature_distance(torch.cat(drawn), self._real)
@@ -87,26 +87,26 @@ class DistanceStage(ResumableStage):
 
     @cached_property
     def _real(self) -> Tensor:
-        return torch.cat([self._describe(pictures) for pictures in self._real_pictures()])[: self.num_real]
+        return torch.cat([self._describe(images) for images in self._real_images()])[: self.num_real]
 
     @cached_property
     def _made_from(self) -> dict[str, Any]:
-        """What tells the real pictures and the features from others; the first pictures stand for all."""
-        first = next(self._real_pictures())
+        """What tells the real images and the features from others; the first images stand for all."""
+        first = next(self._real_images())
         pixels = (first * 255).round().byte().flatten(1).sum(1).tolist()
         return {
             "metrics": {"features": extractor_facts(self.features)},
             "distances": {"num_real": self.num_real},
-            "data": {"module": {"batch_size": self.data.batch_size}, "first_pictures": digest(pixels)},
+            "data": {"module": {"batch_size": self.data.batch_size}, "first_images": digest(pixels)},
         }
 
-    def _real_pictures(self) -> Iterator[Tensor]:
+    def _real_images(self) -> Iterator[Tensor]:
         loader = self.data.val_dataloader()
         for batch in islice(loader, ceil(self.num_real / self.data.batch_size)):
             yield (batch.pixel_values + 1) / 2
 
-    def _describe(self, pictures: Tensor) -> Tensor:
-        return self.features(pictures.to(self.device)).float().cpu()
+    def _describe(self, images: Tensor) -> Tensor:
+        return self.features(images.to(self.device)).float().cpu()
 
     def _key(self, run: Run) -> str:
-        return pictures_key(run.store.hash, [case.id for case in run.benchmark.cases])
+        return images_key(run.store.hash, [case.id for case in run.benchmark.cases])

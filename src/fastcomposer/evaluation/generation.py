@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
 from fastcomposer.evaluation.case_sampler import Job, Method
-from fastcomposer.evaluation.store import PictureFacts, RunStore, run_folder, write_all
+from fastcomposer.evaluation.store import ImageFacts, RunStore, run_folder, write_all
 from fastcomposer.utils.memory import peak_memory_bytes
 from fastcomposer.utils.progress import tracked
 from fastcomposer.utils.settings import differences, digest, file_digest
@@ -43,19 +43,19 @@ def plan_runs(
 
     Args:
         method: The method; its weights are read.
-        benchmarks: Those with more subjects in a picture than the method takes are left out.
+        benchmarks: Those with more subjects in an image than the method takes are left out.
         output: Folder of the evaluation.
         precision: In which the networks run, as Lightning names it.
     """
     runs = []
     for benchmark in _drawable(method, benchmarks):
-        pictures = {
-            subject.id: digest([file_digest(file) for file in method.pictures(subject)])
+        images = {
+            subject.id: digest([file_digest(file) for file in method.images(subject)])
             for subject in benchmark.subjects
         }
         for setting, chosen in enumerate(method.settings):
             decides = {"method": method.name, "precision": precision, **method.decides(setting)}
-            store = RunStore(Path(output), benchmark.name, method.name, chosen, decides, pictures)
+            store = RunStore(Path(output), benchmark.name, method.name, chosen, decides, images)
             runs.append(Run(store, benchmark, setting))
     return runs
 
@@ -73,7 +73,7 @@ def planned_folders(
 
 
 def _drawable(method: Method, benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
-    """Benchmarks with no more subjects in a picture than the method takes."""
+    """Benchmarks with no more subjects in an image than the method takes."""
     most = method.max_subjects
     return [one for one in benchmarks if most is None or len(one.cases[0].subjects) <= most]
 
@@ -89,7 +89,7 @@ def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) 
         restart: Whether to forget what is there, of the runs and of what was learned.
 
     Raises:
-        ValueError: If there are pictures drawn under other settings, with what differs and how to go on; also
+        ValueError: If there are images drawn under other settings, with what differs and how to go on; also
             of other alphas, which would make one curve with these.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
@@ -118,7 +118,7 @@ class GenerationStage(ResumableStage):
     ) -> None:
         super().__init__()
         self.method, self.runs, self.concepts = method, list(runs), Path(concepts)
-        self.title = f"pictures of {method.name}"
+        self.title = f"images of {method.name}"
         self.networks = nn.ModuleDict(method.networks)  # Lightning moves and casts them
         self._runs = {(run.benchmark.name, run.setting): run for run in runs}
         self._attended: set[str] = set()
@@ -131,7 +131,7 @@ class GenerationStage(ResumableStage):
         """Get to know the subjects, each process a part of them.
 
         Raises:
-            ValueError: If this process would draw other pictures than the first one.
+            ValueError: If this process would draw other images than the first one.
         """
         own = [dict(run.store.decides) for run in self.runs]
         changed = differences(self.trainer.strategy.broadcast(own), own, "runs")
@@ -157,7 +157,7 @@ class GenerationStage(ResumableStage):
         ]
         return self.method.groups(jobs)
 
-    def pictures_of(self, task: tuple[Job, ...]) -> int:
+    def images_of(self, task: tuple[Job, ...]) -> int:
         """See :class:`ResumableStage`."""
         return len(task)
 
@@ -167,7 +167,7 @@ class GenerationStage(ResumableStage):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
-        """Draw a group and write it; returns how many pictures."""
+        """Draw a group and write it; returns how many images."""
         jobs = self.tasks[batch]
         drawn = self.method.draw(jobs, attention=any(job.case.id in self._attended for job in jobs))
         peak = peak_memory_bytes(self.device)
@@ -178,18 +178,18 @@ class GenerationStage(ResumableStage):
             store = self._runs[job.case.benchmark, job.setting].store
             if job.case.id in self._attended:
                 store.write_attention(job.case, image, maps)
-            facts = PictureFacts(seconds, calls, peak)
-            # Where only the maps were missing the picture stays.
-            if not store.has_picture(job.case):
-                files[store.picture_file(job.case)] = store.encode_picture(job.case, image, facts)
+            facts = ImageFacts(seconds, calls, peak)
+            # Where only the maps were missing the image stays.
+            if not store.has_image(job.case):
+                files[store.image_file(job.case)] = store.encode_image(job.case, image, facts)
         write_all(files)
         return len(jobs)
 
     def finish(self) -> None:
-        """Keep the costs beside the pictures."""
+        """Keep the costs beside the images."""
         for run in self.runs:
             run.store.write_costs(self.method.costs())
 
     def _has(self, run: Run, case: Any) -> bool:
         attended = case.id not in self._attended or run.store.attention_file(case).exists()
-        return run.store.has_picture(case) and attended
+        return run.store.has_image(case) and attended

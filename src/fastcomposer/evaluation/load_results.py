@@ -1,4 +1,4 @@
-"""What evaluation runs left behind, ready to be shown: rows, scores of the pictures, and the pictures."""
+"""What evaluation runs left behind, ready to be shown: rows, scores of the images, and the images."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ Score = Literal["identity", "identity_published", "prompt_consistency"]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A scored picture.
+class ScoredImage:
+    """A scored image.
 
     Attributes:
         case: Id of the case, the same for all methods.
@@ -47,8 +47,8 @@ class Picture:
         seed: Of the initial noise.
         identity: Identity preservation, corrected protocol.
         identity_published: The same by the published protocol.
-        prompt_consistency: Cosine of picture and prompt.
-        file: The picture.
+        prompt_consistency: Cosine of image and prompt.
+        file: The image.
     """
 
     case: str
@@ -62,7 +62,7 @@ class Picture:
 
     @property
     def drawn_as(self) -> tuple[str, int]:
-        """What it has in common with the pictures it may be compared with."""
+        """What it has in common with the images it may be compared with."""
         return self.case, self.seed
 
 
@@ -72,13 +72,13 @@ class Run:
 
     Attributes:
         row: Its figures.
-        folder: Where its pictures are; ``None`` where only the row is left.
-        pictures: Its pictures in the order in which they were scored.
+        folder: Where its images are; ``None`` where only the row is left.
+        images: Its images in the order in which they were scored.
     """
 
     row: ResultRow
     folder: Path | None = None
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ScoredImage, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,9 +96,9 @@ class Run:
         """Whether the model was trained with localization; assumed where the settings do not say."""
         return self.row.settings.get("localization", True) not in (None, False, 0, "none", "off")
 
-    def of_case(self, case: str) -> Picture | None:
-        """The picture of a case."""
-        return next((picture for picture in self.pictures if picture.case == case), None)
+    def of_case(self, case: str) -> ScoredImage | None:
+        """The image of a case."""
+        return next((image for image in self.images if image.case == case), None)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Collected:
         runs: In the order of the result file.
         environment: Machine and versions.
         alpha: Which setting of FastComposer stands for it in the main tables; the nearest one measured does.
-        references: Reference picture of each subject, as far as known.
+        references: Reference image of each subject, as far as known.
     """
 
     runs: tuple[Run, ...]
@@ -178,7 +178,7 @@ def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = 
     """Read an evaluation's folder.
 
     Args:
-        folder: Holds ``results.json`` and of each run ``<benchmark>/<run>/scores.parquet`` and its pictures;
+        folder: Holds ``results.json`` and of each run ``<benchmark>/<run>/scores.parquet`` and its images;
             or the jobs of ``evaluate -m``, each of which does.
         alpha: See :class:`Collected`.
         benchmarks: Where references are looked up.
@@ -222,24 +222,24 @@ def _runs(folder: Path) -> list[Run]:
                 f"{folder / 'results.json'}: {place} was scored anew since, with other metrics; evaluate "
                 "again, which writes it from today's scores"
             )
-        runs.append(Run(row, place, () if place is None else read_pictures(place)))
+        runs.append(Run(row, place, () if place is None else read_images(place)))
     return runs
 
 
 def _alike(one: ResultRow, other: ResultRow) -> bool:
-    """Whether two rows may be of the same pictures, but for rounding."""
+    """Whether two rows may be of the same images, but for rounding."""
     means = [(row.identity_preservation.mean, row.prompt_consistency.mean) for row in (one, other)]
     return one.images == other.images and all(
         math.isclose(a, b, abs_tol=_ROUNDING) for a, b in zip(*means, strict=True)
     )
 
 
-def read_pictures(run: Path) -> tuple[Picture, ...]:
-    """Read the scores of a run's pictures."""
+def read_images(run: Path) -> tuple[ScoredImage, ...]:
+    """Read the scores of a run's images."""
     names = ["case", "category", "subjects", "seed", "identity", "identity_published"]
     names += ["prompt_consistency", "image"]
     return tuple(
-        Picture(
+        ScoredImage(
             line["case"],
             line["category"],
             tuple(line["subjects"]),
@@ -254,13 +254,13 @@ def read_pictures(run: Path) -> tuple[Picture, ...]:
 
 
 def difference(one: Run, other: Run, score: Score) -> Estimate | None:
-    """Mean difference of a score over the cases that both runs drew, resampled by who is in the picture.
+    """Mean difference of a score over the cases that both runs drew, resampled by who is in the image.
 
     Returns:
         ``one`` minus ``other``; ``None`` without common cases, or where these started from other noise.
     """
-    others = {picture.drawn_as: picture for picture in other.pictures}
-    common = [(picture, others[picture.drawn_as]) for picture in one.pictures if picture.drawn_as in others]
+    others = {image.drawn_as: image for image in other.images}
+    common = [(image, others[image.drawn_as]) for image in one.images if image.drawn_as in others]
     if not common:
         return None
     return paired_difference(
@@ -271,15 +271,15 @@ def difference(one: Run, other: Run, score: Score) -> Estimate | None:
 
 
 def by_category(run: Run) -> dict[str, Estimate]:
-    """Identity preservation by prompt category, from the row or else from the pictures."""
+    """Identity preservation by prompt category, from the row or else from the images."""
     if run.row.by_category:
         return {name: scores["identity_preservation"] for name, scores in run.row.by_category.items()}
-    groups: dict[str, list[Picture]] = {}
-    for picture in run.pictures:
-        groups.setdefault(picture.category, []).append(picture)
+    groups: dict[str, list[ScoredImage]] = {}
+    for image in run.images:
+        groups.setdefault(image.category, []).append(image)
     return {
-        name: bootstrap([p.identity for p in pictures], [p.subjects for p in pictures])
-        for name, pictures in groups.items()
+        name: bootstrap([p.identity for p in images], [p.subjects for p in images])
+        for name, images in groups.items()
     }
 
 

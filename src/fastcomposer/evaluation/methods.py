@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES, Subject
+from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES, Subject
 from fastcomposer.evaluation.case_sampler import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
 from fastcomposer.evaluation.results import Costs
 from fastcomposer.pipeline.variants import Variant
@@ -19,7 +19,7 @@ _Key = tuple[tuple[str, ...], int]  # subjects and setting
 
 
 class FastComposerMethod(Sampling):
-    """Subjects from one reference picture each, or several, at one or more α.
+    """Subjects from one reference image each, or several, at one or more α.
 
     Cases of one prompt start from the same noise, whoever their subjects are: the steps before the subjects
     come in are taken once for all subjects and all α of a group.
@@ -31,7 +31,7 @@ class FastComposerMethod(Sampling):
         batch_size: See there.
         group_size: See there.
         labels: Further settings to tell runs apart by, such as ``{"localization": "none"}``.
-        num_references: How many pictures of each subject it gets, 1 to 5, of those that methods with
+        num_references: How many images of each subject it gets, 1 to 5, of those that methods with
             fine-tuning get.
 
     Raises:
@@ -53,8 +53,8 @@ class FastComposerMethod(Sampling):
         num_references: int = 1,
     ) -> None:
         super().__init__(pipeline, sampler, batch_size, group_size)
-        if not 1 <= num_references <= NUM_TUNING_PICTURES:
-            raise ValueError(f"num_references={num_references}: between 1 and {NUM_TUNING_PICTURES}")
+        if not 1 <= num_references <= NUM_TUNING_IMAGES:
+            raise ValueError(f"num_references={num_references}: between 1 and {NUM_TUNING_IMAGES}")
         self.num_references = num_references
         self.alphas = [float(alpha) for alpha in alphas]
         apart = len({*self.alphas}) == len(self.alphas)
@@ -68,19 +68,19 @@ class FastComposerMethod(Sampling):
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         return {**super().decides(setting), "alpha": self.alphas[setting]}
 
-    def pictures(self, subject: Subject) -> tuple[Path, ...]:
-        """Its references; too few pictures of a subject are an error."""
-        found = subject.tuning_pictures[: self.num_references]
+    def images(self, subject: Subject) -> tuple[Path, ...]:
+        """Its references; too few images of a subject are an error."""
+        found = subject.tuning_images[: self.num_references]
         if len(found) < self.num_references:
             raise ValueError(
-                f"num_references={self.num_references}, but there are {len(found)} pictures of subject "
-                f"{subject.id} in benchmark.pictures"
+                f"num_references={self.num_references}, but there are {len(found)} images of subject "
+                f"{subject.id} in benchmark.images"
             )
         return found
 
     def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
         """Nothing is learned."""
-        self._references |= {subject.id: self.pictures(subject) for subject in subjects}
+        self._references |= {subject.id: self.images(subject) for subject in subjects}
 
     def costs(self) -> Costs:
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
@@ -134,7 +134,7 @@ class FastComposerMethod(Sampling):
 class TextOnlyMethod(Sampling):
     """The base model without subjects: what a prompt alone gives.
 
-    Its picture of a prompt is the same whoever is asked for: it is drawn once for all of them.
+    Its image of a prompt is the same whoever is asked for: it is drawn once for all of them.
 
     Args:
         pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all of these; made of the
@@ -147,7 +147,7 @@ class TextOnlyMethod(Sampling):
     name = "text_only"
     settings: tuple[Mapping[str, Any], ...] = ({},)
 
-    def pictures(self, subject: Subject) -> tuple[Path, ...]:
+    def images(self, subject: Subject) -> tuple[Path, ...]:
         """None."""
         return ()
 
@@ -159,23 +159,23 @@ class TextOnlyMethod(Sampling):
         return Costs(reference_images=0)
 
     def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """Pictures, each with all jobs that it serves."""
-        pictures: dict[tuple[str, int], list[Job]] = {}
+        """Images, each with all jobs that it serves."""
+        images: dict[tuple[str, int], list[Job]] = {}
         for job in jobs:
-            pictures.setdefault((job.case.text, job.case.seed), []).append(job)
+            images.setdefault((job.case.text, job.case.seed), []).append(job)
         return [
-            tuple(job for same in some for job in same) for some in blocks(pictures.values(), self.group_size)
+            tuple(job for same in some for job in same) for some in blocks(images.values(), self.group_size)
         ]
 
     def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`.
 
-        A picture's calls are divided among its jobs, its time is each one's.
+        An image's calls are divided among its jobs, its time is each one's.
         """
         asked = [(job.case.text, job.case.seed) for job in jobs]
-        pictures = list(dict.fromkeys(asked))
-        drawn = draw_texts(self.pipeline, pictures, self.sampler, self.batch_size)
-        rows = [pictures.index(key) for key in asked]
+        images = list(dict.fromkeys(asked))
+        drawn = draw_texts(self.pipeline, images, self.sampler, self.batch_size)
+        rows = [images.index(key) for key in asked]
         return Drawn(
             drawn.images[rows],
             tuple(drawn.unet_calls[row] / rows.count(row) for row in rows),

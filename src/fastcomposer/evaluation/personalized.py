@@ -22,11 +22,11 @@ class PersonalizedMethod(Sampling):
         name: ``textual_inversion``, ``dreambooth`` or ``custom_diffusion``.
         pipeline: Makes the pipeline of the base; see :class:`~fastcomposer.evaluation.case_sampler.Sampling`,
             as all that is not named here.
-        personalize: Learns one subject from ``pictures``, ``word``, ``folder`` and ``name``, or returns what
+        personalize: Learns one subject from ``images``, ``word``, ``folder`` and ``name``, or returns what
             was learned before: a ``functools.partial`` of
             :func:`~fastcomposer.training.personalization.personalize.personalize`.
         sampler: See there.
-        max_subjects: Most subjects in a picture; ``None`` for any number.
+        max_subjects: Most subjects in an image; ``None`` for any number.
         batch_size: See there.
         group_size: See there.
 
@@ -57,7 +57,7 @@ class PersonalizedMethod(Sampling):
         self.name, self.max_subjects = name, max_subjects
         self._personalize = personalize
         self._concepts: dict[str, Concept] = {}
-        self._num_pictures = 0
+        self._num_images = 0
         self._known: tuple[tuple[str, ...], FastComposerPipeline] | None = None
 
     def decides(self, setting: int) -> dict[str, Any]:
@@ -66,23 +66,23 @@ class PersonalizedMethod(Sampling):
         recipe.pop("trainer", None)  # where it runs; what of it matters is compared with each concept
         return {**super().decides(setting), "recipe": recipe}
 
-    def pictures(self, subject: Subject) -> tuple[Path, ...]:
+    def images(self, subject: Subject) -> tuple[Path, ...]:
         """The reference and up to four more."""
-        return subject.tuning_pictures
+        return subject.tuning_images
 
     def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
         """Learn subjects that have not been learned yet."""
         for subject in subjects:
-            self._num_pictures = max(self._num_pictures, len(subject.tuning_pictures))
+            self._num_images = max(self._num_images, len(subject.tuning_images))
             self._concepts[subject.id] = self._personalize(
-                pictures=subject.tuning_pictures, word=subject.word, folder=folder, name=subject.id
+                images=subject.tuning_images, word=subject.word, folder=folder, name=subject.id
             )
 
     def costs(self) -> Costs:
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`; means over subjects."""
         concepts = list(self._concepts.values())
         return Costs(
-            self._num_pictures,
+            self._num_images,
             sum(concept.seconds for concept in concepts) / len(concepts),
             round(sum(concept.stored_bytes for concept in concepts) / len(concepts)),
             max(concept.peak_memory_bytes for concept in concepts),
@@ -101,5 +101,5 @@ class PersonalizedMethod(Sampling):
         concepts = [self._concepts[name] for name in subjects]
         if self._known is None or self._known[0] != subjects:
             self._known = subjects, apply_concepts(self.pipeline, concepts)
-        pictures = [(rewrite_prompt(job.case.prompt, concepts), job.case.seed) for job in jobs]
-        return draw_texts(self._known[1], pictures, self.sampler, self.batch_size)
+        images = [(rewrite_prompt(job.case.prompt, concepts), job.case.seed) for job in jobs]
+        return draw_texts(self._known[1], images, self.sampler, self.batch_size)

@@ -34,9 +34,9 @@ class Costs:
     """What a method takes to know a subject.
 
     Attributes:
-        reference_images: Pictures of each subject.
+        reference_images: Images of each subject.
         personalization_seconds_per_subject: Fine-tuning; 0 where there is none.
-        stored_bytes_per_subject: What is kept of a subject besides its pictures.
+        stored_bytes_per_subject: What is kept of a subject besides its images.
         peak_memory_bytes: Most memory in use while personalising or drawing.
     """
 
@@ -48,15 +48,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a run's pictures are from real ones.
+    """How far a run's images are from real ones.
 
     Attributes:
-        fid: Too large for few pictures: to be compared between runs of as many.
+        fid: Too large for few images: to be compared between runs of as many.
         kid: Without such a bias.
-        kid_std: Standard deviation of KID over subsets of the pictures.
-        real_images: Number of real pictures.
-        features: What describes the pictures, such as ``InceptionFeatures``.
-        scored_by: Digest of features and real pictures: those of one digest can be compared.
+        kid_std: Standard deviation of KID over subsets of the images.
+        real_images: Number of real images.
+        features: What describes the images, such as ``InceptionFeatures``.
+        scored_by: Digest of features and real images: those of one digest can be compared.
     """
 
     fid: float
@@ -75,7 +75,7 @@ class ResultRow:
         benchmark: ``single_subject`` or ``multi_subject``.
         method: One of :data:`METHODS`.
         settings: What was chosen, such as ``alpha``; plain values.
-        reference_images: Pictures of each subject that the method gets.
+        reference_images: Images of each subject that the method gets.
         images: How many were scored.
         identity_preservation: Under the corrected protocol.
         prompt_consistency: Raw cosine.
@@ -88,8 +88,8 @@ class ResultRow:
         copy_paste: Over the images for which it is defined.
         identity_published: Under the published protocol: what stands beside published figures.
         by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
-        distances: From real pictures, where they were asked for.
-        measures: Further measures of the pictures, by name.
+        distances: From real images, where they were asked for.
+        measures: Further measures of the images, by name.
         scored_by: Digest of extractors, their settings and weights: rows of one digest can be compared.
     """
 

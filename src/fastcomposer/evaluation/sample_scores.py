@@ -1,4 +1,4 @@
-"""Scores of the pictures that are drawn while training."""
+"""Scores of the images that are drawn while training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastcomposer.training.samples import SampleScore
 
 
 class SampleScores:
-    """Scores pictures as an evaluation does, subject by subject.
+    """Scores images as an evaluation does, subject by subject.
 
     Args:
         faces: Finds and embeds faces.
-        image_text: Embeds pictures and texts.
+        image_text: Embeds images and texts.
         reference_size: See :func:`~fastcomposer.evaluation.scoring.read_reference`.
     """
 
@@ -36,10 +36,10 @@ class SampleScores:
 
     @torch.no_grad()
     def __call__(
-        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
+        self, photos: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
     ) -> list[SampleScore]:
         """See :class:`~fastcomposer.training.samples.SampleScorer`."""
-        images = torch.stack([to_tensor(picture.convert("RGB")) for picture in pictures])
+        images = torch.stack([to_tensor(image.convert("RGB")) for image in photos])
         texts = self.image_text.embed_texts([strip_markers(prompt) for prompt in prompts])
         consistency = prompt_consistency(self.image_text.embed_images(images), texts)
         scores = []

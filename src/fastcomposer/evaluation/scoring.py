@@ -1,4 +1,4 @@
-"""Scores of drawn pictures, as a prediction of Lightning under any of its strategies."""
+"""Scores of drawn images, as a prediction of Lightning under any of its strategies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
-from fastcomposer.data.pixels import open_picture
+from fastcomposer.data.pixels import open_image
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.case_sampler import blocks
@@ -24,7 +24,7 @@ from fastcomposer.evaluation.scorers import check_others, describe_scorer
 from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
-from fastcomposer.metrics.image_scores import COLUMN, PictureMeasure, prompt_consistency
+from fastcomposer.metrics.image_scores import COLUMN, ImageMeasure, prompt_consistency
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.metrics.similarity import copy_paste
 from fastcomposer.utils.settings import digest, file_digest
@@ -39,7 +39,7 @@ class KnownSubject:
 
     Attributes:
         reference: (d,) face of the reference.
-        others: (M, d) faces of pictures that no method gets; M may be 0.
+        others: (M, d) faces of images that no method gets; M may be 0.
     """
 
     reference: Tensor
@@ -63,12 +63,12 @@ class ScoringStage(ResumableStage):
 
     Args:
         faces: Finds and embeds faces.
-        image_text: Embeds pictures and texts.
-        runs: Runs whose pictures are drawn when scoring begins.
-        reference_size: Side in pixels of the square that reference pictures are brought to before faces are
+        image_text: Embeds images and texts.
+        runs: Runs whose images are drawn when scoring begins.
+        reference_size: Side in pixels of the square that reference images are brought to before faces are
             looked for; ``None`` leaves photos as they are.
-        batch_size: Pictures scored together.
-        measures: Further scores of each picture, by name.
+        batch_size: Images scored together.
+        measures: Further scores of each image, by name.
 
     Raises:
         ValueError: If the batch size is less than 1.
@@ -83,7 +83,7 @@ class ScoringStage(ResumableStage):
         runs: Sequence[Run] = (),
         reference_size: int | None = None,
         batch_size: int = 64,
-        measures: Mapping[str, PictureMeasure] | None = None,
+        measures: Mapping[str, ImageMeasure] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -111,16 +111,16 @@ class ScoringStage(ResumableStage):
             if read_table(run.store.part_file(part.number), self._part_key(part)) is None
         ]
 
-    def pictures_of(self, task: _Part) -> int:
+    def images_of(self, task: _Part) -> int:
         """See :class:`ResumableStage`."""
         return len(task.cases)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
-        """Score a part and write it; returns how many pictures."""
+        """Score a part and write it; returns how many photos."""
         part = self.tasks[batch]
         run = self.runs[part.run]
-        pictures = [run.store.read_picture(case) for case in part.cases]
-        images = torch.stack([pixels for pixels, _ in pictures]).to(self.device)
+        photos = [run.store.read_image(case) for case in part.cases]
+        images = torch.stack([pixels for pixels, _ in photos]).to(self.device)
         found = self.faces(images)
         texts = self.image_text.embed_texts([case.text for case in part.cases])
         consistency = prompt_consistency(self.image_text.embed_images(images).cpu(), texts.cpu())
@@ -129,7 +129,7 @@ class ScoringStage(ResumableStage):
             for name, measure in self.measures.items()
         }
         rows = []
-        for i, (case, (_, facts)) in enumerate(zip(part.cases, pictures, strict=True)):
+        for i, (case, (_, facts)) in enumerate(zip(part.cases, photos, strict=True)):
             subjects = [self._subject(run, name) for name in case.subjects]
             rows.append(
                 {
@@ -144,7 +144,7 @@ class ScoringStage(ResumableStage):
                     "prompt_consistency": float(consistency[i]),
                     "seconds": facts.seconds,
                     "unet_calls": facts.unet_calls,
-                    "image": str(run.store.picture_file(case).relative_to(run.store.folder)),
+                    "image": str(run.store.image_file(case).relative_to(run.store.folder)),
                     "peak_memory_bytes": facts.peak_memory_bytes,
                     **{column: scores[i] for column, scores in measured.items()},
                 }
@@ -168,11 +168,11 @@ class ScoringStage(ResumableStage):
 
     def _run_key(self, run: Run) -> str:
         """What the scores of a run are made from."""
-        pictures = {
-            subject.id: [file_digest(file) for file in (subject.reference, *subject.other_pictures)]
+        images = {
+            subject.id: [file_digest(file) for file in (subject.reference, *subject.other_images)]
             for subject in run.benchmark.subjects
         }
-        return digest([run.store.hash, self.scorer, pictures, sorted(c.id for c in run.benchmark.cases)])
+        return digest([run.store.hash, self.scorer, images, sorted(c.id for c in run.benchmark.cases)])
 
     def _part_key(self, part: _Part) -> str:
         return digest([self._run_key(self.runs[part.run]), [case.id for case in part.cases]])
@@ -188,19 +188,19 @@ def _checked(name: str, scores: Any, count: int) -> list[float]:
     """Scores of a measure as numbers.
 
     Raises:
-        ValueError: If it gives something other than a finite number for each picture.
+        ValueError: If it gives something other than a finite number for each image.
     """
     values = torch.as_tensor(scores).double().cpu()
     if values.shape != (count,) or not values.isfinite().all():
         found = f"of shape {tuple(values.shape)}" if values.shape != (count,) else "with NaN or infinity"
         raise ValueError(
-            f"metrics.measures.{name}: gives a tensor {found}, not {count} numbers, one a picture"
+            f"metrics.measures.{name}: gives a tensor {found}, not {count} numbers, one an image"
         )
     return values.tolist()
 
 
 def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -> dict[str, Any]:
-    """Score the faces of one picture.
+    """Score the faces of one image.
 
     Args:
         faces: What was found in it.
@@ -209,7 +209,7 @@ def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -
 
     Returns:
         ``identity``, ``identity_published``, ``detected`` and ``copy_paste``: the mean over subjects whose
-        face is there and of whom there are other pictures, ``None`` without any.
+        face is there and of whom there are other images, ``None`` without any.
     """
     references = torch.stack([subject.reference for subject in subjects])
     corrected = identity_score(faces, references, "corrected")
@@ -235,11 +235,11 @@ def _copy_paste(faces: Faces, subjects: Sequence[KnownSubject], score: IdentityS
 def know_subject(
     subject: Subject, faces: FaceExtractor, size: int | None, device: torch.device | str = "cpu"
 ) -> KnownSubject:
-    """Embed the faces of a subject's reference and of the pictures that no method gets.
+    """Embed the faces of a subject's reference and of the images that no method gets.
 
     Args:
         subject: The subject.
-        faces: Finds and embeds faces; of several in a picture the largest counts.
+        faces: Finds and embeds faces; of several in an image the largest counts.
         size: See :func:`read_reference`.
         device: Where to.
 
@@ -248,22 +248,22 @@ def know_subject(
     """
     largest = [
         found.largest_first().embeddings[:1].cpu()
-        for file in (subject.reference, *subject.other_pictures)
+        for file in (subject.reference, *subject.other_images)
         for found in faces(read_reference(file, size)[None].to(device))
     ]
     if not len(largest[0]):
         raise ValueError(
             f"{subject.reference}: no face is found in the reference of subject {subject.id}, so nothing can "
-            "be compared with it; give another picture"
+            "be compared with it; give another image"
         )
     return KnownSubject(largest[0][0], torch.cat(largest[1:] or [largest[0][:0]]))
 
 
 def read_reference(file: Path, size: int | None) -> Tensor:
-    """Read a picture as metrics see it: upright, light grey where it is transparent.
+    """Read an image as metrics see it: upright, light grey where it is transparent.
 
     Args:
-        file: The picture.
+        file: The image.
         size: Side in pixels of the square it is padded and resized to; ``None`` leaves it as it is.
 
     Returns:
@@ -272,9 +272,9 @@ def read_reference(file: Path, size: int | None) -> Tensor:
     Raises:
         ValueError: If it cannot be read, naming the file.
     """
-    rgba = ImageOps.exif_transpose(open_picture(file)).convert("RGBA")
+    rgba = ImageOps.exif_transpose(open_image(file)).convert("RGBA")
     pixels = torch.from_numpy(np.array(rgba)).permute(2, 0, 1).float() / 255
-    picture = pixels[:3] * pixels[3:] + _BACKING * (1 - pixels[3:])
+    image = pixels[:3] * pixels[3:] + _BACKING * (1 - pixels[3:])
     if size is None:
-        return picture
-    return tvf.resize(pad_to_square(picture), [size, size], antialias=True).clamp(0, 1)
+        return image
+    return tvf.resize(pad_to_square(image), [size, size], antialias=True).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Means with intervals that say how much hangs on who was pictured."""
+"""Means with intervals that say how much hangs on who was depicted."""
 
 from __future__ import annotations
 

@@ -29,25 +29,25 @@ from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances
 from fastcomposer.utils.files import remove_leftovers, write_atomically
 from fastcomposer.utils.image_grid import attention_overlay
-from fastcomposer.utils.provenance import picture_text, read_facts
+from fastcomposer.utils.provenance import image_text, read_facts
 from fastcomposer.utils.settings import differences, digest
 
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"
 DISTANCES_NAME = "distances.json"
 COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
-"""Columns of ``scores.parquet``: the contract's, and the most memory in use when a picture was drawn."""
+"""Columns of ``scores.parquet``: the contract's, and the most memory in use when an image was drawn."""
 _TEXT, _SCORER = "fastcomposer", "scorer"  # names of the tables' metadata
 _GO_ON = "output=<other> writes beside it, resume=restart forgets it"
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What drawing a picture took.
+class ImageFacts:
+    """What drawing an image took.
 
     Attributes:
         seconds: Wall time.
-        unet_calls: Times that it went through the U-Net; fractions where pictures share calls.
+        unet_calls: Times that it went through the U-Net; fractions where images share calls.
         peak_memory_bytes: Most memory that the process had used until then.
     """
 
@@ -65,8 +65,8 @@ class RunStore:
         benchmark: Name of the benchmark.
         method: Name of the method.
         settings: What was chosen, as in ``results.json``; part of the folder's name.
-        decides: All that decides the pixels beside a case and its subjects' pictures; plain values.
-        pictures: For each subject a digest of the pictures that the method is given.
+        decides: All that decides the pixels beside a case and its subjects' images; plain values.
+        images: For each subject a digest of the images that the method is given.
     """
 
     output: Path
@@ -74,7 +74,7 @@ class RunStore:
     method: str
     settings: Mapping[str, Any]
     decides: Mapping[str, Any]
-    pictures: Mapping[str, str]
+    images: Mapping[str, str]
 
     @cached_property
     def folder(self) -> Path:
@@ -127,27 +127,27 @@ class RunStore:
                 )
 
     def write_costs(self, costs: Costs) -> None:
-        """Keep what the method takes to know a subject, which pictures do not tell."""
+        """Keep what the method takes to know a subject, which images do not tell."""
         stored = read_run(self.folder) or {}
         _write_json(self.folder / RUN_NAME, {**stored, "costs": asdict(costs)})
 
-    # --- pictures ------------------------------------------------------------------------------------------
+    # --- images ------------------------------------------------------------------------------------------
 
-    def picture_file(self, case: Case) -> Path:
-        """Where a case's picture goes."""
+    def image_file(self, case: Case) -> Path:
+        """Where a case's image goes."""
         return self.folder / "images" / f"{case.id}.png"
 
     def attention_file(self, case: Case) -> Path:
-        """Where a case's attention maps go; pictures of them are beside it."""
+        """Where a case's attention maps go; images of them are beside it."""
         return self.folder / "attention" / case.id / "maps.npz"
 
-    def has_picture(self, case: Case) -> bool:
+    def has_image(self, case: Case) -> bool:
         """Whether a case is drawn; a damaged file counts as none.
 
         Raises:
             ValueError: If it was drawn from another prompt, seed or reference, with what differs.
         """
-        file = self.picture_file(case)
+        file = self.image_file(case)
         facts = read_facts(file)
         if facts is None:
             return False
@@ -155,43 +155,43 @@ class RunStore:
         self._check({key: facts.get(key) for key in expected}, expected, str(file))
         return True
 
-    def encode_picture(self, case: Case, pixels: Tensor, facts: PictureFacts) -> bytes:
-        """Make the PNG of a picture (3, H, W) in [0, 1]."""
+    def encode_image(self, case: Case, pixels: Tensor, facts: ImageFacts) -> bytes:
+        """Make the PNG of an image (3, H, W) in [0, 1]."""
         about = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
         data = io.BytesIO()
-        info = picture_text({**about, "case": case.id, **self._facts(case), **asdict(facts)})
+        info = image_text({**about, "case": case.id, **self._facts(case), **asdict(facts)})
         to_pil(pixels).save(data, "PNG", pnginfo=info)
         return data.getvalue()
 
     def write_attention(self, case: Case, pixels: Tensor, maps: Tensor | None) -> None:
-        """Write a picture's attention maps (K, h, w): the numbers, and a picture for each subject."""
+        """Write an image's attention maps (K, h, w): the numbers, and an image for each subject."""
         file = self.attention_file(case)
-        picture = to_pil(pixels)
+        image = to_pil(pixels)
         for number, attention in enumerate(() if maps is None else maps):
             data = io.BytesIO()
-            attention_overlay(picture, attention).save(data, "PNG", pnginfo=picture_text({"case": case.id}))
+            attention_overlay(image, attention).save(data, "PNG", pnginfo=image_text({"case": case.id}))
             _write(file.with_name(f"{number}.png"), data.getvalue())
         data = io.BytesIO()
         np.savez_compressed(data, maps=np.zeros((0, 0, 0)) if maps is None else maps.numpy())
         _write(file, data.getvalue())
 
-    def read_picture(self, case: Case) -> tuple[Tensor, PictureFacts]:
-        """Read a picture (3, H, W) in [0, 1] and what it took.
+    def read_image(self, case: Case) -> tuple[Tensor, ImageFacts]:
+        """Read an image (3, H, W) in [0, 1] and what it took.
 
         Raises:
             ValueError: If it is missing or damaged.
         """
-        file = self.picture_file(case)
+        file = self.image_file(case)
         facts = read_facts(file)
         if facts is None:
             raise ValueError(f"{file}: missing or damaged; evaluate again, which draws it anew")
         with Image.open(file) as opened:
             pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
-        return pixels, PictureFacts(**{name: facts[name] for name in PictureFacts.__dataclass_fields__})
+        return pixels, ImageFacts(**{name: facts[name] for name in ImageFacts.__dataclass_fields__})
 
     def _facts(self, case: Case) -> dict[str, Any]:
-        pictures = {name: self.pictures[name] for name in case.subjects}
-        return {"run": self.hash, "prompt": case.prompt, "seed": case.seed, "references": pictures}
+        images = {name: self.images[name] for name in case.subjects}
+        return {"run": self.hash, "prompt": case.prompt, "seed": case.seed, "references": images}
 
     def _check(self, stored: Any, wanted: Any, place: str) -> None:
         changed = differences(stored, json.loads(json.dumps(wanted)))
@@ -201,12 +201,12 @@ class RunStore:
     # --- scores --------------------------------------------------------------------------------------------
 
     def part_file(self, number: int) -> Path:
-        """Where the scores of some pictures go until all are there."""
+        """Where the scores of some images go until all are there."""
         return self.folder / "scores" / f"part-{number:05d}.parquet"
 
     @property
     def scores_file(self) -> Path:
-        """Where the scores of all pictures go."""
+        """Where the scores of all images go."""
         return self.folder / SCORES_NAME
 
     def merge_scores(self, part_keys: Sequence[str], key: str, scorer: Mapping[str, Any]) -> None:
@@ -241,7 +241,7 @@ def _rest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """Picture from (3, H, W) in [0, 1]."""
+    """Image from (3, H, W) in [0, 1]."""
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
@@ -303,31 +303,29 @@ def read_scorer(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def pictures_key(run_hash: str, cases: Sequence[str]) -> str:
-    """What tells the pictures of a run from others: what decides them, and which there are."""
+def images_key(run_hash: str, cases: Sequence[str]) -> str:
+    """What tells the images of a run from others: what decides them, and which there are."""
     return digest([run_hash, sorted(cases)])
 
 
-def write_distances(folder: Path, pictures: str, made_from: Mapping[str, Any], distances: Distances) -> None:
-    """Keep a run's distances from real pictures.
+def write_distances(folder: Path, images: str, made_from: Mapping[str, Any], distances: Distances) -> None:
+    """Keep a run's distances from real images.
 
     Args:
         folder: Of the run.
-        pictures: See :func:`pictures_key`.
-        made_from: What tells the real pictures and their features from others; plain values.
+        images: See :func:`images_key`.
+        made_from: What tells the real images and their features from others; plain values.
         distances: The figures.
     """
-    content = {"pictures": pictures, "made_from": made_from, "distances": asdict(distances)}
+    content = {"images": images, "made_from": made_from, "distances": asdict(distances)}
     _write_json(folder / DISTANCES_NAME, content)
 
 
-def read_distances(
-    folder: Path, pictures: str, made_from: Mapping[str, Any] | None = None
-) -> Distances | None:
+def read_distances(folder: Path, images: str, made_from: Mapping[str, Any] | None = None) -> Distances | None:
     """Read a run's distances; ``None`` where they are missing, damaged or made from something else."""
     try:
         content = json.loads((folder / DISTANCES_NAME).read_text())
-        fits = content["pictures"] == pictures and made_from in (None, content["made_from"])
+        fits = content["images"] == images and made_from in (None, content["made_from"])
         return Distances(**content["distances"]) if fits else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -21,7 +21,7 @@ from fastcomposer.evaluation.scorers import check_same, scored_by
 from fastcomposer.evaluation.store import (
     RUN_NAME,
     SCORES_NAME,
-    pictures_key,
+    images_key,
     read_distances,
     read_run,
     read_table,
@@ -45,7 +45,7 @@ def result_rows(output: Path) -> list[ResultRow]:
         costs = Costs(**run["costs"])
         peak = max(costs.peak_memory_bytes, *table["peak_memory_bytes"].to_pylist())
         row = row_from_scores(table, replace(costs, peak_memory_bytes=peak))
-        distances = read_distances(file.parent, pictures_key(run["hash"], table["case"].to_pylist()))
+        distances = read_distances(file.parent, images_key(run["hash"], table["case"].to_pylist()))
         rows.append(replace(row, distances=distances, scored_by=scored_by(file)))
     check_same((output, row) for row in rows)
     order: Iterable[str] = (*PLACEHOLDERS, *METHODS)

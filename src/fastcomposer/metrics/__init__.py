@@ -1,1 +1,1 @@
-"""Metrics of generated pictures: extractors, per-picture scores, and torchmetrics that only aggregate."""
+"""Metrics of generated images: extractors, per-image scores, and torchmetrics that only aggregate."""

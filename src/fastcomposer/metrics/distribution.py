@@ -1,4 +1,4 @@
-"""How far drawn pictures are from real ones, as distributions of features: FID and KID."""
+"""How far drawn images are from real ones, as distributions of features: FID and KID."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 _SUBSETS, _LARGEST_SUBSET = 100, 1000  # of KID, as Binkowski et al. 2018 have them
 
 
-class PictureFeatures(Protocol):
-    """Describes whole pictures.
+class ImageFeatures(Protocol):
+    """Describes whole images.
 
     Attributes:
         num_features: Width d of the features.
@@ -32,11 +32,11 @@ class PictureFeatures(Protocol):
     num_features: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (N, d) of pictures (N, 3, H, W) float in [0, 1]."""
+        """Features (N, d) of images (N, 3, H, W) float in [0, 1]."""
 
 
 class ClipFeatures(ClipExtractor):
-    """Image features of a CLIP, in place of Inception's where there is none for the kind of pictures.
+    """Image features of a CLIP, in place of Inception's where there is none for the kind of images.
 
     In the mini world these are the features to take: CLIP saw whole scenes and texts on everything in them,
     while the embedder sees crops of heads only and was taught to look past all that is not the person. The
@@ -52,7 +52,7 @@ class ClipFeatures(ClipExtractor):
         self.num_features = int(self.clip.config.projection_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, d) of pictures (N, 3, H, W) float in [0, 1]."""
+        """Features (N, d) of images (N, 3, H, W) float in [0, 1]."""
         return self.embed_images(images) * self.num_features**0.5
 
 
@@ -81,15 +81,15 @@ class InceptionFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, 2048) of pictures (N, 3, H, W) float in [0, 1]."""
+        """Features (N, 2048) of images (N, 3, H, W) float in [0, 1]."""
         return self.network((images.clamp(0, 1) * 255).round().byte())
 
 
 class FeatureDistance(NamedTuple):
-    """Distances between two sets of pictures; 0 where they are distributed alike.
+    """Distances between two sets of images; 0 where they are distributed alike.
 
     Attributes:
-        fid: Heusel et al. 2017. It is too large for few pictures, the more the fewer there are.
+        fid: Heusel et al. 2017. It is too large for few images, the more the fewer there are.
         kid: Binkowski et al. 2018; without such a bias, and below 0 by chance where there is no distance.
         kid_std: Standard deviation of KID over subsets.
     """
@@ -103,16 +103,16 @@ def feature_distance(drawn: Tensor, real: Tensor, seed: int = 0) -> FeatureDista
     """Measure FID and KID.
 
     Args:
-        drawn: (N, d) features of drawn pictures, N at least 2.
+        drawn: (N, d) features of drawn images, N at least 2.
         real: (M, d) of real ones, M at least 2.
-        seed: Of KID's subsets, which hold 1000 pictures each or as many as there are.
+        seed: Of KID's subsets, which hold 1000 images each or as many as there are.
 
     Raises:
-        ValueError: If there are too few pictures, or the features differ in width.
+        ValueError: If there are too few images, or the features differ in width.
     """
     if min(len(drawn), len(real)) < 2 or drawn.shape[1:] != real.shape[1:]:
         raise ValueError(
-            f"features of shape {tuple(drawn.shape)} and {tuple(real.shape)}: of at least two pictures each, "
+            f"features of shape {tuple(drawn.shape)} and {tuple(real.shape)}: of at least two images each, "
             "equally wide"
         )
     given = _Given(drawn.shape[1])

@@ -1,4 +1,4 @@
-"""Faces in pictures: where they are and whose they are, at both scales."""
+"""Faces in images: where they are and whose they are, at both scales."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CROP_SIZE = 160  # pixels
 
 @dataclass(frozen=True)
 class Faces:
-    """Faces found in one picture, in the order of the detector that found them.
+    """Faces found in one image, in the order of the detector that found them.
 
     Attributes:
         boxes: (n, 4) float, x1, y1, x2, y2 in pixels.
@@ -51,7 +51,7 @@ class Faces:
 
 
 class FaceExtractor(Protocol):
-    """Finds and embeds the faces of pictures.
+    """Finds and embeds the faces of images.
 
     Attributes:
         embed_dim: Width d of the embeddings.
@@ -66,7 +66,7 @@ class FaceExtractor(Protocol):
             images: (N, 3, H, W) float in [0, 1], on any device.
 
         Returns:
-            One entry per picture, on the device of the pictures; a picture without faces has an empty one.
+            One entry per image, on the device of the images; an image without faces has an empty one.
         """
 
     def blank(self) -> Tensor:
@@ -77,7 +77,7 @@ class FaceNetFaces(nn.Module):
     """Faces of photographs: MTCNN crops, embedded by InceptionResnetV1 (docs/method.md, Evaluation protocol).
 
     Settings, crops and order are those of the published scorer. It leaves MTCNN's default order, so the
-    largest face comes first, not the surest; pictures go through MTCNN one at a time, as there.
+    largest face comes first, not the surest; images go through MTCNN one at a time, as there.
 
     Args:
         weights: Weights of InceptionResnetV1: ``vggface2`` or ``casia-webface``, looked up in torch's caches,
@@ -127,12 +127,12 @@ class FaceNetFaces(nn.Module):
         self.detector.device = device  # not a tensor: it does not follow the module
         found, crops = [], []
         for pixels in (images.clamp(0, 1) * 255).round().byte().cpu():
-            picture = to_pil_image(pixels)
-            boxes, scores = self.detector.detect(picture)
+            image = to_pil_image(pixels)
+            boxes, scores = self.detector.detect(image)
             if boxes is None:
                 boxes, scores = np.zeros((0, 4)), np.zeros(0)
             else:
-                crops.append(self.detector.extract(picture, boxes, None))
+                crops.append(self.detector.extract(image, boxes, None))
             found.append((_tensor(boxes), _tensor(scores)))
         vectors = (
             self.embedder(torch.cat(crops).to(device)) if crops else torch.zeros(0, self.embed_dim)

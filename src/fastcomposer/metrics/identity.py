@@ -1,4 +1,4 @@
-"""Identity preservation: whether the people in a picture are those of the references."""
+"""Identity preservation: whether the people in an image are those of the references."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ IdentityProtocol = Literal["corrected", "published"]
 
 @dataclass(frozen=True)
 class IdentityScore:
-    """Identity of one picture.
+    """Identity of one image.
 
     Attributes:
-        value: Score of the picture, the minimum over its subjects.
+        value: Score of the image, the minimum over its subjects.
         detected: Number of faces found in it, also more than there are subjects.
         matched: Similarity of each subject with the face taken for it, not clipped.
-        faces: Position in the picture's faces of the one taken for each subject; ``None`` where there was
+        faces: Position in the image's faces of the one taken for each subject; ``None`` where there was
             none left.
     """
 
@@ -40,7 +40,7 @@ def identity_score(
     protocol: IdentityProtocol = "corrected",
     blank: Tensor | None = None,
 ) -> IdentityScore:
-    """Score one picture with K subjects.
+    """Score one image with K subjects.
 
     ======================= ============================ ================================
     rule                    ``published``                ``corrected``
@@ -50,7 +50,7 @@ def identity_score(
     subject without a face  takes a blank crop's         counts exactly 0
                             embedding
     no face at all          0                            0
-    score of the picture    minimum over subjects        minimum over subjects
+    score of the image    minimum over subjects        minimum over subjects
     negative score          clipped at 0                 stays negative
     ======================= ============================ ================================
 
@@ -60,7 +60,7 @@ def identity_score(
     detection rate belongs beside either figure.
 
     Args:
-        faces: What was found in the picture.
+        faces: What was found in the image.
         references: (K, d) unit vectors of the subjects' reference faces, at least one.
         protocol: Which rules.
         blank: (d,) embedding of a blank crop; ``published`` needs it for more than one subject.
@@ -106,10 +106,10 @@ def check_protocol(protocol: str) -> None:
 
 
 class IdentityPreservation(Metric):
-    """Mean of :func:`identity_score` over pictures, with the share of pictures where faces were found.
+    """Mean of :func:`identity_score` over images, with the share of images where faces were found.
 
     Sums and counts of all processes are added before the division, so that processes may see different
-    numbers of pictures.
+    numbers of images.
 
     Args:
         protocol: See :func:`identity_score`.
@@ -136,11 +136,11 @@ class IdentityPreservation(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, faces: Sequence[Faces], references: Sequence[Tensor]) -> None:
-        """Count pictures.
+        """Count images.
 
         Args:
-            faces: What was found in each picture.
-            references: For each picture, the reference faces of its subjects, (K_i, d).
+            faces: What was found in each image.
+            references: For each image, the reference faces of its subjects, (K_i, d).
         """
         for found, subjects in zip(faces, references, strict=True):
             score = identity_score(found, subjects, self.protocol, self.blank)
@@ -151,6 +151,6 @@ class IdentityPreservation(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Scalars: ``identity``, and ``detection_rate``, the share with at least as many faces as subjects.
 
-        Both are NaN before the first picture.
+        Both are NaN before the first image.
         """
         return {"identity": self.total / self.count, "detection_rate": self.complete / self.count}

@@ -14,15 +14,15 @@ COLUMN = "measure."
 """What the column of a measure's scores begins with."""
 
 
-class PictureMeasure(Protocol):
-    """Gives every drawn picture one number.
+class ImageMeasure(Protocol):
+    """Gives every drawn image one number.
 
     Scores are kept and looked up by the class's name, its attributes that are plain values, and its weights
     where it is a module: what decides a score belongs into one of these.
     """
 
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """Score pictures.
+        """Score images.
 
         Args:
             images: (N, 3, H, W) float in [0, 1].
@@ -34,10 +34,10 @@ class PictureMeasure(Protocol):
 
 
 def paired_cosine(image_features: Tensor, other_features: Tensor, other: str) -> Tensor:
-    """Cosine of every picture's features with those that belong to it: no scale, no clipping at 0.
+    """Cosine of every image's features with those that belong to it: no scale, no clipping at 0.
 
     Args:
-        image_features: (B, d) of the pictures.
+        image_features: (B, d) of the images.
         other_features: (B, d) of what belongs to each.
         other: What that is, for the message.
 
@@ -45,21 +45,21 @@ def paired_cosine(image_features: Tensor, other_features: Tensor, other: str) ->
         (B,) in [-1, 1].
 
     Raises:
-        ValueError: If there is not one for every picture, or the features are not as wide.
+        ValueError: If there is not one for every image, or the features are not as wide.
     """
     if image_features.shape != other_features.shape:
         raise ValueError(
-            f"features of shape {tuple(image_features.shape)} for pictures but "
-            f"{tuple(other_features.shape)} for {other}s: one {other} for every picture"
+            f"features of shape {tuple(image_features.shape)} for images but "
+            f"{tuple(other_features.shape)} for {other}s: one {other} for every image"
         )
     return F.cosine_similarity(image_features, other_features.to(image_features), dim=-1)
 
 
-class PictureMean(Metric):
-    """Mean of one score per picture, kept as a sum and a count.
+class ImageMean(Metric):
+    """Mean of one score per image, kept as a sum and a count.
 
     Sums of all processes are added before the division, so that processes may see different numbers of
-    pictures. Float64: a thousand scores of a few digits must not drift. NaN before the first picture.
+    images. Float64: a thousand scores of a few digits must not drift. NaN before the first image.
     """
 
     is_differentiable = False
@@ -87,21 +87,21 @@ def prompt_consistency(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Raw cosine of CLIP features: no scale, no clipping at 0 (docs/method.md, Evaluation protocol).
 
     Args:
-        image_features: (B, d) of the pictures.
-        text_features: (B, d) of each picture's prompt, without markers.
+        image_features: (B, d) of the images.
+        text_features: (B, d) of each image's prompt, without markers.
 
     Returns:
         (B,) in [-1, 1].
 
     Raises:
-        ValueError: If there is not one text for every picture.
+        ValueError: If there is not one text for every image.
     """
     return paired_cosine(image_features, text_features, "text")
 
 
-class PromptConsistency(PictureMean):
-    """Mean of :func:`prompt_consistency` over pictures."""
+class PromptConsistency(ImageMean):
+    """Mean of :func:`prompt_consistency` over images."""
 
     def update(self, image_features: Tensor, text_features: Tensor) -> None:
-        """Count pictures with their prompts; arguments as for :func:`prompt_consistency`."""
+        """Count images with their prompts; arguments as for :func:`prompt_consistency`."""
         self.add(prompt_consistency(image_features, text_features))

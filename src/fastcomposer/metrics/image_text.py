@@ -1,4 +1,4 @@
-"""Features that pictures and texts share."""
+"""Features that images and texts share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastcomposer.models.conditioning import ReferenceNormalizer
 
 
 class ImageTextExtractor(Protocol):
-    """Maps pictures and texts into one space."""
+    """Maps images and texts into one space."""
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit vectors (N, d) of pictures (N, 3, H, W) in [0, 1], on the device of the pictures."""
+        """Unit vectors (N, d) of images (N, 3, H, W) in [0, 1], on the device of the images."""
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, d) of texts, on the CPU."""
@@ -29,7 +29,7 @@ class ImageTextExtractor(Protocol):
 class ClipExtractor(nn.Module):
     """A CLIP of transformers.
 
-    Pictures are resized and cropped as CLIP's own preprocessing does (bicubic with antialias, shorter side
+    Images are resized and cropped as CLIP's own preprocessing does (bicubic with antialias, shorter side
     to the input size, centre), texts longer than its limit are cut and keep their end token.
 
     Args:
@@ -61,7 +61,7 @@ class ClipExtractor(nn.Module):
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed pictures (N, 3, H, W) in [0, 1] as unit vectors (N, d)."""
+        """Embed images (N, 3, H, W) in [0, 1] as unit vectors (N, d)."""
         side = self.clip.config.vision_config.image_size
         pixels = fit_square(images.to(self.clip.device), side)
         pooled = self.clip.vision_model(pixel_values=self.normalize(pixels)).pooler_output
@@ -82,7 +82,7 @@ def fit_square(images: Tensor, side: int) -> Tensor:
     """Resize the shorter side (bicubic, antialias) and cut out the centre.
 
     Args:
-        images: (N, 3, H, W) float in [0, 1]; pictures of the right size stay as they are.
+        images: (N, 3, H, W) float in [0, 1]; images of the right size stay as they are.
         side: Side in pixels of what comes out.
 
     Returns:

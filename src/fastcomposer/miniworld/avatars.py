@@ -1,4 +1,4 @@
-"""People of the mini world: who somebody is (identity), how they look today (appearance), their picture.
+"""People of the mini world: who somebody is (identity), how they look today (appearance), their image.
 
 Identity is what captions never name and a reference alone can tell: skin, hair, hair colour, beard, nose,
 brows (about 10⁵ combinations). Appearance is what prompts control: clothing, accessory, expression.
@@ -190,7 +190,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How somebody looks in one picture."""
+    """How somebody looks in one image."""
 
     clothes: str = "SHIRT_CREW_NECK"
     clothes_color: str = "GRAY_02"
@@ -255,9 +255,9 @@ def _svg(identity: Identity, appearance: Appearance) -> str:
 @lru_cache(maxsize=256)
 def _rasterize(svg: str, width: int) -> np.ndarray:
     png = resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True)
-    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
-    picture.setflags(write=False)
-    return picture
+    image = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+    image.setflags(write=False)
+    return image
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

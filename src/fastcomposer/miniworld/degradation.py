@@ -1,7 +1,7 @@
-"""What renders lack and generated pictures have: softness, noise, wrong colours, things in front.
+"""What renders lack and generated images have: softness, noise, wrong colours, things in front.
 
-The metric models never see a generated picture in training; these keep them from relying on crisp edges
-and exact colours. Everything draws from a given generator, on the device of the pictures.
+The metric models never see a generated image in training; these keep them from relying on crisp edges
+and exact colours. Everything draws from a given generator, on the device of the images.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _BLUR = (0.0545, 0.2442, 0.4026, 0.2442, 0.0545)  # Gaussian of standard deviati
 
 
 def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Tensor:
-    """Blur a third of the pictures, halve the resolution of another third, and add noise to all.
+    """Blur a third of the images, halve the resolution of another third, and add noise to all.
 
-    Blurred and halved pictures mix with the sharp ones in random shares, so that softness varies.
+    Blurred and halved images mix with the sharp ones in random shares, so that softness varies.
 
     Args:
         images: (B, 3, H, W) float in [0, 1], H and W at least 4.
@@ -47,7 +47,7 @@ def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: f
         images: (B, 3, H, W) float in [0, 1].
         strength: Range of contrast and of each colour's brightness, relative to 1.
         generator: Decides how much.
-        grey: Share of pictures that lose their colour, 0 to 1.
+        grey: Share of images that lose their colour, 0 to 1.
 
     Returns:
         (B, 3, H, W) float in [0, 1].
@@ -71,11 +71,11 @@ def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, gene
     """Draw one rectangle inside each box that covers a given share of it.
 
     Args:
-        boxes: (N, 4) x1, y1, x2, y2 in pixels inside the picture; rounded to whole pixels.
+        boxes: (N, 4) x1, y1, x2, y2 in pixels inside the image; rounded to whole pixels.
         shares: (N,) float in [0, 1], the least share of a box's pixels to cover. At most one row of the
             rectangle more is covered.
-        height: Height of the pictures in pixels.
-        width: Width of the pictures in pixels.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
         generator: Decides form and place.
 
     Returns:
@@ -96,7 +96,7 @@ def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, gene
 
 
 def occlude(images: Tensor, boxes: Tensor, shares: Tensor, generator: Generator) -> Tensor:
-    """Hide a share of one head per picture behind a rectangle of one random colour.
+    """Hide a share of one head per image behind a rectangle of one random colour.
 
     Args:
         images: (N, 3, H, W) float in [0, 1].

@@ -21,10 +21,10 @@ _MAX_OVERLAP = 0.6  # two heads in a scene never overlap as much; two peaks on o
 
 @dataclass(frozen=True)
 class Detections:
-    """Heads found in one picture, the surest first.
+    """Heads found in one image, the surest first.
 
     Attributes:
-        boxes: (N, 4) float, x1, y1, x2, y2 in pixels, inside the picture.
+        boxes: (N, 4) float, x1, y1, x2, y2 in pixels, inside the image.
         scores: (N,) float in [0, 1], falling.
     """
 
@@ -99,7 +99,7 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         height, width = images.shape[-2:]
         if height % STRIDE or width % STRIDE:
             raise ValueError(
-                f"pictures of {width} by {height} pixels: both sides must be multiples of {STRIDE}"
+                f"images of {width} by {height} pixels: both sides must be multiples of {STRIDE}"
             )
         features, levels = images * 2 - 1, []
         for block in self.down:
@@ -121,7 +121,7 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
             threshold: Least score of a head, 0 to 1.
 
         Returns:
-            One entry per picture; the number of heads is whatever is found, also none.
+            One entry per image; the number of heads is whatever is found, also none.
         """
         found = self(images)
         maps = CenterMaps(found.heat.float().sigmoid(), found.log_size.float(), found.offset.float())
@@ -137,8 +137,8 @@ def encode(heads: Tensor, present: Tensor, height: int, width: int) -> CenterMap
     Args:
         heads: (B, K, 4) float, x1, y1, x2, y2 in pixels.
         present: (B, K) bool, which slots hold a head.
-        height: Height of the pictures in pixels, a multiple of 4.
-        width: Width of the pictures in pixels, a multiple of 4.
+        height: Height of the images in pixels, a multiple of 4.
+        width: Width of the images in pixels, a multiple of 4.
     """
     rows, columns = height // STRIDE, width // STRIDE
     center = (heads[..., :2] + heads[..., 2:]) / (2 * STRIDE)  # in cells
@@ -186,7 +186,7 @@ def count_matches(found: Detections, truth: Tensor, min_overlap: float = 0.5) ->
     """Count heads that are found: surest first, each detection takes the free head it overlaps most.
 
     Args:
-        found: What was detected in a picture, the surest first.
+        found: What was detected in an image, the surest first.
         truth: (M, 4) boxes of the heads that are there.
         min_overlap: Least intersection over union of a match.
     """

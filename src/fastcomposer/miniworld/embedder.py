@@ -64,20 +64,20 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return F.normalize(self.project(self.features(crops).flatten(1)).float(), dim=-1)
 
     def crop(self, images: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Cut out heads and resize them; what lies outside a picture is grey.
+        """Cut out heads and resize them; what lies outside an image is grey.
 
         Args:
             images: (B, 3, H, W) float in [0, 1].
-            boxes: (B, 4) x1, y1, x2, y2 in pixels, one head per picture; or for each picture its (n_i, 4).
+            boxes: (B, 4) x1, y1, x2, y2 in pixels, one head per image; or for each image its (n_i, 4).
 
         Returns:
-            (sum of n_i, 3, S, S) float in [-1, 1], picture by picture.
+            (sum of n_i, 3, S, S) float in [-1, 1], image by image.
 
         Raises:
-            ValueError: If there are not boxes for every picture.
+            ValueError: If there are not boxes for every image.
         """
         if len(boxes) != len(images):
-            raise ValueError(f"boxes for {len(boxes)} pictures, but there are {len(images)} pictures")
+            raise ValueError(f"boxes for {len(boxes)} images, but there are {len(images)} images")
         each = list(boxes.unsqueeze(1)) if isinstance(boxes, Tensor) else list(boxes)
         larger = [_enlarge(box.to(images), self.config.margin) for box in each]
         side = self.config.crop_size

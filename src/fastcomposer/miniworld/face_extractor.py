@@ -33,7 +33,7 @@ class MiniFaces(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Faces]:
-        """Extract heads; see :class:`FaceExtractor`. Both sides of the pictures are multiples of 4."""
+        """Extract heads; see :class:`FaceExtractor`. Both sides of the images are multiples of 4."""
         pixels = images.to(self.embedder.device)
         found = self.detector.detect(pixels, self.threshold)
         vectors = self.embedder.embed(pixels, [heads.boxes for heads in found])

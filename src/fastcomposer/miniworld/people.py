@@ -11,7 +11,7 @@ from PIL import Image
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.miniworld.avatars import render_avatar
 from fastcomposer.miniworld.render import other_looks
-from fastcomposer.miniworld.scenes import AvatarScenes, reference_picture
+from fastcomposer.miniworld.scenes import AvatarScenes, reference_image
 from fastcomposer.utils.files import write_atomically
 
 
@@ -23,12 +23,12 @@ def rendered_people(
     Args:
         scenes: The world.
         numbers: Positions in :attr:`AvatarScenes.train_identities`.
-        folder: Where their pictures go, one folder each.
-        count: Pictures of each person, at most 8.
-        size: Side of a picture in pixels.
+        folder: Where their images go, one folder each.
+        count: Images of each person, at most 8.
+        size: Side of an image in pixels.
 
     Raises:
-        ValueError: If the world has no such person, or so many pictures are not to be had.
+        ValueError: If the world has no such person, or so many images are not to be had.
     """
     sets = []
     for number in numbers:
@@ -40,18 +40,18 @@ def rendered_people(
         identity = scenes.train_identities[number]
         looks = other_looks(number)[: count - 1]
         if not 0 < count <= len(looks) + 1:
-            raise ValueError(f"benchmark.people.count={count}: between 1 and {len(looks) + 1} pictures")
-        pictures = [reference_picture(identity, size, seed=number)]
-        pictures += [np.ascontiguousarray(render_avatar(identity, look, size)[:size]) for look in looks]
+            raise ValueError(f"benchmark.people.count={count}: between 1 and {len(looks) + 1} images")
+        images = [reference_image(identity, size, seed=number)]
+        images += [np.ascontiguousarray(render_avatar(identity, look, size)[:size]) for look in looks]
         name = f"train_{number:04d}"
         files = [Path(folder) / name / f"{k}.png" for k in range(count)]
         files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file, picture in zip(files, pictures, strict=True):
-            _save(picture, file)
+        for file, image in zip(files, images, strict=True):
+            _save(image, file)
         sets.append(ReferenceSet(name, identity.word, tuple(files)))
     return tuple(sets)
 
 
-def _save(picture: np.ndarray, file: Path) -> None:
+def _save(image: np.ndarray, file: Path) -> None:
     # The jobs of a search may all do so at once.
-    write_atomically(file, lambda stream: Image.fromarray(picture).save(stream, format="png"))
+    write_atomically(file, lambda stream: Image.fromarray(image).save(stream, format="png"))

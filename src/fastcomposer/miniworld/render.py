@@ -14,9 +14,9 @@ from fastcomposer.data.records import (
     write_ids,
     write_record,
 )
-from fastcomposer.evaluation.benchmark import NUM_TUNING_PICTURES
+from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES
 from fastcomposer.miniworld.avatars import Appearance, Identity, render_avatar
-from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, is_held_out, reference_picture
+from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, is_held_out, reference_image
 from fastcomposer.utils.files import remove_leftovers, write_atomically
 from fastcomposer.utils.progress import LongWork
 from fastcomposer.utils.workers import in_processes
@@ -25,8 +25,8 @@ TEST_OFFSET = 90_000_000
 """Number of the first held-out record; training records count from 0."""
 
 
-NUM_OTHER_PICTURES = 3
-"""Further pictures that no method gets: what somebody looks like elsewhere, for the copy-paste metric."""
+NUM_OTHER_IMAGES = 3
+"""Further images that no method gets: what somebody looks like elsewhere, for the copy-paste metric."""
 _CHUNK = 32
 
 
@@ -84,11 +84,11 @@ def record_name(split: str, index: int) -> str:
 
 
 def write_references(folder: Path, size: int) -> list[Path]:
-    """Write pictures of each held-out person as PNG with transparent background.
+    """Write images of each held-out person as PNG with transparent background.
 
     ``00_man.png`` is the reference, neutral and in a shirt; the folder ``00_man`` beside it holds ``1.png``
     to ``7.png``, the same person in other clothes and expressions: the first are what methods with
-    fine-tuning get beside the reference, the last :data:`NUM_OTHER_PICTURES` are seen by no method.
+    fine-tuning get beside the reference, the last :data:`NUM_OTHER_IMAGES` are seen by no method.
 
     Args:
         folder: Where to.
@@ -102,10 +102,10 @@ def write_references(folder: Path, size: int) -> list[Path]:
         paths.append(folder / f"{reference_name(number, identity)}.png")
         others = paths[-1].with_suffix("")
         others.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(reference_picture(identity, size, seed=number)).save(paths[-1])
+        Image.fromarray(reference_image(identity, size, seed=number)).save(paths[-1])
         for k, look in enumerate(other_looks(number), start=1):
-            picture = np.ascontiguousarray(render_avatar(identity, look, size)[:size])
-            Image.fromarray(picture).save(others / f"{k}.png")
+            image = np.ascontiguousarray(render_avatar(identity, look, size)[:size])
+            Image.fromarray(image).save(others / f"{k}.png")
     return paths
 
 
@@ -115,7 +115,7 @@ def reference_name(number: int, identity: Identity) -> str:
 
 
 def other_looks(number: int) -> tuple[Appearance, ...]:
-    """How a person looks in the pictures beside the reference.
+    """How a person looks in the images beside the reference.
 
     No two share clothing or expression, and none has the reference's, a pair of clothing and colour that is
     kept from training, or sunglasses, which hide who somebody is.
@@ -125,7 +125,7 @@ def other_looks(number: int) -> tuple[Appearance, ...]:
     """
     rng = np.random.default_rng([number, 5])
     looks: list[Appearance] = []
-    while len(looks) < NUM_TUNING_PICTURES - 1 + NUM_OTHER_PICTURES:
+    while len(looks) < NUM_TUNING_IMAGES - 1 + NUM_OTHER_IMAGES:
         look = Appearance.sample(rng)
         seen = any(
             look.clothes == other.clothes or look.expression == other.expression

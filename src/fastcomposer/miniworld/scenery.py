@@ -1,4 +1,4 @@
-"""Places and styles of the mini world: procedural backgrounds and picture filters."""
+"""Places and styles of the mini world: procedural backgrounds and image filters."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ CONTEXTS: dict[str, tuple[Color, Color, Painter]] = {
 
 
 def apply_style(style: str, image: Image.Image, rng: Rng) -> Image.Image:
-    """Filter a picture; the empty style leaves it as it is.
+    """Filter an image; the empty style leaves it as it is.
 
     Args:
         style: A phrase of :data:`STYLES` or the empty string.

@@ -40,7 +40,7 @@ class Person:
         appearance: How they look here.
         end: Character offset in the caption just after their class word.
         bbox: x1, y1, x2, y2 of their visible pixels; x2 and y2 are exclusive.
-        head: x1, y1, x2, y2 of head and hair, clipped to the picture.
+        head: x1, y1, x2, y2 of head and hair, clipped to the image.
     """
 
     identity: Identity
@@ -52,7 +52,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its truth.
+    """An image with its truth.
 
     Attributes:
         image: (S, S, 3) uint8.
@@ -184,7 +184,7 @@ def held_out_identities() -> tuple[Identity, ...]:
     return tuple(chosen)
 
 
-def reference_picture(identity: Identity, size: int, seed: int = 0) -> np.ndarray:
+def reference_image(identity: Identity, size: int, seed: int = 0) -> np.ndarray:
     """A portrait of somebody in neutral expression, as a user would give it.
 
     Args:
@@ -197,8 +197,8 @@ def reference_picture(identity: Identity, size: int, seed: int = 0) -> np.ndarra
     """
     rng = np.random.default_rng([seed, 3])
     look = Appearance(clothes_color=str(rng.choice(list(CLOTHING_COLORS))))
-    picture = render_avatar(identity, look, size)[:size]
-    return np.ascontiguousarray(picture)
+    image = render_avatar(identity, look, size)[:size]
+    return np.ascontiguousarray(image)
 
 
 def is_held_out(appearance: Appearance) -> bool:
@@ -245,12 +245,12 @@ def _paste(
     x: int,
     y: int,
 ) -> tuple[int, int, int, int]:
-    """Draw one person into picture and map in place; returns the box of the head."""
+    """Draw one person into photo and map in place; returns the box of the head."""
     size = image.width
-    picture = render_avatar(identity, appearance, width)
-    image.paste(Image.fromarray(picture[..., :3]), (x, y), Image.fromarray(picture[..., 3]))
+    photo = render_avatar(identity, appearance, width)
+    image.paste(Image.fromarray(photo[..., :3]), (x, y), Image.fromarray(photo[..., 3]))
     top, left = max(y, 0), max(x, 0)
-    visible = picture[top - y : size - y, left - x : size - x, 3] >= 128
+    visible = photo[top - y : size - y, left - x : size - x, 3] >= 128
     region = segment_map[top : top + visible.shape[0], left : left + visible.shape[1]]
     region[visible] = segment_id
     scale = width / CANVAS[0]

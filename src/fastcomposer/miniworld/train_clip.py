@@ -1,4 +1,4 @@
-"""Training of the embedded base's CLIP: pictures and captions, and pictures of the same person."""
+"""Training of the embedded base's CLIP: images and captions, and images of the same person."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class CLIPModule(RecipeModule):
         return loss
 
     def portraits(self, step: int) -> tuple[Tensor, Tensor]:
-        """Draw two pictures each of different people: twice (P, 3, R, R) in [0, 1]."""
+        """Draw two images each of different people: twice (P, 3, R, R) in [0, 1]."""
         rng = np.random.default_rng([11, step])
         people = rng.choice(len(self.seen), min(self.num_portraits, len(self.seen)), replace=False)
         pairs = [rng.choice(len(self.seen[p]), 2, replace=False) for p in people]
@@ -124,7 +124,7 @@ class CLIPModule(RecipeModule):
         return sides[0], sides[1]
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Project pictures (B, 3, R, R) in [0, 1] to (B, d)."""
+        """Project images (B, 3, R, R) in [0, 1] to (B, d)."""
         pooled = self.clip.vision_model(pixel_values=self.normalize(pixels)).pooler_output
         return self.clip.visual_projection(pooled)
 

@@ -116,7 +116,7 @@ class EmbedderModule(RecipeModule):
         return loss
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Verify held-out people: is it the same person in two pictures?"""
+        """Verify held-out people: is it the same person in two images?"""
         sample, slot = torch.nonzero(batch.present, as_tuple=True)
         with self.averaged_weights():
             images = (batch.pixel_values + 1) / 2

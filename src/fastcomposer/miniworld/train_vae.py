@@ -59,7 +59,7 @@ class VAEModule(RecipeModule):
         return loss
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Measure the peak signal-to-noise ratio of held-out scenes in dB, mean over pictures."""
+        """Measure the peak signal-to-noise ratio of held-out scenes in dB, mean over images."""
         with self.averaged_weights():
             decoded = self.vae.decode(self.vae.encode(batch.pixel_values).latent_dist.mode()).sample
         error = (decoded.clamp(-1, 1) - batch.pixel_values).square().mean((1, 2, 3)) / 4

@@ -273,7 +273,7 @@ def _with_own_memory(loaded: Any) -> Any:
     """Copy the weights of what ``from_pretrained`` gave.
 
     Mapped from a file they lie at odd addresses, where products with a single row round differently. Copied,
-    they give the pictures of the model that was saved, bit for bit.
+    they give the images of the model that was saved, bit for bit.
     """
     for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
         parameter.data = parameter.data.clone()

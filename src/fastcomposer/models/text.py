@@ -2,7 +2,7 @@
 
 Stable Diffusion has one CLIP text encoder and attends to its last hidden states. Stable Diffusion XL (Podell
 et al. 2023, section 2) has two: it attends to the states before the last of both, side by side, and is told
-the second encoder's pooled embedding and the sizes of the picture with the timestep.
+the second encoder's pooled embedding and the sizes of the image with the timestep.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class TextConditioner:
 
         Args:
             pooled: (B, p) of :class:`TextStates`.
-            sizes: (B, 6) or (6,): height and width of the picture before it was resized, top and left of the
+            sizes: (B, 6) or (6,): height and width of the image before it was resized, top and left of the
                 crop, height and width wanted; pixels.
 
         Raises:

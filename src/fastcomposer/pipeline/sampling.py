@@ -270,7 +270,7 @@ class DelayedConditioningPipeline:
         options: StepOptions,
         calls: range,
     ) -> Tensor:
-        """Carry latents (N, C, h, w) through consecutive U-Net calls, all of them from noise to picture."""
+        """Carry latents (N, C, h, w) through consecutive U-Net calls, all of them from noise to image."""
         guidance_embedding = self._guidance_embedding(latents)
         state: dict[str, Any] = {"latents": latents}
         state |= {"negative_prompt_embeds": conditioning.negative}

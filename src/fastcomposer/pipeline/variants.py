@@ -258,7 +258,7 @@ class VariantPipeline(SubjectPromptPipeline):
         return _Branching(schedule, text, embeds, starts, width, eta, slots, groups, callback)
 
     def _draw(self, point: _Point, plan: _Branching, output_type: str | None) -> VariantsOutput:
-        """Carry n images of every variant from noise to pictures."""
+        """Carry n images of every variant from noise to images."""
         count, generators, dtype = len(point.latents), point.generators, plan.text.text.dtype
         self._num_timesteps = plan.schedule.num_calls
         output = VariantsOutput.of(len(plan.starts), plan.calls_of(count))

@@ -24,13 +24,13 @@ class FaceSegmenter(nn.Module):
     """Heads and bodies around the faces that MTCNN finds; its weights come with facenet-pytorch.
 
     A face gives away where its person surely is and where they may be; between the two, random walks (Grady,
-    *Random Walks for Image Segmentation*, TPAMI 2006) find the outline along edges of the picture. Coarser
+    *Random Walks for Image Segmentation*, TPAMI 2006) find the outline along edges of the image. Coarser
     than a network that was trained to segment, and blind to people whose faces are not seen.
 
     Args:
         label: Label of all segments.
         threshold: Least probability of a face.
-        min_face: Least side of a face, as a share of the picture's shorter side.
+        min_face: Least side of a face, as a share of the image's shorter side.
         side: Longer side in pixels at which outlines are found.
 
     Raises:
@@ -63,7 +63,7 @@ class FaceSegmenter(nn.Module):
 
     @torch.no_grad()
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
-        """Segment photos, one at a time: MTCNN wants pictures of one size otherwise."""
+        """Segment photos, one at a time: MTCNN wants images of one size otherwise."""
         return [self._segment(photo.image) for photo in photos]
 
     def _segment(self, image: Image.Image) -> Segmentation:
@@ -88,7 +88,7 @@ def outlines(image: Image.Image, faces: Sequence[np.ndarray], side: int = 192) -
     """Outline the people whose faces are known.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         faces: x1, y1, x2, y2 of each, in pixels.
         side: Longer side at which they are outlined.
 

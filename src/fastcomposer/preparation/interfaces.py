@@ -57,7 +57,7 @@ class Segmentation:
 
     @cached_property
     def areas(self) -> dict[int, float]:
-        """Share of the picture that each region covers, by id."""
+        """Share of the image that each region covers, by id."""
         ids, counts = np.unique(self.segment_map, return_counts=True)
         pixels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
         return {region.id: pixels.get(region.id, 0) / self.segment_map.size for region in self.regions}
@@ -137,7 +137,7 @@ class Captioner(Component, Protocol):
 
 
 class Segmenter(Component, Protocol):
-    """Divides pictures into segments."""
+    """Divides images into segments."""
 
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
         """Segments of each."""

@@ -21,10 +21,10 @@ BACKGROUNDS = ("noise", "grey", "keep")
 
 
 class ImageTextEmbedder(Protocol):
-    """Maps pictures and texts into one space, as metrics.image_text.ClipExtractor does."""
+    """Maps images and texts into one space, as metrics.image_text.ClipExtractor does."""
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit vectors (N, d) of pictures (N, 3, H, W) in [0, 1]."""
+        """Unit vectors (N, d) of images (N, 3, H, W) in [0, 1]."""
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, d) of texts."""
@@ -93,7 +93,7 @@ class SimilarityMatcher(nn.Module):
 
     @torch.no_grad()
     def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
-        """Match the phrases and regions of scenes; all pictures go through the network together."""
+        """Match the phrases and regions of scenes; all images go through the network together."""
         crops = [self._crop(scene, number) for scene in scenes for number in range(len(scene.regions))]
         texts = [self.template.format(phrase.text) for scene in scenes for phrase in scene.phrases]
         if not crops or not texts:
@@ -153,7 +153,7 @@ def _on_noise(crop: Tensor, rng: np.random.Generator) -> Tensor:
 def without_means(similarity: np.ndarray) -> np.ndarray:
     """Leave of similarities what tells the candidates apart.
 
-    Some phrases fit every picture better than others do, and some pictures every phrase. Where every segment
+    Some phrases fit every image better than others do, and some images every phrase. Where every segment
     gets a phrase, how well it fits all of them is beside the point, so its mean over the phrases is taken
     off; and where every phrase gets a segment, its mean over the segments.
 

@@ -21,7 +21,7 @@ from fastcomposer.utils.settings import digest
 
 REPORT = "report.html"
 _SIDES = (256, 384, 512, 768, 1024, 1536, 2048)  # pixels
-_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # shares of the picture
+_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # shares of the image
 _EXAMPLES = 3
 
 
@@ -36,7 +36,7 @@ class Statistics:
         subjects_per_record: Records by number of subjects.
         words: Subjects by the word that names them.
         sides: Records by shorter side in pixels.
-        areas: Subjects by share of the picture.
+        areas: Subjects by share of the image.
         similarities: Subjects by similarity with their phrase.
         dropped: Photos that are no records, by reason.
         left_out: Segments and phrases that are no subjects, by kind and reason.
@@ -124,7 +124,7 @@ def render_page(statistics: Statistics, dropped: Sequence[Outcome], samples: Seq
         ("Subjects per photo", statistics.subjects_per_record),
         ("Words", statistics.words),
         ("Shorter side of the records", statistics.sides),
-        ("Share of the picture that a subject covers", statistics.areas),
+        ("Share of the image that a subject covers", statistics.areas),
         ("Similarity of a subject with its phrase", statistics.similarities),
     )
     page = environment.get_template("preparation.html.j2")

@@ -35,7 +35,7 @@ class Limits:
     Attributes:
         min_side: Photos whose shorter side has fewer pixels are left out.
         max_side: Shorter sides above are reduced to this; ``None`` for none.
-        min_area: Segments that cover a smaller share of the picture are no subjects.
+        min_area: Segments that cover a smaller share of the image are no subjects.
         min_subjects: Photos with fewer subjects are left out; 0 keeps those without any.
         test_share: Share of the records to hold out.
         samples: Photos to show on the page.
@@ -145,7 +145,7 @@ class PreparationStage(ResumableStage):
         size = self.batch_size
         return [tuple(self._missing[i : i + size]) for i in range(0, len(self._missing), size)]
 
-    def pictures_of(self, task: tuple[int, ...]) -> int:
+    def images_of(self, task: tuple[int, ...]) -> int:
         """See :class:`ResumableStage`."""
         return len(task)
 

@@ -36,7 +36,7 @@ class Sample:
 
     Attributes:
         name: Id of the record.
-        source: Picture as a ``data:`` address.
+        source: Image as a ``data:`` address.
         caption: The caption in pieces.
     """
 
@@ -59,14 +59,14 @@ def draw_sample(root: Path, record_id: str) -> Sample:
         mask = loaded.segment_map == segment.id
         color = np.array(COLORS[number % len(COLORS)], np.float32)
         pixels[mask] = pixels[mask] * (1 - _STRENGTH) + color * _STRENGTH
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
-    pen, width = ImageDraw.Draw(picture), max(1, max(picture.size) // _SIDE)
+    image = Image.fromarray(pixels.round().astype(np.uint8))
+    pen, width = ImageDraw.Draw(image), max(1, max(image.size) // _SIDE)
     for number, segment in enumerate(subjects):
         x1, y1, x2, y2 = segment.bbox
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=COLORS[number % len(COLORS)], width=width)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     data = BytesIO()
-    picture.save(data, "JPEG", quality=85)
+    image.save(data, "JPEG", quality=85)
     source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
     ends = [segment.end for segment in subjects]
     return Sample(record_id, source, color_words(loaded.record.caption, ends))

@@ -63,7 +63,7 @@ class Outcome:
         reason: Why it is no record; ``None`` where it is one.
         detail: More on the reason.
         words: Word of each subject.
-        areas: Share of the picture of each subject.
+        areas: Share of the image of each subject.
         similarities: Of each subject with its phrase.
         left_out: What else was found.
     """

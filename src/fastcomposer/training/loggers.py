@@ -130,7 +130,7 @@ class PatientWandbLogger(WandbLogger):
         name: Of the run; ``None`` for that of its folder, in a sweep after the sweep's.
         artifacts: Whether weights are sent, besides what they were made from and of; see
             :mod:`fastcomposer.training.wandb_artifacts`.
-        pictures: Whether a data folder is sent, and not its description alone.
+        images: Whether a data folder is sent, and not its description alone.
         **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`; ``group`` and ``job_type`` of
             ``wandb.init`` among them.
     """
@@ -141,7 +141,7 @@ class PatientWandbLogger(WandbLogger):
         offline: bool = False,
         name: str | None = None,
         artifacts: bool = True,
-        pictures: bool = False,
+        images: bool = False,
         **options: Any,
     ) -> None:
         import wandb
@@ -150,7 +150,7 @@ class PatientWandbLogger(WandbLogger):
         super().__init__(name=name, **options, settings=wandb.Settings(init_timeout=timeout))
         # Lightning always hands it over, and wandb warns that it does nothing.
         self._wandb_init.pop("anonymous", None)
-        self.artifacts, self.pictures = artifacts, pictures
+        self.artifacts, self.images = artifacts, images
         self.kept_open = False
         """Whether the run goes on when the training ends, until :meth:`close`."""
         if offline:

@@ -120,7 +120,7 @@ class CacheStage(ResumableStage):
         with ThreadPoolExecutor(_READERS) as pool:
             return [part for part in self.parts if not self._is_current(part, pool)]
 
-    def pictures_of(self, task: _Part) -> int:
+    def images_of(self, task: _Part) -> int:
         """See :class:`ResumableStage`."""
         return len(task.places)
 

@@ -1,4 +1,4 @@
-"""Pictures drawn while training, and what they are worth."""
+"""Images drawn while training, and what they are worth."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from torchvision.transforms.functional import to_tensor
 
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.prompt import MARKER
-from fastcomposer.training.wandb_workspace import SAMPLE_PICTURES, SAMPLE_ROWS
+from fastcomposer.training.wandb_workspace import SAMPLE_IMAGES, SAMPLE_ROWS
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.image_grid import attention_overlay, grid
 
 
 @dataclass(frozen=True)
 class SampleScore:
-    """What one picture is worth.
+    """What one image is worth.
 
     Attributes:
         identity: Similarity of each subject with the face taken for it, 0 where no face is left; ``None``
             where no face is found in its reference.
-        prompt_consistency: Cosine of picture and prompt.
+        prompt_consistency: Cosine of image and prompt.
     """
 
     identity: tuple[float | None, ...]
@@ -38,29 +38,29 @@ class SampleScore:
 
 
 class SampleScorer(Protocol):
-    """Scores pictures."""
+    """Scores images."""
 
     def __call__(
-        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
+        self, images: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
     ) -> list[SampleScore]:
-        """Score pictures.
+        """Score images.
 
         Args:
-            pictures: Any number.
+            images: Any number.
             prompts: The prompt of each, with markers.
-            references: For each picture, the file of each subject's reference.
+            references: For each image, the file of each subject's reference.
         """
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One subject of one picture.
+    """One subject of one image.
 
     Attributes:
         reference: The subject's reference.
         prompt: With markers.
-        image: The picture.
-        attention: The picture where the subject's word attended, dark elsewhere.
+        image: The image.
+        attention: The image where the subject's word attended, dark elsewhere.
         identity: See :class:`SampleScore`; ``None`` without scores.
         prompt_consistency: See there.
     """
@@ -85,9 +85,9 @@ _SCORES = ("identity", "prompt_consistency")
 class SampleImages(Callback):
     """Draw the same prompts and references from the same noise at every validation.
 
-    Each row of the picture shows the references, the sample, and where each subject's word attended. Loggers
-    get the mean identity of all subjects and the mean prompt consistency of all pictures, the picture, and a
-    table with a row for each subject; beside the pictures, the table without pictures is ``step_<n>.csv``.
+    Each row of the image shows the references, the sample, and where each subject's word attended. Loggers
+    get the mean identity of all subjects and the mean prompt consistency of all images, the image, and a
+    table with a row for each subject; beside the images, the table without images is ``step_<n>.csv``.
 
     Args:
         folder: Where ``step_<n>.png`` goes.
@@ -96,7 +96,7 @@ class SampleImages(Callback):
         seed: Seed of the noise.
         sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
             scheduler; see :func:`~fastcomposer.pipeline.schedulers.split_scheduler`.
-        scores: Scores the pictures; ``None`` for no scores.
+        scores: Scores the images; ``None`` for no scores.
 
     Raises:
         FileNotFoundError: If a reference is missing.
@@ -147,17 +147,17 @@ class SampleImages(Callback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             groups = self._draw(pl_module)
             rows = [row for group in groups for row in group]
-            picture = grid([list(_tiles(group)) for group in groups])
+            image = grid([list(_tiles(group)) for group in groups])
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"step_{trainer.global_step:06d}.png"
-            picture.save(file)
+            image.save(file)
             _write_scores(file.with_suffix(".csv"), rows)
-            _log(trainer, picture, rows, _means(groups))
+            _log(trainer, image, rows, _means(groups))
         trainer.strategy.barrier("samples")
 
     def _draw(self, module: Any) -> list[list[SampleRow]]:
-        """Draw; returns the rows of each picture."""
-        # Pictures are of other shapes than batches, too few to compile anything for them.
+        """Draw; returns the rows of each image."""
+        # Images are of other shapes than batches, too few to compile anything for them.
         with module.averaged_weights(), torch.compiler.set_stance("force_eager"):
             pipeline = module.model.to_pipeline(safety_checker=False)
             pipeline.set_progress_bar_config(disable=True)
@@ -190,7 +190,7 @@ class SampleImages(Callback):
 
 
 def _tiles(rows: Sequence[SampleRow]) -> Iterator[Image.Image]:
-    """What the picture shows of one sample."""
+    """What the image shows of one sample."""
     yield from (row.reference for row in rows)
     yield rows[0].image
     yield from (row.attention for row in rows)
@@ -207,7 +207,7 @@ def _write_scores(file: Path, rows: Sequence[SampleRow]) -> None:
 
 
 def _means(groups: Sequence[Sequence[SampleRow]]) -> dict[str, float]:
-    """Means of the scores by name: identity over subjects, prompt consistency over pictures."""
+    """Means of the scores by name: identity over subjects, prompt consistency over images."""
     scores = {
         "identity": [row.identity for group in groups for row in group],
         "prompt_consistency": [group[0].prompt_consistency for group in groups],
@@ -216,9 +216,7 @@ def _means(groups: Sequence[Sequence[SampleRow]]) -> dict[str, float]:
     return {f"samples/{name}": sum(values) / len(values) for name, values in known.items() if values}
 
 
-def _log(
-    trainer: L.Trainer, picture: Image.Image, rows: Sequence[SampleRow], means: dict[str, float]
-) -> None:
+def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], means: dict[str, float]) -> None:
     step = trainer.global_step
     trainer.callback_metrics.update({name: torch.tensor(mean) for name, mean in means.items()})
     for logger in trainer.loggers:
@@ -231,15 +229,15 @@ def _log(
                 [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row.cells()]
                 for row in rows
             ]
-            logger.log_image(SAMPLE_PICTURES, [picture], step=step)
+            logger.log_image(SAMPLE_IMAGES, [image], step=step)
             logger.log_table(SAMPLE_ROWS, columns=list(COLUMNS), data=cells, step=step)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(SAMPLE_PICTURES, to_tensor(picture), step)
+            logger.experiment.add_image(SAMPLE_IMAGES, to_tensor(image), step)
             logger.experiment.add_text(SAMPLE_ROWS, _markdown(rows), step)
 
 
 def _markdown(rows: Sequence[SampleRow]) -> str:
-    """The scores as TensorBoard shows a table; the pictures are beside it."""
+    """The scores as TensorBoard shows a table; the images are beside it."""
     head = ["| prompt | identity | prompt consistency |", "| --- | --- | --- |"]
     return "\n".join(
         head

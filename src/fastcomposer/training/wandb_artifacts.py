@@ -29,7 +29,7 @@ def log_training_inputs(
     """
     for run in runs:
         if hasattr(data, "manifest"):
-            run.log_input(dataset_artifact(data.manifest(), data.root if run.pictures else None))
+            run.log_input(dataset_artifact(data.manifest(), data.root if run.images else None))
         run.log_input(base_artifact(base))
         if weights is not None:
             run.log_input(weights_artifact(weights))

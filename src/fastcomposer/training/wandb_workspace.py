@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-SAMPLE_PICTURES = "samples/pictures"
-"""Key of the picture of all samples."""
+SAMPLE_IMAGES = "samples/images"
+"""Key of the image of all samples."""
 SAMPLE_ROWS = "samples/subjects"
 """Key of the table with a row for each subject of each sample."""
 RESULTS = "evaluation/results"
@@ -25,14 +25,14 @@ class Panel:
         section: Heading under which it stands.
         title: What it shows.
         keys: What it is made of, as logged.
-        kind: ``lines`` over steps, ``pictures`` over steps, or a ``table``.
+        kind: ``lines`` over steps, ``images`` over steps, or a ``table``.
         job: Which command's runs have the keys.
     """
 
     section: str
     title: str
     keys: tuple[str, ...]
-    kind: Literal["lines", "pictures", "table"] = "lines"
+    kind: Literal["lines", "images", "table"] = "lines"
     job: Literal["train", "evaluate"] = "train"
 
 
@@ -40,7 +40,7 @@ PANELS = (
     Panel("Losses", "Loss", ("train/loss",)),
     Panel("Losses", "Denoising", ("train/denoise_loss", "val/denoise_loss")),
     Panel("Losses", "Localization", ("train/localization_loss", "val/localization_loss")),
-    Panel("Samples", "Pictures of the same people", (SAMPLE_PICTURES,), "pictures"),
+    Panel("Samples", "Images of the same people", (SAMPLE_IMAGES,), "images"),
     Panel("Samples", "Subjects and scores", (SAMPLE_ROWS,), "table"),
     Panel("Samples", "Identity preservation", ("samples/identity",)),
     Panel("Samples", "Prompt consistency", ("samples/prompt_consistency",)),
@@ -65,7 +65,7 @@ def workspace(entity: str, project: str, name: str = "FastComposer") -> Workspac
     import wandb_workspaces.workspaces as workspaces
 
     def made(panel: Panel) -> Any:
-        if panel.kind == "pictures":
+        if panel.kind == "images":
             return reports.MediaBrowser(title=panel.title, media_keys=list(panel.keys), num_columns=1)
         if panel.kind == "table":
             return reports.WeavePanelSummaryTable(table_name=panel.keys[0])

@@ -1,4 +1,4 @@
-"""Pictures made of pictures: grids and attention overlays."""
+"""Images made of images: grids and attention overlays."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _OWNERS = ((230, 90, 40), (40, 120, 220), (20, 160, 110), (200, 150, 0))  # of s
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192, titles: Sequence[str] = ()) -> Image.Image:
-    """Put pictures into rows on white, each enlarged to the same square.
+    """Put images into rows on white, each enlarged to the same square.
 
     Args:
-        rows: Pictures of each row; rows may differ in length. Transparent ones are shown on light grey.
-        side: Side of a picture in pixels.
+        rows: Images of each row; rows may differ in length. Transparent ones are shown on light grey.
+        side: Side of an image in pixels.
         titles: What to write above each column; a title may have several lines.
     """
     columns = max(len(row) for row in rows)
@@ -29,49 +29,49 @@ def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192, titles: Sequenc
         place, font = (x * step + _MARGIN + side / 2, head), ImageFont.load_default(_LINE * 0.7)
         ImageDraw.Draw(sheet).multiline_text(place, title, "black", font, anchor="md", align="center")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            # Nearest pixels for small pictures: what the model drew, not what interpolation adds.
-            how = Image.Resampling.NEAREST if max(picture.size) <= side // 2 else Image.Resampling.LANCZOS
-            tile = picture.convert("RGBA").resize((side, side), how)
+        for x, image in enumerate(row):
+            # Nearest pixels for small images: what the model drew, not what interpolation adds.
+            how = Image.Resampling.NEAREST if max(image.size) <= side // 2 else Image.Resampling.LANCZOS
+            tile = image.convert("RGBA").resize((side, side), how)
             place = (x * step + _MARGIN, head + y * step + _MARGIN)
             sheet.paste(Image.new("RGB", (side, side), (238, 238, 238)), place)
             sheet.paste(tile, place, tile)
     return sheet
 
 
-def attention_overlay(picture: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
+def attention_overlay(image: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
     """Show where a word attended: bright where it did, dark where not.
 
     Args:
-        picture: The picture.
+        image: The image.
         attention: (h, w), not negative; scaled by its own maximum.
         strength: How dark the unattended parts become, 0 to 1.
     """
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     smooth = F.interpolate(attention[None, None].float(), size=size, mode="bicubic", align_corners=False)[
         0, 0
     ]
     weight = (smooth / smooth.max().clamp(min=1e-8)).clamp(0, 1).numpy()[..., None]
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     tint = np.array([255.0, 220.0, 60.0]) * 0.25
     mixed = pixels * (1 - strength + strength * weight) + tint * weight * strength
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
-def owner_overlay(picture: Image.Image, attention: Tensor, strength: float = 0.7) -> Image.Image:
+def owner_overlay(image: Image.Image, attention: Tensor, strength: float = 0.7) -> Image.Image:
     """Colour every pixel by the subject whose word attends to it most, the stronger the more it does.
 
     Args:
-        picture: The picture.
+        image: The image.
         attention: (K, h, w), not negative; of each subject, scaled by its own maximum.
         strength: How much of a colour at most, 0 to 1.
     """
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     smooth = F.interpolate(attention[None].float(), size=size, mode="bicubic", align_corners=False)[0]
     shares = (smooth / smooth.amax((1, 2), keepdim=True).clamp(min=1e-8)).clamp(0, 1)
     most, owner = shares.max(0)
     colours = np.array(_OWNERS, np.float32)[owner.numpy() % len(_OWNERS)]
     weight = most.numpy()[..., None] * strength
     # Grey below the colours, so that they are read as colours of subjects, not of things.
-    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
     return Image.fromarray((grey * (1 - weight) + colours * weight).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""What a generated picture says of itself: that it was generated, by what, and from which settings."""
+"""What a generated image says of itself: that it was generated, by what, and from which settings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 
 _TEXT = "fastcomposer"  # name of the PNG text with the settings
 _PNG_END = b"IEND\xaeB`\x82"
-# IPTC's word for pictures by trained models, where programs that label such pictures look for it.
+# IPTC's word for images by trained models, where programs that label such images look for it.
 _XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" \
 Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>\
 </rdf:RDF></x:xmpmeta>"""
 
 
-def picture_text(settings: Mapping[str, Any]) -> PngInfo:
-    """Settings of a picture as PNG text, with a word on where it comes from.
+def image_text(settings: Mapping[str, Any]) -> PngInfo:
+    """Settings of an image as PNG text, with a word on where it comes from.
 
     Args:
         settings: Plain values; the version of this package is put beside them.
@@ -36,7 +36,7 @@ def picture_text(settings: Mapping[str, Any]) -> PngInfo:
 
 
 def read_facts(file: Path) -> dict[str, Any] | None:
-    """Settings of a picture; ``None`` where it is missing, damaged or not ours."""
+    """Settings of an image; ``None`` where it is missing, damaged or not ours."""
     try:
         content = file.read_bytes()
         with Image.open(io.BytesIO(content)) as opened:

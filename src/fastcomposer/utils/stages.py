@@ -20,7 +20,7 @@ class ResumableStage(L.LightningModule):
     takes its share of the tasks; when all are done, the first one finishes the stage.
     """
 
-    title: str = "pictures"
+    title: str = "images"
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,19 +37,19 @@ class ResumableStage(L.LightningModule):
     def finish(self) -> None:
         """Whatever remains when every task is done; called on the first process."""
 
-    def pictures_of(self, task: Any) -> int:
-        """How many pictures a task has: processes get as many of these as each other."""
+    def images_of(self, task: Any) -> int:
+        """How many images a task has: processes get as many of these as each other."""
         raise NotImplementedError
 
-    def num_pictures(self) -> int:
-        """How many pictures this process's tasks have, for showing progress."""
-        return sum(map(self.pictures_of, self.tasks))
+    def num_images(self) -> int:
+        """How many images this process's tasks have, for showing progress."""
+        return sum(map(self.images_of, self.tasks))
 
     def predict_dataloader(self) -> DataLoader[int]:
         """Numbers of this process's tasks."""
         # Lightning lets no process pass before all are here, so nothing is written while files are looked up.
         tasks = self.trainer.strategy.broadcast(self.missing_tasks() if self.trainer.is_global_zero else [])
-        shares = even_shares([self.pictures_of(task) for task in tasks], self.trainer.world_size)
+        shares = even_shares([self.images_of(task) for task in tasks], self.trainer.world_size)
         self.tasks = [tasks[number] for number in shares[self.global_rank]]
         return DataLoader(_Numbers(len(self.tasks)), batch_size=None)
 
@@ -93,7 +93,7 @@ class _Numbers(IterableDataset[int]):
 
 
 class StageProgress(Callback):
-    """How far a stage's pictures are, on the first process."""
+    """How far a stage's images are, on the first process."""
 
     def __init__(self) -> None:
         self._work: LongWork | None = None
@@ -101,14 +101,14 @@ class StageProgress(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin, unless there is nothing to do."""
         assert isinstance(pl_module, ResumableStage)
-        if trainer.is_global_zero and pl_module.num_pictures():
+        if trainer.is_global_zero and pl_module.num_images():
             share = f", of {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            self._work = LongWork(f"{pl_module.title}{share}", pl_module.num_pictures()).start()
+            self._work = LongWork(f"{pl_module.title}{share}", pl_module.num_images()).start()
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Move on by a task's pictures."""
+        """Move on by a task's images."""
         if self._work is not None:
             self._work.advance(outputs)
 

@@ -76,12 +76,12 @@ def test_every_section_is_there_and_can_be_reached(page: Page) -> None:
     assert set(anchors) == {anchor for anchor, _ in SECTIONS} <= set(identifiers)
 
 
-def test_pictures_and_tables_are_described(page: Page) -> None:
+def test_images_and_tables_are_described(page: Page) -> None:
     images = page.all("img")
     # Two prompts of each of 4 and 3 categories; references and 5 methods; two references for a pair.
-    pictures = 8 * 6 + 6 * (2 + 5)
+    photos = 8 * 6 + 6 * (2 + 5)
     attention = 3 * (1 + 2) + 3 * (2 + 2 * 3)
-    assert len(images) == pictures + attention
+    assert len(images) == photos + attention
     assert all(image["alt"] for image in images)
     assert all(heading["scope"] in {"col", "row", "colgroup"} for heading in page.all("th"))
     labels = [a["aria-label"] for a in page.all("div") if a.get("role") == "img"]
@@ -115,7 +115,7 @@ def test_missing_parts_are_named_in_a_sentence(
     for sentence in (
         "No setting of α besides one was measured",
         "No model without localization was measured",
-        "The pictures are not beside the results",
+        "The images are not beside the results",
         "No attention maps were kept.",
         "FastComposer itself was not measured",
     ):
@@ -146,11 +146,11 @@ def test_shown_cases_vary_prompts_and_people(whole_evaluation: Evaluation) -> No
     assert cases == chosen_cases(runs, per_category=2)
 
 
-def test_captions_come_from_the_pictures_themselves(tmp_path: Path, whole_evaluation: Evaluation) -> None:
-    picture = collect(*_arguments(whole_evaluation)).main("multi_subject")[0].pictures[0]
+def test_captions_come_from_the_images_themselves(tmp_path: Path, whole_evaluation: Evaluation) -> None:
+    image = collect(*_arguments(whole_evaluation)).main("multi_subject")[0].images[0]
     (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
-    assert caption_of(picture) == multi.cases[0].text
-    assert caption_of(replace(picture, file=tmp_path / "none.png")) == picture.case
+    assert caption_of(image) == multi.cases[0].text
+    assert caption_of(replace(image, file=tmp_path / "none.png")) == image.case
 
 
 def test_grid_puts_references_above_all_methods(whole_evaluation: Evaluation) -> None:
@@ -173,16 +173,16 @@ def test_attention_is_shown_with_and_without_localization(whole_evaluation: Eval
     gallery = attention_grid(collect(*_arguments(whole_evaluation)), "multi_subject")
     assert gallery is not None
     assert [strip.label for strip in gallery.strips[1:]] == ["With localization", "Without localization"]
-    assert {len(cell) for cell in gallery.strips[1].cells} == {3}  # the picture and both subjects' maps
-    assert len({picture.source for picture in gallery.strips[1].cells[0]}) > 1
+    assert {len(cell) for cell in gallery.strips[1].cells} == {3}  # the image and both subjects' maps
+    assert len({image.source for image in gallery.strips[1].cells[0]}) > 1
 
 
 @pytest.mark.parametrize(("side", "kind", "pixelated"), [(64, "png", True), (512, "jpeg", False)])
-def test_small_pictures_keep_their_pixels(side: int, kind: str, pixelated: bool, tmp_path: Path) -> None:
+def test_small_images_keep_their_pixels(side: int, kind: str, pixelated: bool, tmp_path: Path) -> None:
     Image.effect_noise((side, side), 80).convert("RGB").save(tmp_path / "a.png")
-    picture = shown(tmp_path / "a.png", "noise")
-    assert picture.source.startswith(f"data:image/{kind};base64,")
-    assert picture.pixelated is pixelated
+    image = shown(tmp_path / "a.png", "noise")
+    assert image.source.startswith(f"data:image/{kind};base64,")
+    assert image.pixelated is pixelated
 
 
 def test_settings_are_flattened() -> None:

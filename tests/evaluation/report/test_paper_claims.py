@@ -82,7 +82,7 @@ def test_what_is_missing_is_not_measured(
     )
 
 
-def test_a_gain_that_hangs_on_who_was_pictured_does_not_hold(
+def test_a_gain_that_hangs_on_who_was_depicted_does_not_hold(
     tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
 ) -> None:
     methods = [
@@ -97,7 +97,7 @@ def test_a_gain_that_hangs_on_who_was_pictured_does_not_hold(
 @pytest.mark.parametrize(
     ("dip", "spread", "verdict"), [(0.01, 0.1, "held"), (0.01, 0.02, "not held"), (0.2, 0.02, "not held")]
 )
-def test_steps_back_count_where_they_do_not_hang_on_who_was_pictured(
+def test_steps_back_count_where_they_do_not_hang_on_who_was_depicted(
     dip: float,
     spread: float,
     verdict: str,
@@ -134,19 +134,19 @@ def test_other_orders_than_the_papers_are_said(whole_evaluation: Evaluation) -> 
     assert close.endswith("0.530 against 0.570, difference \N{MINUS SIGN}0.040 " + CLOSE)
 
 
-def test_pictures_of_other_noise_are_not_paired(whole_evaluation: Evaluation) -> None:
+def test_images_of_other_noise_are_not_paired(whole_evaluation: Evaluation) -> None:
     collected = collect(whole_evaluation[0], alpha=0.6)
     ours = collected.ours("single_subject")
     assert ours is not None
     assert difference(ours, ours, "identity") is not None
-    moved = replace(ours, pictures=tuple(replace(one, seed=one.seed + 1000) for one in ours.pictures))
+    moved = replace(ours, images=tuple(replace(one, seed=one.seed + 1000) for one in ours.images))
     assert difference(ours, moved, "identity") is None
     assert named_grid("single_subject", [("ours", ours), ("moved", moved)], {}, 1) is None
 
 
-def test_without_common_pictures_intervals_are_compared(whole_evaluation: Evaluation) -> None:
+def test_without_common_images_intervals_are_compared(whole_evaluation: Evaluation) -> None:
     collected = collect(whole_evaluation[0], alpha=0.6)
-    runs = {run.row.method: replace(run, pictures=()) for run in collected.main("single_subject")}
+    runs = {run.row.method: replace(run, images=()) for run in collected.main("single_subject")}
     near = compare(runs["custom_diffusion"], runs["fastcomposer"], "identity")
     assert (near.clear, near.words) == (False, ", with intervals that overlap")
     far = compare(runs["text_only"], runs["fastcomposer"], "identity")

@@ -80,7 +80,7 @@ def test_bars_say_seconds_and_ratio() -> None:
 def test_long_names_leave_room_for_what_is_drawn(recwarn: pytest.WarningsRecorder) -> None:
     long = [f"FastComposer (localization a_setting_with_a_name_of_many_letters_{i})" for i in range(6)]
     bars = texts(speed_bars({name: 2.0 + i for i, name in enumerate(long)}, "speed", long[0]))
-    assert max(map(len, bars)) < len("seconds to the first picture of a new person") + 1
+    assert max(map(len, bars)) < len("seconds to the first image of a new person") + 1
     scores = {"style": Estimate(0.3, (0.2, 0.4)), "context": Estimate(0.4, (0.3, 0.5))}
     svg = category_dots(dict.fromkeys(long, scores), "dots")
     placed = re.findall(r"translate\(([\d.]+) [^>]*>([^<]*)</text>", svg)

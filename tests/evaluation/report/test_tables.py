@@ -53,7 +53,7 @@ def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collect
     assert collected.ablation("single_subject") is None
 
 
-def test_distances_from_real_pictures_have_a_table_where_there_are_any(
+def test_distances_from_real_images_have_a_table_where_there_are_any(
     collected: Collected, tables: dict[str, Table]
 ) -> None:
     assert "distances" not in tables
@@ -70,8 +70,8 @@ def test_distances_from_real_pictures_have_a_table_where_there_are_any(
         "Multi subject, FastComposer",
     ]
     line = row(table, "Single subject, FastComposer")
-    assert (line["FID"], line["KID"], line["pictures"]) == ("31.250", f"{MINUS}0.002", "32")
-    assert "1,000 held-out pictures of the data, as ClipFeatures describes them" in table.notes[0]
+    assert (line["FID"], line["KID"], line["images"]) == ("31.250", f"{MINUS}0.002", "32")
+    assert "1,000 held-out images of the data, as ClipFeatures describes them" in table.notes[0]
 
 
 @pytest.mark.parametrize(("off", "localized"), [("none", False), (0.0, False), (False, False), (0.1, True)])
@@ -88,12 +88,12 @@ def test_localization_may_be_named_or_weighed(
     assert collect(folder, 0.6).runs[0].localized is localized
 
 
-def test_pictures_and_references_are_found(collected: Collected, whole_evaluation: Evaluation) -> None:
-    picture = collected.main("multi_subject")[-1].pictures[0]
+def test_images_and_references_are_found(collected: Collected, whole_evaluation: Evaluation) -> None:
+    image = collected.main("multi_subject")[-1].images[0]
     (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
-    assert picture.file.is_file()
-    assert collected.references[picture.subjects[1]] == multi.references(multi.cases[0])[1]
-    assert (picture.case, picture.seed) == (multi.cases[0].id, multi.cases[0].seed)
+    assert image.file.is_file()
+    assert collected.references[image.subjects[1]] == multi.references(multi.cases[0])[1]
+    assert (image.case, image.seed) == (multi.cases[0].id, multi.cases[0].seed)
 
 
 def test_main_table_sets_measured_beside_published(tables: dict[str, Table]) -> None:

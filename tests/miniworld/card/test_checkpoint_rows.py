@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.load_results import Collected, Picture, Run
+from fastcomposer.evaluation.load_results import Collected, Run, ScoredImage
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.metrics.faces import Faces
@@ -39,11 +39,13 @@ def run(benchmark: str, method: str, identity: float, prompt: float, **settings:
         unet_calls=1,
         identity_published=Estimate(max(identity, 0.0), (0.0, 1.0)),
     )
-    pictures = tuple(
-        Picture(f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, 0.0, prompt, Path("x.png"))
+    images = tuple(
+        ScoredImage(
+            f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, 0.0, prompt, Path("x.png")
+        )
         for i in range(6)
     )
-    return Run(row, None, pictures)
+    return Run(row, None, images)
 
 
 RUNS = (
@@ -99,7 +101,7 @@ def test_what_is_missing_is_said(left_out: int, message: str) -> None:
         rows_of(*(one for i, one in enumerate(RUNS) if i != left_out))
 
 
-def test_the_ceiling_is_what_true_pictures_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ceiling_is_what_true_images_score(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = held_out_identities()[:3]
     ids = [reference_name(i, who) for i, who in enumerate((first, second, third))]
     east, north = torch.tensor([1.0, 0]), torch.tensor([0, 1.0])

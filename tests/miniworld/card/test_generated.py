@@ -1,4 +1,4 @@
-"""What the base draws, counted on pictures whose heads and captions are known."""
+"""What the base draws, counted on images whose heads and captions are known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scenes() -> HeldOutScenes:
     return render_held_out(AvatarScenes(), 48)
 
 
-def test_each_picture_depends_on_its_caption_and_seed_alone(small_base: Path) -> None:
+def test_each_image_depends_on_its_caption_and_seed_alone(small_base: Path) -> None:
     captions = ["a man on the beach", "a woman", "a man in the snow"]
     together = generated.draw_captions(small_base, captions, SAMPLER, seed=3)
     assert together.shape[0] == 3 and together.shape[1] == 3

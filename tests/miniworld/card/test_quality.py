@@ -58,7 +58,7 @@ def test_held_out_scenes_are_the_first_of_the_split(scenes: HeldOutScenes) -> No
 
 
 class Shifted(nn.Module):
-    """An autoencoder whose pictures come back brighter."""
+    """An autoencoder whose images come back brighter."""
 
     def encode(self, pixels: Tensor) -> Any:
         return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: pixels))
@@ -154,7 +154,7 @@ def test_captions_come_once_in_a_group() -> None:
 
 
 class Knowing(nn.Module):
-    """A CLIP that reads numbers from pictures and captions, the first wrongly."""
+    """A CLIP that reads numbers from images and captions, the first wrongly."""
 
     def text_model(self, input_ids: Tensor) -> Any:
         return SimpleNamespace(pooler_output=torch.eye(40)[input_ids])

@@ -60,7 +60,7 @@ def test_nobody_of_the_test_is_drawn(tmp_path: Path) -> None:
     assert len(benchmark.cases) == 3 * 4 * 2
     assert {case.category for case in benchmark.cases} == {"accessory", "style", "expression", "context"}
     for subject in benchmark.subjects:
-        assert len(subject.tuning_pictures) == 5 and len(subject.other_pictures) == 3
+        assert len(subject.tuning_images) == 5 and len(subject.other_images) == 3
     assert not {world.train_identities[n] for n in range(3)} & set(held_out_identities())
     assert len(load_search(DEFINITIONS, people)[0].cases) == 3 * 40 * 4
 

@@ -104,7 +104,7 @@ def test_evaluations_are_compared_by_their_scores(tmp_path: Path) -> None:
 
 
 def scored(folder: Path, identity: Sequence[float]) -> None:
-    """Write what the evaluation of what a job has trained leaves: three people, one picture each."""
+    """Write what the evaluation of what a job has trained leaves: three people, one image each."""
     people = ("ann", "bob", "eve")
     columns = {
         "case": [f"single_subject/{name}/style_0/0" for name in people],
@@ -132,7 +132,7 @@ def scored(folder: Path, identity: Sequence[float]) -> None:
         Image.new("RGB", (8, 8)).save(run / "images" / f"{name}.png")
         Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
     write_results(folder / "results.json", [row_from_scores(table, Costs(1))], {})
-    Job(0, folder, (), {"benchmark": {"pictures": str(folder)}}).ended("finished").write()
+    Job(0, folder, (), {"benchmark": {"images": str(folder)}}).ended("finished").write()
 
 
 def ablation(folder: Path) -> None:
@@ -202,14 +202,14 @@ def test_jobs_of_different_scorers_are_not_compared(tmp_path: Path) -> None:
 
 def test_references_are_found_in_folders_too(tmp_path: Path) -> None:
     ablation(tmp_path)
-    pictures = tmp_path / "evaluation" / "1"
-    (pictures / "ann").mkdir()
-    (pictures / "ann.png").rename(pictures / "ann" / "000000001.png")
+    images = tmp_path / "evaluation" / "1"
+    (images / "ann").mkdir()
+    (images / "ann.png").rename(images / "ann" / "000000001.png")
     found = references_of(read_measured(tmp_path).groups[0].entries[:1])
     assert found == {
-        "ann": pictures / "ann" / "000000001.png",
-        "bob": pictures / "bob.png",
-        "eve": pictures / "eve.png",
+        "ann": images / "ann" / "000000001.png",
+        "bob": images / "bob.png",
+        "eve": images / "eve.png",
     }
 
 

@@ -1,4 +1,4 @@
-"""Two people with pictures, and the fine-tuning methods on a tiny base."""
+"""Two people with images, and the fine-tuning methods on a tiny base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcomposer.data.portraits import PortraitDataModule, PortraitSettings, Re
 from fastcomposer.training.personalization.custom_diffusion import CustomDiffusion
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
-from fastcomposer.training.personalization.prior import ClassPictures
+from fastcomposer.training.personalization.prior import ClassImages
 from fastcomposer.training.personalization.textual_inversion import TextualInversion
 
 METHODS = {
@@ -30,7 +30,7 @@ RATES = {"textual_inversion": 0.3, "dreambooth": 3e-3, "custom_diffusion": 3e-2}
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReferenceSet, ...]:
-    """A man and a woman with two pictures each, transparent around a disc."""
+    """A man and a woman with two images each, transparent around a disc."""
     folder = tmp_path_factory.mktemp("people")
     sets = []
     y, x = np.mgrid[:24, :24] - 11.5
@@ -52,13 +52,13 @@ def settings(small_base: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def choose(name: str, **changes: Any) -> dict[str, Any]:
         chosen: dict[str, Any] = {
             "base": str(small_base),
-            "pictures": PortraitSettings(16, batch_size=2, flip=0.0),
+            "images": PortraitSettings(16, batch_size=2, flip=0.0),
             "templates": ["a photo of a {}"],
             "steps": 2,
             "optimizer": partial(torch.optim.AdamW, lr=RATES[name], weight_decay=0.01),
         }
         if name != "textual_inversion":
-            chosen["class_pictures"] = ClassPictures(tmp_path / "class", count=3, num_inference_steps=2)
+            chosen["class_images"] = ClassImages(tmp_path / "class", count=3, num_inference_steps=2)
         return chosen | changes
 
     return choose
@@ -85,7 +85,7 @@ def fit() -> Callable[..., L.Trainer]:
         trainer = L.Trainer(
             **{"accelerator": "cpu", "max_steps": steps, "enable_model_summary": False, **quiet, **options}
         )
-        data = PortraitDataModule(people, module.pictures, seed=0)
+        data = PortraitDataModule(people, module.images, seed=0)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         return trainer
 

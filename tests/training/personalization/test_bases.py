@@ -49,7 +49,7 @@ def test_a_person_is_learned_and_drawn(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], folder: Path, tmp_path: Path, method: str
 ) -> None:
     kind = kinds(folder)["random" if method == "custom_diffusion" else "file"]
-    module = make(method, **kind, pictures=PortraitSettings(64, batch_size=1), steps=1)
+    module = make(method, **kind, images=PortraitSettings(64, batch_size=1), steps=1)
     expected = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
     for part in ("vae", "unet", "text_encoder"):
         wanted = getattr(expected, part).state_dict()
@@ -90,4 +90,4 @@ def test_what_does_not_fit_is_said(make: Make, folder: Path, tmp_path: Path) -> 
         make("dreambooth", base=str(folder / "model.safetensors"))
     two = narrow("sdxl", tmp_path / "sdxl")
     with pytest.raises(ValueError, match="this method takes bases with one text encoder"):
-        make("dreambooth", architecture=str(two), weights="random", pictures=PortraitSettings(64))
+        make("dreambooth", architecture=str(two), weights="random", images=PortraitSettings(64))

@@ -46,12 +46,12 @@ def unchanged(pipeline: FastComposerPipeline) -> Iterator[None]:
     """Whatever a test does, the pipeline draws the same afterwards, with the same weights and words."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts.items()}
-    picture, known = draw(pipeline, "a man <adam>"), len(pipeline.tokenizer)
+    image, known = draw(pipeline, "a man <adam>"), len(pipeline.tokenizer)
     yield
     for name, part in parts.items():
         assert getattr(pipeline, name) is part
         assert all(torch.equal(before[name][k], v) for k, v in part.state_dict().items()), name
-    assert np.array_equal(draw(pipeline, "a man <adam>"), picture)
+    assert np.array_equal(draw(pipeline, "a man <adam>"), image)
     assert len(pipeline.tokenizer) == known
 
 
@@ -160,7 +160,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path, pipeline: FastCompos
 
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.usefixtures("unchanged")
-def test_a_concept_from_disk_changes_the_picture_and_nothing_of_the_pipeline(
+def test_a_concept_from_disk_changes_the_image_and_nothing_of_the_pipeline(
     learn: Make, pipeline: FastComposerPipeline, method: str
 ) -> None:
     (learned,) = learn(method, 0)

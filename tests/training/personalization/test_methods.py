@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from fastcomposer.data.portraits import Portraits, PortraitSettings, ReferenceSet
 from fastcomposer.models.loading import load_tokenizer
 from fastcomposer.models.text import encode_text
-from fastcomposer.training.personalization.prior import ClassPictures
+from fastcomposer.training.personalization.prior import ClassImages
 
 Make = Callable[..., Any]
 ALL = ("textual_inversion", "dreambooth", "custom_diffusion")
@@ -50,10 +50,10 @@ def test_the_loss_falls_where_the_noise_stays(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = {} if name == "textual_inversion" else {"class_pictures": ClassPictures(tmp_path, 1)}
+    one = {} if name == "textual_inversion" else {"class_images": ClassImages(tmp_path, 1)}
     module, losses = make(name, steps=25, **one), Losses()
     monkeypatch.setattr(module, "step_generator", lambda: Generator().manual_seed(5))
-    batch = Portraits(people, module.pictures, 0).draw(0)
+    batch = Portraits(people, module.images, 0).draw(0)
     monkeypatch.setattr(Portraits, "draw", lambda self, step, rank: batch)
     fit(module, people[:1], callbacks=[losses])
     least = {"textual_inversion": 0.997, "dreambooth": 0.4, "custom_diffusion": 0.95}[name]
@@ -134,14 +134,14 @@ def test_the_target_is_what_the_scheduler_predicts(
     base = write_base(tmp_path / "base", prediction_type=prediction_type, unet=unet)
     frozen = partial(torch.optim.SGD, lr=0.0)
     module, losses = (
-        make("dreambooth", base=str(base), class_pictures=None, optimizer=frozen, steps=1),
+        make("dreambooth", base=str(base), class_images=None, optimizer=frozen, steps=1),
         Losses(),
     )
     fit(module, people[:1], callbacks=[losses])
 
     number = np.random.SeedSequence((0, 0, 0)).generate_state(1, np.uint64)[0] >> 1  # seed, process, step
     generator = Generator().manual_seed(int(number))
-    batch = Portraits(people[:1], module.pictures, 0).draw(0)
+    batch = Portraits(people[:1], module.images, 0).draw(0)
     with torch.no_grad():
         latents = module.vae.encode(batch.pixel_values).latent_dist.sample(generator)
         latents = latents * module.vae.config.scaling_factor
@@ -157,7 +157,7 @@ def test_the_target_is_what_the_scheduler_predicts(
     assert losses.values[0] == pytest.approx(float((found - target).square().mean()), rel=1e-4)
 
 
-def test_the_prior_doubles_the_batch_and_its_pictures_are_kept(
+def test_the_prior_doubles_the_batch_and_its_images_are_kept(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], tmp_path: Path
 ) -> None:
     sizes: list[int] = []
@@ -176,12 +176,12 @@ def test_the_prior_doubles_the_batch_and_its_pictures_are_kept(
     assert [file.read_bytes() for file in files] == content
     assert [files[i].stat().st_mtime_ns == times[i] for i in (0, 2)] == [True, True]
 
-    other = ClassPictures(tmp_path / "class", count=3, num_inference_steps=3)
-    fit(make("dreambooth", class_pictures=other), people[:1])
+    other = ClassImages(tmp_path / "class", count=3, num_inference_steps=3)
+    fit(make("dreambooth", class_images=other), people[:1])
     assert len(list((tmp_path / "class").iterdir())) == 2
 
     sizes.clear()
-    fit(make("dreambooth", class_pictures=None), people[:1], callbacks=[_Sizes(sizes)])
+    fit(make("dreambooth", class_images=None), people[:1], callbacks=[_Sizes(sizes)])
     assert sizes == [2, 2]
 
 
@@ -216,10 +216,10 @@ def test_the_base_folder_stays_as_it_is(
     assert len(module.tokenizer) == len(load_tokenizer(str(small_base))) + 2
 
 
-def test_far_and_close_pictures_are_said_to_be_so(
+def test_far_and_close_images_are_said_to_be_so(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = make("custom_diffusion", pictures=PortraitSettings(16, 2, scales=(0.4, 0.5)), steps=4)
+    module = make("custom_diffusion", images=PortraitSettings(16, 2, scales=(0.4, 0.5)), steps=4)
     said: list[str] = []
     encoded = module._encoded
     monkeypatch.setattr(module, "_encoded", lambda prompts: said.extend(prompts) or encoded(prompts))
@@ -229,7 +229,7 @@ def test_far_and_close_pictures_are_said_to_be_so(
     assert len(mine) == 8
     assert all(prompt.startswith(("far away a photo", "very small a photo")) for prompt in mine)
     assert [prompt for prompt in said if prompt not in mine] == ["a photo of a man"] * 8
-    # The loss is the mean over the picture, however small it is.
+    # The loss is the mean over the image, however small it is.
     assert min(losses.values) > 0.5
 
 
@@ -257,9 +257,9 @@ def test_dreambooth_learns_one_person(make: Make, fit: Make, people: tuple[Refer
         ("dreambooth", {"prior_weight": -1.0}, r"method\.prior_weight=-1"),
         ("dreambooth", {"rare_token": " "}, r"method\.rare_token"),
         ("dreambooth", {"templates": ["a photo"]}, r"method\.templates=\['a photo'\]"),
-        ("dreambooth", {"pictures": PortraitSettings(24)}, None),
-        ("custom_diffusion", {"pictures": PortraitSettings(8)}, None),
-        ("textual_inversion", {"class_pictures": ClassPictures("x")}, r"method\.class_pictures"),
+        ("dreambooth", {"images": PortraitSettings(24)}, None),
+        ("custom_diffusion", {"images": PortraitSettings(8)}, None),
+        ("textual_inversion", {"class_images": ClassImages("x")}, r"method\.class_images"),
         ("textual_inversion", {"cooldown": 2}, "cooldown=2"),
         ("textual_inversion", {"base": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],
@@ -279,21 +279,21 @@ def test_a_resolution_that_the_base_cannot_halve_is_named(
     make: Make, write_base: Make, tmp_path: Path
 ) -> None:
     base = write_base(tmp_path / "base")  # four levels and a VAE of two
-    with pytest.raises(ValueError, match=r"method\.pictures\.resolution=24: this base takes multiples of 16"):
-        make("dreambooth", base=str(base), pictures=PortraitSettings(24))
+    with pytest.raises(ValueError, match=r"method\.images\.resolution=24: this base takes multiples of 16"):
+        make("dreambooth", base=str(base), images=PortraitSettings(24))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"count": 0}, r"method\.class_pictures\.count=0"),
-        ({"num_inference_steps": 0}, r"method\.class_pictures\.num_inference_steps=0"),
-        ({"prompt": "a photo"}, r"method\.class_pictures\.prompt='a photo'"),
+        ({"count": 0}, r"method\.class_images\.count=0"),
+        ({"num_inference_steps": 0}, r"method\.class_images\.num_inference_steps=0"),
+        ({"prompt": "a photo"}, r"method\.class_images\.prompt='a photo'"),
     ],
 )
-def test_bad_class_pictures_are_named(settings: dict[str, Any], message: str) -> None:
+def test_bad_class_images_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ClassPictures("x", **settings)
+        ClassImages("x", **settings)
 
 
 def test_a_stopped_training_goes_on(

@@ -34,7 +34,7 @@ def learn(people: tuple[ReferenceSet, ...], tmp_path: Path) -> Callable[..., Con
 
     def run(method: Any, trainer: Any = TRAINER, **changes: Any) -> Concept:
         adam = people[0]
-        chosen = {"pictures": adam.pictures, "word": adam.word, "folder": tmp_path, "name": "adam", "seed": 1}
+        chosen = {"images": adam.images, "word": adam.word, "folder": tmp_path, "name": "adam", "seed": 1}
         return personalize(method, trainer, **(chosen | changes))
 
     return run
@@ -124,12 +124,12 @@ def test_changed_people_seeds_and_bases_are_named(
         learn(factory("textual_inversion"), seed=2)
     with pytest.raises(ValueError, match=r"people\.adam\.word: 'man', not 'woman'"):
         learn(factory("textual_inversion"), word="woman")
-    moved = tmp_path / "moved.png"  # what is in the pictures counts, not where they are
-    moved.write_bytes(people[0].pictures[0].read_bytes())
-    learn(factory("textual_inversion"), pictures=[moved, people[0].pictures[1]])
+    moved = tmp_path / "moved.png"  # what is in the images counts, not where they are
+    moved.write_bytes(people[0].images[0].read_bytes())
+    learn(factory("textual_inversion"), images=[moved, people[0].images[1]])
     Image.new("RGB", (16, 16), "red").save(moved)
-    with pytest.raises(ValueError, match=r"people\.adam\.pictures"):
-        learn(factory("textual_inversion"), pictures=[moved, people[0].pictures[1]])
+    with pytest.raises(ValueError, match=r"people\.adam\.images"):
+        learn(factory("textual_inversion"), images=[moved, people[0].images[1]])
     monkeypatch.setattr(
         "fastcomposer.training.personalization.personalize.source_fingerprint", lambda base: "new"
     )
@@ -137,13 +137,13 @@ def test_changed_people_seeds_and_bases_are_named(
         learn(factory("textual_inversion"))
 
 
-def test_where_class_pictures_are_is_no_setting(
+def test_where_class_images_are_is_no_setting(
     learn: Callable[..., Concept], factory: Factory, tmp_path: Path
 ) -> None:
     method = factory("dreambooth")
     first = learn(method)
-    elsewhere = replace(method.keywords["class_pictures"], folder=tmp_path / "elsewhere")
-    assert learn(factory("dreambooth", class_pictures=elsewhere)) == first
+    elsewhere = replace(method.keywords["class_images"], folder=tmp_path / "elsewhere")
+    assert learn(factory("dreambooth", class_images=elsewhere)) == first
 
 
 def test_people_learned_together_take_their_steps_each(

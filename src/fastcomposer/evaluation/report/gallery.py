@@ -1,4 +1,4 @@
-"""Pictures of the report: which ones are shown, and how they become part of the page."""
+"""Images of the report: which ones are shown, and how they become part of the page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from PIL import Image
 
-from fastcomposer.evaluation.load_results import Collected, Picture, Run, distinguishing
+from fastcomposer.evaluation.load_results import Collected, Run, ScoredImage, distinguishing
 from fastcomposer.prompt import strip_markers
 from fastcomposer.utils.provenance import read_facts
 
 T = TypeVar("T")
 SHOWN = 256
-"""Side in pixels that larger pictures are reduced to."""
+"""Side in pixels that larger images are reduced to."""
 _SMALL = 128  # up to this side every pixel is kept, and the browser enlarges without smoothing
 _GOLDEN = 0.618  # steps of this share of a list keep far from what was taken before
 _BACKING = (238, 238, 238)  # behind transparent references
@@ -25,7 +25,7 @@ _BACKING = (238, 238, 238)  # behind transparent references
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture in the page.
+    """An image in the page.
 
     Attributes:
         source: Data URI.
@@ -40,11 +40,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Strip:
-    """A line of pictures.
+    """A line of images.
 
     Attributes:
         label: What made them.
-        cells: Pictures of each column; none where there is no picture.
+        cells: Images of each column; none where there is no image.
         references: Whether these are the references.
     """
 
@@ -55,7 +55,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures in lines and columns.
+    """Images in lines and columns.
 
     Attributes:
         benchmark: Name of the benchmark.
@@ -77,10 +77,10 @@ def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> G
         per_category: Columns of each prompt category.
 
     Returns:
-        The grid; ``None`` where no run has pictures.
+        The grid; ``None`` where no run has images.
     """
-    runs = [run for run in collected.main(benchmark) if run.pictures]
-    runs = [run for run in runs if any(picture.file.is_file() for picture in run.pictures)]
+    runs = [run for run in collected.main(benchmark) if run.images]
+    runs = [run for run in runs if any(image.file.is_file() for image in run.images)]
     if not runs:
         return None
     named = list(zip(distinguishing(runs), runs, strict=True))
@@ -95,7 +95,7 @@ def named_grid(
     Args:
         benchmark: Its name.
         runs: With the name of each.
-        references: Reference picture of each subject, as far as known.
+        references: Reference image of each subject, as far as known.
         per_category: Columns of each prompt category.
 
     Returns:
@@ -114,69 +114,67 @@ def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Ga
         columns: How many cases to show.
 
     Returns:
-        The maps, each case's picture first; ``None`` where there are no files of them.
+        The maps, each case's image first; ``None`` where there are no files of them.
     """
     pair = collected.ablation(benchmark)
     ours = collected.ours(benchmark)
     runs = list(pair) if pair else [ours] if ours else []
-    having = {id(run): {p.case for p in run.pictures if attention_files(run, p)} for run in runs}
+    having = {id(run): {p.case for p in run.images if attention_files(run, p)} for run in runs}
     runs = [run for run in runs if having[id(run)]]
     if not runs:
         return None
     common = set.intersection(*(having[id(run)] for run in runs))
-    cases = [picture for picture in runs[0].pictures if picture.case in common]
+    cases = [image for image in runs[0].images if image.case in common]
     named = [("With localization" if run.localized else "Without localization", run) for run in runs]
     return _gallery(collected.references, benchmark, named, _spread(cases, columns), maps=True)
 
 
-def attention_files(run: Run, picture: Picture) -> list[Path]:
-    """Maps of a picture's subjects in their order, ``attention/<case id>/<number>.png`` of the run."""
+def attention_files(run: Run, image: ScoredImage) -> list[Path]:
+    """Maps of an image's subjects in their order, ``attention/<case id>/<number>.png`` of the run."""
     if run.folder is None:
         return []
-    files = [
-        run.folder / "attention" / picture.case / f"{number}.png" for number in range(len(picture.subjects))
-    ]
+    files = [run.folder / "attention" / image.case / f"{number}.png" for number in range(len(image.subjects))]
     return files if all(file.is_file() for file in files) else []
 
 
-def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Picture]:
+def chosen_cases(runs: Sequence[Run], per_category: int) -> list[ScoredImage]:
     """Choose cases that all runs have: prompts spread evenly over each category, and other people for each.
 
-    The choice depends on the order of the cases alone, never on how the pictures look or score.
+    The choice depends on the order of the cases alone, never on how the images look or score.
 
     Args:
         runs: The runs.
         per_category: Cases of each category; fewer where it has fewer prompts.
     """
-    common = set.intersection(*({picture.drawn_as for picture in run.pictures} for run in runs))
-    prompts: dict[str, dict[str, list[Picture]]] = {}
-    for picture in runs[-1].pictures:
-        if picture.drawn_as in common:
-            prompt = picture.case.split("/")[-2]  # of <benchmark>/<subjects>/<category>_<prompt>/<image>
-            prompts.setdefault(picture.category, {}).setdefault(prompt, []).append(picture)
+    common = set.intersection(*({image.drawn_as for image in run.images} for run in runs))
+    prompts: dict[str, dict[str, list[ScoredImage]]] = {}
+    for image in runs[-1].images:
+        if image.drawn_as in common:
+            prompt = image.case.split("/")[-2]  # of <benchmark>/<subjects>/<category>_<prompt>/<image>
+            prompts.setdefault(image.category, {}).setdefault(prompt, []).append(image)
     chosen = [cases for group in prompts.values() for cases in _spread(list(group.values()), per_category)]
     return [cases[int(len(cases) * _GOLDEN * number) % len(cases)] for number, cases in enumerate(chosen)]
 
 
-def caption_of(picture: Picture) -> str:
-    """The prompt that a picture was drawn from, as its file says; the case where it does not."""
-    facts = read_facts(picture.file) or {}
-    return strip_markers(str(facts["prompt"])) if "prompt" in facts else picture.case
+def caption_of(image: ScoredImage) -> str:
+    """The prompt that an image was drawn from, as its file says; the case where it does not."""
+    facts = read_facts(image.file) or {}
+    return strip_markers(str(facts["prompt"])) if "prompt" in facts else image.case
 
 
 def shown(file: Path, alt: str) -> Shown:
-    """Take a picture into the page: small ones as they are, larger ones reduced."""
+    """Take an image into the page: small ones as they are, larger ones reduced."""
     with Image.open(file) as opened:
         rgba = opened.convert("RGBA")
-    picture = Image.new("RGB", rgba.size, _BACKING)
-    picture.paste(rgba, (0, 0), rgba)
-    small = max(picture.size) <= _SMALL
+    image = Image.new("RGB", rgba.size, _BACKING)
+    image.paste(rgba, (0, 0), rgba)
+    small = max(image.size) <= _SMALL
     data = BytesIO()
     if small:
-        picture.save(data, "PNG", optimize=True)
+        image.save(data, "PNG", optimize=True)
     else:
-        picture.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
-        picture.save(data, "JPEG", quality=88)
+        image.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+        image.save(data, "JPEG", quality=88)
     kind = "png" if small else "jpeg"
     return Shown(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", alt, small)
 
@@ -185,7 +183,7 @@ def _gallery(
     references: Mapping[str, Path],
     benchmark: str,
     runs: Sequence[tuple[str, Run]],
-    cases: Sequence[Picture],
+    cases: Sequence[ScoredImage],
     maps: bool = False,
 ) -> Gallery:
     """Lay out cases as columns and named runs as lines, below the references."""
@@ -202,24 +200,24 @@ def _gallery(
     return Gallery(benchmark, captions, (*_references(references, cases), *strips))
 
 
-def _cell(picture: Picture | None, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:
-    """A picture, and the attention maps of its subjects; nothing where there is no picture."""
-    if picture is None or not picture.file.is_file():
+def _cell(image: ScoredImage | None, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:
+    """An image, and the attention maps of its subjects; nothing where there is no image."""
+    if image is None or not image.file.is_file():
         return ()
-    files = zip(attention_files(run, picture) if maps else (), picture.subjects, strict=False)
+    files = zip(attention_files(run, image) if maps else (), image.subjects, strict=False)
     return (
-        shown(picture.file, f"{name}: {caption}"),
+        shown(image.file, f"{name}: {caption}"),
         *(shown(file, f"{name}: attention on {subject} in {caption}") for file, subject in files),
     )
 
 
-def _references(references: Mapping[str, Path], cases: Sequence[Picture]) -> list[Strip]:
+def _references(references: Mapping[str, Path], cases: Sequence[ScoredImage]) -> list[Strip]:
     names = {name for case in cases for name in case.subjects}
     known = {name: references[name] for name in names if name in references and references[name].is_file()}
     if not known:
         return []
-    pictures = {name: shown(file, f"Reference of {name}") for name, file in known.items()}
-    cells = [tuple(pictures[name] for name in case.subjects if name in pictures) for case in cases]
+    images = {name: shown(file, f"Reference of {name}") for name, file in known.items()}
+    cells = [tuple(images[name] for name in case.subjects if name in images) for case in cases]
     return [Strip("Reference", tuple(cells), references=True)]
 
 

@@ -15,7 +15,7 @@ from fastcomposer.evaluation.report.gallery import attention_grid, image_grid
 from fastcomposer.evaluation.report.paper_claims import Expectation, tally
 from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
 from fastcomposer.evaluation.report.table import MISSING, Table, quoted_text, written
-from fastcomposer.evaluation.report.tables import alpha_points, first_picture
+from fastcomposer.evaluation.report.tables import alpha_points, first_image
 from fastcomposer.evaluation.statistics import Estimate
 
 SECTIONS = (
@@ -25,7 +25,7 @@ SECTIONS = (
     ("alpha", "Alpha"),
     ("localization", "Localization"),
     ("categories", "Categories"),
-    ("pictures", "Pictures"),
+    ("images", "Images"),
     ("attention", "Attention"),
     ("speed", "Speed"),
     ("settings", "Settings"),
@@ -63,7 +63,7 @@ def render_html(
         deviations: Orderings that differ from the paper's.
 
     Returns:
-        A whole HTML document: pictures are data URIs, styles are inside, nothing is loaded.
+        A whole HTML document: images are data URIs, styles are inside, nothing is loaded.
     """
     environment = page_environment()
     benchmarks = collected.benchmarks()
@@ -185,9 +185,9 @@ def _speed_plot(collected: Collected) -> Plot | None:
         return None
     runs = collected.main(benchmark)
     seconds = {
-        name: first_picture(run)
+        name: first_image(run)
         for run, name in zip(runs, distinguishing(runs), strict=True)
-        if first_picture(run) > 0
+        if first_image(run) > 0
     }
     if len(seconds) < 2:
         return None
@@ -195,20 +195,20 @@ def _speed_plot(collected: Collected) -> Plot | None:
     said = "; ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
     return Plot(
         Markup(speed_bars(seconds, "speed", first=ours)),
-        f"Seconds until the first picture of a new person. {said}.",
+        f"Seconds until the first image of a new person. {said}.",
         "Personalisation and one image, measured here; each gridline is ten times the one before.",
     )
 
 
 def _scope(collected: Collected, benchmark: str) -> dict[str, Any]:
     runs = [run for run in collected.runs if run.row.benchmark == benchmark]
-    pictures = [picture for run in runs for picture in run.pictures]
+    images = [image for run in runs for image in run.images]
     return {
         "name": BENCHMARKS[benchmark],
         "methods": len({run.row.method for run in runs}),
         "runs": len(runs),
-        "pictures": sum(run.row.images for run in runs),
-        "subjects": len({name for picture in pictures for name in picture.subjects}),
+        "images": sum(run.row.images for run in runs),
+        "subjects": len({name for image in images for name in image.subjects}),
     }
 
 
@@ -218,7 +218,7 @@ def _settings(collected: Collected) -> list[dict[str, str]]:
             "method": run.name,
             "benchmark": BENCHMARKS[run.row.benchmark],
             "settings": ", ".join(f"{key} {value}" for key, value in flat(run.row.settings)) or MISSING,
-            "pictures": f"{run.row.images:,}",
+            "images": f"{run.row.images:,}",
             "seeds": _seeds(run),
             "calls": f"{run.row.unet_calls:,}",
         }
@@ -227,7 +227,7 @@ def _settings(collected: Collected) -> list[dict[str, str]]:
 
 
 def _seeds(run: Run) -> str:
-    seeds = {picture.seed for picture in run.pictures}
+    seeds = {image.seed for image in run.images}
     if not seeds:
         return MISSING
     return str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"

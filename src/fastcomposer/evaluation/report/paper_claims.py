@@ -18,7 +18,7 @@ from fastcomposer.evaluation.load_results import (
 )
 from fastcomposer.evaluation.published import PublishedFigure, read_published
 from fastcomposer.evaluation.report.table import written
-from fastcomposer.evaluation.report.tables import first_picture
+from fastcomposer.evaluation.report.tables import first_image
 from fastcomposer.evaluation.statistics import Estimate
 
 Verdict = Literal["held", "not held", "not measured"]
@@ -46,7 +46,7 @@ def expectations(collected: Collected) -> list[Expectation]:
     return [
         *(identity_above_baselines(collected, benchmark) for benchmark in BENCHMARKS),
         quick_personalization(collected),
-        quick_first_picture(collected),
+        quick_first_image(collected),
         nothing_stored(collected),
         localization_helps(collected),
         *alpha_trades(collected),
@@ -83,11 +83,11 @@ def quick_personalization(collected: Collected) -> Expectation:
     )
 
 
-def quick_first_picture(collected: Collected) -> Expectation:
+def quick_first_image(collected: Collected) -> Expectation:
     """Personalisation and one image together are 300 times as fast, which is how the paper counts."""
     claim = f"Personalisation and one image together are at least {FACTOR} times as fast."
     return _against_fine_tuned(
-        collected, claim, first_picture, lambda ours, theirs: ours * FACTOR <= theirs, "seconds"
+        collected, claim, first_image, lambda ours, theirs: ours * FACTOR <= theirs, "seconds"
     )
 
 
@@ -181,7 +181,7 @@ def deviations(collected: Collected) -> list[str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether two runs differ by more than whom they pictured.
+    """Whether two runs differ by more than whom they depicted.
 
     Attributes:
         clear: Whether they do.
@@ -193,7 +193,7 @@ class Comparison:
 
 
 def compare(one: Run, other: Run, score: Score) -> Comparison:
-    """Compare two runs case by case, or by their own intervals where they have no pictures in common.
+    """Compare two runs case by case, or by their own intervals where they have no images in common.
 
     Args:
         one: Less the other.

@@ -218,7 +218,7 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
         axes.set_yticks(range(len(methods)), names)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("seconds to the first picture of a new person")
+        axes.set_xlabel("seconds to the first image of a new person")
         axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
 
     return figure(name, 0.75 + 0.32 * len(seconds) + _ROW * lines, draw)

@@ -120,7 +120,7 @@ def alpha_table(collected: Collected, benchmark: str) -> Table | None:
         Column("prompt", "score"),
         Column("detected", "share", bare=True),
         Column("copy-paste", "score", bare=True),
-        Column("pictures", "count"),
+        Column("images", "count"),
     )
     best = knee(alpha_points(runs))
     lines = tuple(
@@ -178,10 +178,10 @@ def localization_table(collected: Collected) -> Table | None:
         lines.append(Line(f"{name}, difference", cells, strong=True))
     if not lines:
         return None
-    columns = (Column(CORRECTED, "score"), Column("prompt", "score"), Column("pictures", "count"))
+    columns = (Column(CORRECTED, "score"), Column("prompt", "score"), Column("images", "count"))
     note = (
         "Differences are taken case by case, over the same people, prompts and noise; their intervals come "
-        "from resampling the subjects. One that is apart from 0 does not hang on who was pictured."
+        "from resampling the subjects. One that is apart from 0 does not hang on who was depicted."
     )
     return Table("localization", "Cross-attention localization", "training", columns, tuple(lines), (note,))
 
@@ -205,18 +205,18 @@ def distance_table(collected: Collected) -> Table | None:
         Column("FID", "score"),
         Column("KID", "score"),
         Column("its deviation over subsets", "score"),
-        Column("pictures", "count"),
+        Column("images", "count"),
     )
     numbers = " or ".join(f"{number:,}" for number in sorted({one.real_images for one in known}))
     note = (
-        f"Compared with {numbers} held-out pictures of the data, as {known[0].features} describes them. FID "
-        "is the larger the fewer pictures there are: compare runs of as many. KID is not."
+        f"Compared with {numbers} held-out images of the data, as {known[0].features} describes them. FID "
+        "is the larger the fewer images there are: compare runs of as many. KID is not."
     )
-    return Table("distances", "Distance from real pictures", "method", columns, tuple(lines), (note,))
+    return Table("distances", "Distance from real images", "method", columns, tuple(lines), (note,))
 
 
 def speed_table(collected: Collected) -> Table | None:
-    """Time until the first picture of a new person, in proportion to FastComposer's; ``None`` without it."""
+    """Time until the first image of a new person, in proportion to FastComposer's; ``None`` without it."""
     benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), None)
     ours = collected.ours(benchmark) if benchmark else None
     if benchmark is None or ours is None:
@@ -231,8 +231,8 @@ def speed_table(collected: Collected) -> Table | None:
         cells = (
             Cell(run.row.personalization_seconds_per_subject),
             Cell(run.row.seconds_per_image),
-            Cell(first_picture(run)),
-            Cell(first_picture(run) / first_picture(ours)),
+            Cell(first_image(run)),
+            Cell(first_image(run) / first_image(ours)),
             Cell(quoted=quoted),
             Cell(quoted=ratios),
         )
@@ -246,11 +246,11 @@ def speed_table(collected: Collected) -> Table | None:
         Column("× FastComposer", "ratio", PUBLISHED),
     )
     note = "Text only needs no personalisation because it shows nobody in particular."
-    return Table("speed", "Time to the first picture", "method", columns, tuple(lines), (note,))
+    return Table("speed", "Time to the first image", "method", columns, tuple(lines), (note,))
 
 
-def first_picture(run: Run) -> float:
-    """Seconds from a new person's pictures to the first picture drawn."""
+def first_image(run: Run) -> float:
+    """Seconds from a new person's images to the first image drawn."""
     return run.row.personalization_seconds_per_subject + run.row.seconds_per_image
 
 

@@ -73,8 +73,8 @@ def measure_base(
     Args:
         base: Folder of the base.
         scenes: Held-out renders.
-        sampler: Arguments of the pipeline call; ``None`` leaves out what is measured on generated pictures.
-        per_count: Generated pictures of one, of two and of three people.
+        sampler: Arguments of the pipeline call; ``None`` leaves out what is measured on generated images.
+        per_count: Generated images of one, of two and of three people.
     """
     base = Path(base)
     present = [part for part in PARTS if any((base / part).glob("*"))]
@@ -109,7 +109,7 @@ def _count_parameters(path: Path) -> int:
 
 
 def flops_of(base: Path, part: str) -> dict[str, int]:
-    """Count the floating-point operations of a part on one picture or prompt, two per multiplication.
+    """Count the floating-point operations of a part on one image or prompt, two per multiplication.
 
     Args:
         base: Folder of the base.
@@ -136,8 +136,8 @@ def _vae_cost(base: Path) -> dict[str, int]:
     reduction = 2 ** (len(config["block_out_channels"]) - 1)
     latents = torch.zeros(1, config["latent_channels"], side // reduction, side // reduction)
     return {
-        "encode one picture": count_flops(lambda: vae.encode(torch.zeros(1, 3, side, side))),
-        "decode one picture": count_flops(lambda: vae.decode(latents)),
+        "encode one image": count_flops(lambda: vae.encode(torch.zeros(1, 3, side, side))),
+        "decode one image": count_flops(lambda: vae.decode(latents)),
     }
 
 

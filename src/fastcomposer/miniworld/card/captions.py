@@ -1,4 +1,4 @@
-"""Which of several captions a CLIP takes for a picture's."""
+"""Which of several captions a CLIP takes for an image's."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def caption_groups(captions: Sequence[str], rows: Sequence[int], size: int = 16)
 def caption_accuracy(
     clip: CLIPModel, tokenizer: Any, images: Tensor, captions: Sequence[str], rows: Sequence[int]
 ) -> float | None:
-    """Share of pictures whose own caption scores highest among 16.
+    """Share of images whose own caption scores highest among 16.
 
     Args:
         clip: Text and vision towers.
         tokenizer: Tokenizer of the base.
         images: (N, 3, H, W) float in [0, 1].
         captions: The N captions.
-        rows: Which pictures compete with each other: those of as many people.
+        rows: Which images compete with each other: those of as many people.
 
     Returns:
         The share, or ``None`` with fewer than 16 different captions.

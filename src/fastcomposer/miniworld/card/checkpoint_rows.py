@@ -23,7 +23,7 @@ SINGLE, MULTI = "single_subject", "multi_subject"
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How alike true pictures of a person are to the reference, by the benchmark's own rule.
+    """How alike true images of a person are to the reference, by the benchmark's own rule.
 
     Attributes:
         scenes: Mean over scenes of one person, drawn by the world as those that a method learns to draw: in
@@ -38,21 +38,21 @@ class Ceiling:
 def identity_ceiling(
     subjects: Sequence[Subject], scenes: HeldOutScenes, faces: FaceExtractor, size: int | None
 ) -> Ceiling:
-    """Score true pictures of people who have a reference.
+    """Score true images of people who have a reference.
 
     Args:
-        subjects: The people, by the names that ``prepare`` gives them, with pictures that no method gets.
+        subjects: The people, by the names that ``prepare`` gives them, with images that no method gets.
         scenes: Renders of these people.
         faces: Finds and embeds faces.
         size: See :func:`~fastcomposer.evaluation.scoring.read_reference`.
 
     Raises:
-        ValueError: If nobody has another picture, or there is no scene of one of them alone.
+        ValueError: If nobody has another image, or there is no scene of one of them alone.
     """
     known = {subject.id: know_subject(subject, faces, size) for subject in subjects}
     means = [float((one.others @ one.reference).mean()) for one in known.values() if len(one.others)]
     if not means:
-        raise ValueError("no subject has a picture besides those that methods get: run prepare again")
+        raise ValueError("no subject has an image besides those that methods get: run prepare again")
     names = {who: reference_name(number, who) for number, who in enumerate(held_out_identities())}
     shown = {row: names[scenes.people[row][0].identity] for row in scenes.rows(1).tolist()}
     alone = [row for row, name in shown.items() if name in known]
@@ -64,7 +64,7 @@ def identity_ceiling(
 
 
 def likeness_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
-    """Compare FastComposer with true pictures, with text alone, and with its twin without localization.
+    """Compare FastComposer with true images, with text alone, and with its twin without localization.
 
     All is said at the best α: the one of highest single-subject identity among those that keep
     :data:`LEAST_CONSISTENCY` of the text-only prompt consistency, or among all where none does.
@@ -85,7 +85,7 @@ def likeness_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
     plain_single, plain_multi = (text[name].row.identity_preservation.mean for name in (SINGLE, MULTI))
     raised = difference(ours[MULTI], twin, "identity")
     if raised is None:
-        raise ValueError("with and without localization: no common pictures; evaluate both on one benchmark")
+        raise ValueError("with and without localization: no common images; evaluate both on one benchmark")
     return [
         Row(PART, "best α", best),
         Row(PART, "identity of true scenes, the ceiling", ceiling.scenes),

@@ -26,13 +26,13 @@ _BATCH = 32
 
 @torch.no_grad()
 def draw_captions(base: str | Path, captions: list[str], sampler: Mapping[str, Any], seed: int = 0) -> Tensor:
-    """Draw one picture of each caption with the base alone.
+    """Draw one image of each caption with the base alone.
 
     Args:
         base: Folder of the base.
         captions: N captions.
         sampler: Arguments of the pipeline call and the scheduler; its ``alpha`` is not used.
-        seed: Picture i starts from the noise of seed + i.
+        seed: Image i starts from the noise of seed + i.
 
     Returns:
         (N, 3, H, W) float in [0, 1].
@@ -42,7 +42,7 @@ def draw_captions(base: str | Path, captions: list[str], sampler: Mapping[str, A
     scheduler, options = split_scheduler({**sampler, "alpha": 0.0, "output_type": "pt"})
     use_scheduler(pipeline, scheduler)
     images: list[Tensor] = []
-    for start in tracked(range(0, len(captions), _BATCH), "pictures from captions", transient=True):
+    for start in tracked(range(0, len(captions), _BATCH), "images from captions", transient=True):
         part = captions[start : start + _BATCH]
         generators = [Generator().manual_seed(seed + start + i) for i in range(len(part))]
         images.append(pipeline(part, generator=generators, **options).images)
@@ -58,7 +58,7 @@ def measure_generated(
         base: Folder of the base with ``detector/``, ``clip/`` and ``tokenizer/``.
         scenes: Renders whose captions are drawn.
         sampler: Arguments of the pipeline call.
-        per_count: Pictures of one, of two and of three people.
+        per_count: Images of one, of two and of three people.
 
     Raises:
         ValueError: If there are no scenes with one of these numbers of people.

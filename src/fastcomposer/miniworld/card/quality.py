@@ -92,7 +92,7 @@ def render_held_out(scenes: AvatarScenes, number: int) -> HeldOutScenes:
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> float:
-    """Measure the peak signal-to-noise ratio of an autoencoder, in dB, mean over pictures.
+    """Measure the peak signal-to-noise ratio of an autoencoder, in dB, mean over images.
 
     Args:
         vae: The autoencoder; the mean of its posterior is decoded.
@@ -137,7 +137,7 @@ def detection_rates(detector: HeadDetector, images: Tensor, heads: Sequence[Tens
     Args:
         detector: The detector.
         images: (N, 3, H, W) float in [0, 1].
-        heads: For each picture the boxes of its heads, (n_i, 4).
+        heads: For each image the boxes of its heads, (n_i, 4).
     """
     found = [detections for part in images.split(_BATCH) for detections in detector.detect(part)]
     matches = sum(count_matches(detections, truth) for detections, truth in zip(found, heads, strict=True))
@@ -235,10 +235,10 @@ def measure_vae(base: Path, scenes: HeldOutScenes) -> list[Row]:
 
 
 def measure_clip(base: Path, scenes: HeldOutScenes) -> list[Row]:
-    """Measure how well pictures and captions find each other.
+    """Measure how well images and captions find each other.
 
     What is asked is asked of the captions that CLIP is trained on. Plain captions leave out most of what is
-    to be seen, so that several of 16 often describe a picture truly; their figure is given beside.
+    to be seen, so that several of 16 often describe an image truly; their figure is given beside.
     """
     clip, tokenizer = load_clip(base)
     rows = []

@@ -99,7 +99,7 @@ def base_card(report: BaseReport, lengths: list[Training], scenes: int, samples:
         report: The figures.
         lengths: How long each part was trained.
         scenes: How many held-out scenes were measured on.
-        samples: Names of pictures in the folder ``samples`` beside the card.
+        samples: Names of images in the folder ``samples`` beside the card.
     """
     measures = ("parameters", "size, bytes")
     sizes = {(row.part, row.measure): row.value for row in report.rows if row.measure in measures}
@@ -129,7 +129,7 @@ def base_card(report: BaseReport, lengths: list[Training], scenes: int, samples:
         )
     sections.append(
         f"## Quality\n\nOn {scenes} scenes of the 15 held-out people, whom no part has seen; `generated` and "
-        "`fastcomposer` on pictures that the model drew, with captions and references of these people.\n\n"
+        "`fastcomposer` on images that the model drew, with captions and references of these people.\n\n"
         + _table(("part", "measure", "value", "at least", "holds"), [quality_cells(row) for row in quality])
     )
     return "\n\n".join([*sections, _FOOT])
@@ -176,7 +176,7 @@ library_name: diffusers
 A model of Stable Diffusion's shape in miniature, in the diffusers folder layout, with two metric models, a
 detector of heads and an embedder of identities, and two FastComposer checkpoints: `fastcomposer.safetensors`,
 and the same training without localization in `without_localization/`. All were trained by this project on
-scenes rendered by its own generator: no photo, no picture of a model and none of the 15 held-out people was
+scenes rendered by its own generator: no photo, no image of a model and none of the 15 held-out people was
 among them.
 
 This file is generated: `make card`.
@@ -186,7 +186,7 @@ This file is generated: `make card`.
 To try, test and teach: the whole method on a laptop, comparisons of settings with each other, and tests
 of code that takes models of Stable Diffusion's layout. It draws cartoon avatars of 64 × 64 pixels.
 
-It is not for pictures of real people. It has never seen a photo; a photo as reference gives an avatar of
+It is not for images of real people. It has never seen a photo; a photo as reference gives an avatar of
 roughly its colours. Detector and embedder find and compare drawn heads: nothing about anybody can be
 concluded from what they say of photos, and they must not be used to recognise people.
 
@@ -196,21 +196,21 @@ concluded from what they say of photos, and they must not be used to recognise p
   accessories and expressions that captions name. Other words mean nothing to it.
 - People are `man` or `woman`, with the skin, hair and beards that the avatars' library has. Many people
   look like none of them.
-- Three people in one picture are more often too few or too many than one or two; the table below says
+- Three people in one image are more often too few or too many than one or two; the table below says
   how often.
 - Figures of this card compare settings of this model. They say nothing of models that were trained on
   photos.
 
 ## Consent and misuse
 
-The pictures it was trained on show nobody, so nobody had to be asked. The same code with another base
-draws real people: then everyone who is pictured, and everyone in the data, has to agree first
-([data](../README.md#consent)). To picture people without that, to deceive, to harass, or in sexual
+The images it was trained on show nobody, so nobody had to be asked. The same code with another base
+draws real people: then everyone who is depicted, and everyone in the data, has to agree first
+([data](../README.md#consent)). To image people without that, to deceive, to harass, or in sexual
 scenes is misuse, whatever the licence allows.
 
-Every picture that a command draws says in its file that it was generated, by what and from which
+Every image that a command draws says in its file that it was generated, by what and from which
 settings (`fastcomposer.utils.provenance.read_facts` reads it back; IPTC's digital source type tells other
-programs). Do not take that out to pass a picture off as a photo. The base's safety checker runs where it
+programs). Do not take that out to pass an image off as a photo. The base's safety checker runs where it
 has one; this base has none."""
 
 _FOOT = """Two heads that the embedder compares come from two scenes and differ in clothing and in expression.

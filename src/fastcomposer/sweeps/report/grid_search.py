@@ -31,7 +31,7 @@ class Tried:
     Attributes:
         row: Its figures.
         text_only: Those of text alone on the same cases.
-        settings: What decides its pictures, by dotted name.
+        settings: What decides its images, by dotted name.
     """
 
     row: ResultRow
@@ -51,7 +51,7 @@ def load_search(
 
     Args:
         folder: Where ``single_subject.json`` is; its prompts are taken.
-        people: Whom to draw; pictures as in :class:`~fastcomposer.evaluation.benchmark.Subject`.
+        people: Whom to draw; images as in :class:`~fastcomposer.evaluation.benchmark.Subject`.
         seed: Base seed.
         part: How much of the benchmark; ``None`` for all.
 
@@ -60,7 +60,7 @@ def load_search(
         FileNotFoundError: If there is no such file.
         ValueError: If more is asked for than there is.
     """
-    subjects = [Subject(person.name, person.word, person.pictures) for person in people]
+    subjects = [Subject(person.name, person.word, person.images) for person in people]
     benchmark = load_benchmark(Path(folder) / "single_subject.json", subjects, seed)
     return [benchmark if part is None else benchmark.subset(**vars(part))]
 
@@ -140,7 +140,7 @@ def sweep_table(method: str, tried: Sequence[Tried]) -> Table:
         Column("of text only", "share"),
         Column("detected", "share", bare=True),
         Column("s to personalise", "seconds"),
-        Column("pictures", "count"),
+        Column("images", "count"),
     )
     title = f"{method_name(method)}: settings, on people of the training split"
     return Table(f"search_{method}", title, "setting", columns, lines, (RULE,))
@@ -170,7 +170,7 @@ def best_sentences(folder: str | Path) -> tuple[list[str], list[Table]]:
 
 
 def _settings_of_runs(job: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """What decides the pictures of a job's runs beside the base and the sampler."""
+    """What decides the images of a job's runs beside the base and the sampler."""
     found = {}
     for file in sorted(job.glob(f"*/*/{RUN_NAME}")):
         run = read_run(file.parent)
@@ -193,7 +193,7 @@ def _key(benchmark: str, method: str, settings: Mapping[str, Any]) -> tuple[str,
 
 
 def _check_cases(root: Path, method: str, tried: Sequence[Tried]) -> None:
-    """Text alone draws the same pictures in every job that has the same cases."""
+    """Text alone draws the same images in every job that has the same cases."""
     first = tried[0]
     for other in tried[1:]:
         one, two = (t.text_only.prompt_consistency.mean for t in (first, other))

@@ -34,7 +34,7 @@ _LOGGED: dict[str, tuple[str, Style]] = {
 }
 _ATTENTION: dict[str, tuple[str, Style]] = {
     "inside": ("attention inside the mask", "share"),
-    "area": ("mask's share of the picture", "share"),
+    "area": ("mask's share of the image", "share"),
     "subjects": ("subjects", "count"),
 }
 _LEFT_OUT = ("epoch", "step", "train/learning_rate")
@@ -51,7 +51,7 @@ class Sweep:
         keys: What was swept.
         jobs: All jobs.
         groups: What those that measured anything have measured.
-        unscored: Trainings of a grid that have finished and of which no pictures are scored.
+        unscored: Trainings of a grid that have finished and of which no images are scored.
     """
 
     folder: Path

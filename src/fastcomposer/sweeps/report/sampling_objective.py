@@ -24,7 +24,7 @@ def _product(row: ResultRow) -> float:
 
 def _mean(estimate: Estimate | None) -> float:
     if estimate is None:
-        raise ValueError("objective: it is not defined for these pictures")
+        raise ValueError("objective: it is not defined for these images")
     return estimate.mean
 
 

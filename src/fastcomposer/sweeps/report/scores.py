@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastcomposer.evaluation.benchmark import subject_pictures
+from fastcomposer.evaluation.benchmark import subject_images
 from fastcomposer.evaluation.load_results import BENCHMARKS, Run, Score, collect, difference
 from fastcomposer.evaluation.report.table import Style
 from fastcomposer.evaluation.scorers import check_same
@@ -26,9 +26,9 @@ _SCORES: dict[str, tuple[str, Style]] = {
     "prompt_consistency" + DIFFERENCE: ("prompt, difference", "score"),
     "copy_paste": ("copy-paste", "score"),
     "detection_rate": ("detected", "share"),
-    "seconds_per_image": ("s per picture", "seconds"),
+    "seconds_per_image": ("s per image", "seconds"),
     "personalization_seconds_per_subject": ("s to personalise", "seconds"),
-    "images": ("pictures", "count"),
+    "images": ("images", "count"),
 }
 _SPARED = ("personalization_seconds_per_subject",)  # where it is 0 in all jobs
 
@@ -60,14 +60,14 @@ def scored_folder(root: Path, job: Job) -> Path | None:
 
 
 def references_of(entries: Sequence[Entry]) -> dict[str, Path]:
-    """Reference picture of each subject that was drawn, where the evaluations have said where these are."""
+    """Reference image of each subject that was drawn, where the evaluations have said where these are."""
     found: dict[str, Path] = {}
     for run in (entry.run for entry in entries):
         done = None if run is None or run.folder is None else read_job(run.folder.parents[1])
-        folder = (done.settings.get("benchmark") or {}).get("pictures") if done is not None else None
-        names = {name for picture in run.pictures for name in picture.subjects} if run and folder else set()
+        folder = (done.settings.get("benchmark") or {}).get("images") if done is not None else None
+        names = {name for image in run.images for name in image.subjects} if run and folder else set()
         for name in names - found.keys():
-            if files := subject_pictures(Path(str(folder)), name):
+            if files := subject_images(Path(str(folder)), name):
                 found[name] = files[0]
     return found
 

@@ -22,7 +22,7 @@ from fastcomposer.sweeps.report.scores import references_of
 from fastcomposer.sweeps.report.sweep_plots import is_map, sweep_plot
 from fastcomposer.sweeps.report.trials import trial_plots, trial_table
 
-_COLUMNS = 1  # of pictures, of each category of prompts
+_COLUMNS = 1  # of images, of each category of prompts
 
 
 def write_sweep_report(
@@ -122,15 +122,15 @@ def _page(sweep: Sweep, sentences: list[str], tables: list[Table], searches: lis
 
 
 def _drawn(group: Group, keys: tuple[str, ...]) -> tuple[list[Plot], Gallery | None]:
-    """Plots of a group's figures, and pictures of the same cases below each other."""
-    having = [entry for entry in group.entries if entry.run is not None and _has_pictures(entry.run)]
+    """Plots of a group's figures, and images of the same cases below each other."""
+    having = [entry for entry in group.entries if entry.run is not None and _has_images(entry.run)]
     named = [(entry.label(keys), entry.run) for entry in having if entry.run is not None]
     grid = named_grid(group.key, named, references_of(having), _COLUMNS) if named else None
     return _plots(group, keys), grid
 
 
-def _has_pictures(run: Run) -> bool:
-    return any(picture.file.is_file() for picture in run.pictures)
+def _has_images(run: Run) -> bool:
+    return any(image.file.is_file() for image in run.images)
 
 
 def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:

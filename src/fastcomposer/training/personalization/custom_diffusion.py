@@ -13,9 +13,9 @@ from fastcomposer.training.personalization.tokens import entry_embedding, word_e
 class CustomDiffusion(PersonalizationModule):
     """Trains the key and value projections of the cross-attention, and a new token before the class word.
 
-    Several people may be learned at once, their batches taking turns. The class pictures, against forgetting,
+    Several people may be learned at once, their batches taking turns. The class images, against forgetting,
     are drawn by the base itself; the original retrieves real ones whose captions are like the prompt, which
-    needs a large collection of captioned pictures.
+    needs a large collection of captioned images.
 
     Source: Kumari et al., *Multi-Concept Customization of Text-to-Image Diffusion*, CVPR 2023.
 

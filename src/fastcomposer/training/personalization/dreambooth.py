@@ -11,7 +11,7 @@ from fastcomposer.training.personalization.fine_tuning import PersonalizationMod
 class DreamBooth(PersonalizationModule):
     """Trains the U-Net, if wanted also the text encoder, on a rare word before the class word.
 
-    With prior preservation: every batch holds as many class pictures, drawn by the base itself.
+    With prior preservation: every batch holds as many class images, drawn by the base itself.
 
     Source: Ruiz et al., *DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven
     Generation*, CVPR 2023.

@@ -25,7 +25,7 @@ from fastcomposer.models.source import ModelSource
 from fastcomposer.models.text import encode_text
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
-from fastcomposer.training.personalization.prior import ClassPictures
+from fastcomposer.training.personalization.prior import ClassImages
 from fastcomposer.training.personalization.tokens import NewTokens, with_tokens
 from fastcomposer.utils.memory import peak_memory_bytes
 
@@ -39,17 +39,17 @@ _TARGETS = ("epsilon", "v_prediction")
 class PersonalizationModule(RecipeModule):
     """A base that learns the people of :class:`~fastcomposer.data.portraits.PortraitDataModule`.
 
-    The loss is the denoising loss of the pictures with prompts that name the person, plus that of as many
-    class pictures where there are some (prior preservation, Ruiz et al. 2023). Who is learned comes with the
+    The loss is the denoising loss of the images with prompts that name the person, plus that of as many
+    class images where there are some (prior preservation, Ruiz et al. 2023). Who is learned comes with the
     data; subclasses say what of the base is trained and what a person is called.
 
     Args:
         base: Folder in the diffusers layout, hub id, or single file; never written to.
-        pictures: How the people's pictures are drawn in a step.
+        images: How the people's images are drawn in a step.
         templates: Prompts, drawn uniformly; ``{}`` is what the person is called.
         steps: Steps for one person; the trainer's ``max_steps`` is this times the number of people.
         optimizer: Makes the optimizer from the trained parameters.
-        class_pictures: Class pictures; ``None`` for none.
+        class_images: Class images; ``None`` for none.
         prior_weight: Weight of their loss.
         image_encoder: Image encoder that goes with the base; only its configuration is read.
         architecture: Folder of configurations for a single file or random weights.
@@ -70,11 +70,11 @@ class PersonalizationModule(RecipeModule):
     def __init__(
         self,
         base: str,
-        pictures: PortraitSettings,
+        images: PortraitSettings,
         templates: Sequence[str],
         steps: int,
         optimizer: OptimizerFactory,
-        class_pictures: ClassPictures | None = None,
+        class_images: ClassImages | None = None,
         prior_weight: float = 1.0,
         image_encoder: str | None = None,
         architecture: str | None = None,
@@ -91,8 +91,8 @@ class PersonalizationModule(RecipeModule):
         wrong = [template for template in templates if template.count("{}") != 1]
         if wrong or not templates:
             raise ValueError(f"method.templates={wrong}: each needs one {{}}, where the person's name goes")
-        self.pictures, self.templates, self.steps = pictures, tuple(templates), steps
-        self.class_pictures, self.prior_weight = class_pictures, prior_weight
+        self.images, self.templates, self.steps = images, tuple(templates), steps
+        self.class_images, self.prior_weight = class_images, prior_weight
         self.source = open_source(
             base, image_encoder, architecture=architecture, weights=weights, variant=variant
         )
@@ -124,10 +124,9 @@ class PersonalizationModule(RecipeModule):
             source.config(cls, part) for cls, part in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
         ]
         factor = 2 ** sum(len(config["block_out_channels"]) - 1 for config in configs)
-        if self.pictures.resolution % factor:
+        if self.images.resolution % factor:
             raise ValueError(
-                f"method.pictures.resolution={self.pictures.resolution}: "
-                f"this base takes multiples of {factor}"
+                f"method.images.resolution={self.images.resolution}: this base takes multiples of {factor}"
             )
 
     @cached_property
@@ -157,9 +156,9 @@ class PersonalizationModule(RecipeModule):
 
     # --- training ------------------------------------------------------------------------------------------
 
-    def draw_class_pictures(self, people: Sequence[ReferenceSet], device: torch.device) -> None:
-        """Let the base draw the class pictures that are not on disk yet; only an untrained one can."""
-        settings, side = self.class_pictures, self.pictures.resolution
+    def draw_class_images(self, people: Sequence[ReferenceSet], device: torch.device) -> None:
+        """Let the base draw the class images that are not on disk yet; only an untrained one can."""
+        settings, side = self.class_images, self.images.resolution
         if settings is None:
             return
         for word in dict.fromkeys(person.word for person in people):
@@ -183,7 +182,7 @@ class PersonalizationModule(RecipeModule):
         return pipeline
 
     def setup(self, stage: str) -> None:
-        """Meet the people, have missing class pictures drawn, and prepare what is trained."""
+        """Meet the people, have missing class images drawn, and prepare what is trained."""
         people = tuple(self.trainer.datamodule.people)  # type: ignore[attr-defined]
         if self.people and self.people != people:
             raise ValueError("this module has learned other people: make another one")
@@ -191,19 +190,19 @@ class PersonalizationModule(RecipeModule):
             # Not in prepare_data, around which Lightning waits for all processes that there are, even for
             # those that this training does not run on: an evaluation lets each learn people of its own.
             if self.trainer.local_rank == 0:
-                self.draw_class_pictures(people, self.trainer.strategy.root_device)
-            self.trainer.strategy.barrier("class pictures")
+                self.draw_class_images(people, self.trainer.strategy.root_device)
+            self.trainer.strategy.barrier("class images")
             self.people = people
             self.choose_trained()
 
     def on_fit_start(self) -> None:
-        """Start the clock, and encode the class pictures once."""
+        """Start the clock, and encode the class images once."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.perf_counter()
         super().on_fit_start()
-        settings, side = self.class_pictures, self.pictures.resolution
+        settings, side = self.class_images, self.images.resolution
         for word in dict.fromkeys(person.word for person in self.people) if settings else ():
             assert settings is not None
             folder = settings.place(word, self.fingerprint, side)
@@ -213,7 +212,7 @@ class PersonalizationModule(RecipeModule):
             self.class_moments[word] = torch.cat(moments)
 
     def training_step(self, batch: PortraitBatch, batch_idx: int) -> Tensor:
-        """Denoise pictures of a person and, for prior preservation, as many of the class."""
+        """Denoise images of a person and, for prior preservation, as many of the class."""
         rng = np.random.default_rng([self.seed, self.global_rank, self.global_step])
         generator = self.step_generator()
         person, size = self.people[batch.person], len(batch)
@@ -221,9 +220,9 @@ class PersonalizationModule(RecipeModule):
         with torch.no_grad():
             moments = self._moments(batch.pixel_values)
         prior = self.class_moments.get(person.word)
-        if prior is not None and self.class_pictures is not None:
+        if prior is not None and self.class_images is not None:
             moments = torch.cat([moments, prior[torch.from_numpy(rng.integers(len(prior), size=size))]])
-            prompts += [self.class_pictures.prompt.format(person.word)] * size
+            prompts += [self.class_images.prompt.format(person.word)] * size
         posterior = DiagonalGaussianDistribution(moments.float())
         latents = posterior.sample(generator) * self.vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
@@ -261,7 +260,7 @@ class PersonalizationModule(RecipeModule):
 
     def _valid(self, masks: Tensor, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Mask (B, 1, h, w) of the loss and weights (B,) that make it the mean over the mask."""
-        if self.pictures.scales is None:
+        if self.images.scales is None:
             return None, None
         mask = F.interpolate(masks, size=latents.shape[-2:], mode="area")
         return mask, 1 / mask.square().mean((1, 2, 3))

@@ -44,7 +44,7 @@ _USELESS_WARNINGS = (
 def personalize(
     method: Callable[..., PersonalizationModule],
     trainer: Callable[..., L.Trainer],
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     word: str,
     folder: Path,
     name: str,
@@ -55,22 +55,22 @@ def personalize(
     Args:
         method: Makes the training from a ``seed``: a ``functools.partial`` of one of the methods.
         trainer: Makes the trainer from arguments that silence it: a ``functools.partial``.
-        pictures: Pictures of the person.
+        images: Images of the person.
         word: Class word.
         folder: Folder of many people's concepts; this one goes to ``<folder>/<name>``.
         name: Of the person, in prompts and on disk.
         seed: Of everything drawn.
 
     Returns:
-        The concept. Its seconds are those of the training with the encoding of all pictures, without
-        imports, reading the base, and drawing class pictures, which are shared by all people of a word.
+        The concept. Its seconds are those of the training with the encoding of all images, without
+        imports, reading the base, and drawing class images, which are shared by all people of a word.
 
     Raises:
-        FileNotFoundError: If a picture or the base does not exist.
+        FileNotFoundError: If an image or the base does not exist.
         ValueError: If the folder holds this person learned under other settings, with what differs; or see
             :class:`PersonalizationModule`.
     """
-    people = (ReferenceSet(name, word, tuple(pictures)),)
+    people = (ReferenceSet(name, word, tuple(images)),)
     return personalize_together(method, trainer, people, Path(folder) / name, seed)[0]
 
 
@@ -108,7 +108,7 @@ def personalize_together(
             )
         return read_concepts(folder)
     module = method(seed=seed)
-    data = PortraitDataModule(people, module.pictures, seed)
+    data = PortraitDataModule(people, module.images, seed)
     with quietly():
         runner = trainer(max_steps=module.steps * len(people), **QUIET)
         runner.fit(module, data)
@@ -132,7 +132,7 @@ def _settings(
         "method": stored,
         "trainer": described(chosen, "trainer"),
         "people": {
-            person.name: {"word": person.word, "pictures": [file_digest(file) for file in person.pictures]}
+            person.name: {"word": person.word, "images": [file_digest(file) for file in person.images]}
             for person in people
         },
         "base": source_fingerprint(**where),

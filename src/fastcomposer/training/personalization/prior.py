@@ -1,4 +1,4 @@
-"""Pictures of a class, drawn by the base itself: what it knew before, for a method not to forget."""
+"""Images of a class, drawn by the base itself: what it knew before, for a method not to forget."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fastcomposer.utils.progress import tracked
 
 
 @dataclass(frozen=True)
-class ClassPictures:
-    """How many pictures of a class word, and how the base draws them.
+class ClassImages:
+    """How many images of a class word, and how the base draws them.
 
-    Picture i is drawn from the noise of seed + i, once for each class word, base and choice of these
+    Image i is drawn from the noise of seed + i, once for each class word, base and choice of these
     settings, and kept on disk; an interrupted drawing goes on where it stopped.
 
     Attributes:
         folder: Where they are kept, one folder each.
-        count: Pictures of each class word.
+        count: Images of each class word.
         prompt: What is drawn, and what they are trained with; ``{}`` is the class word.
         num_inference_steps: Steps of the base's own scheduler.
         guidance_scale: Guidance against the empty prompt.
-        batch_size: Pictures drawn at once.
-        seed: Of the first picture.
+        batch_size: Images drawn at once.
+        seed: Of the first image.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -48,14 +48,14 @@ class ClassPictures:
     def __post_init__(self) -> None:
         for name in ("count", "num_inference_steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"method.class_pictures.{name}={getattr(self, name)}: at least 1")
+                raise ValueError(f"method.class_images.{name}={getattr(self, name)}: at least 1")
         if self.prompt.count("{}") != 1:
             raise ValueError(
-                f"method.class_pictures.prompt={self.prompt!r}: {{}} is wanted where the class word goes"
+                f"method.class_images.prompt={self.prompt!r}: {{}} is wanted where the class word goes"
             )
 
     def place(self, word: str, base: str, resolution: int) -> Path:
-        """Folder of one class word's pictures.
+        """Folder of one class word's images.
 
         Args:
             word: The class word.
@@ -75,8 +75,8 @@ class ClassPictures:
         return Path(self.folder) / f"{re.sub(r'[^a-z0-9]+', '_', word.lower())}-{digest}"
 
     def missing(self, folder: Path) -> list[int]:
-        """Numbers of the pictures that are not there yet."""
-        return [i for i in range(self.count) if not _picture(folder, i).is_file()]
+        """Numbers of the images that are not there yet."""
+        return [i for i in range(self.count) if not _image(folder, i).is_file()]
 
     def draw(self, pipeline: Any, word: str, folder: Path, resolution: int) -> None:
         """Draw what is missing.
@@ -90,9 +90,9 @@ class ClassPictures:
         folder.mkdir(parents=True, exist_ok=True)
         missing = self.missing(folder)
         starts = range(0, len(missing), self.batch_size)
-        for start in tracked(starts, f"pictures of a {word}", transient=True):
+        for start in tracked(starts, f"images of a {word}", transient=True):
             numbers = missing[start : start + self.batch_size]
-            pictures = pipeline(
+            images = pipeline(
                 [self.prompt.format(word)] * len(numbers),
                 height=resolution,
                 width=resolution,
@@ -100,18 +100,18 @@ class ClassPictures:
                 guidance_scale=self.guidance_scale,
                 generator=[Generator().manual_seed(self.seed + number) for number in numbers],
             ).images
-            for number, picture in zip(numbers, pictures, strict=True):
-                _save(picture, _picture(folder, number))
+            for number, image in zip(numbers, images, strict=True):
+                _save(image, _image(folder, number))
 
     def read(self, folder: Path) -> Tensor:
-        """Read the pictures: (N, 3, H, W) uint8."""
-        pictures = [np.array(Image.open(_picture(folder, i)).convert("RGB")) for i in range(self.count)]
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        """Read the images: (N, 3, H, W) uint8."""
+        images = [np.array(Image.open(_image(folder, i)).convert("RGB")) for i in range(self.count)]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def _picture(folder: Path, number: int) -> Path:
+def _image(folder: Path, number: int) -> Path:
     return folder / f"{number:04d}.png"
 
 
-def _save(picture: Image.Image, file: Path) -> None:
-    write_atomically(file, lambda stream: picture.save(stream, format="png"))
+def _save(image: Image.Image, file: Path) -> None:
+    write_atomically(file, lambda stream: image.save(stream, format="png"))

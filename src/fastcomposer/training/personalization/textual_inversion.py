@@ -18,7 +18,7 @@ class TextualInversion(PersonalizationModule):
     Args:
         *settings: See :class:`PersonalizationModule`.
         initial_word: Word whose embedding the token starts from; ``None`` for the class word.
-        **more: See :class:`PersonalizationModule`; class pictures have no place here.
+        **more: See :class:`PersonalizationModule`; class images have no place here.
 
     Raises:
         ValueError: See :class:`PersonalizationModule`.
@@ -27,10 +27,8 @@ class TextualInversion(PersonalizationModule):
     method: ClassVar[str] = "textual_inversion"
 
     def __init__(self, *settings: Any, initial_word: str | None = None, **more: Any) -> None:
-        if more.get("class_pictures") is not None:
-            raise ValueError(
-                "method.class_pictures: textual_inversion changes nothing that could be forgotten"
-            )
+        if more.get("class_images") is not None:
+            raise ValueError("method.class_images: textual_inversion changes nothing that could be forgotten")
         super().__init__(*settings, **more)
         self.initial_word = initial_word
 
