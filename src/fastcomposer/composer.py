@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
-from fastcomposer.models.attention import AttentionCapture, Implementation, select_blocks
+from fastcomposer.models.attention_capture import AttentionCapture, Implementation, select_blocks
 from fastcomposer.models.conditioning import encode_references
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import is_published
@@ -58,7 +58,7 @@ class FastComposer(Networks):
     Args:
         *networks: See :class:`~fastcomposer.models.networks.Networks`.
         loss_config: What the training loss is made of; may be replaced at any time.
-        attention_implementation: See :class:`~fastcomposer.models.attention.AttentionCapture`.
+        attention_implementation: See :class:`~fastcomposer.models.attention_capture.AttentionCapture`.
         **parts: See :class:`~fastcomposer.models.networks.Networks`.
 
     Raises:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcomposer.models.attention import explicit_attention, fused_attention
+from fastcomposer.models.attention_capture import explicit_attention, fused_attention
 
 COLUMNS = torch.tensor([[3, 9, 0, 0], [5, 0, 76, 76]])
 

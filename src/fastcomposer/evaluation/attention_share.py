@@ -11,7 +11,7 @@ from torch import Generator
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
 from fastcomposer.losses import map_size, resize_masks
-from fastcomposer.models.attention import AttentionCapture, select_blocks
+from fastcomposer.models.attention_capture import AttentionCapture, select_blocks
 
 
 @dataclass(frozen=True)

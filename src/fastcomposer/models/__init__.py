@@ -2,7 +2,7 @@
 
 - parts and where they come from: ``source``, ``single_file``, ``untrained``, ``loading``, ``networks``
 - subject conditioning: ``text``, ``fusion``, ``conditioning``
-- attention to subjects' words: ``subject_attention``, ``attention``
+- attention to subjects' words: ``attention_capture``
 - weights: ``checkpoint`` (the released layout), ``trained``, ``difference``
 - metric models of the mini world: ``detector``, ``embedder``
 - speed: ``compilation`` of the U-Net

@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 )
 from torch import Generator, Tensor
 
-from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.models.attention_capture import AttentionAverage
 from fastcomposer.pipeline.schedulers import guided_calls
 
 

@@ -11,7 +11,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Generator, Tensor
 
 from fastcomposer.data.reference import prepare_reference, reference_rows
-from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.models.attention_capture import AttentionAverage
 from fastcomposer.models.conditioning import fuse_references, parse_prompts, subject_slots
 from fastcomposer.pipeline.sampling import (
     DelayedConditioning,

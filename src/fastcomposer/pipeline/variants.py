@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fastcomposer.models.attention import AttentionAverage
+from fastcomposer.models.attention_capture import AttentionAverage
 from fastcomposer.models.conditioning import subject_slots
 from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions
 from fastcomposer.pipeline.subjects import SubjectPromptPipeline, Subjects

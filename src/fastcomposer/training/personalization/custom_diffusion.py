@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from fastcomposer.data.portraits import ReferenceSet
-from fastcomposer.models.attention import cross_attention_layers
+from fastcomposer.models.attention_capture import cross_attention_layers
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.tokens import entry_embedding, word_embedding
 

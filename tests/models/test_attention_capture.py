@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
-from fastcomposer.models.attention import (
+from fastcomposer.models.attention_capture import (
     AttentionAverage,
     AttentionCapture,
     SubjectAttnProcessor,
