@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from fastcomposer.sweeps import is_sweep
 from fastcomposer.sweeps.job import arguments_replaced, settings_of
 from fastcomposer.sweeps.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
 from fastcomposer.sweeps.processes import check_processes
@@ -21,8 +22,6 @@ from fastcomposer.sweeps.trained_jobs import quoted, report_folder, trains_fastc
 from fastcomposer.utils.lock import is_first_process, sole_run
 from fastcomposer.utils.texts import keep_texts
 
-_FLAGS = ("-m", "--multirun")
-_OTHER_FLAGS = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info")
 _DIRS = ("--config-dir", "-cd")
 _REPORTED = ("train", "evaluate")
 _BY_NUMBER = "${hydra.job.num}"
@@ -44,7 +43,7 @@ def watched(
         check_objective: Refuses an objective that jobs will not measure; ``None`` where they measure nothing.
     """
     arguments = sys.argv[1:]
-    if not is_first_process() or not _is_sweep(arguments):
+    if not is_first_process() or not is_sweep(arguments):
         yield
         return
     given = [word for word in arguments if "=" in word or word.startswith("~")]
@@ -163,11 +162,6 @@ def resumed(call: str) -> str:
     """The call that goes on with a sweep."""
     words = (word for word in shlex.split(call) if not word.startswith("resume="))
     return shlex.join([*words, "resume=auto"])
-
-
-def _is_sweep(arguments: Sequence[str]) -> bool:
-    asked = any(word in _FLAGS or word == "hydra.mode=MULTIRUN" for word in arguments)
-    return asked and not any(word in _OTHER_FLAGS for word in arguments)
 
 
 def _composed(command: str, config_folder: Path, given: Sequence[str]) -> DictConfig:
