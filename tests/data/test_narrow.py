@@ -19,7 +19,7 @@ from fastcomposer.data.portraits import read_square
 from fastcomposer.data.records import RecordError, read_record
 from fastcomposer.data.reference import prepare_reference
 from fastcomposer.data.transforms import bounded_square, pad_to_square
-from fastcomposer.demo.uploads import Limits
+from fastcomposer.demo.uploads import PageLimits
 from fastcomposer.demo.uploads import read_reference as take
 from fastcomposer.evaluation.scoring import read_reference
 from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, open_photo
@@ -29,7 +29,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "generate": lambda file: prepare_reference(file, 32),
     "evaluate": lambda file: read_reference(file, 32),
     "fine-tune": lambda file: read_square(file, 32),
-    "demo": lambda file: prepare_reference(take(file, Limits()).file, 32),
+    "demo": lambda file: prepare_reference(take(file, PageLimits()).file, 32),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.demo.examples import Example, held_out_examples
 from fastcomposer.demo.studio import Order, Studio
-from fastcomposer.demo.uploads import Limits, read_reference
+from fastcomposer.demo.uploads import PageLimits, read_reference
 
 MINI = CONFIG_FOLDER.parent / "data" / "mini"
 SETTINGS: dict[str, Any] = {
@@ -44,7 +44,7 @@ def order(examples: list[Example]) -> Callable[..., Order]:
     """Somebody's wish: two people on the beach, but for what is given."""
 
     def make(**changes: Any) -> Order:
-        people = tuple((read_reference(file, Limits()),) for file in examples[0].references)
+        people = tuple((read_reference(file, PageLimits()),) for file in examples[0].references)
         values = {"prompt": examples[0].prompt, "references": people, "seed": 5, "steps": 4, "guidance": 3.0}
         return Order(**{**values, **changes})
 

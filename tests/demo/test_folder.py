@@ -11,7 +11,7 @@ import pytest
 
 from fastcomposer.demo.folder import MARKER, PREFIX, page_folder
 from fastcomposer.demo.server import Address, serve
-from fastcomposer.demo.uploads import Limits
+from fastcomposer.demo.uploads import PageLimits
 
 
 def paths(folder: Path) -> list[str]:
@@ -32,7 +32,7 @@ def test_what_the_page_did_not_make_stays(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("ends the page before it is served")
 
     with pytest.raises(OSError, match="ends the page"):
-        serve(None, {"checkpoint": "x"}, Address(), Limits(), tmp_path, examples)  # type: ignore[arg-type]
+        serve(None, {"checkpoint": "x"}, Address(), PageLimits(), tmp_path, examples)  # type: ignore[arg-type]
     assert used[0].is_relative_to(tmp_path) and not used[0].parent.parent.exists()
     assert paths(tmp_path) == before
 

@@ -15,7 +15,7 @@ from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
 from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Order, Studio
-from fastcomposer.demo.uploads import Limits, Person, Reference, read_reference
+from fastcomposer.demo.uploads import PageLimits, Person, Reference, read_reference
 from fastcomposer.utils.provenance import read_facts
 
 SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "guidance": 3.0, "negative": ""}
@@ -24,12 +24,12 @@ SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "guidance": 3.0, "negative": 
 @pytest.fixture
 def page(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
-    return Page(studio, Limits(steps=10, images=2))
+    return Page(studio, PageLimits(steps=10, images=2))
 
 
 @pytest.fixture
 def two(examples: list[Example]) -> list[Person]:
-    return [(read_reference(file, Limits()),) for file in examples[0].references]
+    return [(read_reference(file, PageLimits()),) for file in examples[0].references]
 
 
 def event(**data: Any) -> gr.EventData:
@@ -140,9 +140,9 @@ def test_images_that_are_gone_are_told(page: Page, two: list[Person], examples: 
 
 
 def test_withheld_images_are_told_and_not_saved(page: Page, order: Callable[..., Order]) -> None:
-    from fastcomposer.demo.studio import Drawn
+    from fastcomposer.demo.studio import GeneratedImage
 
-    black = Drawn(order(), Image.new("RGB", (64, 64)), 0.5, 1, withheld=True)
+    black = GeneratedImage(order(), Image.new("RGB", (64, 64)), 0.5, 1, withheld=True)
     _, verdict, _, _, _, looking, _, save = page.shown([black, replace(black, withheld=False)])
     assert "The safety checker withheld 1 of 2" in verdict
     assert (looking["visible"], save["visible"]) == (False, False)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastcomposer.demo.uploads import (
-    Limits,
+    PageLimits,
     Reference,
     RefusedImageError,
     divided,
@@ -20,7 +20,7 @@ from fastcomposer.demo.uploads import (
 )
 from fastcomposer.utils.settings import file_digest
 
-LIMITS = Limits(megabytes=0.01, megapixels=0.02)
+LIMITS = PageLimits(megabytes=0.01, megapixels=0.02)
 
 
 def shown(address: str) -> Image.Image:
@@ -44,7 +44,7 @@ def test_an_image_is_taken_upright(tmp_path: Path) -> None:
 
 def test_thumbnails_are_small(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 1000)).save(tmp_path / "a.png")
-    assert shown(read_reference(tmp_path / "a.png", Limits()).thumbnail).size == (224, 112)
+    assert shown(read_reference(tmp_path / "a.png", PageLimits()).thumbnail).size == (224, 112)
 
 
 def test_files_beyond_the_limit_are_refused_unread(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
         read_reference(tmp_path / "wide.png", LIMITS)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # Pillow itself refuses these
     with pytest.raises(RefusedImageError, match="has too many pixels"):
-        read_reference(tmp_path / "bomb.png", Limits())
+        read_reference(tmp_path / "bomb.png", PageLimits())
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\nbroken", b"<svg/>"])
@@ -90,7 +90,7 @@ def test_moving_keeps_everybody() -> None:
 
 def test_limits_leave_something_to_do() -> None:
     with pytest.raises(ValueError, match=r"limits\.steps must be positive, not 0"):
-        Limits(steps=0)
+        PageLimits(steps=0)
 
 
 def test_images_of_the_same_person_are_joined_and_divided() -> None:

@@ -18,7 +18,7 @@ from fastcomposer.miniworld.avatars import Appearance, Identity
 from fastcomposer.miniworld.scenery import CONTEXTS, STYLES
 from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities
 from fastcomposer.miniworld.scenes import Scene as Rendered
-from fastcomposer.preparation.interfaces import NounPhrase, Photo, Region, Scene, Segmentation
+from fastcomposer.preparation.interfaces import NounPhrase, Photo, Region, Segmentation, SegmentedPhoto
 from fastcomposer.preparation.phrase_matching import OrderMatcher, SimilarityMatcher, without_means
 from fastcomposer.preparation.phrases import WordPhrases
 from fastcomposer.utils.matching import greedy_pairs
@@ -54,7 +54,7 @@ class _Colours:
         return torch.tensor([next(v for k, v in colours.items() if k in text) for text in texts])
 
 
-def coloured(label: str = "person", *phrases: NounPhrase) -> Scene:
+def coloured(label: str = "person", *phrases: NounPhrase) -> SegmentedPhoto:
     """A red, a green and a blue stripe."""
     segment_map = np.repeat([5, 2, 9], 4)[None].repeat(8, 0)
     pixels = np.zeros((8, 12, 3), np.uint8)
@@ -62,7 +62,7 @@ def coloured(label: str = "person", *phrases: NounPhrase) -> Scene:
         pixels[segment_map == number, channel] = 255
     regions = Region(5, "person"), Region(2, label), Region(9, "person")
     photo = Photo("stripes", Path("stripes.png"), Image.fromarray(pixels))
-    return Scene(photo, Segmentation(segment_map, regions), regions, phrases)
+    return SegmentedPhoto(photo, Segmentation(segment_map, regions), regions, phrases)
 
 
 def test_labels_agree_and_scenes_stay_apart() -> None:
@@ -84,7 +84,7 @@ def test_labels_agree_and_scenes_stay_apart() -> None:
     (pairs,) = strict.match([coloured("person", NounPhrase("a red man", 9, "man", "person"))])
     assert [(match.phrase, match.region) for match in pairs] == [(0, 0)]
     scene = coloured("person", red)
-    only_green = Scene(scene.photo, scene.segmentation, scene.regions[1:2], scene.phrases)
+    only_green = SegmentedPhoto(scene.photo, scene.segmentation, scene.regions[1:2], scene.phrases)
     assert strict.match([only_green]) == [()]
 
 
@@ -97,7 +97,8 @@ def test_segments_are_cut_out(background: str, outside: tuple[float, ...]) -> No
     ring = scene.segmentation.segment_map.copy()
     ring[:, :8] = 5
     ring[2:6, 4:6] = 2  # green inside the box of the red one
-    scene = Scene(scene.photo, Segmentation(ring, scene.regions[:1]), scene.regions[:1], scene.phrases)
+    regions = scene.regions[:1]
+    scene = SegmentedPhoto(scene.photo, Segmentation(ring, regions), regions, scene.phrases)
     matcher.match([scene])
     image = network.images[0]
     assert image.shape == (3, 8, 8)
@@ -123,7 +124,7 @@ def test_order_goes_from_left_to_right_where_it_is_certain() -> None:
     first, second = NounPhrase("a man", 5, "man", "person"), NounPhrase("a woman", 17, "woman", "person")
     dog = NounPhrase("a dog", 27, "dog", "dog")
     scene = coloured("dog", first, dog, second)
-    turned = Scene(scene.photo, scene.segmentation, scene.regions[::-1], scene.phrases)
+    turned = SegmentedPhoto(scene.photo, scene.segmentation, scene.regions[::-1], scene.phrases)
     too_many = coloured("person", first, second)
     found, found_turned, none = OrderMatcher().match([scene, turned, too_many])
     assert [(match.phrase, match.region) for match in found] == [(0, 0), (1, 1), (2, 2)]
@@ -168,7 +169,7 @@ def right_pairs(scenes: Sequence[Rendered], rich: bool = True, **options: Any) -
         order = np.random.default_rng(index).permutation(len(scene.people))
         regions = tuple(Region(int(person) + 1, "person") for person in order)
         photo = Photo(str(index), Path("x.png"), Image.fromarray(scene.image))
-        cases.append(Scene(photo, Segmentation(scene.segment_map, regions), regions, phrases))
+        cases.append(SegmentedPhoto(photo, Segmentation(scene.segment_map, regions), regions, phrases))
         orders.append(order)
     matcher = SimilarityMatcher(partial(ClipExtractor, model=str(MINI), subfolder="clip"), side=64, **options)
     matcher.load()

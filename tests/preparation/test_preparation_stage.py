@@ -15,14 +15,14 @@ from PIL import Image
 
 from fastcomposer.data.records import read_ids, read_record
 from fastcomposer.preparation.captioners import GivenCaptions
-from fastcomposer.preparation.interfaces import Match, Photo, Scene, Segmentation
+from fastcomposer.preparation.interfaces import Match, Photo, Segmentation, SegmentedPhoto
 from fastcomposer.preparation.photo_preparation import prepare_photos
 from fastcomposer.preparation.phrases import WordPhrases
-from fastcomposer.preparation.preparation_stage import Limits
+from fastcomposer.preparation.preparation_stage import PhotoLimits
 from fastcomposer.preparation.segmenters import SegmentMaps
 
 WORDS = {"person": ["man", "woman"]}
-LIMITS = Limits(min_side=16, max_side=None, min_area=0.02, test_share=0.25)
+LIMITS = PhotoLimits(min_side=16, max_side=None, min_area=0.02, test_share=0.25)
 
 
 class InOrder:
@@ -33,7 +33,7 @@ class InOrder:
     def load(self) -> None:
         pass
 
-    def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
+    def match(self, scenes: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
         pairs = (range(min(len(scene.phrases), len(scene.regions))) for scene in scenes)
         return [tuple(Match(n, n, 0.5) for n in numbers) for numbers in pairs]
 
@@ -213,16 +213,16 @@ def test_it_goes_on_where_it_stopped(prepare: Prepare, tmp_path: Path) -> None:
 def test_other_settings_are_seen(prepare: Prepare, tmp_path: Path) -> None:
     prepare()
     with pytest.raises(ValueError, match=r"under other settings \(min_area: 0\.02, not 0\.4\)") as caught:
-        prepare(limits=Limits(min_side=16, max_side=None, min_area=0.4))
+        prepare(limits=PhotoLimits(min_side=16, max_side=None, min_area=0.4))
     assert "data.prepare.restart=true" in str(caught.value)
     (tmp_path / "data" / "mine.txt").write_text("kept")
-    assert prepare(limits=Limits(min_side=16, max_side=None, min_area=0.4), restart=True) == 0
+    assert prepare(limits=PhotoLimits(min_side=16, max_side=None, min_area=0.4), restart=True) == 0
     assert (tmp_path / "data" / "mine.txt").read_text() == "kept"
     assert not list((tmp_path / "data").glob("*/*.jpg"))
     assert not (tmp_path / "data" / "image_ids.txt").exists()
     # The shares of the splits and the page decide no record.
     prepare(root="other")
-    assert prepare(root="other", limits=Limits(16, None, 0.02, test_share=0.0, samples=1)) == 0
+    assert prepare(root="other", limits=PhotoLimits(16, None, 0.02, test_share=0.0, samples=1)) == 0
     assert not (tmp_path / "other" / "image_ids_test.txt").exists()
 
 
@@ -269,4 +269,4 @@ def test_what_is_wrong_is_said_first(
 )
 def test_limits(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Limits(**setting)
+        PhotoLimits(**setting)

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from fastcomposer.data.segment_crop import cut_out
-from fastcomposer.preparation.interfaces import NounPhrase, Photo, Scene, Segmentation
+from fastcomposer.preparation.interfaces import NounPhrase, Photo, Segmentation, SegmentedPhoto
 from fastcomposer.preparation.phrase_matching import SimilarityMatcher
 from fastcomposer.preparation.segmenters import PretrainedSegmenter
 
@@ -171,7 +171,7 @@ def test_boxes_and_crops_of_a_batch_are_where_the_people_are(
     phrases = tuple(NounPhrase(f"a {colour} man", 1, "man", "person") for colour in ("red", "blue"))
     photos = [photo for _, photo in known]
     scenes = [
-        Scene(photo, found, tuple(r for r in found.regions if r.label == "person"), phrases)
+        SegmentedPhoto(photo, found, tuple(r for r in found.regions if r.label == "person"), phrases)
         for photo, found in zip(photos, segmenter(ColourNetwork()).segment(photos), strict=True)
     ]
     matches = matcher.match(scenes)

@@ -15,7 +15,7 @@ from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
 from fastcomposer.demo.page import MOST_SEED, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Studio
-from fastcomposer.demo.uploads import ENDINGS, Limits
+from fastcomposer.demo.uploads import ENDINGS, PageLimits
 
 _BUTTONS: dict[str, Any] = {"js_on_load": parts.ON_CLICK, "apply_default_css": False}
 CSS = Path(__file__).with_name("page.css")
@@ -91,7 +91,7 @@ class _Results:
     strip: gr.Gallery
 
 
-def build(studio: Studio, limits: Limits, examples: Sequence[Example], subtitle: str) -> gr.Blocks:
+def build(studio: Studio, limits: PageLimits, examples: Sequence[Example], subtitle: str) -> gr.Blocks:
     """Lay the page out.
 
     Args:
@@ -119,11 +119,11 @@ def build(studio: Studio, limits: Limits, examples: Sequence[Example], subtitle:
     return blocks
 
 
-def _inputs(studio: Studio, limits: Limits) -> _Inputs:
+def _inputs(studio: Studio, limits: PageLimits) -> _Inputs:
     return _Inputs(**_people(limits), **_prompt(), **_settings(studio, limits), people=gr.State([]))
 
 
-def _people(limits: Limits) -> dict[str, Any]:
+def _people(limits: PageLimits) -> dict[str, Any]:
     gr.HTML(parts.section("People", "One image of each or several, in the order of the words below."))
     made: dict[str, Any] = {"cards": gr.HTML("", elem_id="fc-people", **_BUTTONS)}
     made["tray"] = gr.File(
@@ -158,7 +158,7 @@ def _prompt() -> dict[str, Any]:
     return {"prompt": prompt, "chips": chips, "notice": gr.HTML(parts.notice(None), elem_id="fc-notice")}
 
 
-def _settings(studio: Studio, limits: Limits) -> dict[str, Any]:
+def _settings(studio: Studio, limits: PageLimits) -> dict[str, Any]:
     defaults = studio.settings["sampler"]
     gr.HTML(parts.section("Image", "α is the share of the drawing that sees the images of people."))
     made: dict[str, Any] = {}

@@ -17,9 +17,9 @@ from gradio.utils import get_upload_folder
 from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
 from fastcomposer.demo.marking import advice, toggle_marker, too_long
-from fastcomposer.demo.studio import Drawn, Order, Studio, file_name, overlays
+from fastcomposer.demo.studio import GeneratedImage, Order, Studio, file_name, overlays
 from fastcomposer.demo.uploads import (
-    Limits,
+    PageLimits,
     Person,
     RefusedImageError,
     divided,
@@ -69,7 +69,7 @@ class Page:
         limits: What is taken.
     """
 
-    def __init__(self, studio: Studio, limits: Limits) -> None:
+    def __init__(self, studio: Studio, limits: PageLimits) -> None:
         self.studio, self.limits = studio, limits
 
     def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
@@ -176,7 +176,7 @@ class Page:
         """What is left of a drawing that was stopped."""
         return "", gr.update(visible=False)
 
-    def shown(self, drawn: list[Drawn]) -> tuple[Any, ...]:
+    def shown(self, drawn: list[GeneratedImage]) -> tuple[Any, ...]:
         """Images for the result, the first of them chosen."""
         entries = [(self._file(one), f"seed {one.seed} · α {one.alpha:g}") for one in drawn]
         withheld = sum(one.withheld for one in drawn)
@@ -190,32 +190,32 @@ class Page:
             *self.details(drawn[0]),
         )
 
-    def details(self, one: Drawn) -> tuple[Any, ...]:
+    def details(self, one: GeneratedImage) -> tuple[Any, ...]:
         """Where the words of an image look, and its file."""
         seen = overlays(one)
         columns = min(3, max(2, len(seen)))
         save = gr.update(value=self._file(one), visible=not one.withheld)
         return gr.update(visible=bool(seen)), gr.update(value=seen, columns=columns), save
 
-    def choose(self, drawn: list[Drawn], event: gr.SelectData) -> tuple[Any, ...]:
+    def choose(self, drawn: list[GeneratedImage], event: gr.SelectData) -> tuple[Any, ...]:
         """Look at one of several images."""
         return self.details(drawn[int(event.index)])
 
-    def choose_alpha(self, strip: list[Drawn], event: gr.SelectData) -> tuple[Any, ...]:
+    def choose_alpha(self, strip: list[GeneratedImage], event: gr.SelectData) -> tuple[Any, ...]:
         """Take the α of an image in the comparison, and look at the image."""
         one = strip[int(event.index)]
         return one.alpha, *self.shown([one])
 
-    def _file(self, drawn: Drawn) -> str:
+    def _file(self, drawn: GeneratedImage) -> str:
         """Where an image can be fetched; deleted with all others of the page."""
         return save_bytes_to_cache(self.studio.png(drawn), file_name(drawn), get_upload_folder())
 
     def _at_work(
         self, order: Order, alphas: Sequence[float], count: int
-    ) -> Iterator[tuple[str, list[list[Drawn]] | None]]:
+    ) -> Iterator[tuple[str, list[list[GeneratedImage]] | None]]:
         """Draw in another thread, and tell from time to time how far it is; the images come last."""
         calls: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-        made: list[list[list[Drawn]]] = []
+        made: list[list[list[GeneratedImage]]] = []
         failed: list[BaseException] = []
         left = threading.Event()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from fastcomposer.demo.marking import words_of
-from fastcomposer.demo.uploads import Limits, Person
+from fastcomposer.demo.uploads import PageLimits, Person
 from fastcomposer.prompt import split_markers
 
 ON_CLICK = """
@@ -63,7 +63,7 @@ def header(subtitle: str) -> str:
     )
 
 
-def consent(limits: Limits) -> str:
+def consent(limits: PageLimits) -> str:
     """Whom to depict, and what becomes of the images."""
     return (
         '<p class="fc-consent"><strong>Only people who have agreed.</strong> '

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcomposer.demo.folder import page_folder
-from fastcomposer.demo.uploads import Limits
+from fastcomposer.demo.uploads import PageLimits
 
 if TYPE_CHECKING:
     from fastcomposer.demo.examples import Example
@@ -71,7 +71,7 @@ def serve(
     pipeline: Any,
     settings: Mapping[str, Any],
     address: Address,
-    limits: Limits,
+    limits: PageLimits,
     output: Path,
     examples: Callable[..., Sequence[Example]] | None = None,
 ) -> None:

@@ -47,7 +47,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedImage:
     """An image, and how it came about.
 
     Attributes:
@@ -114,7 +114,7 @@ class Studio:
 
     def draw(
         self, order: Order, alphas: Sequence[float], count: int, on_call: Callable[[int, int], None]
-    ) -> list[list[Drawn]]:
+    ) -> list[list[GeneratedImage]]:
         """Draw so many images for each α; the steps that see the text alone are taken once for all.
 
         Args:
@@ -155,7 +155,7 @@ class Studio:
             unsafe, maps = output.nsfw_content_detected[v], output.attention_maps[v]
             drawn.append(
                 [
-                    Drawn(
+                    GeneratedImage(
                         order,
                         image,
                         alpha,
@@ -168,7 +168,7 @@ class Studio:
             )
         return drawn
 
-    def png(self, drawn: Drawn) -> bytes:
+    def png(self, drawn: GeneratedImage) -> bytes:
         """An image as PNG with all its settings, under the names of the command ``generate``.
 
         Of the references it has digests: neither names nor images of people are in the file.
@@ -202,13 +202,13 @@ class Studio:
         return max(starts) + sum(calls - start for start in starts)
 
 
-def file_name(drawn: Drawn) -> str:
+def file_name(drawn: GeneratedImage) -> str:
     """Name for the file of an image: its prompt and seed."""
     name = re.sub(r"\W+", "_", strip_markers(drawn.order.prompt)).strip("_")[:60] or "image"
     return f"{name}_{drawn.seed}.png"
 
 
-def overlays(drawn: Drawn) -> list[tuple[Image.Image, str]]:
+def overlays(drawn: GeneratedImage) -> list[tuple[Image.Image, str]]:
     """Show for each marked word which pixels attended to it.
 
     Returns:

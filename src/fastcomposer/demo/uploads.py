@@ -28,7 +28,7 @@ class RefusedImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class PageLimits:
     """What the page takes.
 
     Attributes:
@@ -79,7 +79,7 @@ Person: TypeAlias = tuple[Reference, ...]
 """All images of one person, at least one."""
 
 
-def read_reference(file: Path, limits: Limits) -> Reference:
+def read_reference(file: Path, limits: PageLimits) -> Reference:
     """Take a file as somebody's image.
 
     Args:
@@ -104,7 +104,7 @@ def read_reference(file: Path, limits: Limits) -> Reference:
     return Reference(file, file.name, file_digest(file), address)
 
 
-def _opened(file: Path, limits: Limits) -> Image.Image:
+def _opened(file: Path, limits: PageLimits) -> Image.Image:
     """All pixels of an image, once its header has told how many there are."""
     unreadable = f"{file.name} cannot be read as an image. PNG, JPEG and WebP files can."
     try:
@@ -125,7 +125,7 @@ def _opened(file: Path, limits: Limits) -> Image.Image:
             raise RefusedImageError(unreadable) from None
 
 
-def _too_many(file: Path, limits: Limits, size: tuple[int, int] | None = None) -> str:
+def _too_many(file: Path, limits: PageLimits, size: tuple[int, int] | None = None) -> str:
     found = "" if size is None else f" ({size[0]} × {size[1]})"
     return (
         f"{file.name} has too many pixels{found}. Images may have up to {limits.megapixels:g} million: "

@@ -87,7 +87,7 @@ class NounPhrase:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SegmentedPhoto:
     """What is to be matched of one photo.
 
     Attributes:
@@ -153,5 +153,5 @@ class PhraseFinder(Component, Protocol):
 class Matcher(Component, Protocol):
     """Decides which phrase names which region."""
 
-    def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
+    def match(self, scenes: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
         """Pairs of each scene; no phrase and no region is in two of them, and their labels agree."""

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fastcomposer.preparation.interfaces import Captioner, Matcher, PhraseFinder, Segmenter
 from fastcomposer.preparation.photos import list_photos
 from fastcomposer.preparation.preparation_page import REPORT
-from fastcomposer.preparation.preparation_stage import Limits, Parts, PreparationStage
+from fastcomposer.preparation.preparation_stage import Parts, PhotoLimits, PreparationStage
 from fastcomposer.preparation.record_store import PreparedFolder
 
 
@@ -22,7 +22,7 @@ def prepare_photos(
     phrases: PhraseFinder,
     matcher: Matcher,
     trainer: L.Trainer,
-    limits: Limits | None = None,
+    limits: PhotoLimits | None = None,
     captions: str | Path | None = None,
     batch_size: int = 8,
     quality: int = 95,
@@ -62,7 +62,7 @@ def prepare_photos(
         raise ValueError(
             f"trainer.precision={trainer.precision}: preparation takes 32-true, bf16-mixed or 16-mixed"
         )
-    limits = limits or Limits()
+    limits = limits or PhotoLimits()
     files = list_photos(source, captions, leave_out=Path(root))
     parts = Parts(captioner, segmenter, phrases, matcher)
     counts = {name: getattr(limits, name) for name in ("min_side", "max_side", "min_area", "min_subjects")}

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import bounded_square, pad_to_square
-from fastcomposer.preparation.interfaces import Match, Scene
+from fastcomposer.preparation.interfaces import Match, SegmentedPhoto
 from fastcomposer.utils.matching import greedy_pairs
 from fastcomposer.utils.settings import base_fingerprint, described
 
@@ -92,7 +92,7 @@ class SimilarityMatcher(nn.Module):
         self.network = self._load()
 
     @torch.no_grad()
-    def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
+    def match(self, scenes: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
         """Match the phrases and regions of scenes; all images go through the network together."""
         crops = [self._crop(scene, number) for scene in scenes for number in range(len(scene.regions))]
         texts = [self.template.format(phrase.text) for scene in scenes for phrase in scene.phrases]
@@ -110,7 +110,7 @@ class SimilarityMatcher(nn.Module):
             matches.append(self._pairs(scene, similarity))
         return matches
 
-    def _pairs(self, scene: Scene, similarity: np.ndarray) -> tuple[Match, ...]:
+    def _pairs(self, scene: SegmentedPhoto, similarity: np.ndarray) -> tuple[Match, ...]:
         found: list[Match] = []
         for label in dict.fromkeys(phrase.label for phrase in scene.phrases):
             phrases = [i for i, phrase in enumerate(scene.phrases) if phrase.label == label]
@@ -121,7 +121,7 @@ class SimilarityMatcher(nn.Module):
             found += [Match(phrases[p], regions[r], float(own[p, r])) for p, r in pairs]
         return tuple(sorted(found, key=lambda match: match.phrase))
 
-    def _crop(self, scene: Scene, number: int) -> Tensor:
+    def _crop(self, scene: SegmentedPhoto, number: int) -> Tensor:
         """(3, S, S) float in [0, 1]."""
         region = scene.regions[number]
         segment_map, box = scene.segmentation.segment_map, scene.segmentation.box(region.id)
@@ -183,11 +183,11 @@ class OrderMatcher:
     def load(self) -> None:
         """Nothing to read."""
 
-    def match(self, scenes: Sequence[Scene]) -> list[tuple[Match, ...]]:
+    def match(self, scenes: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
         """Match the phrases of each scene, in their order, with its regions by the middle of their boxes."""
         return [self._pairs(scene) for scene in scenes]
 
-    def _pairs(self, scene: Scene) -> tuple[Match, ...]:
+    def _pairs(self, scene: SegmentedPhoto) -> tuple[Match, ...]:
         def middle(number: int) -> int:
             left, _, right, _ = scene.segmentation.box(scene.regions[number].id)
             return left + right

@@ -14,8 +14,8 @@ from fastcomposer.preparation.interfaces import (
     Matcher,
     Photo,
     PhraseFinder,
-    Scene,
     Segmentation,
+    SegmentedPhoto,
     Segmenter,
 )
 from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, open_photo
@@ -29,7 +29,7 @@ _READERS = 4
 
 
 @dataclass(frozen=True)
-class Limits:
+class PhotoLimits:
     """What counts.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Work:
     photo: Photo
     caption: str = ""
     segmentation: Segmentation | None = None
-    scene: Scene | None = None
+    scene: SegmentedPhoto | None = None
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -109,7 +109,7 @@ class PreparationStage(ResumableStage):
         parts: Parts,
         folder: PreparedFolder,
         files: Sequence[PhotoFile],
-        limits: Limits,
+        limits: PhotoLimits,
         batch_size: int = 8,
     ) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class PreparationStage(ResumableStage):
                     left_out.append(LeftOut("segment", region.label, "too small"))
                 else:
                     regions.append(region)
-            work.scene = Scene(work.photo, work.segmentation, tuple(regions), named)
+            work.scene = SegmentedPhoto(work.photo, work.segmentation, tuple(regions), named)
             work.left_out = tuple(left_out)
         return works
 
@@ -275,7 +275,7 @@ class PreparationStage(ResumableStage):
             listed = replace(outcome, reason=error.reason, detail=error.detail)
             self.folder.write_left_out(work.file, listed)
 
-    def _why_none(self, scene: Scene, subjects: int) -> str:
+    def _why_none(self, scene: SegmentedPhoto, subjects: int) -> str:
         if not scene.phrases:
             return "no subject named in the caption"
         if not scene.regions:
