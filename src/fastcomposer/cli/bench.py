@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
             "fastcomposer prepare, or name other suites"
         )
     if config.document is not None:
-        from fastcomposer.evaluation.report.readme import check_section
+        from fastcomposer.utils.markdown import check_section
 
         check_section("document", config.document, "bench")
     if "personalization" in config.suites:
@@ -57,7 +57,7 @@ def measure_speed(config: DictConfig) -> None:
     from fastcomposer.bench import suites, timing, training_step
     from fastcomposer.bench.limits import limits
     from fastcomposer.bench.reading import shares, time_reading
-    from fastcomposer.evaluation.report.readme import write_section
+    from fastcomposer.utils.markdown import write_section
 
     known = training_step.VARIANTS
     variants = list(known) if config.variants is None else list(config.variants)

@@ -27,7 +27,7 @@ def report_results(config: DictConfig) -> None:
     results = Path(config.results)
     documents = {key: config[key] for key in ("readme", "document") if config[key] is not None}
     if documents:
-        from fastcomposer.evaluation.report.readme import check_section
+        from fastcomposer.utils.markdown import check_section
 
         for key, document in documents.items():
             check_section(key, document, "results")
@@ -44,7 +44,8 @@ def report_results(config: DictConfig) -> None:
     print(*files, sep="\n")
     if documents:
         from fastcomposer.evaluation.load_results import collect
-        from fastcomposer.evaluation.report.readme import results_section, summary_section, write_section
+        from fastcomposer.evaluation.report.write_report import results_section, summary_section
+        from fastcomposer.utils.markdown import write_section
 
         sections = {"readme": summary_section, "document": results_section}
         for key, document in documents.items():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pyarrow.parquet as pq
 
 from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.scorers import check_same, scored_by
 from fastcomposer.evaluation.statistics import Estimate, bootstrap, paired_difference
+from fastcomposer.evaluation.store import SCORES_NAME
 
 OURS = "fastcomposer"
 TEXT_ONLY = "text_only"
@@ -31,39 +33,21 @@ NAMES = {
 }
 """Methods in the order of the paper's tables, then later work."""
 BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject"}
-SCORES = "scores.parquet"
 _ROUNDING = 1e-3
 Score = Literal["identity", "identity_published", "prompt_consistency"]
 
 
-@dataclass(frozen=True)
-class ScoredImage:
-    """A scored image.
-
-    Attributes:
-        case: Id of the case, the same for all methods.
-        category: What the prompt asks to change.
-        subjects: Ids of who is to be seen.
-        seed: Of the initial noise.
-        identity: Identity preservation, corrected protocol.
-        identity_published: The same by the published protocol.
-        prompt_consistency: Cosine of image and prompt.
-        file: The image.
-    """
-
-    case: str
-    category: str
-    subjects: tuple[str, ...]
-    seed: int
-    identity: float
-    identity_published: float
-    prompt_consistency: float
-    file: Path
-
-    @property
-    def drawn_as(self) -> tuple[str, int]:
-        """What it has in common with the images it may be compared with."""
-        return self.case, self.seed
+IMAGE_COLUMNS = (
+    "case",
+    "category",
+    "subjects",
+    "seed",
+    "identity",
+    "identity_published",
+    "prompt_consistency",
+    "file",
+)
+"""Columns of :attr:`Run.images`."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +57,13 @@ class Run:
     Attributes:
         row: Its figures.
         folder: Where its images are; ``None`` where only the row is left.
-        images: Its images in the order in which they were scored.
+        images: A row for each scored image with :data:`IMAGE_COLUMNS`, in the order of the cases: those of
+            ``scores.parquet``, subjects as a tuple, and the image's file.
     """
 
     row: ResultRow
     folder: Path | None = None
-    images: tuple[ScoredImage, ...] = ()
+    images: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=IMAGE_COLUMNS), compare=False)
 
     @property
     def name(self) -> str:
@@ -96,9 +81,9 @@ class Run:
         """Whether the model was trained with localization; assumed where the settings do not say."""
         return self.row.settings.get("localization", True) not in (None, False, 0, "none", "off")
 
-    def of_case(self, case: str) -> ScoredImage | None:
-        """The image of a case."""
-        return next((image for image in self.images if image.case == case), None)
+    def of_case(self, case: str) -> Any:
+        """The image of a case, by the names of the columns; ``None`` without one."""
+        return next(self.images[self.images.case == case].itertuples(index=False), None)
 
 
 @dataclass(frozen=True)
@@ -189,44 +174,54 @@ def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = 
     """
     root = Path(folder)
     files = [root / "results.json"] if (root / "results.json").is_file() else root.glob("*/results.json")
-    parts = sorted((file.parent for file in files), key=lambda part: (len(part.name), part.name))
-    if not parts:
+    jobs = sorted((file.parent for file in files), key=lambda job: (len(job.name), job.name))
+    if not jobs:
         raise FileNotFoundError(f"results={root}: no results.json there; evaluate writes it")
-    found: dict[tuple[str, str, str], Run] = {}
-    by_part = {part: _runs(part) for part in parts}
-    check_same((part, run.row) for part, runs in by_part.items() for run in runs)
-    for part, its_runs in by_part.items():
-        for run in its_runs:
-            known = found.setdefault(_key(run.row.benchmark, run.row.method, run.row.settings), run)
-            if not _alike(known.row, run.row):
-                raise ValueError(
-                    f"{part} has drawn {run.name} otherwise than another job: these are no tables of one "
-                    f"evaluation; report sweep={root} compares them"
-                )
-    runs = list(found.values())
-    if not runs:
-        raise ValueError(f"{parts[0] / 'results.json'}: rows: empty, so there is nothing to report")
-    references = {subject.id: subject.reference for benchmark in benchmarks for subject in benchmark.subjects}
-    environment = read_results(parts[0] / "results.json").environment
-    return Collected(tuple(runs), environment, alpha, references)
-
-
-def _runs(folder: Path) -> list[Run]:
-    """The runs of an evaluation."""
-    scored = {_key(*_settings_of(scores)): scores.parent for scores in sorted(folder.glob(f"*/*/{SCORES}"))}
-    runs = []
-    for row in read_results(folder / "results.json").rows:
-        place = scored.get(_key(row.benchmark, row.method, row.settings))
-        if place is not None and scored_by(place / SCORES) != row.scored_by:
+    found = [(job, run) for job in jobs for run in _runs(job)]
+    check_same((job, run.row) for job, run in found)
+    runs: dict[tuple[str, str, str], Run] = {}
+    for job, run in found:
+        known = runs.setdefault(_key(run.row.benchmark, run.row.method, run.row.settings), run)
+        if not _same_images(known.row, run.row):
             raise ValueError(
-                f"{folder / 'results.json'}: {place} was scored anew since, with other metrics; evaluate "
-                "again, which writes it from today's scores"
+                f"{job} has sampled {run.name} under other settings than another job: these are no tables of "
+                f"one evaluation; report sweep={root} compares them"
             )
-        runs.append(Run(row, place, () if place is None else read_images(place)))
-    return runs
+    if not runs:
+        raise ValueError(f"{jobs[0] / 'results.json'}: rows: empty, so there is nothing to report")
+    references = {subject.id: subject.reference for benchmark in benchmarks for subject in benchmark.subjects}
+    environment = read_results(jobs[0] / "results.json").environment
+    return Collected(tuple(runs.values()), environment, alpha, references)
 
 
-def _alike(one: ResultRow, other: ResultRow) -> bool:
+def _runs(folder: Path) -> Iterator[Run]:
+    """The runs of an evaluation."""
+    scored = {}
+    for file in sorted(folder.glob(f"*/*/{SCORES_NAME}")):
+        images = pq.read_table(file).to_pandas()
+        if images.empty:
+            raise ValueError(f"{file}: no rows; delete the folder or evaluate again")
+        images = images.assign(
+            subjects=images.subjects.map(tuple), file=[file.parent / name for name in images.image]
+        )
+        first = images.iloc[0]
+        key = _key(first.benchmark, first.method, json.loads(first.settings))
+        scored[key] = file, images[list(IMAGE_COLUMNS)]
+    for row in read_results(folder / "results.json").rows:
+        key = _key(row.benchmark, row.method, row.settings)
+        if key not in scored:
+            yield Run(row)
+            continue
+        file, images = scored[key]
+        if scored_by(file) != row.scored_by:
+            raise ValueError(
+                f"{folder / 'results.json'}: {file.parent} was scored anew since, with other metrics; "
+                "evaluate again, which writes it from today's scores"
+            )
+        yield Run(row, file.parent, images)
+
+
+def _same_images(one: ResultRow, other: ResultRow) -> bool:
     """Whether two rows may be of the same images, but for rounding."""
     means = [(row.identity_preservation.mean, row.prompt_consistency.mean) for row in (one, other)]
     return one.images == other.images and all(
@@ -234,53 +229,24 @@ def _alike(one: ResultRow, other: ResultRow) -> bool:
     )
 
 
-def read_images(run: Path) -> tuple[ScoredImage, ...]:
-    """Read the scores of a run's images."""
-    names = ["case", "category", "subjects", "seed", "identity", "identity_published"]
-    names += ["prompt_consistency", "image"]
-    return tuple(
-        ScoredImage(
-            line["case"],
-            line["category"],
-            tuple(line["subjects"]),
-            line["seed"],
-            line["identity"],
-            line["identity_published"],
-            line["prompt_consistency"],
-            run / line["image"],
-        )
-        for line in pq.read_table(run / SCORES, columns=names).to_pylist()
-    )
-
-
 def difference(one: Run, other: Run, score: Score) -> Estimate | None:
-    """Mean difference of a score over the cases that both runs drew, resampled by who is in the image.
+    """Mean difference of a score over the cases that both runs sampled, resampled by who is in the image.
 
     Returns:
         ``one`` minus ``other``; ``None`` without common cases, or where these started from other noise.
     """
-    others = {image.drawn_as: image for image in other.images}
-    common = [(image, others[image.drawn_as]) for image in one.images if image.drawn_as in others]
-    if not common:
+    common = one.images.merge(other.images, on=["case", "seed"], suffixes=("", "_other"))
+    if common.empty:
         return None
-    return paired_difference(
-        [getattr(ours, score) for ours, _ in common],
-        [getattr(theirs, score) for _, theirs in common],
-        [ours.subjects for ours, _ in common],
-    )
+    return paired_difference(common[score], common[f"{score}_other"], list(common.subjects))
 
 
 def by_category(run: Run) -> dict[str, Estimate]:
     """Identity preservation by prompt category, from the row or else from the images."""
     if run.row.by_category:
         return {name: scores["identity_preservation"] for name, scores in run.row.by_category.items()}
-    groups: dict[str, list[ScoredImage]] = {}
-    for image in run.images:
-        groups.setdefault(image.category, []).append(image)
-    return {
-        name: bootstrap([p.identity for p in images], [p.subjects for p in images])
-        for name, images in groups.items()
-    }
+    groups = run.images.groupby("category", sort=False)
+    return {name: bootstrap(images.identity, list(images.subjects)) for name, images in groups}
 
 
 def method_name(method: str) -> str:
@@ -311,14 +277,6 @@ def _place(method: str) -> int:
 
 def _without(run: Run, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in run.row.settings.items() if key not in keys}
-
-
-def _settings_of(scores: Path) -> tuple[str, str, Mapping[str, Any]]:
-    table = pq.read_table(scores, columns=["benchmark", "method", "settings"])
-    if not table.num_rows:
-        raise ValueError(f"{scores}: no rows; delete the folder or evaluate again")
-    first = table.slice(0, 1).to_pylist()[0]
-    return first["benchmark"], first["method"], json.loads(first["settings"])
 
 
 def _key(benchmark: str, method: str, settings: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -139,14 +139,14 @@ def test_images_of_other_noise_are_not_paired(whole_evaluation: Evaluation) -> N
     ours = collected.ours("single_subject")
     assert ours is not None
     assert difference(ours, ours, "identity") is not None
-    moved = replace(ours, images=tuple(replace(one, seed=one.seed + 1000) for one in ours.images))
+    moved = replace(ours, images=ours.images.assign(seed=ours.images.seed + 1000))
     assert difference(ours, moved, "identity") is None
     assert named_grid("single_subject", [("ours", ours), ("moved", moved)], {}, 1) is None
 
 
 def test_without_common_images_intervals_are_compared(whole_evaluation: Evaluation) -> None:
     collected = collect(whole_evaluation[0], alpha=0.6)
-    runs = {run.row.method: replace(run, images=()) for run in collected.main("single_subject")}
+    runs = {run.row.method: replace(run, images=run.images[:0]) for run in collected.main("single_subject")}
     near = compare(runs["custom_diffusion"], runs["fastcomposer"], "identity")
     assert (near.clear, near.words) == (False, ", with intervals that overlap")
     far = compare(runs["text_only"], runs["fastcomposer"], "identity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -14,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastcomposer.evaluation.load_results import Collected, collect, difference
-from fastcomposer.evaluation.report.table import MINUS, Table, written
-from fastcomposer.evaluation.report.table_files import cell_text, to_csv, to_latex, to_markdown
+from fastcomposer.evaluation.report.table import MINUS, Table, to_csv, to_latex, to_markdown, written
 from fastcomposer.evaluation.report.tables import distance_table, make_tables
+from fastcomposer.evaluation.report.write_report import results_section, summary_section
 from fastcomposer.evaluation.results import Distances, read_results, write_results
 from fastcomposer.evaluation.store import write_table
 
@@ -35,9 +36,8 @@ def tables(collected: Collected) -> dict[str, Table]:
 
 def row(table: Table, label: str) -> dict[str, str]:
     """A line as text by heading; published columns under ``paper``."""
-    (line,) = (line for line in table.lines if line.label == label)
-    cells = zip(table.columns, line.cells, strict=True)
-    return {("paper " if c.group else "") + c.title: cell_text(cell, c) for c, cell in cells}
+    texts = table.texts().loc[label]
+    return {("paper " if column.group else "") + column.title: text for column, text in texts.items()}
 
 
 def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collected) -> None:
@@ -65,10 +65,7 @@ def test_distances_from_real_images_have_a_table_where_there_are_any(
     ]
     table = distance_table(replace(collected, runs=tuple(runs)))
     assert table is not None
-    assert [line.label for line in table.lines] == [
-        "Single subject, FastComposer",
-        "Multi subject, FastComposer",
-    ]
+    assert [*table.frame.index] == ["Single subject, FastComposer", "Multi subject, FastComposer"]
     line = row(table, "Single subject, FastComposer")
     assert (line["FID"], line["KID"], line["images"]) == ("31.250", f"{MINUS}0.002", "32")
     assert "1,000 held-out images of the data, as ClipFeatures describes them" in table.notes[0]
@@ -89,7 +86,7 @@ def test_localization_may_be_named_or_weighed(
 
 
 def test_images_and_references_are_found(collected: Collected, whole_evaluation: Evaluation) -> None:
-    image = collected.main("multi_subject")[-1].images[0]
+    image = collected.main("multi_subject")[-1].images.iloc[0]
     (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
     assert image.file.is_file()
     assert collected.references[image.subjects[1]] == multi.references(multi.cases[0])[1]
@@ -108,7 +105,7 @@ def test_main_table_sets_measured_beside_published(tables: dict[str, Table]) -> 
     assert row(tables["single_subject"], "PortraitBooth")["identity, published protocol"] == "–"
     multi = row(tables["multi_subject"], "FastComposer")
     assert multi["paper identity"] == "0.431 [M]; 0.380 re-run [R]"
-    assert [line.label for line in tables["multi_subject"].lines if line.strong] == ["FastComposer"]
+    assert [*tables["multi_subject"].strong] == ["FastComposer"]
     assert any("values cannot" in note for note in tables["single_subject"].notes)
 
 
@@ -118,15 +115,14 @@ def test_settings_tell_runs_of_one_method_apart(
     methods = [made_up("dreambooth", 0.3, 0.2, {"steps": n, "lr": 1}) for n in (100, 400)]
     folder, _ = write_evaluation(tmp_path, [*methods, made_up("fastcomposer", 0.4, 0.25, {"alpha": 0.7})])
     table = make_tables(collect(folder, alpha=0.5))[0]
-    measured = [line.label for line in table.lines][:3]
+    measured = [*table.frame.index][:3]
     assert measured == ["DreamBooth (steps 100)", "DreamBooth (steps 400)", "FastComposer"]
     assert "FastComposer is shown at α = 0.7." in table.notes
     assert any("nearest to the α = 0.5" in note for note in table.notes)
 
 
 def test_alpha_table_marks_the_knee(tables: dict[str, Table]) -> None:
-    labels = [line.label for line in tables["alpha_single_subject"].lines]
-    assert labels == ["0", "0.4", "0.6 (knee)", "0.8", "1"]
+    assert [*tables["alpha_single_subject"].frame.index] == ["0", "0.4", "0.6 (knee)", "0.8", "1"]
 
 
 def test_localization_is_judged_case_by_case(collected: Collected, tables: dict[str, Table]) -> None:
@@ -169,7 +165,7 @@ def test_csv_keeps_every_digit_interval_and_tag(collected: Collected, tables: di
 
 
 def test_markdown_lines_have_as_many_cells_as_the_head(tables: dict[str, Table]) -> None:
-    text = to_markdown(list(tables.values()), [], [])
+    text = "\n\n".join(map(to_markdown, tables.values()))
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(blocks) == len(tables)
     for lines in blocks:
@@ -238,3 +234,45 @@ def test_missing_or_empty_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"schema": 1, "environment": {}, "rows": []}))
     with pytest.raises(ValueError, match="rows: empty"):
         collect(tmp_path, alpha=0.6)
+
+
+def test_results_are_narrow_enough_to_read(whole_evaluation: tuple[Path, list[Any]]) -> None:
+    text = results_section(collect(whole_evaluation[0], alpha=0.6))
+    lines = text.splitlines()
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings == [
+        "## Single subject, 32 images per method",
+        "## Multi subject, 24 images per method",
+        "## Cross-attention localization",
+    ]
+    head = "| method | references | identity, published protocol | prompt | s / image | s to personalise | "
+    assert lines.count(head + "published: identity | published: prompt |") == 2
+    ours = next(line for line in lines if line.startswith("| **FastComposer** "))
+    assert ours.startswith("| **FastComposer** | 1 | 0.550 [")
+    assert ours.endswith("| 2.0 | 0 | 0.514 [R] | 0.243 [R] |")
+    assert "IP-Adapter" not in text  # only what was measured
+    gain = text[text.index("## Cross-attention localization") :]
+    assert "| training | identity, corrected |" in gain and "| Multi subject, with | 0.450 [" in gain
+    assert "FastComposer at α = 0.6." in text
+
+
+def test_the_readme_has_one_table_of_all_methods(
+    whole_evaluation: tuple[Path, list[Any]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole_evaluation[0], tmp_path / "results")
+    results = json.loads((folder / "results.json").read_text())
+    results["rows"] = [
+        row for row in results["rows"] if (row["method"], row["benchmark"]) != ("dreambooth", "multi_subject")
+    ]
+    (folder / "results.json").write_text(json.dumps(results))
+    lines = summary_section(collect(folder, alpha=0.6)).splitlines()
+    assert lines[0] == (
+        "| method | references | s to personalise | identity, single subject | prompt, single subject | "
+        "identity, multi subject | prompt, multi subject |"
+    )
+    table = [line for line in lines if line.startswith("|")]
+    (ours,) = (line for line in table if "**FastComposer**" in line)
+    assert ours.startswith("| **FastComposer** | 1 | 0 | 0.450 [")
+    (dreambooth,) = (line for line in table if line.startswith("| DreamBooth "))
+    assert dreambooth.endswith("| – | – |")
+    assert not any(tag in line for line in table for tag in ("[R]", "[M]", "#"))

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.load_results import Collected, Run, ScoredImage
+from fastcomposer.evaluation.load_results import IMAGE_COLUMNS, Collected, Run
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.metrics.faces import Faces
@@ -39,13 +40,11 @@ def run(benchmark: str, method: str, identity: float, prompt: float, **settings:
         unet_calls=1,
         identity_published=Estimate(max(identity, 0.0), (0.0, 1.0)),
     )
-    images = tuple(
-        ScoredImage(
-            f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, 0.0, prompt, Path("x.png")
-        )
+    images = [
+        (f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, 0.0, prompt, Path("x.png"))
         for i in range(6)
-    )
-    return Run(row, None, images)
+    ]
+    return Run(row, None, pd.DataFrame(images, columns=IMAGE_COLUMNS))
 
 
 RUNS = (

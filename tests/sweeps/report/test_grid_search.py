@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastcomposer.evaluation.benchmark import Subset
-from fastcomposer.evaluation.report.table_files import markdown_table
+from fastcomposer.evaluation.report.table import to_markdown
 from fastcomposer.evaluation.results import ResultRow, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.miniworld.people import rendered_people
@@ -82,7 +82,7 @@ def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
         "DreamBooth, best of 3: optimizer.lr=0.0001 steps=80",
         "Textual Inversion, best of 2: steps=60",
     ]
-    text = markdown_table(tables[0])
+    text = to_markdown(tables[0])
     assert text.index("| optimizer.lr 0.001, steps 80 | 0.600 [0.590, 0.610] | 0.210") < text.index(
         "| **optimizer.lr 0.0001, steps 80 (best)** | 0.400 [0.390, 0.410] | 0.220 [0.210, 0.230] | 88.0 % |"
     )

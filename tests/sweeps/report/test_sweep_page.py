@@ -82,7 +82,7 @@ def test_trainings_are_compared_by_their_last_steps(tmp_path: Path) -> None:
     assert first.ci95[0] < first.mean < first.ci95[1]
     assert group.entries[2].values["val/denoise_loss"].mean == pytest.approx(0.27)
     table = group_table(group, sweep.keys)
-    assert [line.label for line in table.lines] == ["0", "0.001", "0.1"]
+    assert [*table.frame.index] == ["0", "0.001", "0.1"]
     assert "last quarter" in table.notes[0]
     text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
     for said in (text, page):
@@ -230,7 +230,7 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
         write_results(job.folder / "results.json", rows, {})
     sweep, _, (file,) = write_sweep_report(tmp_path, ("html",))
     table = group_table(sweep.groups[0], sweep.keys)
-    assert [line.label for line in table.lines] == ["Text only", "FastComposer", "DreamBooth"]
+    assert [*table.frame.index] == ["Text only", "FastComposer", "DreamBooth"]
     page = file.read_text()
     assert page.count(">DreamBooth</text>") == 2 and "[dreambooth]" not in page
 
@@ -246,7 +246,7 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
     assert len(collect(tmp_path, 0.6).runs) == 2
     write_results(tmp_path / "1" / "results.json", [other], {})
     with pytest.raises(
-        ValueError, match=r"1 has drawn Text only otherwise .*; report sweep=.* compares them"
+        ValueError, match=r"1 has sampled Text only under other settings .*; report sweep=.* compares them"
     ):
         collect(tmp_path, 0.6)
 

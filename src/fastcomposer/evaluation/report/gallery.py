@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from fastcomposer.evaluation.load_results import Collected, Run, ScoredImage, distinguishing
+from fastcomposer.evaluation.load_results import Collected, Run, distinguishing
 from fastcomposer.prompt import strip_markers
 from fastcomposer.utils.provenance import read_facts
 
@@ -79,8 +79,7 @@ def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> G
     Returns:
         The grid; ``None`` where no run has images.
     """
-    runs = [run for run in collected.main(benchmark) if run.images]
-    runs = [run for run in runs if any(image.file.is_file() for image in run.images)]
+    runs = [run for run in collected.main(benchmark) if run.images.file.map(Path.is_file).any()]
     if not runs:
         return None
     named = list(zip(distinguishing(runs), runs, strict=True))
@@ -119,17 +118,20 @@ def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Ga
     pair = collected.ablation(benchmark)
     ours = collected.ours(benchmark)
     runs = list(pair) if pair else [ours] if ours else []
-    having = {id(run): {p.case for p in run.images if attention_files(run, p)} for run in runs}
-    runs = [run for run in runs if having[id(run)]]
-    if not runs:
+    having = [
+        (run, [image for image in run.images.itertuples(index=False) if attention_files(run, image)])
+        for run in runs
+    ]
+    having = [(run, images) for run, images in having if images]
+    if not having:
         return None
-    common = set.intersection(*(having[id(run)] for run in runs))
-    cases = [image for image in runs[0].images if image.case in common]
-    named = [("With localization" if run.localized else "Without localization", run) for run in runs]
+    common = set.intersection(*({image.case for image in images} for _, images in having))
+    cases = [image for image in having[0][1] if image.case in common]
+    named = [("With localization" if run.localized else "Without localization", run) for run, _ in having]
     return _gallery(collected.references, benchmark, named, _spread(cases, columns), maps=True)
 
 
-def attention_files(run: Run, image: ScoredImage) -> list[Path]:
+def attention_files(run: Run, image: Any) -> list[Path]:
     """Maps of an image's subjects in their order, ``attention/<case id>/<number>.png`` of the run."""
     if run.folder is None:
         return []
@@ -137,7 +139,7 @@ def attention_files(run: Run, image: ScoredImage) -> list[Path]:
     return files if all(file.is_file() for file in files) else []
 
 
-def chosen_cases(runs: Sequence[Run], per_category: int) -> list[ScoredImage]:
+def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
     """Choose cases that all runs have: prompts spread evenly over each category, and other people for each.
 
     The choice depends on the order of the cases alone, never on how the images look or score.
@@ -146,17 +148,19 @@ def chosen_cases(runs: Sequence[Run], per_category: int) -> list[ScoredImage]:
         runs: The runs.
         per_category: Cases of each category; fewer where it has fewer prompts.
     """
-    common = set.intersection(*({image.drawn_as for image in run.images} for run in runs))
-    prompts: dict[str, dict[str, list[ScoredImage]]] = {}
-    for image in runs[-1].images:
-        if image.drawn_as in common:
-            prompt = image.case.split("/")[-2]  # of <benchmark>/<subjects>/<category>_<prompt>/<image>
-            prompts.setdefault(image.category, {}).setdefault(prompt, []).append(image)
-    chosen = [cases for group in prompts.values() for cases in _spread(list(group.values()), per_category)]
+    images = runs[-1].images
+    for run in runs[:-1]:
+        images = images.merge(run.images[["case", "seed"]])
+    # Of <benchmark>/<subjects>/<category>_<prompt>/<image>.
+    images = images.assign(prompt=[case.split("/")[-2] for case in images.case])
+    chosen = []
+    for _, group in images.groupby("category", sort=False):
+        prompts = [list(cases.itertuples(index=False)) for _, cases in group.groupby("prompt", sort=False)]
+        chosen += _spread(prompts, per_category)
     return [cases[int(len(cases) * _GOLDEN * number) % len(cases)] for number, cases in enumerate(chosen)]
 
 
-def caption_of(image: ScoredImage) -> str:
+def caption_of(image: Any) -> str:
     """The prompt that an image was drawn from, as its file says; the case where it does not."""
     facts = read_facts(image.file) or {}
     return strip_markers(str(facts["prompt"])) if "prompt" in facts else image.case
@@ -183,7 +187,7 @@ def _gallery(
     references: Mapping[str, Path],
     benchmark: str,
     runs: Sequence[tuple[str, Run]],
-    cases: Sequence[ScoredImage],
+    cases: Sequence[Any],
     maps: bool = False,
 ) -> Gallery:
     """Lay out cases as columns and named runs as lines, below the references."""
@@ -200,7 +204,7 @@ def _gallery(
     return Gallery(benchmark, captions, (*_references(references, cases), *strips))
 
 
-def _cell(image: ScoredImage | None, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:
+def _cell(image: Any, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:
     """An image, and the attention maps of its subjects; nothing where there is no image."""
     if image is None or not image.file.is_file():
         return ()
@@ -211,7 +215,7 @@ def _cell(image: ScoredImage | None, run: Run, name: str, caption: str, maps: bo
     )
 
 
-def _references(references: Mapping[str, Path], cases: Sequence[ScoredImage]) -> list[Strip]:
+def _references(references: Mapping[str, Path], cases: Sequence[Any]) -> list[Strip]:
     names = {name for case in cases for name in case.subjects}
     known = {name: references[name] for name in names if name in references and references[name].is_file()}
     if not known:

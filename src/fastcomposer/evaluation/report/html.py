@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,7 +13,7 @@ from fastcomposer.evaluation.load_results import BENCHMARKS, Collected, Run, by_
 from fastcomposer.evaluation.report.gallery import attention_grid, image_grid
 from fastcomposer.evaluation.report.paper_claims import Expectation, tally
 from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
-from fastcomposer.evaluation.report.table import MISSING, Table, quoted_text, written
+from fastcomposer.evaluation.report.table import MISSING, Table, cell_parts, written
 from fastcomposer.evaluation.report.tables import alpha_points, first_image
 from fastcomposer.evaluation.statistics import Estimate
 
@@ -104,9 +103,8 @@ def page_environment() -> Environment:
     )
     environment.globals |= {
         "written": written,
-        "quoted_text": quoted_text,
+        "cell_parts": cell_parts,
         "missing": MISSING,
-        "groups": _groups,
         "benchmark_names": BENCHMARKS,
     }
     return environment
@@ -130,12 +128,6 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _groups(table: Table) -> list[tuple[str, int]]:
-    """Headings over the columns of a table and how many each covers; none where there is only one."""
-    groups = [(name, len(list(columns))) for name, columns in groupby(table.columns, lambda c: c.group)]
-    return groups if len(groups) > 1 else []
 
 
 def _alpha_plot(collected: Collected, benchmark: str) -> Plot:
@@ -202,13 +194,12 @@ def _speed_plot(collected: Collected) -> Plot | None:
 
 def _scope(collected: Collected, benchmark: str) -> dict[str, Any]:
     runs = [run for run in collected.runs if run.row.benchmark == benchmark]
-    images = [image for run in runs for image in run.images]
     return {
         "name": BENCHMARKS[benchmark],
         "methods": len({run.row.method for run in runs}),
         "runs": len(runs),
         "images": sum(run.row.images for run in runs),
-        "subjects": len({name for image in images for name in image.subjects}),
+        "subjects": len({name for run in runs for names in run.images.subjects for name in names}),
     }
 
 
@@ -227,7 +218,7 @@ def _settings(collected: Collected) -> list[dict[str, str]]:
 
 
 def _seeds(run: Run) -> str:
-    seeds = {image.seed for image in run.images}
+    seeds = sorted(set(run.images.seed))
     if not seeds:
         return MISSING
-    return str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"

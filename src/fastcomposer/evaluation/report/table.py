@@ -1,55 +1,43 @@
-"""Tables as records, and how their figures are written."""
+"""Tables of results: data frames whose columns hold how they are written, and the files made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
+import pandas as pd
+
+from fastcomposer.evaluation.published import PublishedFigure
+from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.utils.markdown import markdown_table
+
 Style = Literal["score", "share", "seconds", "ratio", "bytes", "count", "number"]
+Cell = Estimate | float | tuple[PublishedFigure, ...] | None
+"""A measured figure, with its interval where it has one, or published ones; ``None`` where there is none."""
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
-
-
-@dataclass(frozen=True)
-class Quoted:
-    """A figure that others published.
-
-    Attributes:
-        value: The figure.
-        tag: How sure it is: V, R or M (docs/method.md).
-        note: What else to say, such as ``re-run``.
-    """
-
-    value: float
-    tag: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in one place of a table: a measured figure, quoted ones, or nothing.
-
-    Attributes:
-        value: The measured figure.
-        interval: Its 95 % interval.
-        quoted: Published figures.
-    """
-
-    value: float | None = None
-    interval: tuple[float, float] | None = None
-    quoted: tuple[Quoted, ...] = ()
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "α": r"$\alpha$",
+    MISSING: "--",
+    MINUS: "$-$",
+}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """How a column is headed and written.
 
     Attributes:
         title: Its heading.
         style: How its figures are written.
         group: Heading over several columns; empty for what was measured here.
-        bare: Whether intervals stay out of sight, to save room.
+        bare: Whether intervals are hidden, to save room.
     """
 
     title: str
@@ -59,46 +47,52 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a table.
-
-    Attributes:
-        label: What it is about.
-        cells: One for each column.
-        strong: Whether it is the line to look at.
-    """
-
-    label: str
-    cells: tuple[Cell, ...]
-    strong: bool = False
-
-
-@dataclass(frozen=True)
 class Table:
     """A table.
 
     Attributes:
         key: Short name for files and links.
         title: Heading.
-        first: Heading of the labels.
-        columns: Columns after the labels.
-        lines: Lines.
+        frame: A :data:`Cell` for each label and :class:`Column`; see :func:`make_frame`.
         notes: Sentences to read with it.
         number: Of the paper's table that it corresponds to.
+        strong: Labels of the lines that stand out.
     """
 
     key: str
     title: str
-    first: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    frame: pd.DataFrame
     notes: tuple[str, ...] = ()
     number: int | None = None
+    strong: Collection[str] = ()
 
     @property
     def heading(self) -> str:
         """Title with the number."""
         return self.title if self.number is None else f"Table {self.number}. {self.title}"
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Headings over the columns, and how many columns each covers."""
+        return [(name, len(list(columns))) for name, columns in groupby(c.group for c in self.frame)]
+
+    def texts(self) -> pd.DataFrame:
+        """The cells as text, by label and column."""
+        return self.frame.apply(lambda cells: cells.map(lambda cell: cell_text(cell, cells.name)))
+
+
+def make_frame(
+    first: str, columns: Sequence[Column], lines: Iterable[tuple[str, Sequence[Cell]]]
+) -> pd.DataFrame:
+    """Make the frame of a table.
+
+    Args:
+        first: Heading of the labels.
+        columns: Columns after the labels.
+        lines: Label and cells of each line.
+    """
+    labels, cells = zip(*lines, strict=True)
+    return pd.DataFrame(list(cells), pd.Index(labels, name=first), list(columns), dtype=object)
 
 
 def written(value: float, style: Style) -> str:
@@ -118,13 +112,94 @@ def written(value: float, style: Style) -> str:
     return f"{value:,.0f}"
 
 
-def quoted_text(quoted: Sequence[Quoted], style: Style) -> str:
-    """Write published figures with their tags."""
-    return "; ".join(f"{written(q.value, style)}{f' {q.note}' * bool(q.note)} [{q.tag}]" for q in quoted)
-
-
 def _bytes(value: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f}" if value == 0 else f"{value:.0f} B"
+
+
+def cell_parts(cell: Cell, column: Column) -> list[tuple[str, str]]:
+    """Kind and text of each part of a cell: ``figure`` and ``interval``, ``quoted`` ones, or ``none``."""
+    style = column.style
+    if isinstance(cell, tuple) and cell:
+        quoted = [f"{written(q.value, style)}{f' {q.note}' * bool(q.note)} [{q.tag}]" for q in cell]
+        return [("quoted", text) for text in quoted]
+    if cell is None or isinstance(cell, tuple):
+        return [("none", MISSING)]
+    if not isinstance(cell, Estimate):
+        return [("figure", written(cell, style))]
+    low, high = (written(end, style) for end in cell.ci95)
+    interval = [] if column.bare else [("interval", f"[{low}, {high}]")]
+    return [("figure", written(cell.mean, style)), *interval]
+
+
+def cell_text(cell: Cell, column: Column) -> str:
+    """Write a cell on one line."""
+    parts = cell_parts(cell, column)
+    return ("; " if parts[0][0] == "quoted" else " ").join(text for _, text in parts)
+
+
+def to_markdown(table: Table, heading: bool = True) -> str:
+    """Write a table as Markdown, with its heading and its notes."""
+    texts = table.texts()
+    # A Markdown table has one heading only, so the group goes into it.
+    titles = [f"published: {c.title}" if c.group else c.title for c in texts]
+    marked = [f"**{label}**" if label in table.strong else label for label in texts.index]
+    rows = [[label, *cells] for label, cells in zip(marked, texts.to_numpy(), strict=True)]
+    lines = markdown_table([texts.index.name, *titles], rows, ["---", *["---:"] * len(titles)])
+    return "\n\n".join([*[f"## {table.heading}"] * heading, lines, *table.notes])
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """Write every figure on a line of its own, unrounded."""
+    names = ("table", "line", "measure", "value", "ci95_low", "ci95_high", "source")
+    figures = [
+        (table.key, label, column.title, *figure)
+        for table in tables
+        for label, cells in zip(table.frame.index, table.frame.to_numpy(), strict=True)
+        for column, cell in zip(table.frame, cells, strict=True)
+        for figure in _figures(cell)
+    ]
+    return pd.DataFrame(figures, columns=names, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def _figures(cell: Cell) -> list[tuple[object, ...]]:
+    """Value, interval and source of the figures in a cell."""
+    if isinstance(cell, tuple):
+        return [(q.value, "", "", f"{f'published {q.note}'.strip()} [{q.tag}]") for q in cell]
+    if isinstance(cell, Estimate):
+        return [(cell.mean, *cell.ci95, "measured")]
+    return [] if cell is None else [(cell, "", "", "measured")]
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """Write the tables for a document that loads ``booktabs`` and ``graphicx``."""
+    return "\n\n".join(map(_latex_table, tables)) + "\n"
+
+
+def _latex_table(table: Table) -> str:
+    texts = table.texts()
+    heads = [(_latex(c.group), _latex(c.title)) for c in (Column(texts.index.name, "count"), *texts)]
+    labels = [rf"\textbf{{{_latex(t)}}}" if t in table.strong else _latex(t) for t in texts.index]
+    lines = [[label, *map(_latex, cells)] for label, cells in zip(labels, texts.to_numpy(), strict=True)]
+    grouped = any(name for name, _ in table.groups)
+    frame = pd.DataFrame(
+        lines, columns=pd.MultiIndex.from_tuples(heads) if grouped else [title for _, title in heads]
+    )
+    layout = "@{\\quad}".join(["l", *("r" * count for _, count in table.groups)])
+    tabular = frame.to_latex(index=False, escape=False, column_format=layout, multicolumn_format="c")
+    parts = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex(f'{table.title}. ' + ' '.join(table.notes))}}}",
+        rf"\label{{tab:{table.key.replace('_', '-')}}}",
+        r"\resizebox{\linewidth}{!}{%",
+        tabular.strip() + "}",
+        r"\end{table}",
+    ]
+    return "\n".join(parts)
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from fastcomposer.evaluation.load_results import (
@@ -16,8 +17,8 @@ from fastcomposer.evaluation.load_results import (
 )
 from fastcomposer.evaluation.published import PublishedFigure, read_published
 from fastcomposer.evaluation.report.plots import AlphaPoint, knee
-from fastcomposer.evaluation.report.table import Cell, Column, Line, Quoted, Table
-from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.report.table import Cell, Column, Table, make_frame
+from fastcomposer.evaluation.results import ResultRow
 
 PUBLISHED = "published: Stable Diffusion 1.5, photos"
 """Heading over figures that were measured on another model and other data."""
@@ -25,6 +26,15 @@ BY_PUBLISHED = "identity, published protocol"
 """Heading of what stands beside published figures of identity."""
 CORRECTED = "identity, corrected"
 """Heading of identity by the corrected protocol, which has no published counterpart."""
+
+
+_PUBLISHED = {
+    "identity": Column("identity", "score", PUBLISHED),
+    "prompt": Column("prompt", "score", PUBLISHED),
+    "seconds": Column("s / subject", "seconds", PUBLISHED),
+    "memory": Column("memory", "bytes", PUBLISHED),
+}
+_SCORES = (Column(CORRECTED, "score"), Column("prompt", "score"))
 
 
 def make_tables(collected: Collected) -> list[Table]:
@@ -44,50 +54,52 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         collected: The evaluation.
         benchmark: Name of the benchmark.
     """
-    here: list[tuple[Column, Callable[[Run], Cell]]] = [
-        (Column("references", "count"), lambda run: Cell(run.row.reference_images)),
-        (Column(BY_PUBLISHED, "score"), lambda run: estimated(run.row.identity_published)),
-        (Column("prompt", "score"), lambda run: estimated(run.row.prompt_consistency)),
-        (Column(CORRECTED, "score"), lambda run: estimated(run.row.identity_preservation)),
-        (Column("detected", "share", bare=True), lambda run: estimated(run.row.detection_rate)),
-        (Column("copy-paste", "score", bare=True), lambda run: estimated(run.row.copy_paste)),
-        *(
-            (Column(name, "score"), partial(_measure, name))
-            for name in dict.fromkeys(name for run in collected.main(benchmark) for name in run.row.measures)
-        ),
-        (Column("s / image", "seconds"), lambda run: Cell(run.row.seconds_per_image)),
-        (
-            Column("s to personalise", "seconds"),
-            lambda run: Cell(run.row.personalization_seconds_per_subject),
-        ),
-        (Column("stored / subject", "bytes"), lambda run: Cell(run.row.stored_bytes_per_subject)),
-        (Column("peak memory", "bytes"), lambda run: Cell(run.row.peak_memory_bytes or None)),
-    ]
-    there = [
-        (Column("identity", "score", PUBLISHED), "identity"),
-        (Column("prompt", "score", PUBLISHED), "prompt"),
-        (Column("s / subject", "seconds", PUBLISHED), "seconds"),
-        (Column("memory", "bytes", PUBLISHED), "memory"),
+    runs = collected.main(benchmark)
+    names = distinguishing(runs)
+    measures = dict.fromkeys(name for run in runs for name in run.row.measures)
+    measured: list[tuple[Column, Callable[[ResultRow], Cell]]] = [
+        (Column("references", "count"), lambda row: row.reference_images),
+        (Column(BY_PUBLISHED, "score"), lambda row: row.identity_published),
+        (Column("prompt", "score"), lambda row: row.prompt_consistency),
+        (Column(CORRECTED, "score"), lambda row: row.identity_preservation),
+        (Column("detected", "share", bare=True), lambda row: row.detection_rate),
+        (Column("copy-paste", "score", bare=True), lambda row: row.copy_paste),
+        *((Column(name, "score"), partial(_measure, name)) for name in measures),
+        (Column("s / image", "seconds"), lambda row: row.seconds_per_image),
+        (Column("s to personalise", "seconds"), lambda row: row.personalization_seconds_per_subject),
+        (Column("stored / subject", "bytes"), lambda row: row.stored_bytes_per_subject),
+        (Column("peak memory", "bytes"), lambda row: row.peak_memory_bytes or None),
     ]
     figures = [figure for figure in read_published() if figure.benchmark == benchmark]
-    there = [(column, measure) for column, measure in there if any(f.measure == measure for f in figures)]
-    runs = collected.main(benchmark)
-    lines = []
-    for run, name in zip(runs, distinguishing(runs), strict=True):
-        cells = [get(run) for _, get in here] + [_quote(figures, run.row.method, m) for _, m in there]
-        lines.append(Line(name, tuple(cells), run.row.method == OURS))
-    present = {run.row.method for run in runs}
-    for method in dict.fromkeys(f.method for f in figures if f.method not in present):
-        cells = [Cell()] * len(here) + [_quote(figures, method, m) for _, m in there]
-        lines.append(Line(method_name(method), tuple(cells)))
-    number = list(BENCHMARKS).index(benchmark) + 1
-    columns = tuple(column for column, _ in here) + tuple(column for column, _ in there)
-    notes = _main_notes(collected, benchmark)
-    return Table(benchmark, BENCHMARKS[benchmark], "method", columns, tuple(lines), notes, number)
+    published = {
+        measure: column for measure, column in _PUBLISHED.items() if measure in {f.measure for f in figures}
+    }
+    lines: list[tuple[str, Sequence[Cell]]] = []
+    for run, name in zip(runs, names, strict=True):
+        quoted = (_quoted(figures, run.row.method, measure) for measure in published)
+        lines.append((name, (*(get(run.row) for _, get in measured), *quoted)))
+    for method in dict.fromkeys(figure.method for figure in figures):
+        if method not in {run.row.method for run in runs}:
+            quoted = (_quoted(figures, method, measure) for measure in published)
+            lines.append((method_name(method), (*[None] * len(measured), *quoted)))
+    columns = [*(column for column, _ in measured), *published.values()]
+    return Table(
+        benchmark,
+        BENCHMARKS[benchmark],
+        make_frame("method", columns, lines),
+        _main_notes(collected, benchmark),
+        list(BENCHMARKS).index(benchmark) + 1,
+        _ours(runs),
+    )
 
 
-def _measure(name: str, run: Run) -> Cell:
-    return estimated(run.row.measures.get(name))
+def _measure(name: str, row: ResultRow) -> Cell:
+    return row.measures.get(name)
+
+
+def _ours(runs: Sequence[Run]) -> list[str]:
+    """Names of FastComposer's runs among some."""
+    return [name for run, name in zip(runs, distinguishing(runs), strict=True) if run.row.method == OURS]
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
@@ -115,34 +127,32 @@ def alpha_table(collected: Collected, benchmark: str) -> Table | None:
     runs = collected.sweep(benchmark)
     if not runs:
         return None
+    best = knee(alpha_points(runs))
+    labels = [f"{run.alpha:g}" + " (knee)" * (number == best) for number, run in enumerate(runs)]
     columns = (
-        Column(CORRECTED, "score"),
-        Column("prompt", "score"),
+        *_SCORES,
         Column("detected", "share", bare=True),
         Column("copy-paste", "score", bare=True),
         Column("images", "count"),
     )
-    best = knee(alpha_points(runs))
-    lines = tuple(
-        Line(
-            f"{run.alpha:g}" + (" (knee)" if number == best else ""),
-            (
-                estimated(run.row.identity_preservation),
-                estimated(run.row.prompt_consistency),
-                estimated(run.row.detection_rate),
-                estimated(run.row.copy_paste),
-                Cell(run.row.images),
-            ),
-            number == best,
+    cells = [
+        (
+            run.row.identity_preservation,
+            run.row.prompt_consistency,
+            run.row.detection_rate,
+            run.row.copy_paste,
+            run.row.images,
         )
-        for number, run in enumerate(runs)
-    )
+        for run in runs
+    ]
     title = f"Delayed subject conditioning, {BENCHMARKS[benchmark].lower()}"
     note = (
-        "α is the share of the steps that see the subjects. The knee is the setting farthest from the line "
-        "between the smallest and the largest α, towards more of both scores, each scaled to its range."
+        "α is the fraction of the steps that see the subjects. The knee is the setting farthest from the "
+        "line between the smallest and the largest α, towards more of both scores, each scaled to its range."
     )
-    return Table(f"alpha_{benchmark}", title, "α", columns, lines, (note,))
+    frame = make_frame("α", columns, zip(labels, cells, strict=True))
+    knees = [label for label in labels if "knee" in label]
+    return Table(f"alpha_{benchmark}", title, frame, (note,), strong=knees)
 
 
 def alpha_points(runs: Sequence[Run]) -> list[AlphaPoint]:
@@ -156,49 +166,37 @@ def alpha_points(runs: Sequence[Run]) -> list[AlphaPoint]:
 
 def localization_table(collected: Collected) -> Table | None:
     """FastComposer trained with and without localization; ``None`` where one is missing."""
-    lines: list[Line] = []
+    lines: list[tuple[str, Sequence[Cell]]] = []
+    strong = []
     for benchmark in collected.benchmarks():
         pair = collected.ablation(benchmark)
         if pair is None:
             continue
-        name = BENCHMARKS[benchmark]
         for run, label in zip(pair, ("with", "without"), strict=True):
-            row = run.row
-            cells = (
-                estimated(row.identity_preservation),
-                estimated(row.prompt_consistency),
-                Cell(row.images),
-            )
-            lines.append(Line(f"{name}, {label}", cells))
-        cells = (
-            estimated(difference(*pair, "identity")),
-            estimated(difference(*pair, "prompt_consistency")),
-            Cell(),
-        )
-        lines.append(Line(f"{name}, difference", cells, strong=True))
+            cells = run.row.identity_preservation, run.row.prompt_consistency, run.row.images
+            lines.append((f"{BENCHMARKS[benchmark]}, {label}", cells))
+        differences = difference(*pair, "identity"), difference(*pair, "prompt_consistency"), None
+        strong.append(f"{BENCHMARKS[benchmark]}, difference")
+        lines.append((strong[-1], differences))
     if not lines:
         return None
-    columns = (Column(CORRECTED, "score"), Column("prompt", "score"), Column("images", "count"))
     note = (
         "Differences are taken case by case, over the same people, prompts and noise; their intervals come "
         "from resampling the subjects. One that is apart from 0 does not hang on who was depicted."
     )
-    return Table("localization", "Cross-attention localization", "training", columns, tuple(lines), (note,))
+    frame = make_frame("training", (*_SCORES, Column("images", "count")), lines)
+    return Table("localization", "Cross-attention localization", frame, (note,), strong=strong)
 
 
 def distance_table(collected: Collected) -> Table | None:
     """FID and KID of the main tables' runs; ``None`` where they were not asked for."""
-    lines, known = [], []
-    for benchmark in collected.benchmarks():
-        runs = collected.main(benchmark)
-        for run, name in zip(runs, distinguishing(runs), strict=True):
-            distances = run.row.distances
-            if distances is None:
-                continue
-            known.append(distances)
-            figures = (distances.fid, distances.kid, distances.kid_std, run.row.images)
-            label = f"{BENCHMARKS[benchmark]}, {name}"
-            lines.append(Line(label, tuple(map(Cell, figures)), run.row.method == OURS))
+    named = [
+        (f"{BENCHMARKS[benchmark]}, {name}", run.row, run.row.distances)
+        for benchmark in collected.benchmarks()
+        for runs in [collected.main(benchmark)]
+        for run, name in zip(runs, distinguishing(runs), strict=True)
+    ]
+    lines = [(label, row, found) for label, row, found in named if found is not None]
     if not lines:
         return None
     columns = (
@@ -207,12 +205,18 @@ def distance_table(collected: Collected) -> Table | None:
         Column("its deviation over subsets", "score"),
         Column("images", "count"),
     )
-    numbers = " or ".join(f"{number:,}" for number in sorted({one.real_images for one in known}))
+    numbers = " or ".join(f"{number:,}" for number in sorted({found.real_images for _, _, found in lines}))
     note = (
-        f"Compared with {numbers} held-out images of the data, as {known[0].features} describes them. FID "
+        f"Compared with {numbers} held-out images of the data, as {lines[0][2].features} describes them. FID "
         "is the larger the fewer images there are: compare runs of as many. KID is not."
     )
-    return Table("distances", "Distance from real images", "method", columns, tuple(lines), (note,))
+    frame = make_frame(
+        "method",
+        columns,
+        [(label, (found.fid, found.kid, found.kid_std, row.images)) for label, row, found in lines],
+    )
+    strong = [label for label, row, _ in lines if row.method == OURS]
+    return Table("distances", "Distance from real images", frame, (note,), strong=strong)
 
 
 def speed_table(collected: Collected) -> Table | None:
@@ -222,21 +226,26 @@ def speed_table(collected: Collected) -> Table | None:
     if benchmark is None or ours is None:
         return None
     figures = [figure for figure in read_published() if figure.benchmark == "single_subject"]
-    reference = _quote(figures, OURS, "seconds").quoted
-    lines = []
+    reference = _quoted(figures, OURS, "seconds")
     runs = collected.main(benchmark)
-    for run, name in zip(runs, distinguishing(runs), strict=True):
-        quoted = _quote(figures, run.row.method, "seconds").quoted
-        ratios = tuple(Quoted(q.value / reference[0].value, q.tag) for q in quoted[:1] if reference)
-        cells = (
-            Cell(run.row.personalization_seconds_per_subject),
-            Cell(run.row.seconds_per_image),
-            Cell(first_image(run)),
-            Cell(first_image(run) / first_image(ours)),
-            Cell(quoted=quoted),
-            Cell(quoted=ratios),
+    names = distinguishing(runs)
+    lines: list[tuple[str, Sequence[Cell]]] = []
+    for run, name in zip(runs, names, strict=True):
+        quoted = _quoted(figures, run.row.method, "seconds")
+        ratios = [replace(q, value=q.value / reference[0].value, note="") for q in quoted[:1] if reference]
+        lines.append(
+            (
+                name,
+                (
+                    run.row.personalization_seconds_per_subject,
+                    run.row.seconds_per_image,
+                    first_image(run),
+                    first_image(run) / first_image(ours),
+                    quoted,
+                    tuple(ratios),
+                ),
+            )
         )
-        lines.append(Line(name, cells, run == ours))
     columns = (
         Column("s to personalise", "seconds"),
         Column("s / image", "seconds"),
@@ -246,7 +255,8 @@ def speed_table(collected: Collected) -> Table | None:
         Column("× FastComposer", "ratio", PUBLISHED),
     )
     note = "Text only needs no personalisation because it shows nobody in particular."
-    return Table("speed", "Time to the first image", "method", columns, tuple(lines), (note,))
+    frame = make_frame("method", columns, lines)
+    return Table("speed", "Time to the first image", frame, (note,), strong=[names[runs.index(ours)]])
 
 
 def first_image(run: Run) -> float:
@@ -254,11 +264,5 @@ def first_image(run: Run) -> float:
     return run.row.personalization_seconds_per_subject + run.row.seconds_per_image
 
 
-def estimated(estimate: Estimate | None) -> Cell:
-    """A cell of an estimate."""
-    return Cell() if estimate is None else Cell(estimate.mean, estimate.ci95)
-
-
-def _quote(figures: Sequence[PublishedFigure], method: str, measure: str) -> Cell:
-    found = [f for f in figures if f.method == method and f.measure == measure]
-    return Cell(quoted=tuple(Quoted(f.value, f.tag, f.note) for f in found))
+def _quoted(figures: Sequence[PublishedFigure], method: str, measure: str) -> tuple[PublishedFigure, ...]:
+    return tuple(f for f in figures if f.method == method and f.measure == measure)

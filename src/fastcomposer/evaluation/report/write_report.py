@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Benchmark
-from fastcomposer.evaluation.load_results import collect
+from fastcomposer.evaluation.load_results import BENCHMARKS, OURS, Collected, collect, distinguishing
 from fastcomposer.evaluation.report.html import render_html
-from fastcomposer.evaluation.report.paper_claims import deviations, expectations
-from fastcomposer.evaluation.report.table_files import to_csv, to_latex, to_markdown
-from fastcomposer.evaluation.report.tables import make_tables
+from fastcomposer.evaluation.report.paper_claims import Expectation, deviations, expectations
+from fastcomposer.evaluation.report.table import (
+    Cell,
+    Column,
+    Table,
+    make_frame,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from fastcomposer.evaluation.report.tables import (
+    BY_PUBLISHED,
+    PUBLISHED,
+    localization_table,
+    main_table,
+    make_tables,
+)
+from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.utils.files import write_atomically
 
 FORMATS = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
 """File of each format."""
+_COLUMNS = (
+    ("", "references"),
+    ("", BY_PUBLISHED),
+    ("", "prompt"),
+    ("", "s / image"),
+    ("", "s to personalise"),
+    (PUBLISHED, "identity"),
+    (PUBLISHED, "prompt"),
+)
+"""Group and title of the columns of a main table that the page of results shows."""
 
 
 def write_report(
@@ -43,7 +69,7 @@ def write_report(
     tables = make_tables(collected)
     expected, different = expectations(collected), deviations(collected)
     makers: dict[str, Callable[[], str]] = {
-        "md": lambda: to_markdown(tables, expected, different),
+        "md": lambda: _document(tables, expected, different),
         "csv": lambda: to_csv(tables),
         "tex": lambda: to_latex(tables),
         "html": lambda: render_html(collected, tables, expected, different),
@@ -75,12 +101,90 @@ def write_formats(
     Returns:
         The files.
     """
-    files = []
-    for name in formats:
-        files.append(Path(folder) / FORMATS[name])
-        _write(files[-1], makers[name]())
-    return files
+    files = {name: Path(folder) / FORMATS[name] for name in formats}
+    for name, file in files.items():
+        _write(file, makers[name]())
+    return list(files.values())
 
 
 def _write(file: Path, text: str) -> None:
     write_atomically(file, lambda out: out.write(text.encode()))
+
+
+def _document(tables: Sequence[Table], claims: Sequence[Expectation], differing: Sequence[str]) -> str:
+    """Everything as one Markdown document."""
+    parts = ["# Results", *map(to_markdown, tables), "## Expected from the paper"]
+    lines = [
+        f"- **{claim.verdict}**: {claim.claim}" + "".join(f"\n  - {text}" for text in claim.evidence)
+        for claim in claims
+    ]
+    parts += ["\n".join(lines)]
+    if differing:
+        parts += ["Orderings that differ from the paper's:", "\n".join(f"- {text}" for text in differing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_section(collected: Collected) -> str:
+    """Write one table of all methods, for the README."""
+    names = collected.benchmarks()
+    rows: dict[str, dict[str, ResultRow]] = {}
+    for name in names:
+        main = collected.main(name)
+        for label, run in zip(distinguishing(main), main, strict=True):
+            rows.setdefault(label, {})[name] = run.row
+    lines: list[tuple[str, list[Cell]]] = []
+    strong = []
+    for label, by_benchmark in rows.items():
+        first = next(iter(by_benchmark.values()))
+        cells: list[Cell] = [first.reference_images, first.personalization_seconds_per_subject]
+        for name in names:
+            row = by_benchmark.get(name)
+            cells += [None, None] if row is None else [row.identity_preservation, row.prompt_consistency]
+        lines.append((label, cells))
+        strong += [label] * (first.method == OURS)
+    columns = [Column("references", "count"), Column("s to personalise", "seconds")]
+    for name in names:
+        columns += [
+            Column(f"{title}, {BENCHMARKS[name].lower()}", "score") for title in ("identity", "prompt")
+        ]
+    table = Table("summary", "", make_frame("method", columns, lines), strong=strong)
+    return f"{to_markdown(table, heading=False)}\n\n{_measured(collected)}"
+
+
+def results_section(collected: Collected) -> str:
+    """Write narrowed main tables and the gain by localization, for the page of results."""
+    parts = []
+    for benchmark in collected.benchmarks():
+        table = _narrowed(main_table(collected, benchmark))
+        title = (
+            f"{table.title}, {max(run.row.images for run in collected.main(benchmark)):,} images per method"
+        )
+        parts.append(to_markdown(replace(table, title=title, notes=(), number=None)))
+    gain = localization_table(collected)
+    if gain is not None:
+        parts.append(to_markdown(replace(gain, notes=gain.notes[:1])))
+    parts.append(
+        f"{_measured(collected)} "
+        "Published figures are of Stable Diffusion 1.5 and photos: compare orders, not values. Beside them "
+        "identity is scored by the published protocol; the corrected one takes the largest faces and the "
+        "best assignment and leaves negative scores as they are. [R] quoted by another paper, [M] recalled, "
+        "unconfirmed."
+    )
+    return "\n\n".join(parts)
+
+
+def _measured(collected: Collected) -> str:
+    """State the machine, FastComposer's alpha and the meaning of brackets."""
+    facts = collected.environment
+    machine = f"{facts.get('device', 'an unnamed machine')}, {facts.get('cpus', '?')} cores"
+    ours = [run.alpha for name in collected.benchmarks() if (run := collected.ours(name)) and run.alpha]
+    shown = f" FastComposer at α = {', '.join(f'{alpha:g}' for alpha in sorted({*ours}))}." * bool(ours)
+    return f"Measured on {machine}, torch {facts.get('torch', '?')}.{shown} Brackets hold 95 % intervals."
+
+
+def _narrowed(table: Table) -> Table:
+    """Keep the columns that the page shows, and the lines that were measured."""
+    frame = table.frame
+    measured = frame[[column for column in frame if not column.group]].notna().any(axis=1)
+    shown = [column for column in frame if (column.group, column.title) in _COLUMNS]
+    return replace(table, frame=frame.loc[measured, shown])

@@ -12,8 +12,7 @@ from typing import Any
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.load_results import TEXT_ONLY, method_name
-from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
-from fastcomposer.evaluation.report.tables import estimated
+from fastcomposer.evaluation.report.table import Column, Table, make_frame
 from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_alike, read_results
 from fastcomposer.evaluation.scorers import check_same
 from fastcomposer.evaluation.store import RUN_NAME, read_run
@@ -119,21 +118,18 @@ def sweep_table(method: str, tried: Sequence[Tried]) -> Table:
     best = best_of(tried)
     names = [", ".join(f"{name} {value}" for name, value in chosen.items()) for chosen in differing(tried)]
     order = sorted(zip(tried, names, strict=True), key=lambda pair: -pair[0].row.identity_preservation.mean)
-    lines = tuple(
-        Line(
-            (name or "as configured") + " (best)" * (one is best),
-            (
-                estimated(one.row.identity_preservation),
-                estimated(one.row.prompt_consistency),
-                Cell(one.consistency),
-                estimated(one.row.detection_rate),
-                Cell(one.row.personalization_seconds_per_subject),
-                Cell(one.row.images),
-            ),
-            one is best,
+    labels = [(name or "as configured") + " (best)" * (one is best) for one, name in order]
+    cells = [
+        (
+            one.row.identity_preservation,
+            one.row.prompt_consistency,
+            one.consistency,
+            one.row.detection_rate,
+            one.row.personalization_seconds_per_subject,
+            one.row.images,
         )
-        for one, name in order
-    )
+        for one, _ in order
+    ]
     columns = (
         Column("identity", "score"),
         Column("prompt", "score"),
@@ -143,7 +139,9 @@ def sweep_table(method: str, tried: Sequence[Tried]) -> Table:
         Column("images", "count"),
     )
     title = f"{method_name(method)}: settings, on people of the training split"
-    return Table(f"search_{method}", title, "setting", columns, lines, (RULE,))
+    frame = make_frame("setting", columns, zip(labels, cells, strict=True))
+    strong = [label for label in labels if label.endswith(" (best)")]
+    return Table(f"search_{method}", title, frame, (RULE,), strong=strong)
 
 
 def best_sentences(folder: str | Path) -> tuple[list[str], list[Table]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcomposer.evaluation.report.table import Cell, Column, Line, Style, Table, written
+from fastcomposer.evaluation.report.table import Cell, Column, Style, Table, make_frame, written
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
 from fastcomposer.sweeps.jobs import Job, Plan, read_jobs, read_plan, swept_keys
 from fastcomposer.sweeps.report.groups import Entry, Group, short
@@ -107,29 +107,26 @@ def read_measured(folder: str | Path, baseline: int | None = None) -> Sweep:
 
 def group_table(group: Group, keys: Sequence[str]) -> Table:
     """The comparison of a group."""
-    columns = tuple(Column(title, style) for title, style in group.columns.values())
-    lines = []
-    for entry in group.entries:
-        cells = tuple(_cell(entry.values.get(name), style) for name, (_, style) in group.columns.items())
-        lines.append(Line(entry.label(keys), cells))
+    columns = [Column(title, style) for title, style in group.columns.values()]
+    lines = [
+        (
+            entry.label(keys),
+            [_cell(entry.values.get(name), style) for name, (_, style) in group.columns.items()],
+        )
+        for entry in group.entries
+    ]
     first = " × ".join(short(key) for key in keys) or "job"
-    return Table(
-        f"sweep_{group.key}",
-        f"{group.title}: every job",
-        first,
-        columns,
-        tuple(lines),
-        (group.note,) * bool(group.note),
-    )
+    frame = make_frame(first, columns, lines)
+    return Table(f"sweep_{group.key}", f"{group.title}: every job", frame, (group.note,) * bool(group.note))
 
 
 def _cell(estimate: Estimate | None, style: Style) -> Cell:
     """A figure, with its interval where there is one to see."""
     if estimate is None:
-        return Cell()
+        return None
     low, high = estimate.ci95
     alike = style != "score" and len({written(value, style) for value in (estimate.mean, low, high)}) == 1
-    return Cell(estimate.mean, estimate.ci95 if high > low and not alike else None)
+    return estimate if high > low and not alike else estimate.mean
 
 
 def _group(

@@ -65,7 +65,7 @@ def references_of(entries: Sequence[Entry]) -> dict[str, Path]:
     for run in (entry.run for entry in entries):
         done = None if run is None or run.folder is None else read_job(run.folder.parents[1])
         folder = (done.settings.get("benchmark") or {}).get("images") if done is not None else None
-        names = {name for image in run.images for name in image.subjects} if run and folder else set()
+        names = {name for names in run.images.subjects for name in names} if run and folder else set()
         for name in names - found.keys():
             if files := subject_images(Path(str(folder)), name):
                 found[name] = files[0]

@@ -10,8 +10,7 @@ from markupsafe import Markup
 from fastcomposer.evaluation.load_results import Run
 from fastcomposer.evaluation.report.gallery import Gallery, named_grid
 from fastcomposer.evaluation.report.html import Plot, page_environment
-from fastcomposer.evaluation.report.table import Table
-from fastcomposer.evaluation.report.table_files import markdown_table, to_csv, to_latex
+from fastcomposer.evaluation.report.table import Table, to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.report.write_report import FORMATS, check_formats, write_formats
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.sweeps.jobs import Job
@@ -85,7 +84,7 @@ def _markdown(sweep: Sweep, sentences: list[str], tables: list[Table]) -> str:
     parts = [f"# {sweep.folder.name}", *map(_as_code, sentences)]
     if sweep.unscored:
         parts += [unscored_line(sweep)]
-    parts += map(markdown_table, tables)
+    parts += map(to_markdown, tables)
     if sweep.undone:
         lines = "\n".join(f"- {undone_line(job, sweep.keys)}" for job in sweep.undone)
         parts += ["## Not finished", lines]
@@ -130,7 +129,7 @@ def _drawn(group: Group, keys: tuple[str, ...]) -> tuple[list[Plot], Gallery | N
 
 
 def _has_images(run: Run) -> bool:
-    return any(image.file.is_file() for image in run.images)
+    return bool(run.images.file.map(Path.is_file).any())
 
 
 def _plots(group: Group, keys: tuple[str, ...]) -> list[Plot]:

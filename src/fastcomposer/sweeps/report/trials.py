@@ -11,7 +11,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 
 from fastcomposer.evaluation.report.html import Plot
 from fastcomposer.evaluation.report.plots import COLOURS, figure
-from fastcomposer.evaluation.report.table import Cell, Column, Line, Table
+from fastcomposer.evaluation.report.table import Column, Table, make_frame
 from fastcomposer.sweeps.jobs import Goal, Job
 from fastcomposer.sweeps.report.groups import short
 
@@ -33,8 +33,8 @@ def trial_table(goal: Goal, jobs: Sequence[Job]) -> Table:
     for place, (value, job) in enumerate(ranked):
         said = [f"{short(key)} {job.chosen[key]}" for key in goal.ranges if key not in numeric]
         label = ": ".join(filter(None, (f"job {job.number}", ", ".join(said))))
-        cells = (Cell(value), *(Cell(_number(job.chosen[key])) for key in numeric), Cell(job.seconds))
-        lines.append(Line(label + " (best)" * (not place), cells, strong=not place))
+        cells = (value, *(_number(job.chosen[key]) for key in numeric), job.seconds)
+        lines.append((label + " (best)" * (not place), cells))
     columns = (
         Column(goal.objective, "number"),
         *(Column(short(key), "number") for key in numeric),
@@ -43,7 +43,8 @@ def trial_table(goal: Goal, jobs: Sequence[Job]) -> Table:
     failed = sum(job.status == "failed" for job in jobs)
     notes = [f"Best is the {'lowest' if goal.direction == 'minimize' else 'highest'} {goal.objective}."]
     notes += [f"{failed} of {len(ranked) + failed} trials failed and are not in the table."] * bool(failed)
-    return Table("trials", "Trials, the best first", "trial", columns, tuple(lines), tuple(notes))
+    frame = make_frame("trial", columns, lines)
+    return Table("trials", "Trials, the best first", frame, tuple(notes), strong=[frame.index[0]])
 
 
 def trial_plots(goal: Goal, jobs: Sequence[Job]) -> list[Plot]:
