@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastcomposer.bench.limits import limits
-from fastcomposer.bench.timing import Case, Speed, Stopwatch, table
+from fastcomposer.bench.suites import limits
+from fastcomposer.bench.timing import Speed, Stopwatch, TimedCase, table
 from fastcomposer.bench.training_step import VARIANTS, StepBench, StepSettings
 
 FACTS = {"processor": "abacus", "cores": 2, "threads": 1, "torch": "2", "load_average": 0.5}
@@ -20,8 +20,10 @@ def row(what: str, value: float, memory: int | None = None) -> Speed:
 def test_cases_take_turns_and_medians_are_kept() -> None:
     order: list[str] = []
 
-    def slow(name: str, seconds: float) -> Case:
-        return Case(lambda: (order.append(name), time.sleep(seconds)), 4, prepare=lambda: order.append("-"))
+    def slow(name: str, seconds: float) -> TimedCase:
+        return TimedCase(
+            lambda: (order.append(name), time.sleep(seconds)), 4, prepare=lambda: order.append("-")
+        )
 
     watch = Stopwatch(min_seconds=0, min_rounds=3)
     watch.interleave("suite", "images/s", {"a": slow("a", 0.02), "b": slow("b", 0.04)})
@@ -37,8 +39,8 @@ def test_cases_take_turns_and_medians_are_kept() -> None:
 def test_flops_are_counted_and_compared_with_a_matrix_product() -> None:
     square = torch.ones(512, 512)
     watch = Stopwatch(0.05)
-    cases = {"product": Case(lambda: square @ square, dtype=torch.float32)}
-    watch.interleave("suite", "products/s", cases | {"nothing": Case(lambda: None, dtype=torch.float32)})
+    cases = {"product": TimedCase(lambda: square @ square, dtype=torch.float32)}
+    watch.interleave("suite", "products/s", cases | {"nothing": TimedCase(lambda: None, dtype=torch.float32)})
     product, nothing = watch.rows
     assert product.share_of_peak is not None
     assert 0.02 < product.share_of_peak < 3

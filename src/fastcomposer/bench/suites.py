@@ -1,44 +1,65 @@
-"""Speed of everything but training: scenes, loader, sampler, evaluation and start-up."""
+"""Speed of everything but training, and what must hold of the figures of speed."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from PIL import Image
 from torch import Generator
 
+from fastcomposer.batch import SubjectBatch
 from fastcomposer.bench.plain_loading import plain_augmentation, plain_sample
-from fastcomposer.bench.timing import Case, Stopwatch
+from fastcomposer.bench.timing import Speed, Stopwatch, TimedCase
+from fastcomposer.bench.training_step import PLAIN, TUNED, WITHOUT_LOCALIZATION
 from fastcomposer.composer import FastComposer
+from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
+from fastcomposer.data.shards import write_shards
+from fastcomposer.data.streaming import StreamingDataModule
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.miniworld.render import prepare_avatars
 from fastcomposer.miniworld.scenes import AvatarScenes
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.pipeline.variants import Variant
+from fastcomposer.training.personalization.personalize import QUIET, quietly
+from fastcomposer.training.precompute import CacheStage
 
 _PROMPT = "a man <|image|> on the beach"
+_STEP, _CACHED_STEP = "training step", "training step from a cache"
+_SOURCES = {  # what is read, and the step that it is for
+    "data folder": _STEP,
+    "data folder and cache": _CACHED_STEP,
+    "shards": _STEP,
+    "shards and cache": _CACHED_STEP,
+}
+_BATCHES = 16  # more than workers keep ready
+_PEOPLE = 16  # few enough for most to be in another scene too, where references come from
+_NUM_WORKERS = 4
+_STARTUP_SECONDS = {"help": 2, "cfg": 2, "first training step": 12, "first sampling step": 12}
 
 
 def time_scenes(watch: Stopwatch, scenes: AvatarScenes, workers: int, number: int = 200) -> None:
     """Time rendering and writing ``number`` scenes."""
 
     def render() -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder:
             prepare_avatars(Path(folder), scenes, number, 0, num_workers=workers)
 
-    watch.interleave("scenes", "scenes/s", {f"render and write, {workers} processes": Case(render, number)})
+    watch.interleave(
+        "scenes", "scenes/s", {f"render and write, {workers} processes": TimedCase(render, number)}
+    )
 
 
 def write_large_records(root: Path, number: int, side: int) -> None:
@@ -70,18 +91,11 @@ def write_large_records(root: Path, number: int, side: int) -> None:
 
 
 def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int = 1024) -> None:
-    """Time samples of square images on one core, against the plain order.
-
-    Args:
-        watch: Keeps the figures.
-        tokenizer: CLIP tokenizer.
-        records: Number of images.
-        side: Their height and width in pixels.
-    """
+    """Time samples of ``records`` square images on one core, against the plain order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder:
             write_large_records(Path(folder), records, side)
             whole, scaled = (
                 SubjectDataset(folder, "train", tokenizer, 512, 224, scaled_decoding=choice)
@@ -90,8 +104,8 @@ def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int
             plain = plain_augmentation(PUBLISHED, 224)
             number, epochs = len(scaled), count()
 
-            def every(sample: Callable[[int], Any]) -> Case:
-                return Case(lambda: [sample(index) for index in range(number)], number)
+            def every(sample: Callable[[int], Any]) -> TimedCase:
+                return TimedCase(lambda: [sample(index) for index in range(number)], number)
 
             cases = {
                 f"plain order, {side} px": every(lambda index: plain_sample(scaled, index, plain)),
@@ -103,7 +117,7 @@ def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int
         torch.set_num_threads(threads)
 
 
-def _quiet(model: FastComposer, sampler: Mapping[str, Any]) -> tuple[FastComposerPipeline, dict[str, Any]]:
+def _pipeline(model: FastComposer, sampler: Mapping[str, Any]) -> tuple[FastComposerPipeline, dict[str, Any]]:
     """A pipeline with a sampler's scheduler, and the arguments of its call."""
     pipeline = model.to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -116,15 +130,15 @@ def time_sampler(
     watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any], batches: Sequence[int] = (1, 4, 16)
 ) -> None:
     """Time sampling with a reference, by batch."""
-    pipeline, options = _quiet(model, sampler)
+    pipeline, options = _pipeline(model, sampler)
     portrait = Image.new("RGB", (64, 64), "brown")
 
     steps = options["num_inference_steps"]
 
-    def case(batch: int, number: int) -> Case:
+    def case(batch: int, number: int) -> TimedCase:
         prompts, references = [_PROMPT] * batch, [[portrait]] * batch
         draw = partial(pipeline, prompts, references=references, **options)
-        return Case(draw, number, unet_calls=steps * batch)
+        return TimedCase(draw, number, unet_calls=steps * batch)
 
     for unit in ("images/s", "steps/s"):
         cases = {
@@ -136,7 +150,7 @@ def time_sampler(
 
 def time_evaluation(watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any]) -> None:
     """Time one subject at three alphas: each by itself, and sharing the steps that see the text alone."""
-    pipeline, options = _quiet(model, sampler)
+    pipeline, options = _pipeline(model, sampler)
     portrait = Image.new("RGB", (64, 64), "brown")
     alphas = (0.6, 0.8, 1.0)
     settings = {key: value for key, value in options.items() if key != "alpha"}
@@ -150,30 +164,154 @@ def time_evaluation(watch: Stopwatch, model: FastComposer, sampler: Mapping[str,
     shared = sum(variants(alphas).unet_calls)
     alone = sum(sum(variants([alpha]).unet_calls) for alpha in alphas)
     cases = {
-        "three alphas, each by itself": Case(
+        "three alphas, each by itself": TimedCase(
             lambda: [variants([alpha]) for alpha in alphas], len(alphas), unet_calls=alone
         ),
-        "three alphas, shared steps": Case(lambda: variants(alphas), len(alphas), unet_calls=shared),
+        "three alphas, shared steps": TimedCase(lambda: variants(alphas), len(alphas), unet_calls=shared),
     }
     watch.interleave("evaluation", "images/s", cases)
 
 
 def time_startup(watch: Stopwatch, commands: Mapping[str, Sequence[str]]) -> None:
-    """Time commands from their start to their end.
+    """Time commands (modules of ``fastcomposer.cli`` and their arguments) from their start to their end.
 
-    Args:
-        watch: Keeps the figures.
-        commands: By what they do, the module under ``fastcomposer.cli`` and its arguments, in which
-            ``{folder}`` stands for an empty one.
+    In the arguments ``{folder}`` stands for an empty folder.
     """
 
     def call(arguments: Sequence[str]) -> None:
         module, *rest = arguments
-        with tempfile.TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder:
             rest = [argument.replace("{folder}", folder) for argument in rest]
             subprocess.run(
                 [sys.executable, "-m", f"fastcomposer.cli.{module}", *rest], check=True, capture_output=True
             )
 
-    cases = {what: Case(partial(call, arguments)) for what, arguments in commands.items()}
+    cases = {what: TimedCase(partial(call, arguments)) for what, arguments in commands.items()}
     watch.interleave("start-up", "s", cases)
+
+
+def time_reading(
+    watch: Stopwatch,
+    settings: Mapping[str, Any],
+    model: FastComposer,
+    scenes: AvatarScenes,
+    *,
+    records: int = 256,
+    batch_size: int = 16,
+    workers: Sequence[int] = (1, 2, 4),
+) -> None:
+    """Time filling a cache; then batches from all sources and training steps in turns; then worker processes.
+
+    Args:
+        watch: Keeps the figures.
+        settings: Arguments of a training's data module; some are replaced.
+        model: What is trained, and whose VAE and text encoder fill the cache.
+        scenes: World of which ``records`` are rendered, with fewer people.
+        records: Number of records.
+        batch_size: Samples in a batch.
+        workers: Numbers of processes that read the folder.
+
+    Raises:
+        ValueError: If the records do not fill a batch.
+    """
+    with TemporaryDirectory() as folder:
+        root, cache, shards = (Path(folder) / name for name in ("data", "cache", "shards"))
+        few = AvatarScenes(
+            scenes.size, scenes.seed, _PEOPLE, scenes.subject_odds, scenes.style_odds, scenes.context_odds
+        )
+        prepare_avatars(root, few, records, 1, num_workers=0)
+        ours = {"num_workers": 0, "batch_size": batch_size, "cache": None}
+        data = partial(SubjectDataModule, **{**settings, **ours, "root": root})
+        streamed = partial(StreamingDataModule, **{**settings, **ours, "root": str(shards)})
+        fill = TimedCase(lambda: _fill(model, data(), cache), records + 1)
+        watch.interleave("reading", "records/s", {"fill a cache": fill})
+        write_shards(root, shards, num_workers=0)
+        modules = (data(), data(cache=cache), streamed(), streamed(cache=cache))
+        cases = {what: _reading(module) for what, module in zip(map(_name, _SOURCES), modules, strict=True)}
+        steps = _steps(model, {_STEP: modules[0], _CACHED_STEP: modules[1]})
+        watch.interleave("reading", "samples/s", cases | steps)
+        for number in workers:
+            # Each by itself: they would go on reading in the turn of another.
+            read = _reading(data(num_workers=number), _BATCHES)
+            watch.interleave("reading", "samples/s", {_workers_name(number): read})
+
+
+def _fill(model: FastComposer, data: SubjectDataModule, folder: Path) -> None:
+    stage = CacheStage(model, data, folder, restart=folder.exists())
+    with quietly():
+        L.Trainer(accelerator="cpu", devices=1, **QUIET).predict(stage, return_predictions=False)
+
+
+def _batches(data: SubjectDataModule) -> Iterator[SubjectBatch]:
+    loader = data.train_dataloader()
+    return chain.from_iterable(loader for _ in count())  # epoch after epoch
+
+
+def _reading(data: SubjectDataModule, number: int = 1) -> TimedCase:
+    batches = _batches(data)
+    return TimedCase(lambda: [next(batches) for _ in range(number)], number * data.batch_size)
+
+
+def _steps(model: FastComposer, sources: dict[str, SubjectDataModule]) -> dict[str, TimedCase]:
+    """Forward, backward and optimizer, without a change: the learning rate is 0."""
+    model.train().set_trainable()
+    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=0.0, weight_decay=0.0)
+
+    def step(batch: Any) -> None:
+        losses = model.training_losses(batch, generator=Generator().manual_seed(0), skip_empty=True)
+        losses.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = {what: next(_batches(data)) for what, data in sources.items()}
+    return {what: TimedCase(partial(step, batch), len(batch)) for what, batch in batches.items()}
+
+
+def _name(source: str) -> str:
+    return f"batches from {source}"
+
+
+def _workers_name(number: int) -> str:
+    return f"{_name('data folder')}, {number} workers"
+
+
+def shares(taken: Sequence[Speed]) -> list[str]:
+    """Share of reading in the time of reading and training, for each source that was timed."""
+    rows = {row.what: row.value for row in taken if row.suite == "reading"}
+    lines = []
+    for source, step in _SOURCES.items():
+        if _name(source) in rows and step in rows:
+            read, trained = 1 / rows[_name(source)], 1 / rows[step]
+            lines.append(
+                f"reading from {source}: {read / (read + trained):.1%} of the time of a training that reads "
+                "in its own process; workers read meanwhile"
+            )
+    return lines
+
+
+def limits(rows: Sequence[Speed]) -> list[str]:
+    """Report what was measured of each limit; those whose figures were not taken are left out."""
+    by_name = {row.what: row for row in rows}
+    loader, twin = (next((n for n in by_name if n.startswith(s)), "") for s in ("loader, ", "plain order, "))
+    tuned, reading = (TUNED, PLAIN), (_workers_name(_NUM_WORKERS), _CACHED_STEP)
+    workers = f"reading with {_NUM_WORKERS} workers over training from a cache: {{:.2f}} times as fast"
+    compared = [
+        (tuned, "value", "tuned over plain step: {:.2f} times as fast (at least 1.6)"),
+        (tuned, "peak_memory_bytes", "tuned over plain memory: {:.2f} (at most 0.75)"),
+        (
+            (WITHOUT_LOCALIZATION, TUNED),
+            "value",
+            "step with localization over without: {:.3f} times as long (at most 1.05)",
+        ),
+        ((loader, twin), "value", "loader over plain order: {:.2f} times as fast (at least 4)"),
+        (reading, "value", f"{workers} (at least 1)"),
+    ]
+    lines = []
+    for names, figure, text in compared:
+        above, below = (getattr(by_name[name], figure) if name in by_name else None for name in names)
+        if above and below:
+            lines.append(text.format(above / below))
+    for name, seconds in _STARTUP_SECONDS.items():
+        if name in by_name:
+            lines.append(f"start-up, {name}: {by_name[name].value:.1f} s (less than {seconds})")
+    return lines

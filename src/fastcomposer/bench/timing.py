@@ -1,4 +1,4 @@
-"""Figures of speed: taken in turns, so that whatever else the machine does touches all alike."""
+"""Figures of speed: taken in turns, so that whatever else the machine does affects all of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Case:
+class TimedCase:
     """Something to time.
 
     Attributes:
@@ -68,22 +68,15 @@ class Case:
 
 
 class Stopwatch:
-    """Times cases in turns and keeps the figures.
-
-    Args:
-        min_seconds: How long each is repeated in all.
-        min_rounds: How often at least.
-    """
+    """Times cases in turns, each for some seconds and rounds at least, and keeps the figures."""
 
     def __init__(self, min_seconds: float, min_rounds: int = 3) -> None:
         self.min_seconds, self.min_rounds = min_seconds, min_rounds
         self.rows: list[Speed] = []
         self._peaks: dict[torch.dtype, float] = {}
 
-    def interleave(self, suite: str, unit: str, cases: Mapping[str, Case]) -> None:
+    def interleave(self, suite: str, unit: str, cases: Mapping[str, TimedCase]) -> None:
         """Time some cases, one after the other in every round.
-
-        A line on standard error says what is timed; a bar would take time from it.
 
         Args:
             suite: Name of the suite.
@@ -93,17 +86,20 @@ class Stopwatch:
         print(f"timing {suite}: {', '.join(cases)}", file=sys.stderr, flush=True)
         flops = {what: self._first(case) for what, case in cases.items()}
         seconds: dict[str, list[float]] = {what: [] for what in cases}
-        while not all(map(self._enough, seconds.values())):
+        while any(len(s) < self.min_rounds or sum(s) < self.min_seconds for s in seconds.values()):
             for what, case in cases.items():
                 case.prepare()
                 seconds[what].append(_seconds(case.function))
         for what, case in cases.items():
-            self.rows.append(self._row(suite, what, unit, case, seconds[what], flops[what]))
+            values = [s if unit == "s" else case.number / s for s in seconds[what]]
+            low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+            share = None
+            if case.dtype is not None:
+                share = flops[what] / statistics.median(seconds[what]) / self._peak(case.dtype)
+            more = share, case.peak_memory_bytes, case.unet_calls
+            self.rows.append(Speed(suite, what, median, (high - low) / 2, unit, *more))
 
-    def _enough(self, seconds: Sequence[float]) -> bool:
-        return len(seconds) >= self.min_rounds and sum(seconds) >= self.min_seconds
-
-    def _first(self, case: Case) -> int:
+    def _first(self, case: TimedCase) -> int:
         """Call a case once, uncounted in time, for lazy imports and caches; returns its FLOPs."""
         case.prepare()
         if case.dtype is None:
@@ -124,25 +120,6 @@ class Stopwatch:
             self._peaks[dtype] = 2 * side**3 / fastest
         return self._peaks[dtype]
 
-    def _row(
-        self, suite: str, what: str, unit: str, case: Case, seconds: Sequence[float], flops: int
-    ) -> Speed:
-        values = [s if unit == "s" else case.number / s for s in seconds]
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-        share = None
-        if case.dtype is not None:
-            share = flops / statistics.median(seconds) / self._peak(case.dtype)
-        return Speed(
-            suite,
-            what,
-            statistics.median(values),
-            (high - low) / 2,
-            unit,
-            share,
-            case.peak_memory_bytes,
-            case.unet_calls,
-        )
-
 
 def _seconds(function: Callable[[], Any]) -> float:
     # torch's clock waits for the accelerator. Its Timer would call the function twice more to warm up.
@@ -153,8 +130,10 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 def environment() -> dict[str, Any]:
     """Machine, versions and how busy the machine is."""
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.M) if file.exists() else None
     return {
-        "processor": _processor(),
+        "processor": found[1] if found else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -162,25 +141,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text(), re.M) if file.exists() else None
-    return found.group(1) if found else platform.processor() or platform.machine()
-
-
-def table(rows: Sequence[Speed], facts: Mapping[str, Any]) -> str:
+def table(rows: Sequence[Speed], machine: Mapping[str, Any]) -> str:
     """The figures as Markdown, with the machine they were taken on."""
     lines = [
         "| suite | what | median | ± | unit | share of peak | peak memory | U-Net calls |",
         "|---|---|---:|---:|---|---:|---:|---:|",
     ]
     for row in rows:
-        cells = [row.suite, row.what, f"{row.value:.3g}", f"{row.spread:.2g}", row.unit]
-        cells.append("" if row.share_of_peak is None else f"{row.share_of_peak:.0%}")
-        cells.append("" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f} GiB")
-        cells.append("" if row.unet_calls is None else f"{row.unet_calls:g}")
+        share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
+        memory = "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f} GiB"
+        calls = "" if row.unet_calls is None else f"{row.unet_calls:g}"
+        cells = row.suite, row.what, f"{row.value:.3g}", f"{row.spread:.2g}", row.unit, share, memory, calls
         lines.append(f"| {' | '.join(cells)} |")
-    machine = (
-        f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}"
-    )
-    return "\n".join([f"{machine}; load {facts['load_average']} at the start.", "", *lines])
+    where = "{processor}, {cores} cores, {threads} threads, torch {torch}; load {load_average} at the start."
+    return "\n".join([where.format(**machine), "", *lines])

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import resource
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Generator
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.bench.timing import Case, Stopwatch
+from fastcomposer.bench.timing import Stopwatch, TimedCase
 from fastcomposer.composer import FastComposer, TrainingLosses
 from fastcomposer.models.compilation import compile_blocks
 from fastcomposer.models.fusion import SubjectFusion
@@ -65,20 +66,38 @@ class StepSettings:
 
     def batch(self) -> SubjectBatch:
         """Make a batch of noise, with two subjects side by side in each image."""
-        generator = Generator().manual_seed(0)
-        count, slots, side = self.batch_size, self.max_subjects, self.resolution
-        size = self.image_encoder["image_size"]
-        masks = torch.zeros(count, slots, side, side)
-        masks[:, 0, side // 4 :, : side // 2] = 1
-        masks[:, 1, side // 4 :, side // 2 :] = 1
-        return SubjectBatch(
-            pixel_values=torch.rand(count, 3, side, side, generator=generator) * 2 - 1,
-            input_ids=torch.randint(0, self.text_encoder["vocab_size"], (count, 77), generator=generator),
-            subject_pixel_values=torch.rand(count, slots, 3, size, size, generator=generator),
-            subject_token_idx=torch.tensor([[2, 5] + [0] * (slots - 2)] * count),
-            subject_present=torch.tensor([[True] * 2 + [False] * (slots - 2)] * count),
-            subject_masks=masks,
+        return noise_batch(
+            self.batch_size,
+            self.max_subjects,
+            self.resolution,
+            self.image_encoder["image_size"],
+            self.text_encoder["vocab_size"],
         )
+
+
+def noise_batch(size: int, slots: int, resolution: int, reference_size: int, words: int) -> SubjectBatch:
+    """Make a batch of noise.
+
+    Args:
+        size: Samples.
+        slots: Subject slots of a sample, of which two at most are filled, side by side in the image.
+        resolution: Height and width of the images in pixels.
+        reference_size: Height and width of the references in pixels.
+        words: Size of the vocabulary.
+    """
+    generator = Generator().manual_seed(0)
+    filled = min(slots, 2)
+    masks = torch.zeros(size, slots, resolution, resolution)
+    for subject, half in enumerate((slice(resolution // 2), slice(resolution // 2, None))[:filled]):
+        masks[:, subject, resolution // 4 :, half] = 1
+    return SubjectBatch(
+        pixel_values=torch.rand(size, 3, resolution, resolution, generator=generator) * 2 - 1,
+        input_ids=torch.randint(0, words, (size, 77), generator=generator),
+        subject_pixel_values=torch.rand(size, slots, 3, reference_size, reference_size, generator=generator),
+        subject_token_idx=torch.tensor([[2, 5][:filled] + [0] * (slots - filled)] * size),
+        subject_present=torch.arange(slots).lt(filled).repeat(size, 1),
+        subject_masks=masks,
+    )
 
 
 @dataclass(frozen=True)
@@ -175,9 +194,9 @@ def time_step(watch: Stopwatch, settings: StepSettings, names: list[str]) -> Non
     memory = {name: peak_memory(settings, VARIANTS[name]) for name in names}
     bench = StepBench(settings)
 
-    def case(name: str) -> Case:
+    def case(name: str) -> TimedCase:
         variant = VARIANTS[name]
-        return Case(
+        return TimedCase(
             lambda: bench.step(variant),
             settings.batch_size,
             prepare=lambda: bench.use(variant),
@@ -189,23 +208,13 @@ def time_step(watch: Stopwatch, settings: StepSettings, names: list[str]) -> Non
 
 
 def peak_memory(settings: StepSettings, variant: StepVariant) -> int:
-    """Most memory in bytes that a process holds which does nothing but training steps of a variant."""
+    """Most memory in bytes of a process that does nothing but training steps of a variant."""
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (settings, variant, torch.get_num_threads(), sender)
-    process = context.Process(target=_report_peak, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError("the process whose memory was to be measured ended early") from None
-    finally:
-        process.join()
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        return pool.submit(_peak_of_steps, settings, variant).result()
 
 
-def _report_peak(settings: StepSettings, variant: StepVariant, threads: int, sender: Any) -> None:
-    torch.set_num_threads(threads)
+def _peak_of_steps(settings: StepSettings, variant: StepVariant) -> int:
     bench = StepBench(settings)
     bench.use(variant)
     for parameter in bench.model.trainable_parameters():
@@ -213,12 +222,7 @@ def _report_peak(settings: StepSettings, variant: StepVariant, threads: int, sen
     bench.optimizer.step()  # its state is there from the second step on, and so at the peak
     bench.optimizer.zero_grad()
     bench.step(variant)
-    sender.send(highest_memory())
-
-
-def highest_memory() -> int:
-    """Most memory in bytes that this process has held so far."""
     # Not ru_maxrss: a process begins with its parent's.
     file = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s*(\d+) kB", file.read_text()) if file.exists() else None
-    return (int(found.group(1)) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

@@ -55,8 +55,6 @@ def measure_speed(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from fastcomposer.bench import suites, timing, training_step
-    from fastcomposer.bench.limits import limits
-    from fastcomposer.bench.reading import shares, time_reading
     from fastcomposer.utils.markdown import write_section
 
     known = training_step.VARIANTS
@@ -76,7 +74,7 @@ def measure_speed(config: DictConfig) -> None:
     if "reading" in config.suites:
         arguments = instantiate(config.data.module, _partial_=True).keywords
         parts = instantiate(config.method.model)(), instantiate(config.data.prepare.scenes)
-        time_reading(watch, arguments, *parts, **config.reading)
+        suites.time_reading(watch, arguments, *parts, **config.reading)
     if {"sampler", "evaluation"} & set(config.suites):
         model = instantiate(config.method.model)()
         options: Any = OmegaConf.to_container(config.sampler)
@@ -87,7 +85,7 @@ def measure_speed(config: DictConfig) -> None:
     if "startup" in config.suites:
         calls: Any = OmegaConf.to_container(config.startup, resolve=True)
         suites.time_startup(watch, calls)
-    lines = [f"- {line}" for line in (*limits(watch.rows), *shares(watch.rows))]
+    lines = [f"- {line}" for line in (*suites.limits(watch.rows), *suites.shares(watch.rows))]
     text = "\n".join([timing.table(watch.rows, facts), "", *lines])
     print(text)
     content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
