@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 from small_training import bare_training
 
 from fastcomposer.cli import train
-from fastcomposer.sweeps.job import as_job
+from fastcomposer.sweeps.job import as_job, check_processes, devices_of
 from fastcomposer.sweeps.jobs import read_job, read_jobs
-from fastcomposer.sweeps.processes import check_processes, devices_of
 
 _RAY = ["hydra/launcher=ray_cluster", "hydra.launcher.ray.init.address=local"]
 

@@ -28,6 +28,7 @@ from fastcomposer.sweeps.jobs import Goal, Job, Plan, read_job, read_jobs
 from fastcomposer.sweeps.search import Search, chosen_overrides, distribution
 from fastcomposer.sweeps.session import begin_sweep
 from fastcomposer.training.checkpoints import read_step
+from hydra_plugins.fastcomposer_search import SearchSweeper
 
 
 @pytest.fixture
@@ -88,9 +89,9 @@ RANGES = {"x": "interval(-4.0,4.0)", "n": "range(1,6)", "c": "a,b"}
 
 
 def begun(folder: Path, trials: int = 8, at_once: int = 1, seed: int = 42) -> Search:
-    chosen = chosen_overrides(RANGES, ["fixed=1"])
     sampler = partial(TPESampler, n_startup_trials=3)
-    return Search(folder, chosen, "minimize", trials, at_once, 0.5, seed, sampler)
+    settings = SearchSweeper(RANGES, "minimize", trials, at_once, 0.5, seed, sampler)
+    return Search(folder, chosen_overrides(RANGES, ["fixed=1"]), settings)
 
 
 def tried(folder: Path) -> list[tuple[int, str, dict[str, object], float | None]]:
@@ -158,7 +159,7 @@ def test_trials_that_fail_do_not_end_a_search_and_are_tried_again(
     broken, launched = set(range(20)), []
     begun(tmp_path).run(launch)
     assert launched == [0, 1, 2]
-    assert "3 of 3 trials have failed, more than a share of hydra.sweeper.max_failure_rate=0.5" in (
+    assert "3 of 3 trials have failed, more than hydra.sweeper.max_failure_rate=0.5" in (
         capsys.readouterr().err
     )
 
@@ -206,7 +207,7 @@ def test_a_training_is_searched_and_goes_on_where_it_was_stopped(
     assert "holds an earlier sweep, of which 0 jobs have finished; resume=auto runs the others" in err
     status, _, err = run(train, *call, "seed=1", "resume=auto")
     assert (
-        "holds a search under other settings, whose figures cannot be compared (seed: 42, now 1): name="
+        "holds a search under other settings, whose figures cannot be compared (seed: 42, not 1): name="
         in err
     )
     before = read_job(folder / "0")
@@ -324,10 +325,10 @@ def test_what_an_earlier_search_left_is_gone_on_with_forgotten_or_refused(tmp_pa
     others = [
         (
             replace(goal, ranges={"x": "interval(0.0,2.0)"}),
-            r"range of x: interval\(0.0,1.0\), now interval\(0.0,2.0\)",
+            r"range of x: 'interval\(0.0,1.0\)', not 'interval\(0.0,2.0\)'",
         ),
-        (replace(goal, direction="maximize"), "hydra.sweeper.direction: minimize, now maximize"),
-        (replace(goal, common={"seed": 1, "data": {"root": "b"}}), "data.root: a, now b"),
+        (replace(goal, direction="maximize"), "hydra.sweeper.direction: 'minimize', not 'maximize'"),
+        (replace(goal, common={"seed": 1, "data": {"root": "b"}}), "data.root: 'a', not 'b'"),
     ]
     for other, message in others:
         with pytest.raises(ValueError, match=message):

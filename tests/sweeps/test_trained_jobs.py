@@ -86,7 +86,7 @@ def test_only_what_was_trained_on_the_same_model_is_evaluated(
         check(1)
     with pytest.raises(ValueError, match=r"trained/2: its training has not begun"):
         check(2)
-    with pytest.raises(ValueError, match=r"on another model .* model\.resolution=64 there, 32 here"):
+    with pytest.raises(ValueError, match=r"on another model .* model\.resolution: 64, not 32"):
         check(0, "model.resolution=32")
 
 

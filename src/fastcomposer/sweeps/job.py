@@ -1,4 +1,4 @@
-"""One job of a sweep: done as if it had been called by itself, with how it ended kept in its folder."""
+"""One job of a sweep: run as if it had been called by itself, with its outcome kept in its folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fastcomposer.sweeps.jobs import TRACE_NAME, Job, read_job, read_plan
-from fastcomposer.sweeps.processes import check_processes
+from fastcomposer.sweeps.jobs import TRACE_NAME, Job, Status, read_job, read_plan
 from fastcomposer.utils.lock import is_first_process
 from fastcomposer.utils.texts import given_overrides
 
-_DECIDES_NOTHING = ("resume", "threads")
+_WITHOUT_EFFECT = ("resume", "threads")  # on a job's results
+_IN_PLACE = ("BasicLauncher", "SlurmLauncher")  # in this process, or with a task for each device
 
 
-def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exception], str | None]) -> Any:
-    """Do one job of a sweep, and keep in its folder how it ended.
+def as_job(work: Callable[[], Any], config: DictConfig, explain: Callable[[Exception], str | None]) -> Any:
+    """Run one job of a sweep, and record its outcome in its folder.
 
     A job that fails leaves the others alone: its reason is kept, and its trace in ``error.log``. With
     ``resume=auto`` a job that has finished under the same settings is skipped.
@@ -34,7 +34,7 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     Args:
         work: What the command does.
         config: Of the job.
-        told: What to say of an error; ``None`` where that is a defect of ours.
+        explain: Message of an error; ``None`` where it is a defect of this package.
 
     Returns:
         What the work returned; ``None`` where it failed.
@@ -43,10 +43,10 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     if not is_first_process():
         return work()
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and "resume" in config:
-        config.resume = "auto"  # SLURM has put the job into its queue again
+        config.resume = "auto"  # SLURM has requeued the job
     folder = Path(hydra.runtime.output_dir)
     task = given_overrides(hydra)
-    overrides = tuple(text for text in task if text.partition("=")[0] not in _DECIDES_NOTHING)
+    overrides = tuple(text for text in task if text.partition("=")[0] not in _WITHOUT_EFFECT)
     job = Job(int(hydra.job.num), folder, overrides, settings_of(config))
     plan = read_plan(hydra.sweep.dir)
     name = job.named(() if plan is None else plan.swept)
@@ -59,48 +59,84 @@ def as_job(work: Callable[[], Any], config: DictConfig, told: Callable[[Exceptio
     job.write()
     (folder / TRACE_NAME).unlink(missing_ok=True)
     began = time.monotonic()
+    status: Status = "stopped"
     reason, value = "", None
     try:
         check_processes(config, hydra, _visible_gpus)
         with _alone(task, folder):
             value = work()
+        status = "finished"
     except Exception as error:
-        reason = told(error) or f"{type(error).__name__}: {error}"
+        status, reason = "failed", explain(error) or f"{type(error).__name__}: {error}"
         (folder / TRACE_NAME).write_text(traceback.format_exc(), encoding="utf-8")
     except SystemExit as end:
-        if isinstance(end.code, int) and end.code > 128:
-            job.ended("stopped", reason=f"stopped by signal {end.code - 128}").write()
+        if isinstance(end.code, int) and not 0 <= end.code <= 128:
+            # Below 0: submitit leaves so a job that SLURM starts again.
+            reason = f"stopped by signal {end.code - 128}" if end.code > 0 else "put into the queue again"
             raise
-        if isinstance(end.code, int) and end.code < 0:  # so submitit leaves a job that SLURM will start again
-            job.ended("stopped", reason="put into the queue again").write()
-            raise
-        reason = f"ended with status {end.code}" if end.code else ""
+        status, reason = ("failed", f"ended with status {end.code}") if end.code else ("finished", "")
     except BaseException as end:
-        job.ended("stopped", reason=type(end).__name__).write()
+        reason = type(end).__name__
         raise
-    seconds = time.monotonic() - began
-    if reason:
+    finally:
+        job.ended(status, reason=reason, seconds=time.monotonic() - began, value=value).write()
+    if status == "failed":
         print(f"error: {name}: {reason}", file=sys.stderr)
-        job.ended("failed", reason=reason, seconds=seconds).write()
-        return None
-    job.ended("finished", seconds=seconds, value=value).write()
     return value
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """What decides a job's results; where a setting cannot be resolved, the job itself will say so."""
+    """Settings that a job's results depend on; unresolved where they cannot be, which the job reports."""
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
     except Exception:
         plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    kept = {name: value for name, value in plain.items() if name not in _DECIDES_NOTHING}
+    kept = {name: value for name, value in plain.items() if name not in _WITHOUT_EFFECT}
     return json.loads(json.dumps(kept, default=str))
+
+
+def check_processes(config: DictConfig, hydra: Any, visible: Callable[[], int]) -> None:
+    """Refuse jobs of several processes in workers of a launcher.
+
+    Lightning starts the other processes of a job by calling the program again, which in such a worker is the
+    launcher's: they would end at once, or the job would wait for them without end.
+
+    Args:
+        config: Of the job; with or without a ``trainer``.
+        hydra: Hydra's own part of it.
+        visible: Counts the GPUs that a job sees.
+
+    Raises:
+        ValueError: If a job would be several processes.
+    """
+    launcher = hydra.launcher
+    if str(launcher._target_).endswith(_IN_PLACE) or launcher.get("n_jobs") == 1:  # joblib's one is this one
+        return
+    trainer = config.get("trainer") or {}
+    devices, nodes = trainer.get("devices", 1), int(trainer.get("num_nodes", 1))
+    if OmegaConf.is_config(devices):
+        devices = OmegaConf.to_container(devices)
+    if nodes * devices_of(devices, str(trainer.get("accelerator")), visible) > 1:
+        choice = hydra.runtime.choices.get("hydra/launcher")
+        raise ValueError(
+            f"hydra/launcher={choice} with trainer.devices={devices} and trainer.num_nodes={nodes}: its "
+            "workers cannot start the further processes of a job. Give a job one device (trainer.devices=1), "
+            "leave the launcher out, which runs one job after the other, or take hydra/launcher=slurm"
+        )
+
+
+def devices_of(devices: Any, accelerator: str, visible: Callable[[], int]) -> int:
+    """How many devices Lightning takes: a number of them, their indices, or all (``-1``, ``auto``)."""
+    if str(devices) in ("-1", "auto"):
+        return 1 if accelerator == "cpu" else visible()
+    if isinstance(devices, str) and not devices.isdigit():
+        return len([index for index in devices.split(",") if index])
+    return int(devices) if isinstance(devices, int | str) else len(devices)
 
 
 @contextmanager
 def arguments_replaced(arguments: Sequence[str]) -> Iterator[None]:
-    """Within the block, the process was called with other arguments."""
+    """Give the process other arguments within the block."""
     before = sys.argv
     sys.argv = [before[0], *arguments]
     try:
@@ -114,10 +150,9 @@ def _alone(overrides: Sequence[str], folder: Path) -> Iterator[None]:
     """Let a job be as if called by itself: Lightning starts further processes by the same call."""
     config: Any = HydraConfig.instance().cfg
     variables = dict(os.environ)
-    method = multiprocessing.get_start_method(allow_none=True)
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.run.dir = str(folder)
-    known = multiprocessing.get_all_start_methods()
+    method, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
     foreign = method is not None and method not in known  # joblib's, which cannot start torch's data workers
     if foreign:
         multiprocessing.set_start_method(known[0], force=True)
@@ -129,19 +164,14 @@ def _alone(overrides: Sequence[str], folder: Path) -> Iterator[None]:
             multiprocessing.set_start_method(method, force=True)
         os.environ.clear()
         os.environ.update(variables)
-        _leave_processes()
+        if "torch.distributed" in sys.modules:
+            from torch import distributed
+
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
 
 
 def _visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _leave_processes() -> None:
-    """Forget the processes that a job has worked with."""
-    if "torch.distributed" in sys.modules:
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: what each was to do and how it ended, kept in its own folder."""
+"""Jobs of a sweep: what each does and how it ends, kept in its own folder."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
 
 from fastcomposer.utils.files import write_atomically
 
 Status = Literal["running", "finished", "failed", "stopped", "waiting"]
+_Record = TypeVar("_Record")
 
 JOB_NAME = "job.json"
 PLAN_NAME = "sweep.json"
 EVALUATION = "evaluation"
-"""Where in the folder of a sweep the evaluations of what its jobs have trained are: a sweep of its own."""
+"""Folder inside a sweep's with the evaluations of its trainings: a sweep of its own."""
 TRACE_NAME = "error.log"
-"""Where the trace of a failed job is."""
+"""File with the trace of a failed job."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        number: Its place in the sweep, from 0.
+        number: Its position in the sweep, from 0.
         folder: Where it writes.
-        overrides: What the sweep has set for it on the command line, but for ``resume``.
-        settings: Its whole configuration; plain values.
-        status: How it ended; ``running`` where it has not said so, ``waiting`` where it has not begun.
+        overrides: What the sweep sets for it on the command line, without ``resume``.
+        settings: Its full configuration; plain values.
+        status: How it ended; ``running`` until it records an end, ``waiting`` before its start.
         reason: Why it did not finish.
-        seconds: How long it took, of its last call.
-        value: What it measured, for a search.
+        seconds: Duration of its last call.
+        value: Its objective, for a search.
     """
 
     number: int
@@ -48,29 +51,27 @@ class Job:
     @property
     def chosen(self) -> dict[str, str]:
         """The overrides by key, each value as it was written."""
-        pairs = (text.lstrip("+").partition("=") for text in self.overrides)
-        return {key: value for key, _, value in pairs}
+        return dict(map(key_and_value, self.overrides))
 
     def named(self, keys: Sequence[str]) -> str:
-        """Number and chosen values of some keys, in a line."""
+        """Number and chosen values of some keys, on a line."""
         chosen = self.chosen
-        said = " ".join(f"{key}={chosen[key]}" for key in keys if key in chosen)
-        return f"job {self.number}" + f" ({said})" * bool(said)
+        values = " ".join(f"{key}={chosen[key]}" for key in keys if key in chosen)
+        return f"job {self.number}" + f" ({values})" * bool(values)
 
     @property
     def log(self) -> Path | None:
-        """Where to read why it failed."""
+        """The trace of its failure."""
         file = self.folder / TRACE_NAME
         return file if file.is_file() else None
 
-    def ended(self, status: Status, **facts: Any) -> Job:
+    def ended(self, status: Status, **outcome: Any) -> Job:
         """The same job with what is known at its end."""
-        return replace(self, status=status, **facts)
+        return replace(self, status=status, **outcome)
 
     def write(self) -> None:
-        """Keep the record in the job's folder."""
-        content = {name: value for name, value in asdict(self).items() if name != "folder"}
-        _write(self.folder / JOB_NAME, content)
+        """Write the record into the job's folder."""
+        _write(self.folder / JOB_NAME, {k: value for k, value in asdict(self).items() if k != "folder"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Goal:
     Attributes:
         objective: What each of its jobs measures.
         direction: Which values of it are better.
-        trials: How many jobs there are to be.
+        trials: Number of jobs.
         ranges: What each key is chosen from, as it was written.
         common: Configuration that the jobs share; plain values.
     """
@@ -92,7 +93,7 @@ class Goal:
     common: Mapping[str, Any] = field(default_factory=dict)
 
     def ranked(self, jobs: Sequence[Job]) -> list[tuple[float, Job]]:
-        """Jobs that have finished with what they measured, the best first, of equals the earliest."""
+        """Finished jobs with their objectives, the best first, of equal ones the earliest."""
         sign = 1 if self.direction == "minimize" else -1
         found = [(job.value, job) for job in jobs if job.status == "finished" and job.value is not None]
         return sorted(found, key=lambda pair: (sign * pair[0], pair[1].number))
@@ -106,9 +107,9 @@ class Plan:
         command: Name of the command, such as ``train``.
         call: How it was called.
         swept: Keys that differ from job to job.
-        jobs: Overrides of every job that are swept, by place; empty for a search, which chooses on the way.
+        jobs: Swept overrides of every job, by number; empty for a search.
         goal: Of a search; ``None`` for a grid.
-        baseline: Place of the job that changes nothing of what all have in common, where there is one.
+        baseline: Number of the job whose values all jobs have in common anyway, where there is one.
         scorable: Whether the jobs train weights that ``evaluate sweep=jobs`` can score.
     """
 
@@ -121,83 +122,70 @@ class Plan:
     scorable: bool = False
 
     def alone(self, job: Job) -> str:
-        """The call that does by itself, and without the sweep's own settings, what a job was chosen to do."""
+        """The call that runs by itself, and without the sweep's own settings, what a job ran."""
         program, given = (words := shlex.split(self.call))[:2], words[2:]  # fastcomposer and the subcommand
         kept = [word for word in given if not self._is_of_sweep(word)]
-        chosen = [text for text in job.overrides if _key(text) in self.swept]
-        return shlex.join([*program, *kept, *chosen])
+        return shlex.join([*program, *kept, *(f for f in job.overrides if key_and_value(f)[0] in self.swept)])
 
     def best(self, jobs: Sequence[Job]) -> tuple[str, str] | None:
-        """What a search has found so far in a sentence, and the call that goes on from it."""
+        """The best job of a search so far in a sentence, and the call that continues from it."""
         if self.goal is None or not (ranked := self.goal.ranked(jobs)):
             return None
         value, job = ranked[0]
-        said = f"Best of {len(ranked)}: {job.named(self.swept)}, {self.goal.objective} {value:.5g}"
-        return said, self.alone(job)
+        sentence = f"Best of {len(ranked)}: {job.named(self.swept)}, {self.goal.objective} {value:.5g}"
+        return sentence, self.alone(job)
 
     def _is_of_sweep(self, word: str) -> bool:
         if word in ("-m", "--multirun"):
             return True
-        key = _key(word) if "=" in word else ""
-        ours = key in (*self.swept, "sweep", "resume", "threads")
-        return ours or (key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath")
+        key = key_and_value(word)[0] if "=" in word else ""
+        own = key in (*self.swept, "sweep", "resume", "threads")
+        return own or (key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath")
 
     def write(self, folder: Path) -> None:
-        """Keep the plan in the sweep's folder."""
+        """Write the plan into the sweep's folder."""
         _write(folder / PLAN_NAME, asdict(self))
+
+
+def key_and_value(override: str) -> tuple[str, str]:
+    """Key without ``+``, and value, of an override."""
+    key, _, value = override.lstrip("+").partition("=")
+    return key, value
 
 
 def read_job(folder: str | Path) -> Job | None:
     """The record of a job; ``None`` where there is none or it is damaged."""
-    content = _read(Path(folder) / JOB_NAME)
-    try:
-        content["overrides"] = tuple(content["overrides"])
-        return Job(folder=Path(folder), **content)
-    except (KeyError, TypeError):
-        return None
+    return _read(Job, Path(folder) / JOB_NAME, folder=folder)
 
 
 def read_plan(folder: str | Path) -> Plan | None:
     """The plan of a sweep; ``None`` where there is none or it is damaged."""
-    content = _read(Path(folder) / PLAN_NAME)
-    try:
-        jobs = tuple(tuple(overrides) for overrides in content["jobs"])
-        goal = Goal(**content["goal"]) if content.get("goal") else None
-        further = {name: content[name] for name in ("baseline", "scorable") if name in content}
-        swept = tuple(content["swept"])
-        return Plan(content["command"], content["call"], swept, jobs, goal, **further)
-    except (KeyError, TypeError):
-        return None
+    return _read(Plan, Path(folder) / PLAN_NAME)
 
 
 def read_jobs(folder: str | Path) -> list[Job]:
-    """All jobs of a sweep by number, those that have not begun among them.
-
-    Args:
-        folder: Of the sweep; evaluations of its jobs are jobs of another.
-    """
+    """All jobs of a sweep by number, waiting ones among them; evaluations of its jobs are another sweep."""
     root = Path(folder)
     files = (file for file in sorted(root.rglob(JOB_NAME)) if root / EVALUATION not in file.parents)
-    records = (read_job(file.parent) for file in files)
-    jobs = [job for job in records if job is not None]
-    plan = read_plan(root)
-    begun = {job.number for job in jobs}
-    planned: Sequence[tuple[str, ...]] = () if plan is None else plan.jobs
-    if plan is not None and plan.goal is not None:
-        planned = [()] * plan.goal.trials
-    for number, overrides in enumerate(planned):
-        if number not in begun:
-            jobs.append(Job(number, root / str(number), overrides, status="waiting"))
+    jobs = [job for file in files if (job := read_job(file.parent)) is not None]
+    plan, begun = read_plan(root), {job.number for job in jobs}
+    if plan is not None:
+        planned = [()] * plan.goal.trials if plan.goal is not None else plan.jobs
+        jobs += [
+            Job(number, root / str(number), overrides, status="waiting")
+            for number, overrides in enumerate(planned)
+            if number not in begun
+        ]
     return sorted(jobs, key=lambda job: (job.number, str(job.folder)))
 
 
 def evaluation_of(folder: str | Path, job: Job) -> Path:
-    """Where in the folder of a sweep the evaluation of what a job has trained is."""
+    """The folder of the evaluation of a job's training."""
     return Path(folder) / EVALUATION / job.folder.relative_to(folder)
 
 
 def swept_keys(folder: str | Path, jobs: Sequence[Job]) -> tuple[str, ...]:
-    """Keys that tell the jobs of a sweep apart: those of its plan, or else those that differ."""
+    """Keys that distinguish the jobs of a sweep: those of its plan, or else those that differ."""
     plan = read_plan(folder)
     if plan is not None and plan.swept:
         return plan.swept
@@ -205,16 +193,11 @@ def swept_keys(folder: str | Path, jobs: Sequence[Job]) -> tuple[str, ...]:
     return tuple(key for key in keys if len({job.chosen.get(key) for job in jobs}) > 1)
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _read(kind: type[_Record], file: Path, **more: Any) -> _Record | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return TypeAdapter(kind).validate_python({**json.loads(file.read_bytes()), **more})
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

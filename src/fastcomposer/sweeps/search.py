@@ -1,4 +1,4 @@
-"""Searches: settings that optuna chooses, each tried once, whatever comes between."""
+"""Searches: settings that optuna chooses, each tried once, however often the search is interrupted."""
 
 from __future__ import annotations
 
@@ -7,75 +7,75 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
 from fastcomposer.sweeps.jobs import Goal, Job, read_plan
+from fastcomposer.utils.settings import differences
 
 if TYPE_CHECKING:
-    from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 STUDY_NAME = "search.db"
-"""Where a search keeps what it has tried."""
+"""File with the study of a search."""
 DIRECTIONS = ("minimize", "maximize")
-_JOB = "job"  # a trial's attribute: number of the job that it is tried by
+_JOB = "job"  # a trial's attribute: number of the job that runs it
 _FEW = 3  # failures that do not end a search yet
 _DIGITS = 4  # of a number that is chosen between two
 _NAMED = 3  # differences that a message names
 
-_WATCHING = ("logger", "callbacks", "data.module.num_workers")  # what changes nothing that is measured
+_WITHOUT_EFFECT = ("logger", "callbacks", "data.module.num_workers")  # on what is measured
 
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[float | None]]
-"""Runs jobs, each by its overrides, numbered from a first one; gives what each measured, if it did."""
+"""Runs jobs, each by its overrides, numbered from a first one; returns the objective of each that has one."""
+
+
+class SearchSettings(Protocol):
+    """Configuration of a search; see :class:`~hydra_plugins.fastcomposer_search.SearchSweeper`."""
+
+    direction: str
+    n_trials: int
+    n_jobs: int
+    max_failure_rate: float
+    seed: int
+    sampler: Callable[..., BaseSampler]
 
 
 class Search:
-    """Chooses settings, has them tried, and remembers what came of it.
+    """Chooses settings, runs them as jobs, and remembers their objectives.
 
-    What is chosen for a job follows from the seed, its number and what was measured before alone, so that a
-    search that was interrupted goes on as if it had not been. A trial that was under way is gone on with in
-    its own folder; one that failed is tried once more when the search is called again.
+    The settings of a job depend on the seed, its number and earlier objectives alone, so that an interrupted
+    search continues as if it had not been interrupted. A running trial continues in its own folder; a failed
+    one is tried once more when the search is called again.
 
     Args:
         folder: Of the sweep.
         chosen: Overrides by key, those that are searched among them.
-        direction: ``minimize`` or ``maximize``.
-        trials: How many jobs there are to be, those of earlier calls among them.
-        at_once: How many are chosen and launched together.
-        max_failure_rate: The search ends when more than this share of its trials has failed, three at least.
-        seed: Of what is chosen.
-        sampler: Makes a sampler of optuna of a ``seed``.
+        settings: Of the search.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        chosen: Mapping[str, Override],
-        direction: str,
-        trials: int,
-        at_once: int,
-        max_failure_rate: float,
-        seed: int,
-        sampler: Callable[..., BaseSampler],
-    ) -> None:
+    def __init__(self, folder: Path, chosen: Mapping[str, Override], settings: SearchSettings) -> None:
+        import optuna
+
+        self.settings = settings
         self.space = {key: distribution(one) for key, one in chosen.items() if one.is_sweep_override()}
-        self.fixed = [
-            f"{key}={one.get_value_element_as_str()}"
-            for key, one in chosen.items()
-            if not one.is_sweep_override()
-        ]
-        self.trials, self.at_once, self.max_failure_rate = trials, at_once, max_failure_rate
-        self.seed, self.sampler = seed, sampler
-        self.study = _study(folder, direction)
+        fixed = {key: one for key, one in chosen.items() if key not in self.space}
+        self.fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in fixed.items()]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            study_name="search",
+            storage=f"sqlite:///{(folder / STUDY_NAME).absolute()}",
+            direction=settings.direction,
+            load_if_exists=True,
+        )
 
     def run(self, launch: Launch) -> None:
-        """Try what is to be tried yet."""
+        """Run the trials that remain."""
         from optuna.trial import TrialState
 
         self._tidy()
@@ -93,7 +93,7 @@ class Search:
                 return
 
     def _tidy(self) -> None:
-        """Give up what had not been chosen to the end; have what failed tried once more."""
+        """Drop trials that were not fully chosen; have failed ones tried once more."""
         from optuna.trial import TrialState, create_trial
 
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
@@ -110,22 +110,22 @@ class Search:
                 self.study.add_trial(again)
 
     def _next(self) -> list[FrozenTrial]:
-        """What to run together: what is under way, then what is chosen now; by number of the job."""
+        """What to run together: running trials, then new ones; by number of the job."""
         from optuna.trial import TrialState
 
-        latest = self._latest()
+        settings, latest = self.settings, self._latest()
         found = [latest[job] for job in sorted(latest) if latest[job].state == TrialState.RUNNING]
-        found = found[: self.at_once]
+        found = found[: settings.n_jobs]
         begun = len(latest)
-        for job in range(begun, min(begun + self.at_once - len(found), self.trials)):
-            self.study.sampler = self.sampler(seed=(self.seed * 1_000_003 + job) % 2**32)
+        for job in range(begun, min(begun + settings.n_jobs - len(found), settings.n_trials)):
+            self.study.sampler = settings.sampler(seed=(settings.seed * 1_000_003 + job) % 2**32)
             trial = self.study.ask(self.space)
             trial.set_user_attr(_JOB, job)
             found.append(self._latest()[job])
         return found
 
     def _latest(self) -> dict[int, FrozenTrial]:
-        """Of each job the trial that counts."""
+        """The last trial of each job."""
         trials = self.study.get_trials(deepcopy=False)
         return {_job(trial): trial for trial in trials if _JOB in trial.user_attrs}
 
@@ -135,26 +135,16 @@ class Search:
         states = [trial.state for trial in self._latest().values()]
         failed = states.count(TrialState.FAIL)
         ended = failed + states.count(TrialState.COMPLETE)
-        if failed < _FEW or failed <= self.max_failure_rate * ended:
+        rate = self.settings.max_failure_rate
+        if failed < _FEW or failed <= rate * ended:
             return False
-        print(
-            f"error: {failed} of {ended} trials have failed, more than a share of "
-            f"hydra.sweeper.max_failure_rate={self.max_failure_rate}: the search ends",
-            file=sys.stderr,
-        )
+        message = f"{failed} of {ended} trials have failed, more than hydra.sweeper.max_failure_rate={rate}"
+        print(f"error: {message}: the search ends", file=sys.stderr)
         return True
 
 
 def chosen_overrides(params: Mapping[str, Any], given: Sequence[str]) -> dict[str, Override]:
-    """Bring together what a sweep is to set.
-
-    Args:
-        params: Of the configuration, by key.
-        given: Of the command line; these go before.
-
-    Returns:
-        By key, with a ``+`` where it has one.
-    """
+    """Overrides of a sweep by key (with its ``+``): those of the command line replace ``params``."""
     parser = OverridesParser.create()
     chosen = {}
     for text in [*(f"{key!s}={value}" for key, value in params.items()), *given]:
@@ -192,7 +182,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mapping[str, Any]) -> Goal:
-    """What a search is for, once it is sure that it can be begun.
+    """The goal of a search, with its settings checked.
 
     Args:
         config: Of the sweep.
@@ -204,11 +194,11 @@ def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mappin
     """
     sweeper = config.hydra.sweeper
     swept = {key: one for key, one in chosen.items() if one.is_sweep_override()}
-    for key, least in (("n_trials", 1), ("n_jobs", 1)):
-        if int(sweeper[key]) < least:
-            raise ValueError(f"hydra.sweeper.{key}={sweeper[key]}: {least} at least")
+    for key in ("n_trials", "n_jobs"):
+        if int(sweeper[key]) < 1:
+            raise ValueError(f"hydra.sweeper.{key}={sweeper[key]}: 1 at least")
     if not 0 <= sweeper.max_failure_rate <= 1:
-        raise ValueError(f"hydra.sweeper.max_failure_rate={sweeper.max_failure_rate}: a share, from 0 to 1")
+        raise ValueError(f"hydra.sweeper.max_failure_rate={sweeper.max_failure_rate}: must lie in 0 to 1")
     if sweeper.direction not in DIRECTIONS:
         raise ValueError(f"hydra.sweeper.direction={sweeper.direction}: one of {', '.join(DIRECTIONS)}")
     if not swept:
@@ -219,17 +209,17 @@ def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mappin
     return Goal(str(config.objective), sweeper.direction, int(sweeper.n_trials), ranges, common)
 
 
-def go_on_with(folder: Path, goal: Goal, jobs: Sequence[Job], *, restart: bool) -> None:
-    """Look at what an earlier search has left.
+def resume_search(folder: Path, goal: Goal, jobs: Sequence[Job], *, restart: bool) -> None:
+    """Check that what an earlier search has left can be continued, or remove it.
 
     Args:
         folder: Of the sweep.
         goal: Of the present search.
         jobs: Jobs that have begun.
-        restart: Whether to forget them.
+        restart: Whether to remove them.
 
     Raises:
-        ValueError: If what is there cannot be gone on with.
+        ValueError: If the earlier search cannot be continued.
     """
     if restart:
         for job in jobs:
@@ -240,30 +230,19 @@ def go_on_with(folder: Path, goal: Goal, jobs: Sequence[Job], *, restart: bool) 
     earlier = read_plan(folder)
     if earlier is None or earlier.goal is None or not (folder / STUDY_NAME).is_file():
         raise ValueError(f"{folder} holds jobs of a sweep that was no search: name=<other> starts beside it")
-    differ = _differences(_definition(earlier.goal), _definition(goal))
-    differ = {name: said for name, said in differ.items() if _matters(name, goal.objective)}
-    if differ:
-        said = "; ".join([*differ.values()][:_NAMED]) + "; …" * (len(differ) > _NAMED)
+    found = differences(_definition(earlier.goal), _definition(goal))
+    if differ := [line for line in found if _matters(line.partition(":")[0], goal.objective)]:
+        named = "; ".join(differ[:_NAMED]) + "; …" * (len(differ) > _NAMED)
         raise ValueError(
-            f"{folder} holds a search under other settings, whose figures cannot be compared ({said}): "
-            "name=<other> starts beside it, resume=restart forgets it"
+            f"{folder} holds a search under other settings, whose figures cannot be compared ({named}): "
+            "name=<other> starts beside it, resume=restart discards it"
         )
 
 
-def _study(folder: Path, direction: str) -> Study:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = f"sqlite:///{(folder / STUDY_NAME).absolute()}"
-    return optuna.create_study(study_name="search", storage=file, direction=direction, load_if_exists=True)
-
-
 def _written(chosen: Mapping[str, Any]) -> list[str]:
-    """What was chosen as overrides, in digits that a reader can take over."""
-    return [
-        f"{key}={value:.{_DIGITS}g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in chosen.items()
-    ]
+    """Chosen values as overrides, in few digits."""
+    texts = (f"{value:.{_DIGITS}g}" if isinstance(value, float) else value for value in chosen.values())
+    return [f"{key}={text}" for key, text in zip(chosen, texts, strict=True)]
 
 
 def _job(trial: FrozenTrial) -> int:
@@ -282,28 +261,13 @@ def _neighbours(batch: Sequence[FrozenTrial]) -> list[tuple[int, list[FrozenTria
 
 
 def _definition(goal: Goal) -> dict[str, Any]:
-    return {
-        "objective": goal.objective,
-        "hydra.sweeper.direction": goal.direction,
-        **{f"range of {key}": text for key, text in goal.ranges.items()},
-        **goal.common,
-    }
-
-
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """What is not the same, by dotted name."""
-    found: dict[str, str] = {}
-    for name in dict.fromkeys([*was, *now]):
-        one, other = was.get(name), now.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found |= _differences(one, other, f"{prefix}{name}.")
-        elif one != other:
-            found[f"{prefix}{name}"] = f"{prefix}{name}: {one}, now {other}"
-    return found
+    ranges = {f"range of {key}": text for key, text in goal.ranges.items()}
+    settings = {"objective": goal.objective, "hydra.sweeper.direction": goal.direction}
+    return {**settings, **ranges, **goal.common}
 
 
 def _matters(name: str, objective: str) -> bool:
     """Whether a setting may change what is measured."""
     if name.startswith("callbacks.samples"):
         return objective.startswith("samples/")
-    return not name.startswith(_WATCHING)
+    return not name.startswith(_WITHOUT_EFFECT)

@@ -1,4 +1,4 @@
-"""A sweep from its first job to its last: planned, those that did not finish listed, only these run again."""
+"""A sweep from its first job to its last: planned, unfinished jobs listed, only these run again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,10 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.sweeps import is_sweep
-from fastcomposer.sweeps.job import arguments_replaced, settings_of
-from fastcomposer.sweeps.jobs import JOB_NAME, Job, Plan, read_jobs, swept_keys
-from fastcomposer.sweeps.processes import check_processes
-from fastcomposer.sweeps.search import chosen_overrides, go_on_with, read_goal
+from fastcomposer.sweeps.job import arguments_replaced, check_processes, settings_of
+from fastcomposer.sweeps.jobs import JOB_NAME, Job, Plan, key_and_value, read_jobs, swept_keys
+from fastcomposer.sweeps.search import chosen_overrides, read_goal, resume_search
 from fastcomposer.sweeps.trained_jobs import quoted, report_folder, trains_fastcomposer, unchanging_job
 from fastcomposer.utils.lock import is_first_process, sole_run
 from fastcomposer.utils.texts import keep_texts
@@ -32,10 +31,10 @@ _GRID, _SEARCH = ".BasicSweeper", ".SearchSweeper"
 def watched(
     command: str, config_folder: Path, check_objective: Callable[[DictConfig], None] | None = None
 ) -> Iterator[None]:
-    """Keep an eye on a sweep, where the process was called for one; else do nothing.
+    """Plan a sweep and report what it leaves undone, where the process was called for one; else do nothing.
 
-    Before its first job the plan is written; whatever ends it, jobs that did not finish are listed with the
-    call that runs only them, and the process ends with a status other than 0.
+    Before its first job the plan is written; however it ends, unfinished jobs are listed with the call that
+    runs only them, and the process ends with a status other than 0.
 
     Args:
         command: Name of the command and of its configuration.
@@ -47,32 +46,27 @@ def watched(
         yield
         return
     given = [word for word in arguments if "=" in word or word.startswith("~")]
-    if folders := [
-        Path(at).absolute() for at, flag in zip(arguments[1:], arguments, strict=False) if flag in _DIRS
-    ]:
-        given.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
+    pairs = pairwise(arguments)
+    if folders := [f"file://{Path(value).absolute()}" for flag, value in pairs if flag in _DIRS]:
+        given.append(f"hydra.searchpath=[{','.join(folders)}]")
     try:
         config = _composed(command, config_folder, given)
-    except Exception:  # Hydra finds the same and says it better
+    except Exception:  # Hydra finds the same and explains it better
         yield
         return
     folder = Path(config.hydra.sweep.dir)
     call = shlex.join(["fastcomposer", command, *arguments])
-    resume = config.get("resume", "auto")
     try:
         plan = _plan(command, call, config, given, check_objective)
         check_processes(config, config.hydra, visible=lambda: 1)  # "all of them" is for the jobs to count
         with sole_run(folder):
-            begin_sweep(folder, plan, resume, _by_number(config))
+            begin_sweep(folder, plan, config.get("resume", "auto"), _by_number(config))
             try:
-                with arguments_replaced(
-                    [*arguments, f"hydra.sweep.dir={quoted(folder)}"]
-                ):  # the time names it once
+                # The name of a folder by time is given to all jobs.
+                with arguments_replaced([*arguments, f"hydra.sweep.dir={quoted(folder)}"]):
                     yield
-            except BaseException:
-                list_undone(folder, call)
-                raise
-            undone = list_undone(folder, call)
+            finally:
+                undone = list_undone(folder, call)
             if best := plan.best(read_jobs(folder)):
                 print(*best, sep="\n  ")
             if undone:
@@ -86,16 +80,16 @@ def watched(
 
 
 def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = True) -> None:
-    """Look at what an earlier sweep has left, and write the plan.
+    """Check what an earlier sweep has left, and write the plan.
 
     Args:
         folder: Of the sweep.
         plan: What is to be done.
-        resume: ``auto`` goes on with an earlier sweep, ``restart`` forgets it.
-        by_number: Whether the jobs' folders are named by their places.
+        resume: ``auto`` continues an earlier sweep, ``restart`` discards it.
+        by_number: Whether the jobs' folders are named by their numbers.
 
     Raises:
-        ValueError: If there is an earlier sweep, and it is not to be gone on with or is another one.
+        ValueError: If there is an earlier sweep that is not to be continued, or is another one.
     """
     earlier = [job for job in read_jobs(folder) if job.status != "waiting"]
     if plan.goal is not None and not by_number:
@@ -104,62 +98,52 @@ def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = 
         finished = sum(job.status == "finished" for job in earlier)
         raise ValueError(
             f"{folder} holds an earlier sweep, of which {finished} jobs have finished; resume=auto runs the "
-            "others, name=<other> starts beside it, resume=restart forgets it"
+            "others, name=<other> starts beside it, resume=restart discards it"
         )
     if plan.goal is not None:
-        go_on_with(folder, plan.goal, earlier, restart=resume == "restart")
+        resume_search(folder, plan.goal, earlier, restart=resume == "restart")
     elif resume == "restart":
         for job in earlier:
             (job.folder / JOB_NAME).unlink(missing_ok=True)
-    else:
-        for job in earlier if by_number and plan.jobs else ():
-            _check_place(job, plan)
+    elif by_number and plan.jobs:
+        for job in earlier:
+            _check_values(job, plan)
     plan.write(folder)
 
 
-def _check_place(job: Job, plan: Plan) -> None:
-    """Refuse to go on from what a job has done under other values than are planned for its place."""
+def _check_values(job: Job, plan: Plan) -> None:
+    """Refuse to continue a job under other values than it began with."""
     if job.status != "finished" and not any((job.folder / "checkpoints").glob("*.ckpt")):
         return
     planned = plan.jobs[job.number] if job.number < len(plan.jobs) else ()
-    wanted = {key: value for key, _, value in (text.lstrip("+").partition("=") for text in planned)}
+    wanted = dict(map(key_and_value, planned))
     stored = {key: job.chosen.get(key) for key in wanted}
     if stored != wanted:
         was, now = (" ".join(f"{key}={value}" for key, value in one.items()) for one in (stored, wanted))
         raise ValueError(
             f"{job.folder} holds work of {was or 'another sweep'}, not of {now or 'this one'}: leave the "
-            "values of jobs that have begun in their places, or name=<other> starts beside it"
+            "values of jobs that have begun in their order, or name=<other> starts beside it"
         )
 
 
 def list_undone(folder: Path, call: str) -> list[Job]:
-    """Print the jobs that did not finish, and how to run only these again.
-
-    Args:
-        folder: Of the sweep.
-        call: How it was called.
-
-    Returns:
-        These jobs.
-    """
+    """Print the jobs of a sweep that did not finish, and the call that runs only these; returns them."""
     jobs = read_jobs(folder)
     undone = [job for job in jobs if job.status != "finished"]
-    if not undone or all(job.status == "waiting" for job in jobs):  # none has begun: Hydra has said why
+    if not undone or all(job.status == "waiting" for job in jobs):  # none has begun: Hydra has reported why
         return undone
     keys = swept_keys(folder, jobs)
     lines = [f"\n{len(undone)} of {len(jobs)} jobs in {folder} did not finish:"]
     for job in undone:
-        said = {"waiting": "has not begun", "running": "ended without a word"}.get(job.status, job.reason)
-        lines += [f"  {job.named(keys)}: {said}"]
-        lines += [f"    {job.log}"] * (job.log is not None)
-    lines += ["When the cause is mended, this runs only these, each from where it stopped:"]
-    lines += [f"  {resumed(call)}"]
-    print("\n".join(lines), file=sys.stderr)
+        reason = {"waiting": "has not begun", "running": "ended without a record"}.get(job.status, job.reason)
+        lines += [f"  {job.named(keys)}: {reason}", *([f"    {job.log}"] if job.log else [])]
+    lines += ["When the cause is fixed, this runs only these, each from where it stopped:"]
+    print("\n".join([*lines, f"  {resumed(call)}"]), file=sys.stderr)
     return undone
 
 
 def resumed(call: str) -> str:
-    """The call that goes on with a sweep."""
+    """The call that continues a sweep."""
     words = (word for word in shlex.split(call) if not word.startswith("resume="))
     return shlex.join([*words, "resume=auto"])
 
@@ -181,7 +165,7 @@ def _plan(
     given: Sequence[str],
     check_objective: Callable[[DictConfig], None] | None,
 ) -> Plan:
-    """All jobs of a grid in the order of Hydra's basic sweeper; of a search, what it looks for."""
+    """All jobs of a grid in the order of Hydra's basic sweeper; of a search, its goal."""
     sweeper = config.hydra.sweeper
     chosen = chosen_overrides(sweeper.get("params") or {}, given)
     swept = {key: one for key, one in chosen.items() if one.is_sweep_override()}

@@ -1,8 +1,8 @@
-"""From a sweep of trainings to the evaluations of what its jobs have trained."""
+"""From a sweep of trainings to the evaluations of these trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.sweeps.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
+from fastcomposer.utils.settings import differences
 
 _CHOICE = "sweep=jobs"
 
@@ -19,8 +20,8 @@ _CHOICE = "sweep=jobs"
 def with_jobs(arguments: Sequence[str], *more: str) -> list[str]:
     """Name all jobs of the sweep that ``sweep=jobs jobs=<folder>`` refers to.
 
-    Those that have not finished are among them, so that each keeps its place; of a job that was trained anew
-    since it was evaluated, the record of the evaluation goes, so that it is evaluated again.
+    Unfinished ones are among them, so that each keeps its number. Where a job was trained again after its
+    evaluation, the record of the evaluation is removed, so that it is evaluated again.
 
     Args:
         arguments: Of the command line.
@@ -42,8 +43,7 @@ def with_jobs(arguments: Sequence[str], *more: str) -> list[str]:
     if not jobs:
         raise FileNotFoundError(f"jobs={folder}: no jobs in it; train -m leaves them")
     for job in jobs:
-        record = evaluation_of(folder, job) / JOB_NAME
-        trained = job.folder / JOB_NAME
+        record, trained = evaluation_of(folder, job) / JOB_NAME, job.folder / JOB_NAME
         if record.is_file() and trained.is_file() and record.stat().st_mtime < trained.stat().st_mtime:
             record.unlink()
     names = [str(job.folder.relative_to(folder)) for job in jobs]
@@ -52,7 +52,7 @@ def with_jobs(arguments: Sequence[str], *more: str) -> list[str]:
 
 
 def check_trained(config: DictConfig) -> None:
-    """Refuse to evaluate what a job of a sweep has not finished to train, or has trained on another model.
+    """Refuse to evaluate an unfinished training of a sweep, or one of another model.
 
     Raises:
         ValueError: In either case; nothing is raised where no job of a sweep is evaluated.
@@ -65,10 +65,8 @@ def check_trained(config: DictConfig) -> None:
         how = "has not begun" if job is None else {"running": "is not done"}.get(job.status, job.status)
         raise ValueError(f"{folder}: its training {how}; train -m ... resume=auto finishes it")
     model: Any = OmegaConf.to_container(config.model, resolve=True)
-    other = _differing(job.settings.get("model", model), model)
-    if other:
-        said = "; ".join(f"model.{key}={was} there, {now} here" for key, (was, now) in other.items())
-        raise ValueError(f"{folder} was trained on another model than this evaluation names: {said}")
+    if other := differences(job.settings.get("model", model), model, "model"):
+        raise ValueError(f"{folder} was trained on another model than this evaluation: {'; '.join(other)}")
 
 
 def trains_fastcomposer(config: DictConfig) -> bool:
@@ -114,8 +112,3 @@ def _changes_nothing(config: DictConfig, override: Override) -> bool:
     except OmegaConfBaseException:  # what only a job can resolve, or another choice of several
         return False
     return bool(after == OmegaConf.create({"value": before}))
-
-
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    keys = dict.fromkeys([*one, *other])
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
