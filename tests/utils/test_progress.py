@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from fastcomposer.utils.progress import LongWork, tracked
@@ -18,12 +20,14 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("fastcomposer.utils.progress.time", SimpleNamespace(monotonic=clock))
+    return clock
 
 
 def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with LongWork("photos", 1000, clock=clock) as work:
+    with LongWork("photos", 1000) as work:
         for _ in range(10):
             clock.now += 20
             work.advance(100)
@@ -39,14 +43,14 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
 
 
 def test_what_was_done_before_took_no_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with LongWork("photos", 1000, done=900, clock=clock) as work:
+    with LongWork("photos", 1000, done=900) as work:
         clock.now = 60
         work.advance(50)
     assert capsys.readouterr().err.splitlines()[0] == "photos: 950/1000 after 0:01:00, about 0:01:00 left"
 
 
 def test_an_end_before_its_time_is_told(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyError), LongWork("photos", 8, clock=clock) as work:
+    with pytest.raises(KeyError), LongWork("photos", 8) as work:
         work.advance(3)
         raise KeyError
     assert capsys.readouterr().err == "photos: 3/8 after 0:00:00\n"

@@ -29,7 +29,7 @@ def test_every_job_is_done_once(num_workers: int) -> None:
 
 
 def test_a_dead_worker_is_named_and_not_waited_for() -> None:
-    with pytest.raises(FaultError, match=r"one of the worker processes has died.*the same call goes on"):
+    with pytest.raises(FaultError, match=r"one of the worker processes has died.*the same call resumes"):
         list(in_processes(os._exit, [1, 1, 1], 1))
 
 
@@ -81,7 +81,7 @@ class _Deadly(Dataset[int]):
 
 
 def test_a_dead_worker_of_a_training_is_named() -> None:
-    said = r"DataLoader worker .*exited unexpectedly.*num_workers take less\); resume=auto goes on"
+    said = r"DataLoader worker .*exited unexpectedly.*num_workers take less\); resume=auto continues"
     with pytest.raises(FaultError, match=said), data_worker_faults():
         list(DataLoader(_Deadly(), num_workers=1))
     with pytest.raises(RuntimeError, match=r"^something else$"), data_worker_faults():

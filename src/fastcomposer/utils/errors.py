@@ -1,7 +1,7 @@
-"""What goes wrong around a run: disks, processes, numbers; told in words, with the way to go on."""
+"""Faults around a run: disks, processes, numbers."""
 
 from __future__ import annotations
 
 
 class FaultError(RuntimeError):
-    """A run cannot go on; the message says why, what is left of it, and how to continue."""
+    """A run cannot continue; the message names the cause, what is kept, and how to continue."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place, then rename it: readers see the old one or the whole new one.
+    """Write a temporary file, then rename it: readers see the old file or the complete new one.
 
     Raises:
-        OSError: If the disk does not take it, with the file and the room that there is.
+        OSError: If the disk does not take it, naming the file and the free space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own per writer: several processes may write the same file at once.
+    # Several processes may write the same file at once.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -44,9 +44,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove_leftovers_in(folder: Path) -> None:
     """Remove what :func:`write_atomically` has left in a folder that may hold files of others."""
-    for path in folder.iterdir():
-        if is_leftover(path):
-            path.unlink(missing_ok=True)
+    for path in filter(is_leftover, folder.iterdir()):
+        path.unlink(missing_ok=True)
 
 
 def is_leftover(path: Path) -> bool:
@@ -55,15 +54,7 @@ def is_leftover(path: Path) -> bool:
 
 
 def disk_error(error: OSError, path: str | Path) -> OSError:
-    """Say of an error while writing which file it was and how much room its folder's disk has.
-
-    Args:
-        error: What the system said.
-        path: The file.
-
-    Returns:
-        The same error, with more to read.
-    """
+    """Add to an error of writing a file its name and the free space of its disk."""
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""Images made of images: grids and attention overlays."""
+"""Image grids and attention overlays."""
 
 from __future__ import annotations
 
@@ -20,38 +20,34 @@ def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192, titles: Sequenc
     Args:
         rows: Images of each row; rows may differ in length. Transparent ones are shown on light grey.
         side: Side of an image in pixels.
-        titles: What to write above each column; a title may have several lines.
+        titles: Of the columns; each may have several lines.
     """
     columns = max(len(row) for row in rows)
     step, head = side + _MARGIN, max((1 + title.count("\n") for title in titles), default=0) * _LINE
     sheet = Image.new("RGB", (columns * step + _MARGIN, head + len(rows) * step + _MARGIN), "white")
     for x, title in enumerate(titles):
-        place, font = (x * step + _MARGIN + side / 2, head), ImageFont.load_default(_LINE * 0.7)
-        ImageDraw.Draw(sheet).multiline_text(place, title, "black", font, anchor="md", align="center")
+        middle, font = (x * step + _MARGIN + side / 2, head), ImageFont.load_default(_LINE * 0.7)
+        ImageDraw.Draw(sheet).multiline_text(middle, title, "black", font, anchor="md", align="center")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            # Nearest pixels for small images: what the model drew, not what interpolation adds.
+            # Nearest pixels for small images: what the model made, not what interpolation adds.
             how = Image.Resampling.NEAREST if max(image.size) <= side // 2 else Image.Resampling.LANCZOS
             tile = image.convert("RGBA").resize((side, side), how)
-            place = (x * step + _MARGIN, head + y * step + _MARGIN)
-            sheet.paste(Image.new("RGB", (side, side), (238, 238, 238)), place)
-            sheet.paste(tile, place, tile)
+            corner = (x * step + _MARGIN, head + y * step + _MARGIN)
+            sheet.paste(Image.new("RGB", (side, side), (238, 238, 238)), corner)
+            sheet.paste(tile, corner, tile)
     return sheet
 
 
 def attention_overlay(image: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
-    """Show where a word attended: bright where it did, dark where not.
+    """Show where a word attends: bright where it does, dark where not.
 
     Args:
         image: The image.
         attention: (h, w), not negative; scaled by its own maximum.
         strength: How dark the unattended parts become, 0 to 1.
     """
-    size = (image.height, image.width)
-    smooth = F.interpolate(attention[None, None].float(), size=size, mode="bicubic", align_corners=False)[
-        0, 0
-    ]
-    weight = (smooth / smooth.max().clamp(min=1e-8)).clamp(0, 1).numpy()[..., None]
+    weight = _scaled(attention[None], image)[0].numpy()[..., None]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     tint = np.array([255.0, 220.0, 60.0]) * 0.25
     mixed = pixels * (1 - strength + strength * weight) + tint * weight * strength
@@ -66,12 +62,16 @@ def owner_overlay(image: Image.Image, attention: Tensor, strength: float = 0.7) 
         attention: (K, h, w), not negative; of each subject, scaled by its own maximum.
         strength: How much of a colour at most, 0 to 1.
     """
-    size = (image.height, image.width)
-    smooth = F.interpolate(attention[None].float(), size=size, mode="bicubic", align_corners=False)[0]
-    shares = (smooth / smooth.amax((1, 2), keepdim=True).clamp(min=1e-8)).clamp(0, 1)
-    most, owner = shares.max(0)
+    most, owner = _scaled(attention, image).max(0)
     colours = np.array(_OWNERS, np.float32)[owner.numpy() % len(_OWNERS)]
     weight = most.numpy()[..., None] * strength
     # Grey below the colours, so that they are read as colours of subjects, not of things.
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
     return Image.fromarray((grey * (1 - weight) + colours * weight).round().astype(np.uint8))
+
+
+def _scaled(attention: Tensor, image: Image.Image) -> Tensor:
+    """(K, h, w) maps at the size of an image, each divided by its maximum."""
+    size = (image.height, image.width)
+    smooth = F.interpolate(attention[None].float(), size=size, mode="bicubic", align_corners=False)[0]
+    return (smooth / smooth.amax((1, 2), keepdim=True).clamp(min=1e-8)).clamp(0, 1)

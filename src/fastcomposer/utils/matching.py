@@ -1,4 +1,4 @@
-"""Pairing one to one by similarity."""
+"""One-to-one matching by similarity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 
 def greedy_pairs(similarity: np.ndarray, allowed: np.ndarray | None = None) -> list[tuple[int, int]]:
-    """Take the most similar allowed pair, leave out all others of its two members, and go on.
+    """Take the most similar allowed pair, remove its two members, and repeat.
 
     Args:
         similarity: (n, K).
@@ -21,7 +21,7 @@ def greedy_pairs(similarity: np.ndarray, allowed: np.ndarray | None = None) -> l
         open_pairs[~allowed] = -np.inf
     pairs = []
     while open_pairs.size and np.isfinite(open_pairs.max()):
-        row, column = (int(place) for place in np.unravel_index(open_pairs.argmax(), open_pairs.shape))
+        row, column = (int(index) for index in np.unravel_index(open_pairs.argmax(), open_pairs.shape))
         pairs.append((row, column))
         open_pairs[row], open_pairs[:, column] = -np.inf, -np.inf
     return sorted(pairs)

@@ -1,4 +1,4 @@
-"""How much memory was needed."""
+"""Memory in use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory in use so far: of the accelerator's, or of the process."""
+    """Most memory in use so far, of the accelerator or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # In kilobytes, but for macOS.
+    # In kilobytes, except on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

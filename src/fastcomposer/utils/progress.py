@@ -1,10 +1,10 @@
-"""How far long work is: a bar on a terminal, and in a log a line now and then."""
+"""Progress of long work: a bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from datetime import timedelta
 from typing import Self, TypeVar
 
@@ -17,44 +17,33 @@ _Item = TypeVar("_Item")
 
 
 class LongWork:
-    """Shows on standard error how far work is, from its start to its end or inside ``with``.
+    """Shows progress on standard error, between start and stop or inside ``with``.
 
-    A bar would come to a file or a scheduler's log only when it is full: where standard error is no terminal
-    there are lines instead, the last one at the end.
+    Where standard error is no terminal there are lines instead of a bar, the last one at the end.
 
     Args:
         title: What is counted.
-        total: How many there are.
-        done: How many of them were done before.
-        transient: Whether nothing shall remain of work that was soon done.
-        clock: Tells seconds.
+        total: Number of items.
+        done: Number of items that were done before.
+        transient: Whether short work leaves nothing behind.
     """
 
-    def __init__(
-        self,
-        title: str,
-        total: int,
-        done: int = 0,
-        transient: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, transient: bool = False) -> None:
         self.title, self.total, self.done, self.before = title, total, done, done
-        self.transient, self._clock = transient, clock
+        self.transient = transient
         self._bar: Progress | None = None
-        self._started = self._said = 0.0
+        self._started = self._printed = 0.0
         self._lines = 0
 
     def __enter__(self) -> Self:
-        """See :meth:`start`."""
         return self.start()
 
     def __exit__(self, *exception: object) -> None:
-        """See :meth:`stop`."""
         self.stop()
 
     def start(self) -> Self:
         """Begin."""
-        self._started = self._said = self._clock()
+        self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
         if console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -64,25 +53,25 @@ class LongWork:
         return self
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count further items as done."""
         self.done += count
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], count)
-        elif self._clock() - self._said >= INTERVAL and self.done < self.total:
-            self._say()
+        elif time.monotonic() - self._printed >= INTERVAL and self.done < self.total:
+            self._print()
 
     def stop(self) -> None:
-        """Leave the full bar or the last line standing, and give the terminal back."""
+        """Leave the full bar or the last line, and release the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         elif self._lines or not self.transient:
-            self._say(at_end=True)
+            self._print(at_end=True)
 
-    def _say(self, at_end: bool = False) -> None:
-        self._said = self._clock()
+    def _print(self, at_end: bool = False) -> None:
+        self._printed = time.monotonic()
         self._lines += 1
-        passed, made = self._said - self._started, self.done - self.before
+        passed, made = self._printed - self._started, self.done - self.before
         line = f"{self.title}: {self.done}/{self.total} after {_duration(passed)}"
         if made and not at_end:
             line += f", about {_duration(passed / made * (self.total - self.done))} left"
@@ -92,14 +81,7 @@ class LongWork:
 def tracked(
     items: Iterable[_Item], title: str, total: int | None = None, transient: bool = False
 ) -> Iterator[_Item]:
-    """Go through items and show how far it is.
-
-    Args:
-        items: What to go through.
-        title: See :class:`LongWork`.
-        total: How many there are; their length by default.
-        transient: See :class:`LongWork`.
-    """
+    """Iterate and show progress; ``total`` is the number of items by default. See :class:`LongWork`."""
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)

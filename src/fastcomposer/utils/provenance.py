@@ -1,4 +1,4 @@
-"""What a generated image says of itself: that it was generated, by what, and from which settings."""
+"""Metadata of a generated image: that it is generated, by which version, from which settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/tr
 
 
 def image_text(settings: Mapping[str, Any]) -> PngInfo:
-    """Settings of an image as PNG text, with a word on where it comes from.
+    """Settings of an image as PNG text, with its origin.
 
     Args:
         settings: Plain values; the version of this package is put beside them.

@@ -1,4 +1,4 @@
-"""Random numbers of the samples of a batch: from one source for all, or from one for each."""
+"""Random numbers of the samples of a batch, from one generator for all or one for each."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def uniform(shape: Sequence[int], device: torch.device | str, source: Source) ->
     """Draw (B, ...) floats in [0, 1).
 
     Args:
-        shape: Of what is drawn; where each sample has a generator, there must be B of them or more.
-        device: Where the result goes. As in diffusers, it is drawn where the generator lives, so that one on
-            the CPU gives the same everywhere.
-        source: What is drawn from.
+        shape: Of the result; where each sample has a generator, there must be B of them or more.
+        device: Of the result. As in diffusers, numbers are drawn on the generator's device, so that
+            one on the CPU gives the same everywhere.
+        source: Generators to draw from.
     """
     return _drawn(torch.rand, shape, device, source)
 
 
 def whole_numbers(below: int, shape: Sequence[int], device: torch.device | str, source: Source) -> Tensor:
     """Draw (B, ...) whole numbers from 0 to ``below`` − 1; see :func:`uniform`."""
-    return _drawn(lambda size, **place: torch.randint(below, size, **place), shape, device, source)
+    return _drawn(lambda size, **where: torch.randint(below, size, **where), shape, device, source)
 
 
 def _drawn(draw: Callable[..., Tensor], shape: Sequence[int], device: Any, source: Source) -> Tensor:
@@ -34,5 +34,5 @@ def _drawn(draw: Callable[..., Tensor], shape: Sequence[int], device: Any, sourc
         if shape[0] > len(source):
             raise ValueError(f"{shape[0]} samples cannot draw from {len(source)} generators")
         return torch.cat([_drawn(draw, (1, *shape[1:]), device, one) for one in source[: shape[0]]])
-    place = device if source is None else source.device
-    return draw(tuple(shape), generator=source, device=place).to(device)
+    own = device if source is None else source.device
+    return draw(tuple(shape), generator=source, device=own).to(device)

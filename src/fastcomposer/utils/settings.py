@@ -1,4 +1,4 @@
-"""What a result depends on, in words that can be stored and compared."""
+"""Settings that a result depends on, as they are stored and compared; digests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CHUNK = 1 << 20
 
 
 def described(value: Any, name: str = "method") -> Any:
-    """Describe settings in what JSON can hold.
+    """Describe settings as JSON values.
 
     Args:
-        value: A number, text, path, list, mapping, class, dataclass (whose fields left out of comparison do
-            not count) or ``functools.partial`` of such arguments.
+        value: A number, text, path, list, mapping, class, dataclass (without fields that are not compared) or
+            ``functools.partial`` of such arguments.
         name: Key of the value, for messages.
 
     Raises:
@@ -62,19 +62,17 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 def base_fingerprint(
     base: str | Path, parts: Sequence[str] = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 ) -> str:
-    """What tells a model from others: its hub id, or a digest of its weights, wherever they are.
-
-    Of every file the size and both ends are read, which training changes as it does the rest.
+    """Hub id of a model, or a digest of the size and both ends of each of its files.
 
     Args:
         base: Folder, single file, or hub id.
         parts: Folders inside a folder that matter; of a base in the diffusers layout by default.
     """
-    place = Path(base).expanduser()
-    if place.is_file():
-        found = {place: ""}
-    elif place.is_dir():
-        files = ((part, file) for part in parts for file in sorted((place / part).glob("*")))
+    path = Path(base).expanduser()
+    if path.is_file():
+        found = {path: ""}
+    elif path.is_dir():
+        files = ((part, file) for part in parts for file in sorted((path / part).glob("*")))
         found = {file: f"{part}/{file.name}" for part, file in files if file.is_file()}
     else:
         return str(base)
@@ -100,7 +98,7 @@ def file_digest(file: Path) -> str:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Digest of a network's weights, the same whatever file they came from and wherever they are."""
+    """Digest of a network's weights, independent of file and device."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Predictions of Lightning that leave files behind and go on where they stopped."""
+"""Predictions of Lightning that write files and resume where they stopped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastcomposer.utils.progress import LongWork
 
 
 class ResumableStage(L.LightningModule):
-    """A prediction over tasks that leave files behind.
+    """A prediction over tasks that write files.
 
-    The first process looks up what is missing and tells the others, before any of them begins. Every process
-    takes its share of the tasks; when all are done, the first one finishes the stage.
+    Before any process begins, the first one finds the missing tasks and broadcasts them. Every process takes
+    its share; when all are done, the first one finishes the stage.
     """
 
     title: str = "images"
@@ -27,22 +27,22 @@ class ResumableStage(L.LightningModule):
         self.tasks: list[Any] = []
 
     def configure_callbacks(self) -> list[Callback]:
-        """Show progress in our own way."""
+        """Show progress by images."""
         return [StageProgress()]
 
     def missing_tasks(self) -> list[Any]:
-        """What is left to do; called on the first process."""
+        """Remaining tasks; called on the first process."""
         raise NotImplementedError
 
     def finish(self) -> None:
         """Whatever remains when every task is done; called on the first process."""
 
     def images_of(self, task: Any) -> int:
-        """How many images a task has: processes get as many of these as each other."""
+        """Number of images of a task; processes get equally many images."""
         raise NotImplementedError
 
     def num_images(self) -> int:
-        """How many images this process's tasks have, for showing progress."""
+        """Number of images of this process's tasks."""
         return sum(map(self.images_of, self.tasks))
 
     def predict_dataloader(self) -> DataLoader[int]:
@@ -62,12 +62,10 @@ class ResumableStage(L.LightningModule):
 
 
 def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deal out tasks so that nobody has much more to do than others.
-
-    The largest go first, each to whoever has least so far (Graham's rule: at most a third above the best).
+    """Divide tasks evenly: the largest first, each to the least loaded (Graham's rule).
 
     Args:
-        sizes: How much each task is.
+        sizes: Size of each task.
         count: Number of shares.
 
     Returns:
@@ -83,7 +81,7 @@ def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 class _Numbers(IterableDataset[int]):
-    """Counts up. Iterable and without a length: a process whose share is empty takes part all the same."""
+    """Counts up. Iterable and without a length: a process with an empty share takes part, too."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -93,10 +91,9 @@ class _Numbers(IterableDataset[int]):
 
 
 class StageProgress(Callback):
-    """How far a stage's images are, on the first process."""
+    """Shows how many of a stage's images are done, on the first process."""
 
-    def __init__(self) -> None:
-        self._work: LongWork | None = None
+    _work: LongWork | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin, unless there is nothing to do."""
@@ -106,23 +103,16 @@ class StageProgress(Callback):
             self._work = LongWork(f"{pl_module.title}{share}", pl_module.num_images()).start()
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Move on by a task's images."""
+        """Advance by a task's images."""
         if self._work is not None:
             self._work.advance(outputs)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that all is done."""
-        self._stop()
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the terminal back."""
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_predict_end(self, *args: Any) -> None:
+        """Close the bar; also :meth:`on_exception`."""
         if self._work is not None:
             self._work.stop()
             self._work = None
+
+    on_exception = on_predict_end

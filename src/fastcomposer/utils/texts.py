@@ -1,8 +1,4 @@
-r"""Free text in configurations: it is data, whatever it holds, and never read for ``${interpolations}``.
-
-OmegaConf reads every string that holds ``${`` for interpolations, each time that somebody asks for it. What
-people write for a network to read, and what comes out of a file, is marked so that it leaves it alone.
-"""
+r"""Free text in configurations, in which OmegaConf must not resolve ``${interpolations}``."""
 
 from __future__ import annotations
 
@@ -15,15 +11,12 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 TEXTS = ("prompt", "negative_prompt", "template", "initial_word", "rare_token")
 """Keys of texts."""
 COLLECTIONS = ("prompts", "templates", "labels", "class_words")
-"""Keys of lists and mappings of texts. One that is an interpolation itself stands for another node."""
+"""Keys of lists and mappings of texts, unless they are interpolations themselves."""
 _BEGIN = re.compile(r"(\\*)\$\{")
 
 
 class Text(str):
-    """A string in which OmegaConf finds no interpolation: it looks whether there is ``${`` inside.
-
-    Marking the node would not do, because Hydra puts strings into new nodes while it instantiates.
-    """
+    """A string in which OmegaConf finds no ``${``, also in the new nodes that Hydra makes to instantiate."""
 
     __slots__ = ()
 
@@ -35,7 +28,7 @@ class Text(str):
 
 
 def as_data(value: Any) -> Any:
-    """Wrap plain values for a configuration, so that it leaves all strings in them as they are."""
+    """Wrap plain values for a configuration, so that it resolves no string in them."""
     if isinstance(value, str):
         return AnyNode(Text(value), flags={"allow_objects": True}) if "${" in value else value
     if isinstance(value, Mapping):
@@ -46,7 +39,7 @@ def as_data(value: Any) -> Any:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A configuration in plain values, all interpolations resolved but those in texts, which are none."""
+    """A configuration in plain values, all interpolations resolved except in texts."""
 
     def unwrapped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -59,11 +52,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def given_overrides(hydra: Any) -> list[str]:
-    """Overrides of a call as Hydra got them; reading them one by one would resolve what is in their texts.
-
-    Args:
-        hydra: Hydra's part of the configuration.
-    """
+    """Overrides of a call as Hydra's part of the configuration has them, unresolved."""
     overrides: Any = OmegaConf.to_container(hydra.overrides.task)
     return overrides
 
@@ -74,13 +63,10 @@ def escaped(text: str) -> str:
 
 
 def keep_texts(config: DictConfig | ListConfig, inside: bool = False) -> None:
-    r"""Mark all texts of a composed configuration, so that they are left alone.
+    r"""Mark all texts of a composed configuration in place, so that they are not resolved.
 
-    ``\${``, which is how OmegaConf writes it, becomes ``${``; an unescaped one stays.
-
-    Args:
-        config: Changed in place.
-        inside: Whether every string in it is a text.
+    ``\${``, as OmegaConf escapes it, becomes ``${``; an unescaped one stays. With ``inside`` every string is
+    a text.
     """
     keys: Any = list(config.keys()) if isinstance(config, DictConfig) else range(len(config))
     for key in keys:

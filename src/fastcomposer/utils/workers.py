@@ -1,4 +1,4 @@
-"""Work in processes that end with the one that started them."""
+"""Worker processes that end with the one that started them, and errors from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from fastcomposer.utils.errors import FaultError
 
-Job = TypeVar("Job")
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\n")
@@ -25,44 +25,44 @@ _DATA_LOADER = "torch.utils.data.dataloader"
 
 
 def in_processes(
-    function: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int
+    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int
 ) -> Iterator[Result]:
-    """Call a function for every job, several at a time.
+    """Call a function for every task, several at a time, in processes that end with this one.
 
     Args:
-        function: What is called; to be found by its name in a new interpreter.
-        jobs: Its arguments.
+        function: Importable by its name.
+        tasks: Its arguments.
         num_workers: Processes; 0 calls it in this one.
 
     Yields:
-        Results, in the order in which they come.
+        Results, as they are completed.
 
     Raises:
         FaultError: If one of the processes dies.
     """
     if num_workers == 0:
-        yield from map(function, jobs)
+        yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent) as pool:
         try:
-            for done in as_completed([pool.submit(function, job) for job in jobs]):
+            for done in as_completed([pool.submit(function, task) for task in tasks]):
                 yield done.result()
         except BrokenProcessPool as error:
             raise FaultError(
                 "one of the worker processes has died, of too little memory for instance (fewer num_workers "
-                "take less); what is done is kept, and the same call goes on"
+                "take less); what is done is kept, and the same call resumes"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is killed; it would wait for jobs for ever."""
+    """End this process when the one that started it is killed; it would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def watch() -> None:
+        assert parent is not None
         parent.join()
         os._exit(1)
 
@@ -71,33 +71,29 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def data_worker_faults() -> Iterator[None]:
-    """Say in words that a process that reads data for torch has died.
+    """Raise a clear error when a data worker of torch dies within the block.
 
-    torch tells of it by a signal, whose handler raises a ``RuntimeError`` wherever this process is, again and
-    again, and maybe after a connection to the worker has failed.
+    torch reports it by a signal, whose handler raises a ``RuntimeError`` wherever this process is, again and
+    again, and possibly after a connection to the worker has failed.
 
     Raises:
-        FaultError: If one has died inside the block.
+        FaultError: If one has died.
     """
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        told = _told_of_death(error)
-        if told is None:
+        message = _message_of_death(error)
+        if message is None:
             raise
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise FaultError(
-            f"{told.partition('. ')[0]}: a process that reads data has died, of too little memory for "
-            "instance (fewer data.module.num_workers take less); resume=auto goes on from the last checkpoint"
+            f"{message.partition('. ')[0]}: a data worker has died, of too little memory for instance "
+            "(fewer data.module.num_workers take less); resume=auto continues from the last checkpoint"
         ) from error
 
 
 def said_in_worker(message: str) -> str:
-    """What an error said in the process that reads data for torch, without the trace that torch adds to it.
-
-    Args:
-        message: Of the error where it arrived, or of any other, which is left as it is.
-    """
+    """Message of an error as raised in a data worker, without the trace that torch adds; others unchanged."""
     caught = _CAUGHT.match(message)
     if caught is None:
         return message
@@ -105,22 +101,22 @@ def said_in_worker(message: str) -> str:
     return last.strip()
 
 
-def _told_of_death(error: BaseException) -> str | None:
-    """What torch says of a dead worker; ``None`` if the error is of something else."""
-    chain: list[BaseException] = []
+def _message_of_death(error: BaseException) -> str | None:
+    """What torch reports of a dead worker; ``None`` if the error has another cause."""
+    lost: list[BaseException] = []
     one: BaseException | None = error
-    while one is not None:  # what is raised while things are put away hides it
+    while one is not None:  # errors of cleaning up hide it
         if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker"):
             return str(one)
-        chain.append(one)
+        if isinstance(one, ConnectionError | EOFError):
+            lost.append(one)
         one = one.__cause__ or one.__context__
-    lost = [one for one in chain if isinstance(one, ConnectionError | EOFError)]
     if not lost:
         return None
     try:
         time.sleep(1)  # the signal is on its way
-    except RuntimeError as told:
-        return _told_of_death(told)
+    except RuntimeError as late:
+        return _message_of_death(late)
     # Or it came where an error is not passed on.
     frames = [frame for one in lost for frame, _ in traceback.walk_tb(one.__traceback__)]
     through_torch = any(frame.f_globals.get("__name__") == _DATA_LOADER for frame in frames)
