@@ -36,8 +36,8 @@ class LossConfig:
         pixel_weight: Share of the pixels' cross-entropy beside the ratio, at least 0; ``token_compose`` only.
             TokenCompose weighs them 5e-5 and 1e-3.
         mask_loss_probability: Probability in [0, 1] that the denoising loss sees subject pixels only.
-        mask_loss_per_sample: Draw that for each sample. Otherwise once for all samples of a process in a
-            training step, as the published code does, so that a step on other numbers of processes differs.
+        mask_loss_per_sample: Draw that for each sample. Otherwise once for all samples of a batch on a
+            process, as the published code does, so that a step divided into other batches differs.
         mask_loss_skip_unconditional: Never mask samples without subjects, which would contribute exactly 0.
 
     Raises:

@@ -98,22 +98,26 @@ def test_two_processes_train_as_one(fit: Make) -> None:
     assert furthest(first["weights"], second["weights"]) == 0
 
 
-def test_a_step_of_a_process_masks_all_of_its_batches_or_none(fit: Make) -> None:
-    """One draw for two accumulated batches, as for one batch of all samples."""
-    once = LossConfig()
-    (alone,) = fit("alone", 8, 6, module={"loss_config": once})
-    (parts,) = fit("parts", 4, 6, module={"loss_config": once}, accumulate_grad_batches=2)
-    assert furthest(parts["weights"], alone["weights"]) < 1e-4
-    (never,) = fit("never", 8, 6, module={"loss_config": LossConfig(mask_loss_probability=0)})
-    masked = [a != pytest.approx(b, rel=0.02) for a, b in zip(never["losses"], alone["losses"], strict=True)]
-    assert 0 < sum(masked) < 6
+_PROCESS = RecipeModule(partial(torch.optim.SGD, lr=1.0))
 
 
-def masks(step: int, rank: int, seed: int = 42) -> bool:
-    """Whether a process masks the losses of a step."""
-    process: Any = SimpleNamespace(seed=seed, global_step=step, global_rank=rank, device="cpu")
-    process._generator = partial(RecipeModule._generator, process)
-    return bool(uniform((1,), "cpu", RecipeModule.mask_generator(process)) < 0.5)
+def masks(step: int, rank: int, seed: int = 42, batch: int = 0) -> bool:
+    """Whether a process masks the losses of a batch of a step."""
+    _PROCESS._trainer = SimpleNamespace(global_step=step, global_rank=rank)  # type: ignore[assignment]
+    _PROCESS.seed, _PROCESS._micro_batch = seed, batch
+    return bool(uniform((1,), "cpu", _PROCESS.mask_generator()) < 0.5)
+
+
+def test_accumulated_batches_are_masked_by_draws_of_their_own(fit: Make) -> None:
+    drawn = [masks(0, 0, batch=batch) for batch in range(6)]
+    assert len(set(drawn)) == 2
+    found = []
+    for probability in (1.0, 0.0, 0.5):
+        module = {"loss_config": LossConfig(mask_loss_probability=probability), "seed": 42}
+        found.append(fit(str(probability), 2, 1, module=module, accumulate_grad_batches=6)[0]["own"])
+    always, never, half = found
+    assert half == [a if masked else n for a, n, masked in zip(always, never, drawn, strict=True)]
+    assert half not in (always, never)
 
 
 def test_each_process_masks_by_its_own_draw(fit: Make) -> None:
@@ -128,9 +132,12 @@ def test_each_process_masks_by_its_own_draw(fit: Make) -> None:
 
 
 def test_the_masked_fraction_spreads_as_that_of_the_published_code() -> None:
-    """Of 8 processes × 16 samples, whose published draws are independent."""
+    """Of 8 processes × 16 samples, or 8 accumulated batches of 16, whose published draws are independent."""
     steps = 2000
-    fractions = np.array([[masks(step, rank) for rank in range(8)] for step in range(steps)]).mean(1)
+    ranks, batches = range(8), range(8)
+    accumulated = np.array([[masks(step, 0, batch=batch) for batch in batches] for step in range(steps)])
+    assert accumulated.mean(1).std() == pytest.approx(0.125**0.5 / 2, rel=0.06)
+    fractions = np.array([[masks(step, rank) for rank in ranks] for step in range(steps)]).mean(1)
     published = (np.random.default_rng(0).random((steps, 8)) < 0.5).mean(1)
     assert fractions.mean() == pytest.approx(0.5, abs=0.02)
     assert fractions.std() == pytest.approx(published.std(), rel=0.06)

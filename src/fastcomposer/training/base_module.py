@@ -22,7 +22,7 @@ from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import gathered, share, share_of, whole
 from fastcomposer.utils.errors import FaultError
 
-_ALL_SAMPLES = 2**32 - 1  # takes a sample's place, which is never that large
+_ALL_SAMPLES = 2**32 - 1  # takes the place of a sample's index, which is never that large
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -85,7 +85,7 @@ class RecipeModule(L.LightningModule):
         self._resumed = False
         self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
-        self._part = 0
+        self._micro_batch = 0
         self._log_place: dict[str, Any] | None = None
         self._records: tuple[str, ...] = ()
 
@@ -214,8 +214,8 @@ class RecipeModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Count the batches whose gradients are accumulated to one step, and keep what they hold."""
-        self._part = batch_idx % self.trainer.accumulate_grad_batches
-        self._records = (self._records if self._part else ()) + tuple(getattr(batch, "record_ids", ()))
+        self._micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        self._records = (self._records if self._micro_batch else ()) + tuple(getattr(batch, "record_ids", ()))
         # Resumed from where it was saved after a validation, the trainer would label its log a step too late.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step  # type: ignore[attr-defined]
 
@@ -224,8 +224,7 @@ class RecipeModule(L.LightningModule):
 
         The batches that are accumulated to one step draw different ones.
         """
-        numbers = (self.seed, self.global_rank, self.global_step) + ((self._part,) if self._part else ())
-        return self._generator(numbers)
+        return self._generator((self.seed, self.global_rank, self.global_step, *self._accumulated))
 
     def sample_generators(self, count: int) -> list[Generator]:
         """Random numbers of each sample of this batch, by its place among the samples of the step.
@@ -237,7 +236,7 @@ class RecipeModule(L.LightningModule):
         Args:
             count: Samples of the batch, the same on every process.
         """
-        places = range(self._part * count, (self._part + 1) * count)
+        places = range(self._micro_batch * count, (self._micro_batch + 1) * count)
         world = self.trainer.world_size
         return [
             self._generator((self.seed, self.global_step, place * world + self.global_rank))
@@ -245,8 +244,14 @@ class RecipeModule(L.LightningModule):
         ]
 
     def mask_generator(self) -> Generator:
-        """Random numbers of all samples of this process in a step: the same in every batch of the step."""
-        return self._generator((self.seed, self.global_step, _ALL_SAMPLES, self.global_rank))
+        """Random numbers of all samples of this batch together, drawn for each batch of each process."""
+        numbers = (self.seed, self.global_step, _ALL_SAMPLES, self.global_rank, *self._accumulated)
+        return self._generator(numbers)
+
+    @property
+    def _accumulated(self) -> tuple[int, ...]:
+        """Index of this batch among those that are accumulated to one step, left out for the first."""
+        return (self._micro_batch,) if self._micro_batch else ()
 
     def over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over all processes in the steps that the trainer logs, its own values in the others.
