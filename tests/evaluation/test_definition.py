@@ -34,25 +34,22 @@ def definition(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "double"}, "name: must be single_subject or multi_subject, not 'double'"),
-        ({"images_per_prompt": 0}, "images_per_prompt: must be a whole number from 1, not 0"),
-        ({"prompts": None}, "prompts: missing"),
-        ({"prompts": {}}, "prompts: must be lists of prompts by category"),
-        ({"prompts": {"style": []}}, r"prompts\.style: must be a list of at least one prompt"),
-        ({"prompts": {"a/b": ["a {subject}"]}}, r"prompts\.a/b: must be named by"),
-        ({"prompts": {"style": ["a {person}"]}}, r"prompts\.style\[0\]: must be without \{person\}"),
-        ({"prompts": {"style": ["a {subject"]}}, r"prompts\.style\[0\]: must be without \{subject:"),
-        ({"prompts": {"style": ["a man"]}}, r"prompts\.style\[0\]: must be a prompt with \{subject\} once"),
-        ({"prompts": {"style": ["a {subject}s"]}}, r"prompts\.style\[0\]: .* as whole words"),
-        (
-            {"prompts": {"style": ["a <|image|> {subject}"]}},
-            r"prompts\.style\[0\]: must be without <\|image\|>",
-        ),
-        ({"prompts": {"style": ["a {subject}"] * 2}}, r"prompts\.style\[1\]: must be there once"),
-        ({"subjects": {"a+b": "man"}}, r"subjects\.a\+b: must be named by"),
-        ({"subjects": {"a": "old man"}}, r"subjects\.a: must be one word in small letters"),
-        ({"subjects": {"a": "astronaut"}}, r"subjects\.a: .*takes the article a, not 'astronaut'"),
-        ({"extra": 1}, "extra: unknown"),
+        ({"name": "double"}, "name: .*'single_subject' or 'multi_subject', not 'double'"),
+        ({"images_per_prompt": 0}, "images_per_prompt: .*, not 0"),
+        ({"prompts": None}, "prompts: Field required"),
+        ({"prompts": {}}, "prompts: "),
+        ({"prompts": {"style": []}}, r"prompts\.style: "),
+        ({"prompts": {"a/b": ["a {subject}"]}}, r"prompts\.a/b: "),
+        ({"prompts": {"style": ["a {person}"]}}, r"prompts\.style\[0\]: .*\{subject\} once"),
+        ({"prompts": {"style": ["a {subject"]}}, r"prompts\.style\[0\]: .*\{subject\} once"),
+        ({"prompts": {"style": ["a man"]}}, r"prompts\.style\[0\]: .*\{subject\} once"),
+        ({"prompts": {"style": ["a {subject}s"]}}, r"prompts\.style\[0\]: .* full words"),
+        ({"prompts": {"style": ["a <|image|> {subject}"]}}, r"prompts\.style\[0\]: .*<\|image\|>"),
+        ({"prompts": {"style": ["a {subject}"] * 2}}, r"prompts\.style\[1\]: there twice"),
+        ({"subjects": {"a+b": "man"}}, r"subjects\.a\+b: "),
+        ({"subjects": {"a": "old man"}}, r"subjects\.a: .*not 'old man'"),
+        ({"subjects": {"a": "astronaut"}}, r"subjects\.a: .*not 'astronaut'"),
+        ({"extra": 1}, "extra: "),
     ],
 )
 def test_defects_of_a_definition_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -79,10 +76,10 @@ def test_defects_of_subjects_are_named(tmp_path: Path) -> None:
         load_benchmark(file, people("m") * 2)
     with pytest.raises(BenchmarkError, match="0 subjects for prompts with 1"):
         load_benchmark(file, [])
-    with pytest.raises(FileNotFoundError, match=r"benchmark\.folder says where it is"):
+    with pytest.raises(FileNotFoundError, match=r"benchmark\.folder names its folder"):
         load_benchmark(tmp_path / "missing.json", people("m"))
     file.write_text("{")
-    with pytest.raises(BenchmarkError, match="not valid JSON"):
+    with pytest.raises(BenchmarkError, match="Invalid JSON"):
         load_benchmark(file, people("m"))
 
 

@@ -257,7 +257,7 @@ def test_nothing_bad_is_written(tmp_path: Path) -> None:
     write_results(file, [result()], {})
     before = file.read_bytes()
     bad = Estimate(float("nan"), (0.0, 1.0))
-    with pytest.raises(ResultsError, match=r"rows\[1\]\.prompt_consistency\.mean: must be a number, not nan"):
+    with pytest.raises(ResultsError, match=r"rows\[1\]\.prompt_consistency\.mean: .*nan"):
         write_results(file, [result(), result(prompt_consistency=bad)], {})
     with pytest.raises(ResultsError, match="not plain values"):
         write_results(file, [result(settings={"alpha": Path("x")})], {})
@@ -278,24 +278,25 @@ def edited(row: dict[str, Any], path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("benchmark", "triple", "benchmark: must be one of single_subject, multi_subject, not 'triple'"),
-        ("method", "magic", "method: must be one of fastcomposer, .*, not 'magic'"),
-        ("settings", [], "settings: must be an object"),
-        ("images", 1.5, r"images: must be a whole number from 0, not 1\.5"),
-        ("images", None, "images is missing"),
-        ("identity_published", None, "identity_published is missing"),
-        ("seconds_per_image", -1, "seconds_per_image: must be a number from 0, not -1"),
-        ("speed", 3, "speed is unknown"),
-        ("identity_preservation", 0.5, "identity_preservation: must be an object with mean and ci95"),
-        ("identity_preservation.ci95", [0.4], r"identity_preservation\.ci95: must be two numbers.*\[0\.4\]"),
-        ("distances", {"fid": 1.0}, r"distances: features is missing"),
-        ("scored_by", 3, r"scored_by: must be a text"),
-        ("measures", {"colour": {"mean": 1.0}}, r"measures\.colour: ci95 is missing"),
-        ("copy_paste.ci95", [0.6, 0.4], r"copy_paste\.ci95: must be two numbers, the lower first"),
+        ("benchmark", "triple", "benchmark: .*single_subject.*, not 'triple'"),
+        ("method", "magic", "method: .*fastcomposer.*, not 'magic'"),
+        ("settings", [], "settings: "),
+        ("images", 1.5, r"images: .*, not 1\.5"),
+        ("images", True, "images: .*, not True"),
+        ("images", None, "images: .*required"),
+        ("identity_published", None, "identity_published: .*required"),
+        ("seconds_per_image", -1, "seconds_per_image: .*, not -1"),
+        ("speed", 3, "speed: Unexpected"),
+        ("identity_preservation", 0.5, "identity_preservation: .*, not 0.5"),
+        ("identity_preservation.ci95", [0.4], r"identity_preservation\.ci95\[1\]: .*required"),
+        ("distances", {"fid": 1.0}, r"distances\.features: .*required"),
+        ("scored_by", 3, "scored_by: .*, not 3"),
+        ("measures", {"colour": {"mean": 1.0}}, r"measures\.colour\.ci95: .*required"),
+        ("copy_paste.ci95", [0.6, 0.4], r"copy_paste\.ci95: two numbers, the lower first"),
         (
             "by_category.style.identity_preservation",
             None,
-            r"by_category\.style: identity_preservation is mis",
+            r"by_category\.style\.identity_preservation: .*required",
         ),
     ],
 )
@@ -305,17 +306,17 @@ def test_defects_of_a_file_are_named(tmp_path: Path, path: str, value: Any, mess
     content = json.loads(file.read_text())
     edited(content["rows"][1], path, value)
     file.write_text(json.dumps(content))
-    with pytest.raises(ResultsError, match=rf"{file}: rows\[1\](\.|: ){message}"):
+    with pytest.raises(ResultsError, match=rf"{file}: .*rows\[1\]\.{message}"):
         read_results(file)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON"),
-        ("[]", "file: must be a JSON object"),
-        ('{"schema": 2, "environment": {}, "rows": []}', "schema: must be 1, not 2"),
-        ('{"schema": 1, "rows": []}', "file: environment is missing"),
+        ("{", "Invalid JSON"),
+        ("[]", ".*an object"),
+        ('{"schema": 2, "environment": {}, "rows": []}', "schema: .* 1, not 2"),
+        ('{"schema": 1, "rows": []}', "environment: Field required"),
     ],
 )
 def test_defects_around_the_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -342,18 +343,14 @@ def test_published_figures_carry_their_tags() -> None:
     assert known["multi_subject", "uniportrait", "identity", "own protocol, with its router"] == (0.673, "R")
     assert known["single_subject", "portrait_booth", "identity", ""] == (0.657, "R")
     assert Counter(f.tag for f in figures) == {"R": 22, "M": 18}
-    assert {f.tag: f.confidence for f in figures} == {
-        "R": "re-quoted by another paper",
-        "M": "recalled, unconfirmed",
-    }
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tag": "X"}, r"figures\[0\]: tag: one of V, R, M, not 'X'"),
-        ({"measure": "beauty"}, r"figures\[0\]: measure: one of identity"),
-        ({"colour": "red"}, r"figures\[0\]: keys .*colour"),
+        ({"tag": "X"}, r"figures\[0\]\.tag: .*not 'X'"),
+        ({"measure": "beauty"}, r"figures\[0\]\.measure: .*identity"),
+        ({"colour": "red"}, r"figures\[0\]\.colour: "),
     ],
 )
 def test_defects_of_published_figures_are_named(tmp_path: Path, change: dict[str, str], message: str) -> None:

@@ -6,44 +6,53 @@ are read from ``data/benchmarks`` by the same code.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from fastcomposer.prompt import MARKER, strip_markers
 from fastcomposer.utils.assets import asset
+from fastcomposer.utils.errors import invalid_fields
 
 PLACEHOLDERS = {"single_subject": ("{subject}",), "multi_subject": ("{subject_1}", "{subject_2}")}
 """Benchmarks by name, and what stands for the subjects in their prompts."""
-_KEYS = {"name", "images_per_prompt", "subjects", "pairs", "placeholder", "prompts"}
 
 
 class BenchmarkError(ValueError):
     """A definition that cannot be run; the message names file and field."""
 
 
-@dataclass(frozen=True)
-class Definition:
+# Names become folders; "+" stands between the two subjects of a pair.
+_Category = Annotated[str, Field(pattern=r"^[\w-]+$")]
+_SubjectId = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+_ClassWord = Annotated[str, Field(pattern="^[b-df-hj-np-tv-z][a-z]*$")]  # one word that takes the article a
+
+
+class Definition(BaseModel):
     """A benchmark before subjects are given.
 
     Attributes:
-        file: Where it was read.
         name: A key of :data:`PLACEHOLDERS`.
         images_per_prompt: Images of each prompt and subject or pair.
         prompts: Prompts with placeholders, by category.
         subjects: Class word by subject; ``None`` where the file names none.
+        pairs: Note to the reader.
+        placeholder: Note to the reader.
     """
 
-    file: Path
-    name: str
-    images_per_prompt: int
-    prompts: Mapping[str, tuple[str, ...]]
-    subjects: Mapping[str, str] | None = None
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    name: Literal["single_subject", "multi_subject"]
+    images_per_prompt: PositiveInt
+    prompts: Annotated[dict[_Category, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
+    subjects: Annotated[dict[_SubjectId, _ClassWord], Field(min_length=1)] | None = None
+    pairs: str = ""
+    placeholder: str = ""
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -56,88 +65,47 @@ class Definition:
             for number, prompt in enumerate(prompts):
                 yield category, number, prompt
 
+    @model_validator(mode="after")
+    def _check_prompts(self) -> Definition:
+        expected = " and ".join(self.placeholders)
+        for category, number, prompt in self.numbered_prompts():
+            field = f"prompts.{category}[{number}]"
+            if MARKER in prompt:
+                raise ValueError(f"{field}: must be without {MARKER}, which is put in where a subject stands")
+            if tuple(re.findall(r"\{[^{}]*\}?|\}", prompt)) != self.placeholders:
+                raise ValueError(f"{field}: must have {expected} once, in this order: {prompt!r}")
+            # The text without markers must read as if there had never been any: see strip_markers.
+            marked = fill(prompt, self.placeholders, [f"man {MARKER}"] * len(self.placeholders))
+            if strip_markers(marked) != fill(prompt, self.placeholders, ["man"] * len(self.placeholders)):
+                raise ValueError(f"{field}: must have {expected} as full words: {prompt!r}")
+            if prompt in self.prompts[category][:number]:
+                raise ValueError(f"{field}: there twice: {prompt!r}")
+        return self
+
+
+def fill(template: str, placeholders: Sequence[str], values: Sequence[str]) -> str:
+    """Put values in place of the placeholders of a prompt."""
+    for placeholder, value in zip(placeholders, values, strict=True):
+        template = template.replace(placeholder, value)
+    return template
+
 
 def read_definition(file: str | Path) -> Definition:
     """Read and check a definition.
 
-    Its keys are ``name``, ``images_per_prompt``, ``prompts`` (lists by category), optionally ``subjects``
-    (class word by id), and ``pairs`` and ``placeholder``, which are notes to the reader.
-
     Raises:
-        BenchmarkError: If it is not as it must be.
+        BenchmarkError: If it is not valid, with file and field.
         FileNotFoundError: If there is no such file.
     """
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(
-            f"benchmark definition {path} does not exist; benchmark.folder says where it is"
+            f"benchmark definition {path} does not exist; benchmark.folder names its folder"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BenchmarkError(f"{path}: not valid JSON: {error}") from error
-    _require(isinstance(content, dict), path, "file", "a JSON object")
-    for key in sorted({"name", "images_per_prompt", "prompts"} - content.keys()):
-        raise BenchmarkError(f"{path}: {key}: missing")
-    for key in sorted(content.keys() - _KEYS):
-        raise BenchmarkError(f"{path}: {key}: unknown; there are {', '.join(sorted(_KEYS))}")
-    name, images = content["name"], content["images_per_prompt"]
-    _require(name in PLACEHOLDERS, path, "name", f"{' or '.join(PLACEHOLDERS)}, not {name!r}")
-    whole = isinstance(images, int) and not isinstance(images, bool) and images > 0
-    _require(whole, path, "images_per_prompt", f"a whole number from 1, not {images!r}")
-    prompts = _prompts(path, content["prompts"], PLACEHOLDERS[name])
-    subjects = _subjects(path, content["subjects"]) if "subjects" in content else None
-    return Definition(path, name, images, prompts, subjects)
-
-
-def _require(condition: bool, path: Path, field: str, what: str) -> None:
-    if not condition:
-        raise BenchmarkError(f"{path}: {field}: must be {what}")
-
-
-def _prompts(path: Path, content: Any, placeholders: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    filled = isinstance(content, dict) and content
-    _require(bool(filled), path, "prompts", "lists of prompts by category")
-    for category, prompts in content.items():
-        field = f"prompts.{category}"
-        _require(bool(re.fullmatch(r"[\w-]+", category)), path, field, "named by letters, digits, - and _")
-        _require(isinstance(prompts, list) and bool(prompts), path, field, "a list of at least one prompt")
-        for number, prompt in enumerate(prompts):
-            _check_prompt(path, f"{field}[{number}]", prompt, placeholders)
-            _require(prompt not in prompts[:number], path, f"{field}[{number}]", f"there once: {prompt!r}")
-    return {category: tuple(prompts) for category, prompts in content.items()}
-
-
-def _check_prompt(path: Path, field: str, prompt: Any, placeholders: tuple[str, ...]) -> None:
-    _require(isinstance(prompt, str), path, field, f"a text, not {prompt!r}")
-    _require(MARKER not in prompt, path, field, f"without {MARKER}, which is put in where a subject stands")
-    found = re.findall(r"\{[^{}]*\}?|\}", prompt)
-    expected = " and ".join(placeholders)
-    for placeholder in found:
-        _require(placeholder in placeholders, path, field, f"without {placeholder}: {expected} is known")
-    _require(
-        tuple(found) == placeholders, path, field, f"a prompt with {expected} once, in this order: {prompt!r}"
-    )
-    # The text without markers must read as if there had never been any: see strip_markers.
-    marked, plain = prompt, prompt
-    for placeholder in placeholders:
-        marked = marked.replace(placeholder, f"man {MARKER}")
-        plain = plain.replace(placeholder, "man")
-    _require(
-        strip_markers(marked) == plain, path, field, f"a prompt with {expected} as whole words: {prompt!r}"
-    )
-
-
-def _subjects(path: Path, content: Any) -> dict[str, str]:
-    filled = isinstance(content, dict) and content
-    _require(bool(filled), path, "subjects", "a table of class words by subject")
-    for name, word in content.items():
-        field = f"subjects.{name}"
-        # Ids become names of files; "+" stands between the two of a pair.
-        _require(bool(re.fullmatch(r"\w[\w.-]*", name)), path, field, "named by letters, digits, ., - and _")
-        fits = isinstance(word, str) and re.fullmatch(r"[b-df-hj-np-tv-z][a-z]*", word)
-        _require(bool(fits), path, field, f"one word in small letters that takes the article a, not {word!r}")
-    return dict(content)
+        return Definition.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise BenchmarkError(f"{path}: {invalid_fields(error)}") from error
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
@@ -440,22 +408,20 @@ def load_benchmark(
     """
     definition = read_definition(file)
     size = len(definition.placeholders)
-    _check_subjects(definition.file, subjects, size)
+    _check_subjects(file, subjects, size)
     if seed < 0:
         raise ValueError(f"benchmark.seed={seed}: not negative")
     words = {subject.id: subject.word for subject in subjects}
     groups = list(combinations(words, size)) if pairs == "all" else [tuple(pair) for pair in pairs]
     for group in groups:
         if len(set(group)) != size or not words.keys() >= set(group):
-            raise BenchmarkError(f"{definition.file}: pairs: {group} are not {size} of the subjects")
+            raise BenchmarkError(f"{file}: pairs: {group} are not {size} of the subjects")
     cases = []
     for group in groups:
         for number, (category, k, template) in enumerate(definition.numbered_prompts()):
-            prompt, text = template, template
-            for placeholder, name in zip(definition.placeholders, group, strict=True):
-                prompt = prompt.replace(placeholder, f"{words[name]} {MARKER}")
-                text = text.replace(placeholder, words[name])
-            assert strip_markers(prompt) == text
+            nouns = [words[name] for name in group]
+            text = fill(template, definition.placeholders, nouns)
+            prompt = fill(template, definition.placeholders, [f"{noun} {MARKER}" for noun in nouns])
             for image in range(definition.images_per_prompt):
                 case_id = f"{definition.name}/{'+'.join(group)}/{category}_{k}/{image}"
                 case_seed = seed + definition.images_per_prompt * number + image
@@ -463,7 +429,7 @@ def load_benchmark(
     return Benchmark(definition.name, tuple(subjects), tuple(cases))
 
 
-def _check_subjects(file: Path, subjects: Sequence[Subject], size: int) -> None:
+def _check_subjects(file: str | Path, subjects: Sequence[Subject], size: int) -> None:
     if len(subjects) < size:
         raise BenchmarkError(f"{file}: {len(subjects)} subjects for prompts with {size}")
     for name, count in Counter(subject.id for subject in subjects).items():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
+from fastcomposer.evaluation.statistics import PLAIN
 from fastcomposer.utils.assets import packaged
+from fastcomposer.utils.errors import invalid_fields
 
 PUBLISHED = packaged("data/benchmarks/paper/published.json")
-_KEYS = {"benchmark", "method", "measure", "value", "tag"}
 
 
 @dataclass(frozen=True)
@@ -23,18 +25,21 @@ class PublishedFigure:
         method: As in ``results.json``, or the name of later work.
         measure: ``identity``, ``prompt``, ``seconds`` or ``memory``.
         value: The figure; seconds, bytes.
-        tag: How sure it is: V, R or M.
+        tag: How sure it is: V read in the published code, R quoted by another paper, M recalled, unconfirmed.
         note: What sets it apart from the paper's own, such as ``re-run``; empty where nothing does.
-        confidence: The tag in words.
     """
 
-    benchmark: str
+    __pydantic_config__ = PLAIN
+    benchmark: Annotated[str, Field(pattern=f"^({'|'.join(PLACEHOLDERS)})$")]
     method: str
-    measure: str
+    measure: Literal["identity", "prompt", "seconds", "memory"]
     value: float
-    tag: str
+    tag: Literal["V", "R", "M"]
     note: str = ""
-    confidence: str = ""
+
+
+class _Published(BaseModel):
+    figures: tuple[PublishedFigure, ...]
 
 
 def read_published(file: str | Path = PUBLISHED) -> tuple[PublishedFigure, ...]:
@@ -42,22 +47,12 @@ def read_published(file: str | Path = PUBLISHED) -> tuple[PublishedFigure, ...]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a figure is not as it must be, with file and place.
+        ValueError: If a figure is invalid, with file and field.
     """
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"published figures {path}: no such file")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    figures = []
-    for number, entry in enumerate(content["figures"]):
-        place = f"{path}: figures[{number}]"
-        if not _KEYS <= entry.keys() <= _KEYS | {"note"}:
-            raise ValueError(
-                f"{place}: keys {', '.join(entry)}: must be {', '.join(sorted(_KEYS))}, maybe note"
-            )
-        known = {"benchmark": PLACEHOLDERS, "measure": content["measures"], "tag": content["tags"]}
-        for key, values in known.items():
-            if entry[key] not in values:
-                raise ValueError(f"{place}: {key}: one of {', '.join(values)}, not {entry[key]!r}")
-        figures.append(PublishedFigure(**entry, confidence=content["tags"][entry["tag"]]))
-    return tuple(figures)
+    try:
+        return _Published.model_validate_json(path.read_text(encoding="utf-8")).figures
+    except ValidationError as error:
+        raise ValueError(f"{path}: {invalid_fields(error)}") from error

@@ -8,25 +8,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
+import pandas as pd
 import pyarrow as pa
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
-
-# What makes and surrounds the rows is reached through this module too.
-from fastcomposer.evaluation.published import PublishedFigure as PublishedFigure
-from fastcomposer.evaluation.published import read_published as read_published
-from fastcomposer.evaluation.statistics import Estimate, bootstrap
-from fastcomposer.evaluation.statistics import paired_difference as paired_difference
+from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap
 from fastcomposer.metrics.image_scores import COLUMN
+from fastcomposer.utils.errors import invalid_fields
 from fastcomposer.utils.files import write_atomically
 
 METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
 LEAST_CONSISTENCY = 0.85
-"""Share of the text-only prompt consistency that the best settings keep."""
+"""Fraction of the text-only prompt consistency that the best settings keep."""
+_Count = Annotated[int, Field(ge=0)]
+_Amount = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,21 @@ class Distances:
         scored_by: Digest of features and real images: those of one digest can be compared.
     """
 
+    __pydantic_config__ = PLAIN
     fid: float
     kid: float
     kid_std: float
     real_images: int
     features: str
     scored_by: str | None = None
+
+
+class CategoryScores(TypedDict):
+    """Scores of one category of prompts."""
+
+    __pydantic_config__ = PLAIN  # type: ignore[misc]
+    identity_preservation: Estimate
+    prompt_consistency: Estimate
 
 
 @dataclass(frozen=True)
@@ -79,56 +89,46 @@ class ResultRow:
         images: How many were scored.
         identity_preservation: Under the corrected protocol.
         prompt_consistency: Raw cosine.
-        seconds_per_image: Drawing alone, without personalisation.
+        seconds_per_image: Sampling alone, without personalisation.
         personalization_seconds_per_subject: See :class:`Costs`, as the next two.
         stored_bytes_per_subject: See there.
         peak_memory_bytes: See there.
         unet_calls: Of all images together; calls that images share count once.
-        detection_rate: Share of the images with at least as many faces as subjects.
+        detection_rate: Fraction of the images with at least as many faces as subjects.
         copy_paste: Over the images for which it is defined.
         identity_published: Under the published protocol: what stands beside published figures.
-        by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
         distances: From real images, where they were asked for.
-        measures: Further measures of the images, by name.
         scored_by: Digest of extractors, their settings and weights: rows of one digest can be compared.
+        measures: Further measures of the images, by name.
+        by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
     """
 
-    benchmark: str
-    method: str
+    __pydantic_config__ = PLAIN
+    benchmark: Annotated[str, Field(pattern=f"^({'|'.join(PLACEHOLDERS)})$")]
+    method: Annotated[str, Field(pattern=f"^({'|'.join(METHODS)})$")]
     settings: Mapping[str, Any]
-    reference_images: int
-    images: int
+    reference_images: _Count
+    images: _Count
     identity_preservation: Estimate
     prompt_consistency: Estimate
-    seconds_per_image: float
-    personalization_seconds_per_subject: float
-    stored_bytes_per_subject: int
-    peak_memory_bytes: int
-    unet_calls: int
+    seconds_per_image: _Amount
+    personalization_seconds_per_subject: _Amount
+    stored_bytes_per_subject: _Count
+    peak_memory_bytes: _Count
+    unet_calls: _Count
     detection_rate: Estimate | None = None
     copy_paste: Estimate | None = None
     identity_published: Estimate = field(kw_only=True)
-    by_category: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     distances: Distances | None = None
-    measures: Mapping[str, Estimate] = field(default_factory=dict)
     scored_by: str | None = None
+    measures: Mapping[str, Estimate] = field(default_factory=dict)
+    by_category: Mapping[str, CategoryScores] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ``results.json``; what is not known is left out."""
-        nested = ("by_category", "measures")
-        row = {name: value for name, value in vars(self).items() if value is not None and name not in nested}
-        row |= {name: value.as_dict() for name, value in row.items() if isinstance(value, Estimate)}
-        row["settings"] = dict(self.settings)
-        if self.distances is not None:
-            row["distances"] = asdict(self.distances)
-        if self.measures:
-            row["measures"] = {name: estimate.as_dict() for name, estimate in self.measures.items()}
-        if self.by_category:
-            row["by_category"] = {
-                category: {name: estimate.as_dict() for name, estimate in scores.items()}
-                for category, scores in self.by_category.items()
-            }
-        return row
+        row = {name: value for name, value in asdict(self).items() if value is not None}
+        empty = [name for name in ("measures", "by_category") if not row[name]]
+        return {name: value for name, value in row.items() if name not in empty}
 
 
 def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
@@ -144,7 +144,6 @@ def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
     return max(faithful or rows, key=lambda row: row.identity_preservation.mean)
 
 
-SCHEMA_VERSION = 1
 SCORES = pa.schema(
     [
         pa.field("case", pa.string(), nullable=False),
@@ -165,27 +164,29 @@ SCORES = pa.schema(
     ]
 )
 """Columns of ``scores.parquet``: one row for each image of one method with one choice of settings."""
-_MEASURES = ("identity_preservation", "prompt_consistency")
-_NUMBERS = ("seconds_per_image", "personalization_seconds_per_subject")
-_COUNTS = ("reference_images", "images", "stored_bytes_per_subject", "peak_memory_bytes", "unet_calls")
-_OPTIONAL = ("detection_rate", "copy_paste")
-_REQUIRED = ("benchmark", "method", "settings", *_COUNTS, *_MEASURES, "identity_published", *_NUMBERS)
 
 
 class ResultsError(ValueError):
     """A results file or table of scores that is not as it must be; the message names it and the field."""
 
 
-class Results(NamedTuple):
+@dataclass(frozen=True)
+class Results:
     """What a results file holds.
 
     Attributes:
-        rows: One for each method, settings and benchmark.
+        schema: Version of its format.
         environment: Machine and versions; plain values.
+        rows: One for each method, settings and benchmark.
     """
 
-    rows: tuple[ResultRow, ...]
+    __pydantic_config__ = PLAIN
+    schema: Literal[1]
     environment: Mapping[str, Any]
+    rows: tuple[ResultRow, ...]
+
+
+_RESULTS = TypeAdapter(Results)
 
 
 def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2000) -> ResultRow:
@@ -201,43 +202,39 @@ def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2
         ResultsError: If columns are missing or of another type, a value is missing, there are no rows, or the
             rows are of several methods, settings or benchmarks.
     """
-    further = {name: table[name].to_pylist() for name in table.column_names if name.startswith(COLUMN)}
-    table = _checked_scores(table)
-    columns: dict[str, list[Any]] = table.to_pydict()
-    groups = [tuple(subjects) for subjects in columns["subjects"]]
+    further = [name for name in table.column_names if name.startswith(COLUMN)]
+    scores = table.to_pandas()
+    row = _checked_scores(table).slice(0, 1).to_pylist()[0]
+    groups = scores.subjects.map(tuple)
 
-    def estimate(column: Sequence[float | None], rows: Sequence[int] | None = None) -> Estimate:
-        kept = [i for i in (range(len(groups)) if rows is None else rows) if column[i] is not None]
-        return bootstrap([column[i] or 0.0 for i in kept], [groups[i] for i in kept], seed, draws)
+    def estimate(column: pd.Series) -> Estimate:
+        return bootstrap(column, list(groups[column.index]), seed, draws)
 
-    detected = [float(n >= len(group)) for n, group in zip(columns["detected"], groups, strict=True)]
-    by_category: dict[str, list[int]] = {}
-    for i, category in enumerate(columns["category"]):
-        by_category.setdefault(category, []).append(i)
+    copied = scores.copy_paste.dropna()
     return ResultRow(
-        benchmark=columns["benchmark"][0],
-        method=columns["method"][0],
-        settings=_settings(columns["settings"][0]),
+        benchmark=row["benchmark"],
+        method=row["method"],
+        settings=_settings(row["settings"]),
         reference_images=costs.reference_images,
-        images=len(groups),
-        identity_preservation=estimate(columns["identity"]),
-        prompt_consistency=estimate(columns["prompt_consistency"]),
-        seconds_per_image=math.fsum(columns["seconds"]) / len(groups),
+        images=len(scores),
+        identity_preservation=estimate(scores.identity),
+        prompt_consistency=estimate(scores.prompt_consistency),
+        seconds_per_image=math.fsum(scores.seconds) / len(scores),
         personalization_seconds_per_subject=costs.personalization_seconds_per_subject,
         stored_bytes_per_subject=costs.stored_bytes_per_subject,
         peak_memory_bytes=costs.peak_memory_bytes,
-        unet_calls=round(math.fsum(columns["unet_calls"])),
-        detection_rate=estimate(detected),
-        copy_paste=estimate(columns["copy_paste"]) if table["copy_paste"].null_count < len(groups) else None,
-        identity_published=estimate(columns["identity_published"]),
+        unet_calls=round(math.fsum(scores.unet_calls)),
+        detection_rate=estimate((scores.detected >= groups.map(len)).astype(float)),
+        copy_paste=None if copied.empty else estimate(copied),
+        identity_published=estimate(scores.identity_published),
         by_category={
             category: {
-                "identity_preservation": estimate(columns["identity"], rows),
-                "prompt_consistency": estimate(columns["prompt_consistency"], rows),
+                "identity_preservation": estimate(some.identity),
+                "prompt_consistency": estimate(some.prompt_consistency),
             }
-            for category, rows in by_category.items()
+            for category, some in scores.groupby("category", sort=False)
         },
-        measures={name.removeprefix(COLUMN): estimate(values) for name, values in further.items()},
+        measures={name.removeprefix(COLUMN): estimate(scores[name]) for name in further},
     )
 
 
@@ -252,16 +249,12 @@ def write_results(path: str | Path, rows: Sequence[ResultRow], environment: Mapp
     Raises:
         ResultsError: If a row does not fit the contract; nothing is written then.
     """
-    content = {
-        "schema": SCHEMA_VERSION,
-        "environment": dict(environment),
-        "rows": [r.as_dict() for r in rows],
-    }
-    _results(path, content)
+    content = {"schema": 1, "environment": dict(environment), "rows": [row.as_dict() for row in rows]}
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    except TypeError as error:
         raise ResultsError(f"{path}: environment or settings: not plain values: {error}") from error
+    _results(path, text)
     write_atomically(Path(path), lambda file: file.write(f"{text}\n".encode()))
 
 
@@ -274,11 +267,14 @@ def read_results(path: str | Path) -> Results:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"results {path}: no such file")
+    return _results(path, Path(path).read_text(encoding="utf-8"))
+
+
+def _results(path: str | Path, text: str) -> Results:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultsError(f"{path}: not valid JSON: {error}") from error
-    return _results(path, content)
+        return _RESULTS.validate_json(text)
+    except ValidationError as error:
+        raise ResultsError(f"{path}: {invalid_fields(error)}") from error
 
 
 def _checked_scores(table: pa.Table) -> pa.Table:
@@ -311,89 +307,3 @@ def _settings(text: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ResultsError(f"scores: column settings: a JSON object, not {text!r}")
     return settings
-
-
-def _results(path: str | Path, content: Any) -> Results:
-    _require(isinstance(content, dict), path, "file", "a JSON object")
-    _keys(path, "file", content, {"schema", "environment", "rows"})
-    version = content["schema"]
-    _require(version == SCHEMA_VERSION, path, "schema", f"{SCHEMA_VERSION}, not {version!r}")
-    _require(isinstance(content["environment"], dict), path, "environment", "an object")
-    _require(isinstance(content["rows"], list), path, "rows", "a list")
-    rows = tuple(_row(path, f"rows[{number}]", row) for number, row in enumerate(content["rows"]))
-    return Results(rows, content["environment"])
-
-
-def _row(path: str | Path, place: str, content: Any) -> ResultRow:
-    _require(isinstance(content, dict), path, place, "an object")
-    nested = {"by_category", "distances", "measures"}
-    _keys(path, place, content, set(_REQUIRED), {*_OPTIONAL, *nested, "scored_by"})
-    row = dict(content)
-    for name, known in (("benchmark", tuple(PLACEHOLDERS)), ("method", METHODS)):
-        _require(row[name] in known, path, f"{place}.{name}", f"one of {', '.join(known)}, not {row[name]!r}")
-    _require(isinstance(row["settings"], dict), path, f"{place}.settings", "an object")
-    _require(isinstance(row.get("scored_by", ""), str), path, f"{place}.scored_by", "a text")
-    for name in _COUNTS:
-        whole = isinstance(row[name], int) and not isinstance(row[name], bool) and row[name] >= 0
-        _require(whole, path, f"{place}.{name}", f"a whole number from 0, not {row[name]!r}")
-    for name in _NUMBERS:
-        fits = _is_number(row[name]) and row[name] >= 0
-        _require(fits, path, f"{place}.{name}", f"a number from 0, not {row[name]!r}")
-    for name in (*_MEASURES, "identity_published", *_OPTIONAL):
-        if name in row:
-            row[name] = _estimate(path, f"{place}.{name}", row[name])
-    measures = row.get("measures", {})
-    _require(isinstance(measures, dict), path, f"{place}.measures", "an object")
-    row["measures"] = {n: _estimate(path, f"{place}.measures.{n}", found) for n, found in measures.items()}
-    categories = row.get("by_category", {})
-    _require(isinstance(categories, dict), path, f"{place}.by_category", "an object")
-    row["by_category"] = {}
-    for category, scores in categories.items():
-        where = f"{place}.by_category.{category}"
-        _require(isinstance(scores, dict), path, where, "an object")
-        _keys(path, where, scores, set(_MEASURES))
-        row["by_category"][category] = {n: _estimate(path, f"{where}.{n}", scores[n]) for n in _MEASURES}
-    if "distances" in row:
-        row["distances"] = _distances(path, f"{place}.distances", row["distances"])
-    return ResultRow(**row)
-
-
-def _distances(path: str | Path, place: str, content: Any) -> Distances:
-    _require(isinstance(content, dict), path, place, "an object")
-    _keys(path, place, content, {field.name for field in fields(Distances)} - {"scored_by"}, {"scored_by"})
-    for name in ("fid", "kid", "kid_std", "real_images"):
-        _require(_is_number(content[name]), path, f"{place}.{name}", f"a number, not {content[name]!r}")
-    return Distances(**content)
-
-
-def _estimate(path: str | Path, place: str, content: Any) -> Estimate:
-    _require(isinstance(content, dict), path, place, "an object with mean and ci95")
-    _keys(path, place, content, {"mean", "ci95"})
-    mean, interval = content["mean"], content["ci95"]
-    _require(_is_number(mean), path, f"{place}.mean", f"a number, not {mean!r}")
-    pair = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-    ordered = pair and interval[0] <= interval[1]
-    _require(ordered, path, f"{place}.ci95", f"two numbers, the lower first, not {interval!r}")
-    return Estimate(float(mean), (float(interval[0]), float(interval[1])))
-
-
-def _keys(
-    path: str | Path,
-    place: str,
-    content: Mapping[str, Any],
-    required: set[str],
-    optional: set[str] | None = None,
-) -> None:
-    for name in sorted(required - content.keys()):
-        raise ResultsError(f"{path}: {place}: {name} is missing")
-    for name in sorted(content.keys() - required - (optional or set())):
-        raise ResultsError(f"{path}: {place}: {name} is unknown")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(condition: bool, path: str | Path, field_name: str, what: str) -> None:
-    if not condition:
-        raise ResultsError(f"{path}: {field_name}: must be {what}")

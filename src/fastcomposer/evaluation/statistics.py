@@ -5,9 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict
+
+PLAIN = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How files with figures are read: no other keys, no numbers as texts, no NaN."""
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("two numbers, the lower first")
+    return interval
 
 
 @dataclass(frozen=True)
@@ -19,16 +29,13 @@ class Estimate:
         ci95: Lower and upper end.
     """
 
+    __pydantic_config__ = PLAIN
     mean: float
-    ci95: tuple[float, float]
+    ci95: Annotated[tuple[float, float], AfterValidator(_ordered)]
 
     def excludes(self, value: float = 0.0) -> bool:
         """Whether a value lies outside the interval."""
         return not self.ci95[0] <= value <= self.ci95[1]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return {"mean": self.mean, "ci95": list(self.ci95)}
 
 
 def bootstrap(
