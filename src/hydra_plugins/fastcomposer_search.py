@@ -1,7 +1,6 @@
 """Hydra's entry to a search with optuna: it takes sweepers from this package only."""
 
-from __future__ import annotations
-
+# No annotations from __future__: Hydra loads this file without a name in sys.modules, where dataclasses look.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
