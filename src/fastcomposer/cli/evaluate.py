@@ -25,9 +25,9 @@ def check_objective(config: DictConfig) -> None:
     """
     if config.objective is None:
         return
-    from fastcomposer.sweeps.report.sampling_objective import Objective
+    from fastcomposer.sweeps.report.sampling_objective import SamplingObjective
 
-    Objective.read(config.objective, list(config.metrics.measures))
+    SamplingObjective.read(config.objective, list(config.metrics.measures))
 
 
 def with_fastcomposer(arguments: Sequence[str]) -> list[str]:
@@ -106,9 +106,9 @@ def judgement(
     """
     if config.objective is None:
         return None
-    from fastcomposer.sweeps.report.sampling_objective import Objective
+    from fastcomposer.sweeps.report.sampling_objective import SamplingObjective
 
-    objective = Objective.read(config.objective, list(config.metrics.measures))
+    objective = SamplingObjective.read(config.objective, list(config.metrics.measures))
     method, settings = objective.chosen(methods, [benchmark.name for benchmark in benchmarks])
     return lambda rows: objective.value(rows, method, settings)
 

@@ -99,15 +99,7 @@ def check_processes(config: DictConfig, hydra: Any, visible: Callable[[], int]) 
     """Refuse jobs of several processes in workers of a launcher.
 
     Lightning starts the other processes of a job by calling the program again, which in such a worker is the
-    launcher's: they would end at once, or the job would wait for them without end.
-
-    Args:
-        config: Of the job; with or without a ``trainer``.
-        hydra: Hydra's own part of it.
-        visible: Counts the GPUs that a job sees.
-
-    Raises:
-        ValueError: If a job would be several processes.
+    launcher's: they would end at once, or the job would wait for them without end. ``visible`` counts GPUs.
     """
     launcher = hydra.launcher
     if str(launcher._target_).endswith(_IN_PLACE) or launcher.get("n_jobs") == 1:  # joblib's one is this one

@@ -26,27 +26,16 @@ TRACE_NAME = "error.log"
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
-
-    Attributes:
-        number: Its position in the sweep, from 0.
-        folder: Where it writes.
-        overrides: What the sweep sets for it on the command line, without ``resume``.
-        settings: Its full configuration; plain values.
-        status: How it ended; ``running`` until it records an end, ``waiting`` before its start.
-        reason: Why it did not finish.
-        seconds: Duration of its last call.
-        value: Its objective, for a search.
-    """
+    """One job of a sweep, by its number from 0."""
 
     number: int
     folder: Path
-    overrides: tuple[str, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    status: Status = "running"
-    reason: str = ""
-    seconds: float = 0.0
-    value: float | None = None
+    overrides: tuple[str, ...]  # what the sweep sets for it on the command line, without resume
+    settings: Mapping[str, Any] = field(default_factory=dict)  # its full configuration; plain values
+    status: Status = "running"  # until it records an end; waiting before its start
+    reason: str = ""  # why it did not finish
+    seconds: float = 0.0  # of its last call
+    value: float | None = None  # its objective, for a search
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -76,21 +65,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a search is for.
+    """What a search is for."""
 
-    Attributes:
-        objective: What each of its jobs measures.
-        direction: Which values of it are better.
-        trials: Number of jobs.
-        ranges: What each key is chosen from, as it was written.
-        common: Configuration that the jobs share; plain values.
-    """
-
-    objective: str
+    objective: str  # what each of its jobs measures
     direction: Literal["minimize", "maximize"]
     trials: int
-    ranges: Mapping[str, str]
-    common: Mapping[str, Any] = field(default_factory=dict)
+    ranges: Mapping[str, str]  # what each key is chosen from, as it was written
+    common: Mapping[str, Any] = field(default_factory=dict)  # configuration that the jobs share; plain values
 
     def ranked(self, jobs: Sequence[Job]) -> list[tuple[float, Job]]:
         """Finished jobs with their objectives, the best first, of equal ones the earliest."""
@@ -101,25 +82,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is to do, written before its first job begins.
+    """What a sweep is to do, written before its first job begins."""
 
-    Attributes:
-        command: Name of the command, such as ``train``.
-        call: How it was called.
-        swept: Keys that differ from job to job.
-        jobs: Swept overrides of every job, by number; empty for a search.
-        goal: Of a search; ``None`` for a grid.
-        baseline: Number of the job whose values all jobs have in common anyway, where there is one.
-        scorable: Whether the jobs train weights that ``evaluate sweep=jobs`` can score.
-    """
-
-    command: str
-    call: str
-    swept: tuple[str, ...]
-    jobs: tuple[tuple[str, ...], ...] = ()
-    goal: Goal | None = None
-    baseline: int | None = None
-    scorable: bool = False
+    command: str  # its name, such as train
+    call: str  # the full command line
+    swept: tuple[str, ...]  # keys that differ from job to job
+    jobs: tuple[tuple[str, ...], ...] = ()  # swept overrides by number; empty for a search
+    goal: Goal | None = None  # of a search
+    baseline: int | None = None  # number of the job whose values all jobs have in common anyway
+    scorable: bool = False  # whether evaluate sweep=jobs can score what the jobs train
 
     def alone(self, job: Job) -> str:
         """The call that runs by itself, and without the sweep's own settings, what a job ran."""

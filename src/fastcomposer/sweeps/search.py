@@ -43,7 +43,10 @@ class SearchSettings(Protocol):
     n_jobs: int
     max_failure_rate: float
     seed: int
-    sampler: Callable[..., BaseSampler]
+
+    @property
+    def sampler(self) -> Callable[..., BaseSampler]:
+        """Makes a sampler from a ``seed``."""
 
 
 class Search:
@@ -52,11 +55,6 @@ class Search:
     The settings of a job depend on the seed, its number and earlier objectives alone, so that an interrupted
     search continues as if it had not been interrupted. A running trial continues in its own folder; a failed
     one is tried once more when the search is called again.
-
-    Args:
-        folder: Of the sweep.
-        chosen: Overrides by key, those that are searched among them.
-        settings: Of the search.
     """
 
     def __init__(self, folder: Path, chosen: Mapping[str, Override], settings: SearchSettings) -> None:
@@ -154,11 +152,7 @@ def chosen_overrides(params: Mapping[str, Any], given: Sequence[str]) -> dict[st
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What a key is chosen from: two numbers that it lies between, evenly spaced numbers, or choices.
-
-    Raises:
-        ValueError: If nothing can be chosen from it.
-    """
+    """What a key is chosen from: an interval, evenly spaced numbers, or choices."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
@@ -182,12 +176,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mapping[str, Any]) -> Goal:
-    """The goal of a search, with its settings checked.
-
-    Args:
-        config: Of the sweep.
-        chosen: Overrides by key.
-        common: See :class:`~fastcomposer.sweeps.jobs.Goal`.
+    """The goal of a search.
 
     Raises:
         ValueError: If a setting is wrong, with its key.
@@ -212,14 +201,8 @@ def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mappin
 def resume_search(folder: Path, goal: Goal, jobs: Sequence[Job], *, restart: bool) -> None:
     """Check that what an earlier search has left can be continued, or remove it.
 
-    Args:
-        folder: Of the sweep.
-        goal: Of the present search.
-        jobs: Jobs that have begun.
-        restart: Whether to remove them.
-
     Raises:
-        ValueError: If the earlier search cannot be continued.
+        ValueError: If it cannot.
     """
     if restart:
         for job in jobs:

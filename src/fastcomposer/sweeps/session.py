@@ -82,12 +82,6 @@ def watched(
 def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = True) -> None:
     """Check what an earlier sweep has left, and write the plan.
 
-    Args:
-        folder: Of the sweep.
-        plan: What is to be done.
-        resume: ``auto`` continues an earlier sweep, ``restart`` discards it.
-        by_number: Whether the jobs' folders are named by their numbers.
-
     Raises:
         ValueError: If there is an earlier sweep that is not to be continued, or is another one.
     """

@@ -86,12 +86,7 @@ def report_folder(folder: Path) -> Path:
 
 
 def unchanging_job(config: DictConfig, jobs: Iterable[Sequence[str]]) -> int | None:
-    """The first job whose swept values are those that all jobs have in common anyway.
-
-    Args:
-        config: What they have in common, with Hydra's part.
-        jobs: Swept overrides of each.
-    """
+    """The first job whose swept values are those of ``config``, which all jobs have in common."""
     parser = OverridesParser.create()
     for number, overrides in enumerate(jobs):
         if all(_changes_nothing(config, one) for one in parser.parse_overrides(list(overrides))):

@@ -110,9 +110,11 @@ class StageProgress(Callback):
             self._work.advance(outputs)
 
     def on_predict_end(self, *args: Any) -> None:
-        """Close the bar; also :meth:`on_exception`."""
+        """Close the bar."""
         if self._work is not None:
             self._work.stop()
             self._work = None
 
-    on_exception = on_predict_end
+    def on_exception(self, *args: Any) -> None:
+        """Close the bar."""
+        self.on_predict_end()

@@ -1,10 +1,11 @@
-"""Settings are searched on people of the training split, and the best is chosen by a rule."""
+"""Searches of settings: people of the training split, the rule for the best, the objective."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,15 +22,23 @@ from fastcomposer.sweeps.report.grid_search import (
     load_search,
     read_sweep,
 )
+from fastcomposer.sweeps.report.sampling_objective import SamplingObjective
 
 DEFINITIONS = Path(__file__).resolve().parents[3] / "data" / "benchmarks" / "mini"
 
 
-def row(method: str, identity: float, prompt: float, images: int = 8) -> ResultRow:
+def row(
+    method: str,
+    identity: float,
+    prompt: float,
+    images: int = 8,
+    benchmark: str = "single_subject",
+    **settings: float,
+) -> ResultRow:
     scores = [Estimate(value, (value - 0.01, value + 0.01)) for value in (identity, prompt)]
-    return ResultRow(
-        "single_subject", method, {}, 5, images, *scores, 1.0, 7.5, 0, 0, 10, identity_published=scores[0]
-    )
+    costs, sharpness = (1.5, 7.5, 0, 0, 10), {"sharpness": Estimate(7.0, (7.0, 7.0))}
+    more = {"measures": sharpness, "identity_published": scores[0]}
+    return ResultRow(benchmark, method, settings, 5, images, *scores, *costs, **more)
 
 
 def job(
@@ -102,8 +111,65 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         read_sweep(tmp_path)
     job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
     job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22, images=16)
-    with pytest.raises(ValueError, match="the jobs of dreambooth have drawn different cases"):
+    with pytest.raises(ValueError, match="the jobs of dreambooth have sampled different cases"):
         read_sweep(tmp_path)
     write_results(tmp_path / "1" / "results.json", [row("dreambooth", 0.1, 0.2)], {})
-    with pytest.raises(ValueError, match="no row of text_only to hold others against"):
+    with pytest.raises(ValueError, match="no row of text_only to compare others with"):
         read_sweep(tmp_path)
+
+
+ROWS = [
+    row("text_only", 0.1, 0.9),
+    row("fastcomposer", 0.4, 0.5, benchmark="single_subject", alpha=0.6),
+    row("fastcomposer", 0.9, 0.9, benchmark="single_subject", alpha=0.8),
+    row("fastcomposer", 0.2, 0.5, benchmark="multi_subject", alpha=0.6),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("identity_x_prompt", (0.4 * 0.5 + 0.2 * 0.5) / 2),
+        ("multi_subject/identity_x_prompt", 0.1),
+        ("single_subject/identity_preservation", 0.4),
+        ("prompt_consistency", 0.5),
+        ("seconds_per_image", 1.5),
+        ("sharpness", 7.0),
+    ],
+)
+def test_an_objective_is_the_mean_over_its_rows(text: str, value: float) -> None:
+    objective = SamplingObjective.read(text, ["sharpness"])
+    assert objective.value(ROWS, "fastcomposer", {"alpha": 0.6}) == pytest.approx(value)
+
+
+def test_one_method_at_one_alpha_is_judged() -> None:
+    text = SimpleNamespace(name="text_only", settings=({},))
+    ours = SimpleNamespace(name="fastcomposer", settings=({"alpha": 0.6},))
+    both = SimpleNamespace(name="fastcomposer", settings=({"alpha": 0.6}, {"alpha": 0.8}))
+    objective = SamplingObjective.read("multi_subject/identity_preservation")
+    assert objective.chosen([text, ours], ["multi_subject"]) == ("fastcomposer", {"alpha": 0.6})
+    with pytest.raises(ValueError, match="not by 2: change methods or alphas"):
+        objective.chosen([text, both], ["multi_subject"])
+    with pytest.raises(ValueError, match="not by 0"):
+        objective.chosen([text], ["multi_subject"])
+    with pytest.raises(
+        ValueError, match="multi_subject/identity_preservation: only single_subject is sampled"
+    ):
+        objective.chosen([ours], ["single_subject"])
+    with pytest.raises(ValueError, match="was measured on none"):
+        objective.value(ROWS, "dreambooth", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "identity",
+            "objective=identity: no such measure; there is identity_x_prompt, identity_pres.*, sharp",
+        ),
+        ("both/identity_preservation", "no such benchmark; there is single_subject, multi_subject"),
+    ],
+)
+def test_an_unknown_objective_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingObjective.read(text, ["sharpness"])

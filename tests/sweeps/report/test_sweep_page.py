@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,21 @@ from fastcomposer.evaluation.load_results import collect
 from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.sweeps.jobs import Goal, Job, Plan
-from fastcomposer.sweeps.report.groups import full_label, spoken
-from fastcomposer.sweeps.report.measured import group_table, last_steps, read_measured
-from fastcomposer.sweeps.report.scores import references_of
+from fastcomposer.sweeps.report.measured import (
+    full_label,
+    group_table,
+    last_steps,
+    read_measured,
+    readable,
+    references_of,
+)
 from fastcomposer.sweeps.report.sweep_page import write_sweep_report
-from fastcomposer.sweeps.report.sweep_plots import sweep_plot
+from fastcomposer.sweeps.report.sweep_plots import SweepPlot
+
+
+def row(method: str, score: Estimate, **settings: float) -> ResultRow:
+    costs = (1.0, 0.0, 0, 0, 10)
+    return ResultRow("single_subject", method, settings, 1, 8, score, score, *costs, identity_published=score)
 
 
 def training_sweep(folder: Path, keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
@@ -49,24 +60,7 @@ def evaluation_sweep(folder: Path) -> None:
         job = Job(number, folder / str(number), (f"sampler={name}",))
         job.ended("finished", seconds=60.0).write()
         score = Estimate(0.3 + number / 10, (0.25 + number / 10, 0.36 + number / 10))
-        rows = [
-            ResultRow(
-                "single_subject",
-                "fastcomposer",
-                {"alpha": a},
-                1,
-                8,
-                score,
-                score,
-                1.0,
-                0.0,
-                0,
-                0,
-                10,
-                identity_published=score,
-            )
-            for a in (0.6, 0.8)
-        ]
+        rows = [row("fastcomposer", score, alpha=alpha) for alpha in (0.6, 0.8)]
         write_results(job.folder / "results.json", rows, {})
 
 
@@ -221,13 +215,7 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
     for number, names in enumerate((("text_only", "fastcomposer"), ("dreambooth",))):
         job = Job(number, tmp_path / str(number), (f"methods=[{','.join(names)}]",))
         job.ended("finished").write()
-        rows = [
-            ResultRow(
-                "single_subject", n, {}, 1, 8, score, score, 1.0, 0.0, 0, 0, 10, identity_published=score
-            )
-            for n in names
-        ]
-        write_results(job.folder / "results.json", rows, {})
+        write_results(job.folder / "results.json", [row(name, score) for name in names], {})
     sweep, _, (file,) = write_sweep_report(tmp_path, ("html",))
     table = group_table(sweep.groups[0], sweep.keys)
     assert [*table.frame.index] == ["Text only", "FastComposer", "DreamBooth"]
@@ -236,12 +224,8 @@ def test_methods_are_named_once(tmp_path: Path) -> None:
 
     # The jobs are one evaluation, unless they have drawn the same in two ways.
     assert [run.name for run in collect(tmp_path, 0.6).runs] == ["Text only", "FastComposer", "DreamBooth"]
-    one, other = (
-        ResultRow(
-            "single_subject", "text_only", {}, 1, 8, score, s, 1.0, 0.0, 0, 0, 10, identity_published=score
-        )
-        for s in (score, Estimate(0.32, (0.2, 0.4)))
-    )
+    one = row("text_only", score)
+    other = replace(one, prompt_consistency=Estimate(0.32, (0.2, 0.4)))
     write_results(tmp_path / "1" / "results.json", [one], {})
     assert len(collect(tmp_path, 0.6).runs) == 2
     write_results(tmp_path / "1" / "results.json", [other], {})
@@ -264,7 +248,7 @@ def test_an_evaluation_of_what_was_trained_anew_is_left_out(tmp_path: Path) -> N
 
 def test_swept_values_are_said_in_words() -> None:
     said = ("{}", "{augmentation:null}", "{a:{b:True},c:0.5}", "[text_only,fastcomposer]", "1e-4", "null")
-    assert [spoken(value) for value in said] == [
+    assert [readable(value) for value in said] == [
         "as in the experiment",
         "augmentation none",
         "a b on, c 0.5",
@@ -289,7 +273,7 @@ def test_two_numbers_make_a_map(tmp_path: Path) -> None:
 def test_the_kind_of_plot_follows_from_what_was_swept() -> None:
     def drawn(keys: Sequence[str], *values: tuple[str, ...]) -> str:
         found = {value: Estimate(place, (place - 1, place + 1)) for place, value in enumerate(values)}
-        return sweep_plot({"": found}, keys, "loss", "x")
+        return SweepPlot({"": found}, keys, "loss", "x").svg()
 
     assert ">0.001<" in drawn(["w"], ("0",), ("0.001",), ("1",))  # none, and wide apart: evenly spaced
     assert ">none<" in drawn(["w"], ("none",), ("mini",))

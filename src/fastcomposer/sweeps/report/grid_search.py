@@ -1,4 +1,4 @@
-"""Search of settings on people that no test shows: whom to draw, what was tried, and which is best."""
+"""Search of settings on people that no test shows: the benchmark, what was tried, and which is best."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.load_results import TEXT_ONLY, method_name
-from fastcomposer.evaluation.report.table import Column, Table, make_frame
+from fastcomposer.evaluation.report.table import Cell, Column, Table, make_frame
 from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_alike, read_results
 from fastcomposer.evaluation.scorers import check_same
 from fastcomposer.evaluation.store import RUN_NAME, read_run
@@ -21,26 +21,31 @@ RULE = (
     f"Best is the highest identity among the settings that keep {LEAST_CONSISTENCY:.0%} of the prompt "
     "consistency of text alone, or among all where none does."
 )
+_COLUMNS = (
+    Column("identity", "score"),
+    Column("prompt", "score"),
+    Column("of text only", "share"),
+    Column("detected", "share", bare=True),
+    Column("s to personalise", "seconds"),
+    Column("images", "count"),
+)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A choice of settings, as one job of a sweep has measured it.
-
-    Attributes:
-        row: Its figures.
-        text_only: Those of text alone on the same cases.
-        settings: What decides its images, by dotted name.
-    """
+    """A choice of settings, as one job of a sweep has measured it."""
 
     row: ResultRow
-    text_only: ResultRow
-    settings: Mapping[str, Any]
+    text_only: ResultRow  # on the same cases
+    settings: Mapping[str, Any]  # that its images depend on, by dotted name
 
     @property
-    def consistency(self) -> float:
-        """Share of the prompt consistency of text alone."""
-        return self.row.prompt_consistency.mean / self.text_only.prompt_consistency.mean
+    def cells(self) -> list[Cell]:
+        """Its figures in a table."""
+        row = self.row
+        kept = row.prompt_consistency.mean / self.text_only.prompt_consistency.mean
+        scores = row.identity_preservation, row.prompt_consistency, kept, row.detection_rate
+        return [*scores, row.personalization_seconds_per_subject, row.images]
 
 
 def load_search(
@@ -50,7 +55,7 @@ def load_search(
 
     Args:
         folder: Where ``single_subject.json`` is; its prompts are taken.
-        people: Whom to draw; images as in :class:`~fastcomposer.evaluation.benchmark.Subject`.
+        people: Subjects; images as in :class:`~fastcomposer.evaluation.benchmark.Subject`.
         seed: Base seed.
         part: How much of the benchmark; ``None`` for all.
 
@@ -65,18 +70,12 @@ def load_search(
 
 
 def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
-    """Read what the jobs of one or several sweeps have measured.
-
-    Args:
-        folder: Holds the jobs' folders, each with ``results.json`` and its runs, at any depth.
-
-    Returns:
-        What was tried, by method.
+    """Read the results of the jobs of the sweeps in a folder, by method.
 
     Raises:
         FileNotFoundError: If there are no results.
         ValueError: If a job lacks text alone, jobs were scored by different extractors, or those of a method
-            have drawn different cases.
+            have sampled different cases.
     """
     root = Path(folder)
     files = sorted(root.rglob("results.json"))
@@ -92,17 +91,23 @@ def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
             if row.method == TEXT_ONLY:
                 continue
             if row.benchmark not in text:
-                raise ValueError(f"{file}: no row of {TEXT_ONLY} to hold others against; add it to methods")
+                raise ValueError(f"{file}: no row of {TEXT_ONLY} to compare others with; add it to methods")
             known = settings.get(_key(row.benchmark, row.method, row.settings), {})
-            tried.setdefault(row.method, []).append(Tried(row, text[row.benchmark], known))
-    for method, found in tried.items():
-        _check_cases(root, method, found)
+            found = tried.setdefault(row.method, [])
+            found.append(Tried(row, text[row.benchmark], known))
+            one, two = (t.text_only.prompt_consistency.mean for t in (found[0], found[-1]))
+            # Text alone samples the same images in every job that has the same cases.
+            if row.images != found[0].row.images or not math.isclose(one, two, abs_tol=1e-3):
+                raise ValueError(
+                    f"sweep={root}: the jobs of {row.method} have sampled different cases; "
+                    "give all one benchmark"
+                )
     return tried
 
 
 def differing(tried: Sequence[Tried]) -> list[dict[str, Any]]:
     """Of each choice, the settings that are not the same for all, by name."""
-    names = list(dict.fromkeys(name for one in tried for name in one.settings))
+    names = dict.fromkeys(name for one in tried for name in one.settings)
     varied = [n for n in names if len({json.dumps(one.settings.get(n)) for one in tried}) > 1]
     return [{name: one.settings.get(name) for name in varied} for one in tried]
 
@@ -113,66 +118,37 @@ def best_of(tried: Sequence[Tried]) -> Tried:
     return next(one for one in tried if one.row is best)
 
 
-def sweep_table(method: str, tried: Sequence[Tried]) -> Table:
-    """What was tried of a method, from the highest identity down."""
-    best = best_of(tried)
-    names = [", ".join(f"{name} {value}" for name, value in chosen.items()) for chosen in differing(tried)]
-    order = sorted(zip(tried, names, strict=True), key=lambda pair: -pair[0].row.identity_preservation.mean)
-    labels = [(name or "as configured") + " (best)" * (one is best) for one, name in order]
-    cells = [
-        (
-            one.row.identity_preservation,
-            one.row.prompt_consistency,
-            one.consistency,
-            one.row.detection_rate,
-            one.row.personalization_seconds_per_subject,
-            one.row.images,
-        )
-        for one, _ in order
-    ]
-    columns = (
-        Column("identity", "score"),
-        Column("prompt", "score"),
-        Column("of text only", "share"),
-        Column("detected", "share", bare=True),
-        Column("s to personalise", "seconds"),
-        Column("images", "count"),
-    )
-    title = f"{method_name(method)}: settings, on people of the training split"
-    frame = make_frame("setting", columns, zip(labels, cells, strict=True))
-    strong = [label for label in labels if label.endswith(" (best)")]
-    return Table(f"search_{method}", title, frame, (RULE,), strong=strong)
-
-
 def best_sentences(folder: str | Path) -> tuple[list[str], list[Table]]:
-    """Of each method whose settings were searched the best in a sentence, and the table of all.
-
-    Args:
-        folder: See :func:`read_sweep`.
-
-    Returns:
-        Nothing where no settings of a method differ, or text alone was not drawn to hold them against.
-    """
+    """The best settings of each method in a sentence, and tables of all; none where none were searched."""
     try:
         tried = read_sweep(folder)
     except (FileNotFoundError, ValueError):
         return [], []
     sentences, tables = [], []
     for method, found in tried.items():
-        chosen = differing(found)[found.index(best_of(found))]
-        if chosen:
-            said = " ".join(f"{name}={value}" for name, value in chosen.items())
-            sentences.append(f"{method_name(method)}, best of {len(found)}: {said}")
-            tables.append(sweep_table(method, found))
+        chosen, best = differing(found), best_of(found)
+        if settings := chosen[found.index(best)]:
+            text = " ".join(f"{name}={value}" for name, value in settings.items())
+            sentences.append(f"{method_name(method)}, best of {len(found)}: {text}")
+            tables.append(_table(method, found, chosen, best))
     return sentences, tables
 
 
+def _table(method: str, tried: Sequence[Tried], chosen: Sequence[Mapping[str, Any]], best: Tried) -> Table:
+    """What was tried of a method, from the highest identity down."""
+    names = [", ".join(f"{name} {value}" for name, value in one.items()) for one in chosen]
+    order = sorted(zip(tried, names, strict=True), key=lambda pair: -pair[0].row.identity_preservation.mean)
+    lines = [(name + " (best)" * (one is best), one.cells) for one, name in order]
+    title = f"{method_name(method)}: settings, on people of the training split"
+    strong = [label for label, _ in lines if label.endswith(" (best)")]
+    return Table(f"search_{method}", title, make_frame("setting", _COLUMNS, lines), (RULE,), strong=strong)
+
+
 def _settings_of_runs(job: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """What decides the images of a job's runs beside the base and the sampler."""
+    """Settings that the images of a job's runs depend on, beside the base and the sampler."""
     found = {}
     for file in sorted(job.glob(f"*/*/{RUN_NAME}")):
-        run = read_run(file.parent)
-        if run is not None:
+        if (run := read_run(file.parent)) is not None:
             recipe = run["decides"].get("recipe", {})
             settings = {**run["settings"], **recipe.get("method", {})}
             found[_key(run["benchmark"], run["method"], run["settings"])] = _flat(settings)
@@ -188,14 +164,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _key(benchmark: str, method: str, settings: Mapping[str, Any]) -> tuple[str, str, str]:
     return benchmark, method, json.dumps(settings, sort_keys=True)
-
-
-def _check_cases(root: Path, method: str, tried: Sequence[Tried]) -> None:
-    """Text alone draws the same images in every job that has the same cases."""
-    first = tried[0]
-    for other in tried[1:]:
-        one, two = (t.text_only.prompt_consistency.mean for t in (first, other))
-        if other.row.images != first.row.images or not math.isclose(one, two, abs_tol=1e-3):
-            raise ValueError(
-                f"sweep={root}: the jobs of {method} have drawn different cases; give all one benchmark"
-            )

@@ -1,4 +1,4 @@
-"""What a search of drawing goes by: one number made from the rows of an evaluation."""
+"""Objective of a search of sampling settings: one number made from the rows of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 
 
-class _Measured(Protocol):
-    """A method whose rows are there; see :class:`~fastcomposer.evaluation.methods.Method`."""
+class _Method(Protocol):
+    """See :class:`~fastcomposer.evaluation.methods.Method`."""
 
     name: str
     settings: tuple[Mapping[str, Any], ...]
-
-
-def _product(row: ResultRow) -> float:
-    return row.identity_preservation.mean * row.prompt_consistency.mean
 
 
 def _mean(estimate: Estimate | None) -> float:
@@ -29,35 +25,31 @@ def _mean(estimate: Estimate | None) -> float:
 
 
 MEASURES: dict[str, Callable[[ResultRow], float]] = {
-    "identity_x_prompt": _product,
+    "identity_x_prompt": lambda row: row.identity_preservation.mean * row.prompt_consistency.mean,
     "identity_preservation": lambda row: row.identity_preservation.mean,
     "prompt_consistency": lambda row: row.prompt_consistency.mean,
     "detection_rate": lambda row: _mean(row.detection_rate),
     "copy_paste": lambda row: _mean(row.copy_paste),
     "seconds_per_image": lambda row: row.seconds_per_image,
 }
-"""What a row can be worth; ``identity_x_prompt``: mean identity times mean prompt consistency."""
+"""Values of a row; ``identity_x_prompt``: mean identity times mean prompt consistency."""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What a search goes by.
+class SamplingObjective:
+    """What a search optimizes.
 
     Attributes:
-        measure: One of :data:`MEASURES`, or a measure of one's own.
-        benchmark: Whose row it is of; ``None`` for the mean over all benchmarks.
+        measure: One of :data:`MEASURES`, or a further measure.
+        benchmark: Of which benchmark; ``None`` for the mean over all.
     """
 
     measure: str
     benchmark: str | None = None
 
     @classmethod
-    def read(cls, text: str, measures: Collection[str] = ()) -> Objective:
-        """Read ``<measure>`` or ``<benchmark>/<measure>``.
-
-        Args:
-            text: What was asked for.
-            measures: Names of further measures.
+    def read(cls, text: str, measures: Collection[str] = ()) -> SamplingObjective:
+        """Read ``<measure>`` or ``<benchmark>/<measure>``, with the names of further measures.
 
         Raises:
             ValueError: If there is no such measure or benchmark, with those there are.
@@ -70,44 +62,35 @@ class Objective:
         return cls(measure, benchmark or None)
 
     def chosen(
-        self, methods: Sequence[_Measured], benchmarks: Collection[str]
+        self, methods: Sequence[_Method], benchmarks: Collection[str]
     ) -> tuple[str, Mapping[str, Any]]:
-        """Name and setting of the method that is judged.
-
-        Args:
-            methods: Those that draw.
-            benchmarks: Names of those that are drawn.
+        """Name and setting of the method that is scored, among those sampled on some benchmarks.
 
         Raises:
-            ValueError: If there are several beside text alone, or it does not draw the objective's benchmark.
+            ValueError: If there are several besides text alone, or none on the objective's benchmark.
         """
         if self.benchmark is not None and self.benchmark not in benchmarks:
             there = ", ".join(benchmarks)
-            raise ValueError(f"objective={self.benchmark}/{self.measure}: only {there} is drawn")
+            raise ValueError(f"objective={self.benchmark}/{self.measure}: only {there} is sampled")
         found = [(one.name, chosen) for one in methods if one.name != TEXT_ONLY for chosen in one.settings]
         if len(found) != 1:
             raise ValueError(
-                f"objective: a job is judged by one method besides {TEXT_ONLY} at one alpha, not by "
+                f"objective: a job is scored by one method besides {TEXT_ONLY} at one alpha, not by "
                 f"{len(found)}: change methods or alphas"
             )
         return found[0]
 
     def value(self, rows: Sequence[ResultRow], method: str, settings: Mapping[str, Any]) -> float:
-        """What a job is worth.
-
-        Args:
-            rows: All that were measured.
-            method: Whose rows count.
-            settings: Under which settings.
+        """The mean over the rows of a method under some settings.
 
         Raises:
-            ValueError: If it is in no row.
+            ValueError: If there are none.
         """
-        ours = [row for row in rows if row.method == method and dict(row.settings) == dict(settings)]
         values = [
             MEASURES[self.measure](row) if self.measure in MEASURES else row.measures[self.measure].mean
-            for row in ours
-            if self.benchmark in (None, row.benchmark)
+            for row in rows
+            if (row.method, dict(row.settings)) == (method, dict(settings))
+            and self.benchmark in (None, row.benchmark)
         ]
         if not values:
             raise ValueError(f"objective: {method} was measured on none of its benchmarks")

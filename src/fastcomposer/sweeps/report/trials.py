@@ -1,9 +1,10 @@
-"""Trials of a search: the table of them, and what the plots show."""
+"""Trials of a search: their table and their plots."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -13,7 +14,8 @@ from fastcomposer.evaluation.report.html import Plot
 from fastcomposer.evaluation.report.plots import COLOURS, figure
 from fastcomposer.evaluation.report.table import Column, Table, make_frame
 from fastcomposer.sweeps.jobs import Goal, Job
-from fastcomposer.sweeps.report.groups import short
+from fastcomposer.sweeps.report.measured import short
+from fastcomposer.sweeps.report.sweep_plots import as_number
 
 _HEIGHT = 2.6  # inches
 _LETTERS = 48  # that fit below an axis
@@ -21,20 +23,15 @@ _SHORTEST = 5  # letters that a name is broken after
 
 
 def trial_table(goal: Goal, jobs: Sequence[Job]) -> Table:
-    """All trials that measured the objective, the best first.
-
-    Args:
-        goal: Of the search.
-        jobs: Its jobs.
-    """
+    """All trials with an objective, the best first."""
     ranked = goal.ranked(jobs)
-    numeric = [key for key in goal.ranges if all(_number(job.chosen[key]) is not None for _, job in ranked)]
-    lines = []
-    for place, (value, job) in enumerate(ranked):
-        said = [f"{short(key)} {job.chosen[key]}" for key in goal.ranges if key not in numeric]
-        label = ": ".join(filter(None, (f"job {job.number}", ", ".join(said))))
-        cells = (value, *(_number(job.chosen[key]) for key in numeric), job.seconds)
-        lines.append((label + " (best)" * (not place), cells))
+    numeric = [key for key in goal.ranges if all(as_number(job.chosen[key]) is not None for _, job in ranked)]
+    lines: list[tuple[str, tuple[float | None, ...]]] = []
+    for value, job in ranked:
+        texts = ", ".join(f"{short(key)} {job.chosen[key]}" for key in goal.ranges if key not in numeric)
+        label = ": ".join(filter(None, (f"job {job.number}", texts)))
+        cells = (value, *(as_number(job.chosen[key]) for key in numeric), job.seconds)
+        lines.append((label + " (best)" * (not lines), cells))
     columns = (
         Column(goal.objective, "number"),
         *(Column(short(key), "number") for key in numeric),
@@ -44,25 +41,23 @@ def trial_table(goal: Goal, jobs: Sequence[Job]) -> Table:
     notes = [f"Best is the {'lowest' if goal.direction == 'minimize' else 'highest'} {goal.objective}."]
     notes += [f"{failed} of {len(ranked) + failed} trials failed and are not in the table."] * bool(failed)
     frame = make_frame("trial", columns, lines)
-    return Table("trials", "Trials, the best first", frame, tuple(notes), strong=[frame.index[0]])
+    return Table("trials", "Trials, the best first", frame, tuple(notes), strong=[lines[0][0]])
 
 
 def trial_plots(goal: Goal, jobs: Sequence[Job]) -> list[Plot]:
-    """The objective over the trials, and against each key that was searched; nothing without two trials."""
+    """The objective over the trials, and against each searched key; nothing without two trials."""
     ranked = goal.ranked(jobs)
     if len(ranked) < 2:
         return []
     best = ranked[0][0]
     course = sorted((job.number, value) for value, job in ranked)
-    better = min if goal.direction == "minimize" else max
-    so_far = [better(value for _, value in course[: place + 1]) for place in range(len(course))]
 
     def draw(axes: Axes) -> None:
-        numbers = [float(number) for number, _ in course]
-        axes.step(
-            numbers, so_far, where="post", color=COLOURS["series-2"], linewidth=1.3, label="best so far"
-        )
-        _dots(axes, numbers, [value for _, value in course], best)
+        numbers, values = zip(*course, strict=True)
+        so_far = [*accumulate(values, min if goal.direction == "minimize" else max)]
+        colour = COLOURS["series-2"]
+        axes.step(numbers, so_far, where="post", color=colour, linewidth=1.3, label="best so far")
+        _dots(axes, numbers, values, best)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("trial")
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
@@ -78,13 +73,13 @@ def trial_plots(goal: Goal, jobs: Sequence[Job]) -> list[Plot]:
 def _against(
     key: str, points: Sequence[tuple[str, float]], best: float, *, logarithmic: bool
 ) -> Callable[[Axes], None]:
-    numbers = [_number(text) for text, _ in points]
-    names = sorted({text for text, _ in points})
-    values = [value for _, value in points]
+    texts, values = zip(*points, strict=True)
 
     def draw(axes: Axes) -> None:
-        if None in numbers:
-            _dots(axes, [float(names.index(text)) for text, _ in points], values, best)
+        numbers = [number for text in texts if (number := as_number(text)) is not None]
+        if len(numbers) < len(texts):
+            names = sorted(set(texts))
+            _dots(axes, [names.index(text) for text in texts], values, best)
             width = max(_LETTERS // len(names), _SHORTEST)
             axes.set_xticks(range(len(names)), [textwrap.fill(name, width) for name in names])
             axes.set_xlim(-0.5, len(names) - 0.5)
@@ -94,7 +89,7 @@ def _against(
                 axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
                 axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
                 axes.xaxis.set_minor_formatter(NullFormatter())
-            _dots(axes, [float(number or 0.0) for number in numbers], values, best)
+            _dots(axes, numbers, values, best)
         axes.set_xlabel(key)
 
     return draw
@@ -114,13 +109,6 @@ def _plot(
         axes.set_ylabel(goal.objective)
         axes.grid(color=COLOURS["rule"], linewidth=0.6)
 
-    said = "; ".join(f"{place}: {value:.4g}" for place, value in points)
+    text = "; ".join(f"{x}: {value:.4g}" for x, value in points)
     svg = figure(f"trials-{name}", _HEIGHT, drawn)
-    return Plot(Markup(svg), f"{title}. {said}.", f"{title}. The ring is the best.")
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return Plot(Markup(svg), f"{title}. {text}.", f"{title}. The ring is the best.")
