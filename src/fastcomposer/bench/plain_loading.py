@@ -1,7 +1,4 @@
-"""The loader's plain twin: the recipe in the order it is told, each step on the whole image.
-
-It is what the loader is measured against and tested against, and nothing else uses it.
-"""
+"""The loader's plain twin, for benchmarks and tests: the recipe in its published order, on full images."""
 
 from __future__ import annotations
 
@@ -41,12 +38,7 @@ class _Zoom(v2.Transform):
 
 
 def plain_augmentation(settings: ReferenceAugmentation | None, size: int) -> v2.Transform:
-    """Return torchvision's transforms in the order of the recipe (docs/method.md).
-
-    Args:
-        settings: Probabilities and ranges; ``None`` for none.
-        size: Height and width of the reference in pixels.
-    """
+    """Return torchvision's transforms in the order of the recipe (docs/method.md)."""
     square: list[Any] = [pad_to_square, v2.Resize((size, size), antialias=True)]
     if settings is None:
         return v2.Compose(square)
@@ -64,13 +56,7 @@ def plain_augmentation(settings: ReferenceAugmentation | None, size: int) -> v2.
 
 
 def plain_sample(dataset: SubjectDataset, index: int, augmentation: v2.Transform) -> SubjectBatch:
-    """Load a sample whose subjects all fit, with references out of its own image.
-
-    Args:
-        dataset: Where the records and the sizes come from.
-        index: Position in the dataset.
-        augmentation: See :func:`plain_augmentation`. It and the noise draw from torch's global state.
-    """
+    """Load a sample whose subjects all fit, with references from its own image; draws from torch's state."""
     record_id = dataset.record_ids[index]
     record = read_json(dataset.root, record_id)
     subjects = sorted(record.segments, key=lambda segment: segment.end)

@@ -200,19 +200,16 @@ def time_reading(
     batch_size: int = 16,
     workers: Sequence[int] = (1, 2, 4),
 ) -> None:
-    """Time filling a cache; then batches from all sources and training steps in turns; then worker processes.
+    """Time filling a cache; then batches from all sources and training steps in turns; then data workers.
 
     Args:
         watch: Keeps the figures.
         settings: Arguments of a training's data module; some are replaced.
-        model: What is trained, and whose VAE and text encoder fill the cache.
+        model: Is trained, and fills the cache.
         scenes: World of which ``records`` are rendered, with fewer people.
         records: Number of records.
         batch_size: Samples in a batch.
         workers: Numbers of processes that read the folder.
-
-    Raises:
-        ValueError: If the records do not fill a batch.
     """
     with TemporaryDirectory() as folder:
         root, cache, shards = (Path(folder) / name for name in ("data", "cache", "shards"))
@@ -276,7 +273,7 @@ def _workers_name(number: int) -> str:
 
 
 def shares(taken: Sequence[Speed]) -> list[str]:
-    """Share of reading in the time of reading and training, for each source that was timed."""
+    """Fraction of reading in the time of reading and training, for each source."""
     rows = {row.what: row.value for row in taken if row.suite == "reading"}
     lines = []
     for source, step in _SOURCES.items():

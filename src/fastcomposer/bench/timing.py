@@ -16,30 +16,21 @@ import torch
 from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastcomposer.utils.markdown import markdown_table
+
 
 @dataclass(frozen=True)
 class Speed:
-    """One figure.
-
-    Attributes:
-        suite: Name of the suite.
-        what: What was done.
-        value: Median over repetitions.
-        spread: Half the interquartile range.
-        unit: What is counted, ``…/s`` or ``s``.
-        share_of_peak: Achieved FLOP/s over those of a large matrix product of the same data type.
-        peak_memory_bytes: Most memory that a process of its own held.
-        unet_calls: Times that images went through the U-Net, each with or without its partner for guidance.
-    """
+    """One figure."""
 
     suite: str
     what: str
-    value: float
-    spread: float
-    unit: str
-    share_of_peak: float | None = None
-    peak_memory_bytes: int | None = None
-    unet_calls: float | None = None
+    value: float  # median over repetitions
+    spread: float  # half the interquartile range
+    unit: str  # …/s or s
+    share_of_peak: float | None = None  # FLOP/s over those of a large matrix product of the same data type
+    peak_memory_bytes: int | None = None  # of a process of its own
+    unet_calls: float | None = None  # of images, each with or without its partner for guidance
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name."""
@@ -48,21 +39,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class TimedCase:
-    """Something to time.
-
-    Attributes:
-        function: Does it once.
-        number: How many of the unit it does.
-        prepare: Called before it, outside the time.
-        dtype: Data type whose matrix products its FLOP/s are compared with; ``None`` leaves them uncounted.
-        peak_memory_bytes: See :class:`Speed`.
-        unet_calls: See :class:`Speed`.
-    """
+    """Something to time."""
 
     function: Callable[[], Any]
-    number: int = 1
-    prepare: Callable[[], Any] = lambda: None
-    dtype: torch.dtype | None = None
+    number: int = 1  # of the unit in one call
+    prepare: Callable[[], Any] = lambda: None  # called before it, untimed
+    dtype: torch.dtype | None = None  # of the matrix products that its FLOP/s are compared with
     peak_memory_bytes: int | None = None
     unet_calls: float | None = None
 
@@ -76,13 +58,7 @@ class Stopwatch:
         self._peaks: dict[torch.dtype, float] = {}
 
     def interleave(self, suite: str, unit: str, cases: Mapping[str, TimedCase]) -> None:
-        """Time some cases, one after the other in every round.
-
-        Args:
-            suite: Name of the suite.
-            unit: What each does ``number`` of; ``s`` for the seconds of one call.
-            cases: By what they do.
-        """
+        """Time cases by name in turns; with the unit ``s`` the seconds of one call count."""
         print(f"timing {suite}: {', '.join(cases)}", file=sys.stderr, flush=True)
         flops = {what: self._first(case) for what, case in cases.items()}
         seconds: dict[str, list[float]] = {what: [] for what in cases}
@@ -100,7 +76,7 @@ class Stopwatch:
             self.rows.append(Speed(suite, what, median, (high - low) / 2, unit, *more))
 
     def _first(self, case: TimedCase) -> int:
-        """Call a case once, uncounted in time, for lazy imports and caches; returns its FLOPs."""
+        """Call a case untimed, for lazy imports and caches; returns its FLOPs."""
         case.prepare()
         if case.dtype is None:
             case.function()
@@ -143,15 +119,14 @@ def environment() -> dict[str, Any]:
 
 def table(rows: Sequence[Speed], machine: Mapping[str, Any]) -> str:
     """The figures as Markdown, with the machine they were taken on."""
-    lines = [
-        "| suite | what | median | ± | unit | share of peak | peak memory | U-Net calls |",
-        "|---|---|---:|---:|---|---:|---:|---:|",
-    ]
+    head = ("suite", "what", "median", "±", "unit", "share of peak", "peak memory", "U-Net calls")
+    lines = []
     for row in rows:
         share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
         memory = "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f} GiB"
         calls = "" if row.unet_calls is None else f"{row.unet_calls:g}"
-        cells = row.suite, row.what, f"{row.value:.3g}", f"{row.spread:.2g}", row.unit, share, memory, calls
-        lines.append(f"| {' | '.join(cells)} |")
+        figures = f"{row.value:.3g}", f"{row.spread:.2g}", row.unit
+        lines.append((row.suite, row.what, *figures, share, memory, calls))
     where = "{processor}, {cores} cores, {threads} threads, torch {torch}; load {load_average} at the start."
-    return "\n".join([where.format(**machine), "", *lines])
+    rules = [*["---"] * 2, *["---:"] * 2, "---", *["---:"] * 3]
+    return "\n".join([where.format(**machine), "", markdown_table(head, lines, rules)])

@@ -32,25 +32,15 @@ _NUM_BLOCKS = 5
 
 @dataclass(frozen=True)
 class StepSettings:
-    """A model of random weights and a batch for it.
-
-    Attributes:
-        unet: Configuration of the U-Net.
-        vae: Of the VAE.
-        text_encoder: Of the text encoder.
-        image_encoder: Of the image encoder.
-        resolution: Height and width of the images in pixels.
-        batch_size: Samples per step.
-        max_subjects: Subject slots, of which each sample fills two.
-    """
+    """Configurations of a model of random weights, and a batch for it."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
     image_encoder: Mapping[str, Any]
-    resolution: int = 512
+    resolution: int = 512  # height and width of the images in pixels
     batch_size: int = 2
-    max_subjects: int = 4
+    max_subjects: int = 4  # subject slots, of which each sample fills two
 
     def model(self) -> FastComposer:
         """Build the model; the weights are the same each time."""
@@ -66,25 +56,14 @@ class StepSettings:
 
     def batch(self) -> SubjectBatch:
         """Make a batch of noise, with two subjects side by side in each image."""
-        return noise_batch(
-            self.batch_size,
-            self.max_subjects,
-            self.resolution,
-            self.image_encoder["image_size"],
-            self.text_encoder["vocab_size"],
-        )
+        sizes = self.resolution, self.image_encoder["image_size"], self.text_encoder["vocab_size"]
+        return noise_batch(self.batch_size, self.max_subjects, *sizes)
 
 
-def noise_batch(size: int, slots: int, resolution: int, reference_size: int, words: int) -> SubjectBatch:
-    """Make a batch of noise.
-
-    Args:
-        size: Samples.
-        slots: Subject slots of a sample, of which two at most are filled, side by side in the image.
-        resolution: Height and width of the images in pixels.
-        reference_size: Height and width of the references in pixels.
-        words: Size of the vocabulary.
-    """
+def noise_batch(
+    size: int, slots: int, resolution: int, reference_size: int, words: int = 400
+) -> SubjectBatch:
+    """Make a batch of noise; two subject slots at most are filled, side by side in the image."""
     generator = Generator().manual_seed(0)
     filled = min(slots, 2)
     masks = torch.zeros(size, slots, resolution, resolution)
@@ -102,25 +81,15 @@ def noise_batch(size: int, slots: int, resolution: int, reference_size: int, wor
 
 @dataclass(frozen=True)
 class StepVariant:
-    """One way to take a training step.
+    """One way to take a training step."""
 
-    Attributes:
-        cached: Latent moments and text states come with the batch.
-        explicit: Layers whose attention forms the whole softmax map: all, the localized ones, or none.
-        localization: Whether attention is recorded and localized.
-        fused_optimizer: One kernel for AdamW.
-        channels_last: Memory layout of the U-Net.
-        precision: Of autocast; float32 is without.
-        compiled: Whether the U-Net's blocks are, by inductor.
-    """
-
-    cached: bool = True
-    explicit: Literal["all", "localized", "none"] = "none"
+    cached: bool = True  # latent moments and text states come with the batch
+    explicit: Literal["all", "localized", "none"] = "none"  # layers that form the full attention map
     localization: bool = True
     fused_optimizer: bool = True
-    channels_last: bool = False
-    precision: torch.dtype = torch.float32
-    compiled: bool = False
+    channels_last: bool = False  # memory layout of the U-Net
+    precision: torch.dtype = torch.float32  # of autocast
+    compiled: bool = False  # the U-Net's blocks, by inductor
 
 
 PLAIN, TUNED = "plain: uncached, explicit attention", "tuned: cached, fused attention"
@@ -140,11 +109,7 @@ VARIANTS = {
 
 
 class StepBench:
-    """One model and batch that takes its steps in any variant.
-
-    Args:
-        settings: The model and the batch.
-    """
+    """One model and batch that takes its steps in any variant."""
 
     def __init__(self, settings: StepSettings) -> None:
         self.model = settings.model().train()

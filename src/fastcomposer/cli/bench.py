@@ -107,37 +107,26 @@ def project_personalization(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.bench.personalization_cost import project_sampling, project_training
-    from fastcomposer.evaluation.load_results import method_name
+    from fastcomposer.bench import projection
 
     pipeline = instantiate(config.method.model)().to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    found = [project_sampling(pipeline, config.sampler, config.model.resolution, config.repeats)]
-    ours = found[0]
+    found = [projection.project_sampling(pipeline, config.sampler, config.model.resolution, config.repeats)]
     del pipeline
     file = Path(config.output) / "projection.json"
     for name, method in config.fine_tuning.items():  # one at a time in memory
         gc.collect()  # a trainer and its module hold each other
         print(f"Measuring {name} ...", flush=True)
         module = instantiate(method, _convert_="object")
-        found.append(project_training(module, ours, config.repeats))
+        found.append(projection.project_training(module, found[0], config.repeats))
         del module
         content = {"projection": True, "model": config.model.base, "rows": [one.as_dict() for one in found]}
         _write_json(file, content)
-    columns = ("method", "s / step", "steps", "s to personalise", "s / image", "s in all", "× FastComposer")
-    table = Table(*columns, title="Projection: measured times of single steps, times numbers of steps")
-    for one in found:
-        figures = (
-            one.personalization_seconds,
-            one.seconds_per_image,
-            one.seconds,
-            one.seconds / ours.seconds,
-        )
-        step = f"{one.seconds_per_training_step:.3g}" if one.training_steps else ""
-        shown = [f"{figure:,.3g}" if figure < 1000 else f"{figure:,.0f}" for figure in figures]
-        name = method_name(one.method) + (" (gradient checkpointing)" if one.gradient_checkpointing else "")
-        table.add_row(name, step, f"{one.training_steps:,}", *shown)
+    title = "Projection: measured times of single steps, times numbers of steps"
+    table = Table(*projection.COST_COLUMNS, title=title)
+    for row in projection.cost_rows(found):
+        table.add_row(*row)
     show_table(table)
     print(file)
     conclude({"projection": file})
@@ -149,56 +138,29 @@ def project_growth(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.bench import scaling as growth
+    from fastcomposer.bench import projection
+    from fastcomposer.bench.training_step import noise_batch
 
     machines = instantiate(config.plan.machines)
-    shard_bytes, index_bytes = growth.weigh_records(config.data.root)
     method, device = config.method, "cuda" if torch.cuda.is_available() else "cpu"
     model = instantiate(method.model)().to(device).train()
     model.set_trainable(
         unet=method.train_unet, fusion=method.train_fusion, vision_layers=method.vision_layers
     )
-    batch = growth.noise_batch(model, config.model.resolution, config.model.reference_size, config.batch_size)
-    batch = batch.to(device)
-    seconds, activations = growth.measure_step(model, batch, config.repeats)
-    trained = sum(parameter.numel() for parameter in model.trainable_parameters())
-    measured = growth.Measured(
-        seconds,
-        config.batch_size,
-        trained,
-        sum(parameter.numel() for parameter in model.parameters()) - trained,
-        method.ema_decay is not None,
-        activations,
-        growth.weigh_cache(model, batch),
-        shard_bytes,
-        index_bytes,
-    )
-    plans = [
-        growth.project(measured, machines, devices, records, strategy)
-        for strategy in config.plan.strategies
-        for devices in config.plan.devices
-        for records in config.plan.records
-    ]
-    first = config.plan.records[0]
-    by_devices = Table("strategy", "devices", "GB of a device", "GB sent in a step", "s / step", "h / epoch")
-    for plan in (plan for plan in plans if plan.records == first):
-        figures = (
-            plan.memory_bytes / 1e9,
-            plan.network_bytes / 1e9,
-            plan.seconds_per_step,
-            plan.hours_per_epoch,
-        )
-        by_devices.add_row(plan.strategy, str(plan.devices), *(f"{figure:,.3g}" for figure in figures))
-    by_records = Table("records", "TB of shards", "TB of a cache", "GB of index in every process")
-    for plan in plans[: len(config.plan.records)]:
-        sizes = plan.shard_bytes / 1e12, plan.cache_bytes / 1e12, plan.index_bytes / 1e9
-        by_records.add_row(f"{plan.records:,}", *(f"{size:,.3g}" for size in sizes))
-    for title, table in ((f"Projection: {first:,} records", by_devices), ("Projection: disk", by_records)):
-        table.title = title
+    sizes = config.model.resolution, config.model.reference_size
+    batch = noise_batch(config.batch_size, model.fusion.config.max_subjects or 1, *sizes).to(device)
+    averaged = method.ema_decay is not None
+    measured = projection.measure_growth(model, batch, config.data.root, config.repeats, averaged)
+    chosen = config.plan.devices, config.plan.records, config.plan.strategies
+    plan = projection.project_growth(measured, machines, *chosen)
+    for title, texts in projection.growth_tables(plan):
+        table = Table(*texts, title=title)
+        for row in texts.to_numpy():
+            table.add_row(*row)
         show_table(table)
     file = Path(config.output) / "plan.json"
     content = {"projection": True, "model": config.model.base, "measured": asdict(measured)}
-    content |= {"machines": asdict(machines), "rows": [plan.as_dict() for plan in plans]}
+    content |= {"machines": asdict(machines), "rows": plan.to_dict("records")}
     _write_json(file, content)
     print(file)
     conclude({"projection": file})

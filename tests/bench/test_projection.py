@@ -1,4 +1,4 @@
-"""Projections to many devices and records, against numbers by hand and against what small trainings take."""
+"""Projections against numbers by hand and against what small trainings take."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import nn
 
-from fastcomposer.bench.scaling import Machines, Measured, project, weigh_records
+from fastcomposer.bench.projection import (
+    Machines,
+    Measured,
+    Projection,
+    project_growth,
+    project_sampling,
+    weigh_records,
+)
 from fastcomposer.cli import bench
 from fastcomposer.data.shards import write_shards
 
@@ -30,6 +34,11 @@ ONE = Measured(
     index_bytes=100.0,
 )
 SLOW = Machines(per_node=4, node_bandwidth=6000.0, network_bandwidth=2000.0, overlap=0.5)
+
+
+def project(measured: Measured, machines: Machines, devices: int, records: int, strategy: str) -> Any:
+    """The only row of a projection."""
+    return project_growth(measured, machines, [devices], [records], [strategy]).iloc[0]
 
 
 def test_one_device_sends_nothing() -> None:
@@ -60,10 +69,10 @@ def test_divided_weights() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: project(ONE, SLOW, 0, 1, "ddp"), "0 devices and 1 records"),
+        (lambda: project(ONE, SLOW, 0, 1, "ddp"), r"\[0\] devices and \[1\] records"),
         (lambda: project(ONE, SLOW, 1, 1, "zero"), r"plan\.strategies: 'zero' is not one of ddp, fsdp"),
-        (lambda: Machines(overlap=2), r"plan\.machines\.overlap=2"),
-        (lambda: Machines(network_bandwidth=0), r"plan\.machines\.network_bandwidth=0"),
+        (lambda: Machines(overlap=2), "overlap"),
+        (lambda: Machines(network_bandwidth=0), "network_bandwidth"),
     ],
 )
 def test_wrong_settings(call: Any, message: str) -> None:
@@ -79,32 +88,6 @@ def test_shards_take_what_is_projected(world: Path, tmp_path: Path) -> None:
     # Segment maps are compressed in shards, and all of a small map's file is its header.
     assert 0.3 * projected < real < 1.2 * projected
     assert 100 < index_bytes < 5000
-
-
-def _sum_gradients(rank: int, folder: str, numbers: int, steps: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(nn.Linear(numbers, 1, bias=False))
-    dist.barrier()
-    before = _sent()
-    for _ in range(steps):
-        model(torch.ones(1, numbers)).sum().backward()
-    dist.barrier()
-    Path(folder, f"{rank}.json").write_text(json.dumps(_sent() - before))
-    dist.destroy_process_group()
-
-
-def _sent() -> int:
-    """Bytes that this machine's processes have sent each other."""
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if "lo:" in line)
-    return int(line.split(":")[1].split()[8])
-
-
-def test_two_processes_send_what_is_projected(tmp_path: Path) -> None:
-    numbers, steps = 4_000_000, 5
-    mp.start_processes(_sum_gradients, (str(tmp_path), numbers, steps), nprocs=2, start_method="fork")
-    real = json.loads((tmp_path / "0.json").read_text()) / 2 / steps  # what both have sent, in all steps
-    projected = project(replace(ONE, trained=numbers), SLOW, 2, 1, "ddp").network_bytes
-    assert real == pytest.approx(projected, rel=0.15)
 
 
 def test_bench_plans(world: Path, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +106,30 @@ def test_bench_plans(world: Path, small_base: Path, tmp_path: Path, monkeypatch:
     one, many = (row for row in content["rows"] if row["records"] == 70_000 and row["strategy"] == "ddp")
     assert many["network_bytes"] == pytest.approx(8 * measured["trained"], rel=0.01)
     assert one["hours_per_epoch"] > 100 * many["hours_per_epoch"]
+
+
+def test_sums_by_hand() -> None:
+    projected = Projection("dreambooth", 0.5, 800, 0.1, 50, 2.0)
+    assert projected.personalization_seconds == pytest.approx(400)
+    assert projected.seconds_per_image == pytest.approx(7)
+    assert projected.as_dict()["projected_seconds"] == pytest.approx(407)
+
+
+def test_sampling_is_measured_in_steps_and_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    calls: list[dict[str, Any]] = []
+
+    def pipeline(prompt: str, **options: Any) -> None:
+        calls.append(options)
+        clock.now += 5.0 + 2.0 * options["num_inference_steps"]
+
+    monkeypatch.setattr("fastcomposer.bench.projection.timer", lambda: clock.now)
+    sampler = {"num_inference_steps": 50, "guidance_scale": 5.0, "alpha": 0.6}
+    projected = project_sampling(pipeline, sampler, 32, repeats=4)  # type: ignore[arg-type]
+    assert projected.seconds_per_sampling_step == pytest.approx(2)
+    assert projected.seconds_around_sampling == pytest.approx(5)
+    assert projected.seconds == pytest.approx(105)
+    assert [call["num_inference_steps"] for call in calls] == [1, 1, 5]
+    assert all(call["alpha"] == 1.0 and call["guidance_scale"] == 5.0 for call in calls)
+    with pytest.raises(ValueError, match="repeats=0: at least 1"):
+        project_sampling(pipeline, sampler, 32, repeats=0)  # type: ignore[arg-type]
