@@ -217,10 +217,10 @@ def test_no_layers_give_zero() -> None:
         ({"localization_weight": float("nan")}, "localization_weight must be at least 0"),
         ({"num_localized_blocks": -2}, "num_localized_blocks must be at least 0"),
         ({"mask_loss_probability": 1.5}, r"mask_loss_probability must lie in \[0, 1\], not 1.5"),
-        ({"localization": "l2"}, r"'l2' is not one of balanced_l1.*localization\.loss"),
+        ({"localization": "l2"}, r"'l2' is not one of balanced_l1.*localization\.localization"),
         (
             {"localization": "cross_entropy", "normalize_localization": True},
-            r"not for cross_entropy.*localization\.normalize",
+            r"not for cross_entropy.*localization\.normalize_localization",
         ),
         ({"pixel_weight": -0.1}, "pixel_weight must be at least 0, not -0.1"),
         ({"localization_blocks": "mid_block"}, "a list of names, not the name 'mid_block'"),

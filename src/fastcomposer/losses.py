@@ -61,12 +61,12 @@ class LossConfig:
             raise ValueError(f"num_localized_blocks must be at least 0, not {self.num_localized_blocks}")
         if not callable(self.localization) and self.localization not in get_args(Localization):
             known = ", ".join(get_args(Localization))
-            what = f"not one of {known} nor a function (localization.loss)"
+            what = f"not one of {known} nor a function (localization.localization)"
             raise ValueError(f"localization {self.localization!r} is {what}")
         if self.normalize_localization and self.localization != "balanced_l1":
             raise ValueError(
                 f"normalize_localization is for balanced_l1, not for {self.localization}: its maps are "
-                "probabilities (localization.normalize)"
+                "probabilities (localization.normalize_localization)"
             )
         if not self.pixel_weight >= 0:
             raise ValueError(f"pixel_weight must be at least 0, not {self.pixel_weight}")

@@ -50,8 +50,8 @@ def resume(tmp_path: Path) -> Check:
 @pytest.mark.parametrize(
     ("override", "change"),
     [
-        ("localization.weight=0.5", "localization.weight: 0.1, now 0.5"),
-        ("localization=cross_entropy", "localization.loss: balanced_l1, now cross_entropy"),
+        ("localization.localization_weight=0.5", "localization.localization_weight: 0.1, now 0.5"),
+        ("localization=cross_entropy", "localization.localization: balanced_l1, now cross_entropy"),
         ("model.resolution=32", "model.resolution: 64, now 32"),
         ("model.base=other", "model.base: data/mini, now other"),
         ("seed=7", "seed: 42, now 7"),
@@ -79,11 +79,12 @@ def test_what_decides_a_training_is_refused_with_both_values(
 
 def test_all_changes_are_named_at_once_and_each_once(resume: Check) -> None:
     with pytest.raises(ValueError, match="other settings") as end:
-        resume("localization.weight=0.5", "seed=7", "method.optimizer.lr=1e-3", "data.root=b", records="b2")
+        weight = "localization.localization_weight=0.5"
+        resume(weight, "seed=7", "method.optimizer.lr=1e-3", "data.root=b", records="b2")
     changes = str(end.value).partition("settings: ")[2].partition(". Give")[0].split("; ")
     assert sorted(changes) == [
         "data.root: data/avatars (records a1), now b (records b2)",
-        "localization.weight: 0.1, now 0.5",
+        "localization.localization_weight: 0.1, now 0.5",
         "seed: 42, now 7",
     ]
 
@@ -141,15 +142,16 @@ def test_a_training_resumes_with_moved_data_and_a_lower_learning_rate(
     assert status == 0, err
     moved = shutil.copytree(world, tmp_path / "moved")
     more = ["trainer.max_steps=4", f"data.root={moved}"]
-    status, _, err = run(train, *call, *more, "method.optimizer.lr=5e-5", "localization.weight=0.3")
-    assert status == 1 and "localization.weight: 0.1, now 0.3. " in err
+    more.append("method.optimizer.lr=5e-5")
+    status, _, err = run(train, *call, *more, "localization.localization_weight=0.3")
+    assert status == 1 and "localization.localization_weight: 0.1, now 0.3. " in err
     assert "method.optimizer.lr" not in err
-    status, _, err = run(train, *call, *more, "method.optimizer.lr=5e-5")
+    status, _, err = run(train, *call, *more)
     assert status == 0, err
     assert "method.optimizer.lr: 0.0005, now 5e-05, applied from here on" in err
     with Path("outputs/run/logs/metrics.csv").open() as file:
         rates = [float(row["train/learning_rate"]) for row in csv.DictReader(file)]
     assert rates == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5])
     write_ids(moved, "train", read_ids(moved, "train")[1:])
-    status, _, err = run(train, *call, *more, "method.optimizer.lr=5e-5")
+    status, _, err = run(train, *call, *more)
     assert status == 1 and f"data.root: {moved} (records " in err

@@ -90,7 +90,7 @@ def test_arguments_are_found_in_docstrings(reference: ModuleType) -> None:
 
 def test_a_key_has_one_source_of_its_meaning(pages: dict[str, str]) -> None:
     lines = pages["groups/localization.md"].splitlines()
-    weight = "| weight | `0.001` | of the localization loss in the total; 0 measures it only |"
+    weight = "| localization_weight | `0.001` | of the localization loss in the total; 0 measures it only |"
     assert weight in lines and weight.replace("0.001", "0.1") in lines  # and where it is overridden
     (layers,) = (
         line for line in pages["groups/method.md"].splitlines() if line.startswith("| vision_layers |")

@@ -268,7 +268,7 @@ def test_a_trial_killed_before_its_last_validation_gets_its_objective(
         (["objective=samples/identity"], "samples/identity: not logged; there is"),
         (["hydra.sweeper.direction=max"], "hydra.sweeper.direction=max: one of minimize, maximize"),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: 1 at least"),
-        (["localization.weight=tag(log,interval(0.0,1.0))"], "nothing can be chosen from it"),
+        (["localization.localization_weight=tag(log,interval(0.0,1.0))"], "nothing can be chosen from it"),
     ],
 )
 def test_a_search_that_cannot_be_made_ends_before_its_first_job(

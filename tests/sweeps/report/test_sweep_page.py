@@ -65,7 +65,7 @@ def evaluation_sweep(folder: Path) -> None:
 
 
 def test_trainings_are_compared_by_their_last_steps(tmp_path: Path) -> None:
-    training_sweep(tmp_path, ["localization.weight"], [["0"], ["0.001"], ["0.1"], ["-1"]])
+    training_sweep(tmp_path, ["localization.localization_weight"], [["0"], ["0.001"], ["0.1"], ["-1"]])
     sweep, sentences, files = write_sweep_report(tmp_path)
     assert not sentences
     assert [file.name for file in files] == ["tables.md", "tables.csv", "tables.tex", "report.html"]
@@ -80,7 +80,7 @@ def test_trainings_are_compared_by_their_last_steps(tmp_path: Path) -> None:
     assert "last quarter" in table.notes[0]
     text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
     for said in (text, page):
-        assert "job 3 (localization.weight=-1): a value was damaged" in said
+        assert "job 3 (localization.localization_weight=-1): a value was damaged" in said
     assert page.count("<svg") == 3 and "src=" not in page
     assert "0.270" in text
 
