@@ -18,7 +18,7 @@ from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.results import read_results
 from fastcomposer.evaluation.scoring import know_subject
-from fastcomposer.metrics.identity import IdentityPreservation
+from fastcomposer.metrics.identity import identity_score
 
 
 def test_the_face_of_the_astronaut_is_found_and_recognized(
@@ -37,10 +37,9 @@ def test_the_face_of_the_astronaut_is_found_and_recognized(
     together.paste(admiral, (0, 0))
     together.paste(astronaut, (512, 0))
     references = torch.cat([faces(to_tensor(person)[None])[0].embeddings for person in (astronaut, admiral)])
-    metric = IdentityPreservation("published", faces.blank())
-    metric.update(faces(to_tensor(together)[None]), [references])
-    assert metric.compute()["identity"].item() > 0.99  # the same pixels in another place
-    assert metric.compute()["detection_rate"].item() == 1
+    score = identity_score(faces(to_tensor(together)[None])[0], references, "published", faces.blank())
+    assert score.value > 0.99  # the same pixels at another position
+    assert score.detected == 2
 
     image_text = instantiate(config.metrics.image_text)
     embedded = image_text.embed_images(to_tensor(astronaut)[None]) @ image_text.embed_texts(["a woman"]).T

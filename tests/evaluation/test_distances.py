@@ -16,7 +16,7 @@ from toy_evaluation import predict
 
 from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject
 from fastcomposer.evaluation.distances import DistanceStage
-from fastcomposer.evaluation.generation import Run
+from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.results import Distances
 from fastcomposer.evaluation.store import ImageFacts, RunStore, images_key, read_distances, write_all
 
@@ -49,7 +49,7 @@ class Data:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> PlannedRun:
     cases = tuple(
         Case(f"single_subject/a/style_{n}/0", "single_subject", "style", f"a man {n}", "a man", ("a",), n)
         for n in range(5)
@@ -60,21 +60,21 @@ def run(tmp_path: Path) -> Run:
     for case in cases:
         pixels = torch.rand(3, 8, 8, generator=generator)
         write_all({store.image_file(case): store.encode_image(case, pixels, ImageFacts(1.0, 2.0, 3))})
-    return Run(store, Benchmark("single_subject", (Subject("a", "man", ()),), cases), 0)
+    return PlannedRun(store, Benchmark("single_subject", (Subject("a", "man", ()),), cases), 0)
 
 
-def measure(runs: Sequence[Run], **options: Any) -> int:
+def measure(runs: Sequence[PlannedRun], **options: Any) -> int:
     """Measure; returns how many images were looked at."""
     options = {"features": Colours(), "data": Data(), **options}
     stage = DistanceStage(runs=runs, batch_size=2, **options)
     return predict(stage).num_images()
 
 
-def kept(run: Run) -> Distances | None:
+def kept(run: PlannedRun) -> Distances | None:
     return read_distances(run.store.folder, images_key(run.store.hash, [c.id for c in run.benchmark.cases]))
 
 
-def test_a_run_is_measured_once(run: Run) -> None:
+def test_a_run_is_measured_once(run: PlannedRun) -> None:
     assert kept(run) is None
     assert measure([run]) == 5
     distances = kept(run)
@@ -85,7 +85,7 @@ def test_a_run_is_measured_once(run: Run) -> None:
     assert kept(run) == distances
 
 
-def test_what_has_changed_is_measured_anew(run: Run) -> None:
+def test_what_has_changed_is_measured_anew(run: PlannedRun) -> None:
     assert measure([run]) == 5
     assert measure([run], data=Data(seed=1)) == 5
     assert measure([run], features=Colours(2.0)) == 5
@@ -100,7 +100,7 @@ def test_what_has_changed_is_measured_anew(run: Run) -> None:
     assert json.loads((run.store.folder / "distances.json").read_text())["distances"]["real_images"] == 6
 
 
-def test_distances_from_other_images_do_not_mix(run: Run, tmp_path: Path) -> None:
+def test_distances_from_other_images_do_not_mix(run: PlannedRun, tmp_path: Path) -> None:
     assert measure([run]) == 5
     distances = kept(run)
     assert distances is not None and distances.scored_by
@@ -113,7 +113,7 @@ def test_distances_from_other_images_do_not_mix(run: Run, tmp_path: Path) -> Non
     DistanceStage(Colours(), Data()).check_others(tmp_path, set())
 
 
-def test_no_more_real_images_are_read_than_asked_for(run: Run) -> None:
+def test_no_more_real_images_are_read_than_asked_for(run: PlannedRun) -> None:
     data = Data()
     measure([run], data=data, num_real=6)
     assert data.read == 4 + 8  # the first batch tells the images from others, two batches are compared with

@@ -14,7 +14,7 @@ from PIL import Image
 from toy_evaluation import SAMPLER, Toy, make_toy, predict
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
-from fastcomposer.evaluation.case_sampler import Drawn, Job
+from fastcomposer.evaluation.case_sampler import ImageRequest, SampledImages
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
@@ -27,14 +27,14 @@ class Noted(FastComposerMethod):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.drawn: list[Job] = []
+        self.drawn: list[ImageRequest] = []
         self.fail_after: int | None = None
 
-    def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
         if self.fail_after is not None and len(self.drawn) >= self.fail_after:
             raise KeyboardInterrupt
-        self.drawn += jobs
-        return super().draw(jobs, attention)
+        self.drawn += requests
+        return super().sample(requests, attention)
 
 
 def generate(
@@ -78,7 +78,7 @@ def test_it_goes_on_where_it_stopped(toy: Toy, trained: Any, tmp_path: Path) -> 
     options: dict[str, Any] = {"alphas": [0.5, 1.0], "batch_size": 4, "group_size": 4}
     whole = tmp_path / "whole"
     generate(Noted(trained, SAMPLER, **options), toy.benchmarks(), whole)
-    drawn: list[Job] = []
+    drawn: list[ImageRequest] = []
     for _ in range(8):
         method = Noted(trained, SAMPLER, **options)
         method.fail_after = 8
@@ -197,7 +197,7 @@ def test_attention_of_the_first_case_of_each_pair(toy: Toy, trained: Any, tmp_pa
     assert not method.drawn
     (multi / "attention" / "multi_subject" / "00_man+02_man" / "context_0" / "0" / "maps.npz").unlink()
     generate(method, toy.benchmarks(), tmp_path, attention=True)
-    assert [job.case.id for job in method.drawn] == ["multi_subject/00_man+02_man/context_0/0"]
+    assert [request.case.id for request in method.drawn] == ["multi_subject/00_man+02_man/context_0/0"]
     assert contents(tmp_path) == before
 
 

@@ -12,7 +12,7 @@ import torch
 from toy_evaluation import SAMPLER, Toy
 
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.case_sampler import Job
+from fastcomposer.evaluation.case_sampler import ImageRequest
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.personalized import PersonalizedMethod
 from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_facts
@@ -41,11 +41,11 @@ class TestGroups:
                 (p, n, s) for p in ("a man", "a boy") for n in "abc" for s in (7, 8)
             )
         ]
-        jobs = [Job(one, setting) for setting in (0, 1) for one in cases]
-        groups = method.groups(jobs)
+        requests = [ImageRequest(one, setting) for setting in (0, 1) for one in cases]
+        groups = method.groups(requests)
         assert [len(group) for group in groups] == [12, 12]
-        assert sorted(map(str, jobs)) == sorted(str(job) for group in groups for job in group)
-        assert [{job.case.text for job in group} for group in groups] == [{"a man"}, {"a boy"}]
+        assert sorted(map(str, requests)) == sorted(str(request) for group in groups for request in group)
+        assert [{request.case.text for request in group} for group in groups] == [{"a man"}, {"a boy"}]
 
     @pytest.mark.parametrize(
         ("batch_size", "group_size", "sizes"),
@@ -60,21 +60,29 @@ class TestGroups:
     def test_sizes_are_kept(self, batch_size: int, group_size: int, sizes: list[int], trained: Any) -> None:
         """Six people from five noises each."""
         method = FastComposerMethod(trained, SAMPLER, [0.5], batch_size, group_size)
-        jobs = [Job(case(10 * i + seed, (str(i),), seed), 0) for i in range(6) for seed in range(5)]
-        groups = method.groups(jobs)
+        requests = [
+            ImageRequest(case(10 * i + seed, (str(i),), seed), 0) for i in range(6) for seed in range(5)
+        ]
+        groups = method.groups(requests)
         assert [len(group) for group in groups] == sizes
-        assert len({job for group in groups for job in group}) == 30
+        assert len({request for group in groups for request in group}) == 30
 
     def test_people_from_other_noises_are_apart(self, trained: Any) -> None:
         """A group is a full table of variants and noises, also where an interruption left holes."""
         method = FastComposerMethod(trained, SAMPLER, [0.5])
-        jobs = [Job(case(0, ("a",), 7), 0), Job(case(1, ("a",), 8), 0), Job(case(2, ("b",), 8), 0)]
-        assert [len(group) for group in method.groups(jobs)] == [2, 1]
+        requests = [
+            ImageRequest(case(0, ("a",), 7), 0),
+            ImageRequest(case(1, ("a",), 8), 0),
+            ImageRequest(case(2, ("b",), 8), 0),
+        ]
+        assert [len(group) for group in method.groups(requests)] == [2, 1]
 
     def test_one_image_of_the_text_serves_all(self, untrained: Any) -> None:
         method = TextOnlyMethod(untrained, SAMPLER, group_size=3)
-        jobs = [Job(case(10 * i + seed, (str(i),), seed), 0) for i in range(4) for seed in range(5)]
-        assert [len(group) for group in method.groups(jobs)] == [12, 8]
+        requests = [
+            ImageRequest(case(10 * i + seed, (str(i),), seed), 0) for i in range(4) for seed in range(5)
+        ]
+        assert [len(group) for group in method.groups(requests)] == [12, 8]
 
 
 class TestFastComposer:
@@ -83,10 +91,10 @@ class TestFastComposer:
         (benchmark,) = toy.benchmarks(single=None)
         method.prepare(benchmark.subjects, Path("nowhere"))
         known = {subject.id: subject.reference for subject in benchmark.subjects}
-        jobs = [Job(one, setting) for one in benchmark.cases for setting in range(3)]
+        requests = [ImageRequest(one, setting) for one in benchmark.cases for setting in range(3)]
         rows: list[int] = []
         hook = trained().unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]) // 2))
-        drawn = {group: method.draw(group, attention=True) for group in method.groups(jobs)}
+        drawn = {group: method.sample(group, attention=True) for group in method.groups(requests)}
         hook.remove()
         calls = sum(sum(one.unet_calls) for one in drawn.values())
         assert calls == pytest.approx(sum(rows))
@@ -96,17 +104,17 @@ class TestFastComposer:
             assert min(one.seconds) > 0
             ratios = {round(s / c, 9) for s, c in zip(one.seconds, one.unet_calls, strict=True)}
             assert len(ratios) == 1
-            for job, image, maps in zip(group, one.images, one.attention, strict=True):
-                alpha = method.settings[job.setting]["alpha"]
+            for request, image, maps in zip(group, one.images, one.attention, strict=True):
+                alpha = method.settings[request.setting]["alpha"]
                 assert (maps is None) == (alpha == 0)
                 assert maps is None or maps.shape == (2, 16, 16)
-                if job.case.seed != group[0].case.seed:
+                if request.case.seed != group[0].case.seed:
                     continue
                 alone = trained()(
-                    job.case.prompt,
-                    references=[known[name] for name in job.case.subjects],
+                    request.case.prompt,
+                    references=[known[name] for name in request.case.subjects],
                     alpha=alpha,
-                    generator=torch.Generator().manual_seed(job.case.seed),
+                    generator=torch.Generator().manual_seed(request.case.seed),
                     output_type="pt",
                     **OPTIONS,
                 ).images[0]
@@ -129,7 +137,7 @@ class TestFastComposer:
             output_type="pt",
             **OPTIONS,
         ).images[0]
-        assert (method.draw([Job(one, 0)]).images[0] - alone).abs().max() < 1e-4
+        assert (method.sample([ImageRequest(one, 0)]).images[0] - alone).abs().max() < 1e-4
         few = replace(benchmark.subjects[0], images=benchmark.subjects[0].images[:1])
         with pytest.raises(ValueError, match=r"num_references=2, but there are 1 images of subject"):
             method.prepare([few], Path("nowhere"))
@@ -183,9 +191,9 @@ class TestTextOnly:
             getattr(untrained(), name).register_forward_hook(lambda *_, name=name: seen.append(name))
             for name in ("image_encoder", "fusion")
         ]
-        jobs = [Job(one, 0) for one in benchmark.cases]
-        (group,) = method.groups(jobs)
-        drawn = method.draw(group)
+        requests = [ImageRequest(one, 0) for one in benchmark.cases]
+        (group,) = method.groups(requests)
+        drawn = method.sample(group)
         for hook in hooks:
             hook.remove()
         assert seen == []
@@ -193,12 +201,12 @@ class TestTextOnly:
         # Two prompts of a man and of a woman, two noises each: eight images for twelve cases.
         assert sum(drawn.unet_calls) == pytest.approx(8 * 4)
         assert len(set(drawn.seconds)) == 1
-        for job, image in zip(group, drawn.images, strict=True):
-            assert "<|image|>" not in job.case.text
+        for request, image in zip(group, drawn.images, strict=True):
+            assert "<|image|>" not in request.case.text
             alone = untrained()(
-                job.case.text,
+                request.case.text,
                 alpha=0.0,
-                generator=torch.Generator().manual_seed(job.case.seed),
+                generator=torch.Generator().manual_seed(request.case.seed),
                 output_type="pt",
                 **OPTIONS,
             ).images[0]
@@ -238,17 +246,19 @@ class TestPersonalized:
             (tmp_path / "00_man" / "concept.safetensors").stat().st_size, abs=3
         )
         assert (costs.reference_images, costs.peak_memory_bytes) == (5, 1000)
-        groups = method.groups([Job(one, 0) for one in (*single.cases, *multi.cases)])
-        assert [{job.case.subjects for job in group} for group in groups] == [
+        groups = method.groups([ImageRequest(one, 0) for one in (*single.cases, *multi.cases)])
+        assert [{request.case.subjects for request in group} for group in groups] == [
             {subjects} for subjects in (*single.groups, *multi.groups)
         ]
         images = {}
         for group in (groups[0], groups[3]):
-            drawn = method.draw(group)
+            drawn = method.sample(group)
             assert drawn.images.shape == (4, 3, 32, 32)
             assert drawn.unet_calls == (4.0,) * 4
-            images |= {job.case.id: image for job, image in zip(group, drawn.images, strict=True)}
-        text = [TextOnlyMethod(untrained, SAMPLER).draw([Job(case, 0)]) for case in single.cases[:1]]
+            images |= {request.case.id: image for request, image in zip(group, drawn.images, strict=True)}
+        text = [
+            TextOnlyMethod(untrained, SAMPLER).sample([ImageRequest(case, 0)]) for case in single.cases[:1]
+        ]
         assert (images[single.cases[0].id] - text[0].images[0]).abs().max() > 1e-3
 
     def test_the_recipe_decides_pixels_and_the_trainer_does_not(self, untrained: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toy_evaluation import SAMPLER, Toy, predict
 
 from fastcomposer.evaluation.benchmark import Subject, Subset
-from fastcomposer.evaluation.generation import GenerationStage, Run, open_runs, plan_runs
+from fastcomposer.evaluation.generation import GenerationStage, PlannedRun, open_runs, plan_runs
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.evaluation.results import SCORES, Costs, row_from_scores
@@ -121,7 +121,7 @@ class TestReferences:
 
 
 @pytest.fixture
-def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
+def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[PlannedRun]]:
     """Images of two runs of ten cases."""
     pipeline = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
     runs = []
@@ -134,13 +134,24 @@ def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[Run]]:
     return tmp_path, runs
 
 
-def score(runs: list[Run], **changes: Any) -> int:
+def test_means_of_all_that_is_scored_are_logged(drawn: tuple[Path, list[PlannedRun]]) -> None:
+    stage = ScoringStage(MeanFaces(), MeanImageText(), drawn[1], 32, batch_size=4)
+    trainer = predict(stage).trainer
+    tables = [read_table(run.store.scores_file) for run in drawn[1]]
+    for name in ("identity", "identity_published", "prompt_consistency", "copy_paste"):
+        values = [
+            value for table in tables if table for value in table[name].to_pylist() if value is not None
+        ]
+        assert trainer.callback_metrics[f"scores/{name}"].item() == pytest.approx(sum(values) / len(values))
+
+
+def score(runs: list[PlannedRun], **changes: Any) -> int:
     """Score with four images a part; returns how many were scored."""
     given = {"faces": MeanFaces(), "image_text": MeanImageText(), "reference_size": 32, "batch_size": 4}
     return predict(ScoringStage(runs=runs, **{**given, **changes})).num_images()
 
 
-def test_scores_are_those_of_the_images(drawn: tuple[Path, list[Run]]) -> None:
+def test_scores_are_those_of_the_images(drawn: tuple[Path, list[PlannedRun]]) -> None:
     output, runs = drawn
     assert score(runs) == 2 * (8 + 2)
     extractor = MeanFaces()
@@ -181,7 +192,9 @@ def _truncate(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_truncate, os.unlink])
-def test_parts_that_are_done_stay(damage: Callable[[Path], None], drawn: tuple[Path, list[Run]]) -> None:
+def test_parts_that_are_done_stay(
+    damage: Callable[[Path], None], drawn: tuple[Path, list[PlannedRun]]
+) -> None:
     _, runs = drawn
 
     class Interrupted(ScoringStage):
@@ -206,7 +219,9 @@ def test_parts_that_are_done_stay(damage: Callable[[Path], None], drawn: tuple[P
     assert [read_table(run.store.scores_file) for run in runs] == before
 
 
-def test_other_metric_models_score_anew(drawn: tuple[Path, list[Run]], toy: Toy, small_base: Path) -> None:
+def test_other_metric_models_score_anew(
+    drawn: tuple[Path, list[PlannedRun]], toy: Toy, small_base: Path
+) -> None:
     _, runs = drawn
     assert score(runs[:1]) == 8
     assert score(runs[:1]) == 0
@@ -220,7 +235,7 @@ def test_other_metric_models_score_anew(drawn: tuple[Path, list[Run]], toy: Toy,
     assert score(runs[:1], image_text=clip) == 8
 
 
-def test_scores_of_two_scorers_do_not_mix(drawn: tuple[Path, list[Run]]) -> None:
+def test_scores_of_two_scorers_do_not_mix(drawn: tuple[Path, list[PlannedRun]]) -> None:
     output, runs = drawn
     ours, text = (run.store.folder for run in (runs[0], runs[2]))
     assert score(runs[:1]) == 8
@@ -260,7 +275,7 @@ class Brightness(nn.Module):
         return self.gain * images.mean((1, 2, 3))
 
 
-def test_measures_of_one_s_own_stand_beside_the_others(drawn: tuple[Path, list[Run]]) -> None:
+def test_measures_of_one_s_own_stand_beside_the_others(drawn: tuple[Path, list[PlannedRun]]) -> None:
     _, runs = drawn
     assert score(runs[:1]) == 8
     before = read_table(runs[0].store.scores_file)
@@ -286,13 +301,13 @@ def test_measures_of_one_s_own_stand_beside_the_others(drawn: tuple[Path, list[R
     ],
 )
 def test_a_measure_gives_a_number_for_each_image(
-    drawn: tuple[Path, list[Run]], scores: Tensor, message: str
+    drawn: tuple[Path, list[PlannedRun]], scores: Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         score(drawn[1][:1], measures={"bad": lambda images, texts: scores})
 
 
-def test_a_missing_image_is_an_error(drawn: tuple[Path, list[Run]]) -> None:
+def test_a_missing_image_is_an_error(drawn: tuple[Path, list[PlannedRun]]) -> None:
     _, runs = drawn
     file = runs[0].store.image_file(runs[0].benchmark.cases[0])
     file.unlink()

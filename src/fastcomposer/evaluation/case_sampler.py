@@ -23,8 +23,8 @@ PipelineFactory = Callable[[], FastComposerPipeline]
 
 
 @dataclass(frozen=True)
-class Job:
-    """An image to be drawn.
+class ImageRequest:
+    """An image to be sampled.
 
     Attributes:
         case: What it shows.
@@ -36,8 +36,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Images of N jobs.
+class SampledImages:
+    """Images of N requests.
 
     Attributes:
         images: (N, 3, H, W) float32 in [0, 1] on the CPU.
@@ -84,15 +84,15 @@ class Method(Protocol):
     def costs(self) -> Costs:
         """What that took, of all subjects prepared."""
 
-    def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """Sort jobs into groups that are best drawn together."""
+    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
+        """Sort requests into groups that are best sampled together."""
 
-    def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
         """Draw one of those groups, with attention where it is asked for and can be had."""
 
 
 class Sampling:
-    """What all methods share: a pipeline, and how images are drawn with it.
+    """What all methods share: a pipeline, and how images are sampled with it.
 
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
@@ -146,12 +146,12 @@ class Sampling:
         return pipeline_facts(self.pipeline, subjects=self.sees_subjects)
 
 
-def draw_texts(
+def sample_texts(
     pipeline: FastComposerPipeline,
     photos: Sequence[tuple[str, int]],
     sampler: Mapping[str, Any],
     batch_size: int,
-) -> Drawn:
+) -> SampledImages:
     """Draw from text alone.
 
     Args:
@@ -174,7 +174,7 @@ def draw_texts(
         images.append(output.images.float().cpu())
     seconds = (time.perf_counter() - started) / count
     calls = float(pipeline.num_timesteps)
-    return Drawn(torch.cat(images), (calls,) * count, (seconds,) * count, (None,) * count)
+    return SampledImages(torch.cat(images), (calls,) * count, (seconds,) * count, (None,) * count)
 
 
 def blocks(items: Iterable[_Item], size: int) -> list[list[_Item]]:

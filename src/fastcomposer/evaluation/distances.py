@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcomposer.evaluation.case_sampler import blocks
-from fastcomposer.evaluation.generation import Run
+from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.results import Distances
 from fastcomposer.evaluation.scorers import check_others, extractor_facts
 from fastcomposer.evaluation.store import DISTANCES_NAME, images_key, read_distances, write_distances
@@ -30,7 +30,7 @@ class DistanceStage(ResumableStage):
     Args:
         features: Describes images.
         data: Data module with a validation loader, whose targets are the real images.
-        runs: Runs whose images are drawn when measuring begins.
+        runs: Runs whose images are there when measuring begins.
         num_real: Most real images, the first ones.
         batch_size: Images described together.
 
@@ -44,7 +44,7 @@ class DistanceStage(ResumableStage):
         self,
         features: ImageFeatures,
         data: Any,
-        runs: Sequence[Run] = (),
+        runs: Sequence[PlannedRun] = (),
         num_real: int = 1000,
         batch_size: int = 64,
     ) -> None:
@@ -74,11 +74,11 @@ class DistanceStage(ResumableStage):
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Measure a run and write its distances; returns how many images it has."""
         run = self.runs[self.tasks[batch]]
-        drawn = [
+        sampled = [
             self._describe(torch.stack([run.store.read_image(case)[0] for case in some]))
             for some in blocks(run.benchmark.cases, self.batch_size)
         ]
-        measured = feature_distance(torch.cat(drawn), self._real)
+        measured = feature_distance(torch.cat(sampled), self._real)
         kind = type(self.features).__name__
         scored_by = digest(self._made_from)
         distances = Distances(*measured, len(self._real), features=kind, scored_by=scored_by)
@@ -108,5 +108,5 @@ class DistanceStage(ResumableStage):
     def _describe(self, images: Tensor) -> Tensor:
         return self.features(images.to(self.device)).float().cpu()
 
-    def _key(self, run: Run) -> str:
+    def _key(self, run: PlannedRun) -> str:
         return images_key(run.store.hash, [case.id for case in run.benchmark.cases])

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
-from fastcomposer.evaluation.case_sampler import Job, Method
+from fastcomposer.evaluation.case_sampler import ImageRequest, Method
 from fastcomposer.evaluation.store import ImageFacts, RunStore, run_folder, write_all
 from fastcomposer.utils.memory import peak_memory_bytes
 from fastcomposer.utils.progress import tracked
@@ -22,7 +22,7 @@ from fastcomposer.utils.stages import ResumableStage
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One method with one choice of settings on one benchmark.
 
     Attributes:
@@ -38,7 +38,7 @@ class Run:
 
 def plan_runs(
     method: Method, benchmarks: Sequence[Benchmark], output: str | Path, precision: str = "32-true"
-) -> list[Run]:
+) -> list[PlannedRun]:
     """Say which runs a method makes: one for each benchmark and each of its settings.
 
     Args:
@@ -48,7 +48,7 @@ def plan_runs(
         precision: In which the networks run, as Lightning names it.
     """
     runs = []
-    for benchmark in _drawable(method, benchmarks):
+    for benchmark in _within_limit(method, benchmarks):
         images = {
             subject.id: digest([file_digest(file) for file in method.images(subject)])
             for subject in benchmark.subjects
@@ -56,7 +56,7 @@ def plan_runs(
         for setting, chosen in enumerate(method.settings):
             decides = {"method": method.name, "precision": precision, **method.decides(setting)}
             store = RunStore(Path(output), benchmark.name, method.name, chosen, decides, images)
-            runs.append(Run(store, benchmark, setting))
+            runs.append(PlannedRun(store, benchmark, setting))
     return runs
 
 
@@ -67,18 +67,18 @@ def planned_folders(
     return {
         run_folder(Path(output), benchmark.name, method.name, chosen)
         for method in methods
-        for benchmark in _drawable(method, benchmarks)
+        for benchmark in _within_limit(method, benchmarks)
         for chosen in method.settings
     }
 
 
-def _drawable(method: Method, benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+def _within_limit(method: Method, benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
     """Benchmarks with no more subjects in an image than the method takes."""
     most = method.max_subjects
     return [one for one in benchmarks if most is None or len(one.cases[0].subjects) <= most]
 
 
-def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) -> None:
+def open_runs(runs: Sequence[PlannedRun], concepts: str | Path, restart: bool = False) -> None:
     """Make the folders of a method's runs, or go on with what is there.
 
     Only the first process does so, before it starts others or meets them.
@@ -89,7 +89,7 @@ def open_runs(runs: Sequence[Run], concepts: str | Path, restart: bool = False) 
         restart: Whether to forget what is there, of the runs and of what was learned.
 
     Raises:
-        ValueError: If there are images drawn under other settings, with what differs and how to go on; also
+        ValueError: If there are images sampled under other settings, with what differs and how to go on; also
             of other alphas, which would make one curve with these.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
@@ -114,7 +114,7 @@ class GenerationStage(ResumableStage):
     """
 
     def __init__(
-        self, method: Method, runs: Sequence[Run], concepts: str | Path, save_attention: bool = False
+        self, method: Method, runs: Sequence[PlannedRun], concepts: str | Path, save_attention: bool = False
     ) -> None:
         super().__init__()
         self.method, self.runs, self.concepts = method, list(runs), Path(concepts)
@@ -131,7 +131,7 @@ class GenerationStage(ResumableStage):
         """Get to know the subjects, each process a part of them.
 
         Raises:
-            ValueError: If this process would draw other images than the first one.
+            ValueError: If this process would sample other images than the first one.
         """
         own = [dict(run.store.decides) for run in self.runs]
         changed = differences(self.trainer.strategy.broadcast(own), own, "runs")
@@ -147,17 +147,17 @@ class GenerationStage(ResumableStage):
         self.trainer.strategy.barrier("prepared")
         self.method.prepare(subjects, self.concepts)
 
-    def missing_tasks(self) -> list[tuple[Job, ...]]:
-        """Groups of jobs whose files are not there."""
-        jobs = [
-            Job(case, run.setting)
+    def missing_tasks(self) -> list[tuple[ImageRequest, ...]]:
+        """Groups of requests whose files are not there."""
+        requests = [
+            ImageRequest(case, run.setting)
             for run in self.runs
             for case in run.benchmark.cases
             if not self._has(run, case)
         ]
-        return self.method.groups(jobs)
+        return self.method.groups(requests)
 
-    def images_of(self, task: tuple[Job, ...]) -> int:
+    def images_of(self, task: tuple[ImageRequest, ...]) -> int:
         """See :class:`ResumableStage`."""
         return len(task)
 
@@ -168,28 +168,30 @@ class GenerationStage(ResumableStage):
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Draw a group and write it; returns how many images."""
-        jobs = self.tasks[batch]
-        drawn = self.method.draw(jobs, attention=any(job.case.id in self._attended for job in jobs))
+        requests = self.tasks[batch]
+        sampled = self.method.sample(
+            requests, attention=any(request.case.id in self._attended for request in requests)
+        )
         peak = peak_memory_bytes(self.device)
         files = {}
-        for job, image, calls, seconds, maps in zip(
-            jobs, drawn.images, drawn.unet_calls, drawn.seconds, drawn.attention, strict=True
+        for request, image, calls, seconds, maps in zip(
+            requests, sampled.images, sampled.unet_calls, sampled.seconds, sampled.attention, strict=True
         ):
-            store = self._runs[job.case.benchmark, job.setting].store
-            if job.case.id in self._attended:
-                store.write_attention(job.case, image, maps)
+            store = self._runs[request.case.benchmark, request.setting].store
+            if request.case.id in self._attended:
+                store.write_attention(request.case, image, maps)
             facts = ImageFacts(seconds, calls, peak)
             # Where only the maps were missing the image stays.
-            if not store.has_image(job.case):
-                files[store.image_file(job.case)] = store.encode_image(job.case, image, facts)
+            if not store.has_image(request.case):
+                files[store.image_file(request.case)] = store.encode_image(request.case, image, facts)
         write_all(files)
-        return len(jobs)
+        return len(requests)
 
     def finish(self) -> None:
         """Keep the costs beside the images."""
         for run in self.runs:
             run.store.write_costs(self.method.costs())
 
-    def _has(self, run: Run, case: Any) -> bool:
+    def _has(self, run: PlannedRun, case: Any) -> bool:
         attended = case.id not in self._attended or run.store.attention_file(case).exists()
         return run.store.has_image(case) and attended

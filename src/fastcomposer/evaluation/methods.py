@@ -11,7 +11,14 @@ import torch
 from torch import Generator
 
 from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES, Subject
-from fastcomposer.evaluation.case_sampler import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
+from fastcomposer.evaluation.case_sampler import (
+    ImageRequest,
+    PipelineFactory,
+    SampledImages,
+    Sampling,
+    blocks,
+    sample_texts,
+)
 from fastcomposer.evaluation.results import Costs
 from fastcomposer.pipeline.variants import Variant
 
@@ -86,12 +93,12 @@ class FastComposerMethod(Sampling):
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         return Costs(reference_images=self.num_references)
 
-    def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """Jobs of one prompt: variants that start from the same noises."""
-        by_prompt: dict[str, dict[_Key, dict[int, Job]]] = {}
-        for job in jobs:
-            variants = by_prompt.setdefault(job.case.prompt, {})
-            variants.setdefault(_variant(job), {})[job.case.seed] = job
+    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
+        """Requests of one prompt: variants that start from the same noises."""
+        by_prompt: dict[str, dict[_Key, dict[int, ImageRequest]]] = {}
+        for request in requests:
+            variants = by_prompt.setdefault(request.case.prompt, {})
+            variants.setdefault(_variant(request), {})[request.case.seed] = request
         groups = []
         for variants in by_prompt.values():
             alike: dict[tuple[int, ...], list[_Key]] = {}
@@ -103,14 +110,14 @@ class FastComposerMethod(Sampling):
                         groups.append(tuple(variants[key][seed] for key in some for seed in some_seeds))
         return groups
 
-    def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
-        variants = list(dict.fromkeys(map(_variant, jobs)))
-        seeds = list(dict.fromkeys(job.case.seed for job in jobs))
+        variants = list(dict.fromkeys(map(_variant, requests)))
+        seeds = list(dict.fromkeys(request.case.seed for request in requests))
         ways = [Variant([self._references[name] for name in names], self.alphas[s]) for names, s in variants]
         started = time.perf_counter()
         output = self.pipeline.sample_variants(
-            jobs[0].case.prompt,
+            requests[0].case.prompt,
             ways,
             generator=[Generator().manual_seed(seed) for seed in seeds],
             batch_size=self.batch_size,
@@ -120,10 +127,10 @@ class FastComposerMethod(Sampling):
         )
         images = [image.float().cpu() for image in output.images]
         elapsed = time.perf_counter() - started
-        rows = [(variants.index(_variant(job)), seeds.index(job.case.seed)) for job in jobs]
+        rows = [(variants.index(_variant(request)), seeds.index(request.case.seed)) for request in requests]
         calls = tuple(output.unet_calls[v] / len(seeds) for v, _ in rows)
         maps = [output.attention_maps[v] for v, _ in rows]
-        return Drawn(
+        return SampledImages(
             torch.stack([images[v][i] for v, i in rows]),
             calls,
             tuple(elapsed * own / sum(calls) for own in calls),
@@ -134,7 +141,7 @@ class FastComposerMethod(Sampling):
 class TextOnlyMethod(Sampling):
     """The base model without subjects: what a prompt alone gives.
 
-    Its image of a prompt is the same whoever is asked for: it is drawn once for all of them.
+    Its image of a prompt is the same whoever is asked for: it is sampled once for all of them.
 
     Args:
         pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all of these; made of the
@@ -158,31 +165,32 @@ class TextOnlyMethod(Sampling):
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
         return Costs(reference_images=0)
 
-    def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """Images, each with all jobs that it serves."""
-        images: dict[tuple[str, int], list[Job]] = {}
-        for job in jobs:
-            images.setdefault((job.case.text, job.case.seed), []).append(job)
+    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
+        """Images, each with all requests that it serves."""
+        images: dict[tuple[str, int], list[ImageRequest]] = {}
+        for request in requests:
+            images.setdefault((request.case.text, request.case.seed), []).append(request)
         return [
-            tuple(job for same in some for job in same) for some in blocks(images.values(), self.group_size)
+            tuple(request for same in some for request in same)
+            for some in blocks(images.values(), self.group_size)
         ]
 
-    def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`.
 
-        An image's calls are divided among its jobs, its time is each one's.
+        An image's calls are divided among its requests, its time is each one's.
         """
-        asked = [(job.case.text, job.case.seed) for job in jobs]
+        asked = [(request.case.text, request.case.seed) for request in requests]
         images = list(dict.fromkeys(asked))
-        drawn = draw_texts(self.pipeline, images, self.sampler, self.batch_size)
+        sampled = sample_texts(self.pipeline, images, self.sampler, self.batch_size)
         rows = [images.index(key) for key in asked]
-        return Drawn(
-            drawn.images[rows],
-            tuple(drawn.unet_calls[row] / rows.count(row) for row in rows),
-            tuple(drawn.seconds[row] for row in rows),
-            (None,) * len(jobs),
+        return SampledImages(
+            sampled.images[rows],
+            tuple(sampled.unet_calls[row] / rows.count(row) for row in rows),
+            tuple(sampled.seconds[row] for row in rows),
+            (None,) * len(requests),
         )
 
 
-def _variant(job: Job) -> _Key:
-    return job.case.subjects, job.setting
+def _variant(request: ImageRequest) -> _Key:
+    return request.case.subjects, request.setting

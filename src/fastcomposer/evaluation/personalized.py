@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.case_sampler import Drawn, Job, PipelineFactory, Sampling, blocks, draw_texts
+from fastcomposer.evaluation.case_sampler import (
+    ImageRequest,
+    PipelineFactory,
+    SampledImages,
+    Sampling,
+    blocks,
+    sample_texts,
+)
 from fastcomposer.evaluation.results import METHODS, Costs
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.training.personalization.concept import Concept, apply_concepts, rewrite_prompt
@@ -16,7 +23,7 @@ from fastcomposer.utils.settings import described
 
 
 class PersonalizedMethod(Sampling):
-    """A fine-tuning baseline: learns each subject first, then draws from text.
+    """A fine-tuning baseline: learns each subject first, then samples from text.
 
     Args:
         name: ``textual_inversion``, ``dreambooth`` or ``custom_diffusion``.
@@ -88,18 +95,18 @@ class PersonalizedMethod(Sampling):
             max(concept.peak_memory_bytes for concept in concepts),
         )
 
-    def groups(self, jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """Jobs of the same subjects."""
-        by_subjects: dict[tuple[str, ...], list[Job]] = {}
-        for job in jobs:
-            by_subjects.setdefault(job.case.subjects, []).append(job)
+    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
+        """Requests of the same subjects."""
+        by_subjects: dict[tuple[str, ...], list[ImageRequest]] = {}
+        for request in requests:
+            by_subjects.setdefault(request.case.subjects, []).append(request)
         return [tuple(some) for same in by_subjects.values() for some in blocks(same, self.group_size)]
 
-    def draw(self, jobs: Sequence[Job], attention: bool = False) -> Drawn:
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
         """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
-        subjects = jobs[0].case.subjects
+        subjects = requests[0].case.subjects
         concepts = [self._concepts[name] for name in subjects]
         if self._known is None or self._known[0] != subjects:
             self._known = subjects, apply_concepts(self.pipeline, concepts)
-        images = [(rewrite_prompt(job.case.prompt, concepts), job.case.seed) for job in jobs]
-        return draw_texts(self._known[1], images, self.sampler, self.batch_size)
+        images = [(rewrite_prompt(request.case.prompt, concepts), request.case.seed) for request in requests]
+        return sample_texts(self._known[1], images, self.sampler, self.batch_size)

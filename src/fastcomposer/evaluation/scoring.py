@@ -1,8 +1,9 @@
-"""Scores of drawn images, as a prediction of Lightning under any of its strategies."""
+"""Scores of generated images, as a prediction of Lightning under any of its strategies."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,21 @@ from fastcomposer.data.pixels import open_image
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.case_sampler import blocks
-from fastcomposer.evaluation.generation import Run
+from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.scorers import check_others, describe_scorer
 from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import IdentityScore, identity_score
-from fastcomposer.metrics.image_scores import COLUMN, ImageMeasure, prompt_consistency
+from fastcomposer.metrics.image_scores import (
+    COLUMN,
+    CopyPaste,
+    IdentityPreservation,
+    ImageMeasure,
+    PromptConsistency,
+    copy_paste,
+    prompt_consistency,
+)
 from fastcomposer.metrics.image_text import ImageTextExtractor
-from fastcomposer.metrics.similarity import copy_paste
 from fastcomposer.utils.settings import digest, file_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -47,7 +55,7 @@ class KnownSubject:
 
 
 @dataclass(frozen=True)
-class _Part:
+class ScoringTask:
     """Cases of a run that are scored together.
 
     They are always the same, so that scores depend neither on interruptions nor on the number of processes.
@@ -64,7 +72,7 @@ class ScoringStage(ResumableStage):
     Args:
         faces: Finds and embeds faces.
         image_text: Embeds images and texts.
-        runs: Runs whose images are drawn when scoring begins.
+        runs: Runs whose images are there when scoring begins.
         reference_size: Side in pixels of the square that reference images are brought to before faces are
             looked for; ``None`` leaves photos as they are.
         batch_size: Images scored together.
@@ -80,7 +88,7 @@ class ScoringStage(ResumableStage):
         self,
         faces: FaceExtractor,
         image_text: ImageTextExtractor,
-        runs: Sequence[Run] = (),
+        runs: Sequence[PlannedRun] = (),
         reference_size: int | None = None,
         batch_size: int = 64,
         measures: Mapping[str, ImageMeasure] | None = None,
@@ -94,6 +102,15 @@ class ScoringStage(ResumableStage):
         for measure in self.measures.values():
             if isinstance(measure, nn.Module):  # moves to the device with this stage
                 self.add_module(f"measure_{len(self._modules)}", measure)
+        # What this call scores, averaged over all processes; results.json is made of what is kept.
+        self.means = nn.ModuleDict(
+            {
+                "identity": IdentityPreservation(),
+                "identity_published": IdentityPreservation(),
+                "prompt_consistency": PromptConsistency(),
+                "copy_paste": CopyPaste(),
+            }
+        )
         self._known: dict[str, KnownSubject] = {}
         self.scorer = describe_scorer(faces, image_text, reference_size, self.measures)
 
@@ -101,7 +118,7 @@ class ScoringStage(ResumableStage):
         """Refuse to score beside scores from others; see the function of this name."""
         check_others(output, SCORES_NAME, self.scorer, redone)
 
-    def missing_tasks(self) -> list[_Part]:
+    def missing_tasks(self) -> list[ScoringTask]:
         """Parts without scores, of runs without scores."""
         return [
             part
@@ -111,7 +128,7 @@ class ScoringStage(ResumableStage):
             if read_table(run.store.part_file(part.number), self._part_key(part)) is None
         ]
 
-    def images_of(self, task: _Part) -> int:
+    def images_of(self, task: ScoringTask) -> int:
         """See :class:`ResumableStage`."""
         return len(task.cases)
 
@@ -149,10 +166,20 @@ class ScoringStage(ResumableStage):
                     **{column: scores[i] for column, scores in measured.items()},
                 }
             )
+        for name, metric in self.means.items():
+            metric.update([row[name] for row in rows])
         columns = pa.schema([*COLUMNS, *(pa.field(column, pa.float64()) for column in measured)])
         table = pa.Table.from_pylist(rows, columns)
         write_table(run.store.part_file(part.number), table, self._part_key(part), self.scorer)
         return len(part.cases)
+
+    def on_predict_end(self) -> None:
+        """Log the means of what was scored as Lightning's callback metrics ``scores/<name>``, and finish."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*before the ``update`` method")  # a process without a task
+            means = {f"scores/{name}": metric.compute() for name, metric in self.means.items()}
+        self.trainer.callback_metrics.update(means)
+        super().on_predict_end()
 
     def finish(self) -> None:
         """Join the parts of every run."""
@@ -162,11 +189,11 @@ class ScoringStage(ResumableStage):
                 parts = [self._part_key(part) for part in self._parts(number)]
                 run.store.merge_scores(parts, key, self.scorer)
 
-    def _parts(self, number: int) -> list[_Part]:
+    def _parts(self, number: int) -> list[ScoringTask]:
         cases = sorted(self.runs[number].benchmark.cases, key=lambda case: case.id)
-        return [_Part(number, i, tuple(some)) for i, some in enumerate(blocks(cases, self.batch_size))]
+        return [ScoringTask(number, i, tuple(some)) for i, some in enumerate(blocks(cases, self.batch_size))]
 
-    def _run_key(self, run: Run) -> str:
+    def _run_key(self, run: PlannedRun) -> str:
         """What the scores of a run are made from."""
         images = {
             subject.id: [file_digest(file) for file in (subject.reference, *subject.other_images)]
@@ -174,10 +201,10 @@ class ScoringStage(ResumableStage):
         }
         return digest([run.store.hash, self.scorer, images, sorted(c.id for c in run.benchmark.cases)])
 
-    def _part_key(self, part: _Part) -> str:
+    def _part_key(self, part: ScoringTask) -> str:
         return digest([self._run_key(self.runs[part.run]), [case.id for case in part.cases]])
 
-    def _subject(self, run: Run, name: str) -> KnownSubject:
+    def _subject(self, run: PlannedRun, name: str) -> KnownSubject:
         if name not in self._known:
             subject = next(subject for subject in run.benchmark.subjects if subject.id == name)
             self._known[name] = know_subject(subject, self.faces, self.reference_size, self.device)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.utils.matching import greedy_pairs, optimal_pairs
@@ -69,7 +67,9 @@ def identity_score(
         ValueError: If there are no references or they are not as wide as the embeddings, the protocol is
             unknown, or the blank embedding is needed and missing.
     """
-    check_protocol(protocol)
+    if protocol not in get_args(IdentityProtocol):
+        known = ", ".join(get_args(IdentityProtocol))
+        raise ValueError(f"metrics.protocol={protocol}: must be one of {known}")
     count, width = len(references), faces.embeddings.shape[-1]
     if not count or references.shape != (count, width):
         raise ValueError(
@@ -92,65 +92,3 @@ def identity_score(
         taken[subject] = int(looked_at[row]) if row < len(looked_at) else None
     value = max(min(matched), 0.0) if published else min(matched)
     return IdentityScore(value, len(faces), tuple(matched), tuple(taken))
-
-
-def check_protocol(protocol: str) -> None:
-    """Refuse an unknown protocol.
-
-    Raises:
-        ValueError: With the key to change.
-    """
-    known = get_args(IdentityProtocol)
-    if protocol not in known:
-        raise ValueError(f"metrics.protocol={protocol}: must be one of {', '.join(known)}")
-
-
-class IdentityPreservation(Metric):
-    """Mean of :func:`identity_score` over images, with the share of images where faces were found.
-
-    Sums and counts of all processes are added before the division, so that processes may see different
-    numbers of images.
-
-    Args:
-        protocol: See :func:`identity_score`.
-        blank: (d,) embedding of a blank crop, for ``published``.
-
-    Raises:
-        ValueError: If the protocol is unknown.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    total: Tensor
-    complete: Tensor
-    count: Tensor
-
-    def __init__(self, protocol: IdentityProtocol = "corrected", blank: Tensor | None = None) -> None:
-        super().__init__()
-        check_protocol(protocol)
-        self.protocol, self.blank = protocol, blank
-        # Float64: thousands of scores are summed.
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("complete", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, faces: Sequence[Faces], references: Sequence[Tensor]) -> None:
-        """Count images.
-
-        Args:
-            faces: What was found in each image.
-            references: For each image, the reference faces of its subjects, (K_i, d).
-        """
-        for found, subjects in zip(faces, references, strict=True):
-            score = identity_score(found, subjects, self.protocol, self.blank)
-            self.total += score.value
-            self.complete += int(score.detected >= len(subjects))
-            self.count += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """Scalars: ``identity``, and ``detection_rate``, the share with at least as many faces as subjects.
-
-        Both are NaN before the first image.
-        """
-        return {"identity": self.total / self.count, "detection_rate": self.complete / self.count}

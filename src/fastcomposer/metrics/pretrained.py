@@ -9,9 +9,7 @@ from typing import Any
 import torch
 
 
-def load_pretrained(
-    cls: Any, place: str | Path, key: str, subfolder: str = "", unused: tuple[str, ...] = ()
-) -> Any:
+def load_pretrained(cls: Any, place: str | Path, key: str, subfolder: str = "") -> Any:
     """Load a network for inference: float32, no dropout, no gradients.
 
     Args:
@@ -19,7 +17,6 @@ def load_pretrained(
         place: Folder, or hub id.
         key: Name of the setting that ``place`` comes from, for messages.
         subfolder: Folder inside ``place``.
-        unused: What the names of weights that may be missing start with.
 
     Raises:
         FileNotFoundError: If there is no such network.
@@ -32,7 +29,7 @@ def load_pretrained(
         raise FileNotFoundError(
             f"{key}={place}: {where} holds no {cls.__name__} (config.json and weights): {error}"
         ) from error
-    missing = sorted(name for name in map(str, info["missing_keys"]) if not name.startswith(unused))
+    missing = sorted(map(str, info["missing_keys"]))
     if missing:
         listed = ", ".join(missing[:12]) + (" …" if len(missing) > 12 else "")
         raise ValueError(f"{key}={place}: {cls.__name__} lacks {len(missing)} weights: {listed}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,13 +16,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
+from torch import nn
 from torchvision.transforms.functional import to_tensor
 
+from fastcomposer.metrics.image_scores import IdentityPreservation, PromptConsistency
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.prompt import MARKER
 from fastcomposer.training.wandb_workspace import SAMPLE_IMAGES, SAMPLE_ROWS
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.image_grid import attention_overlay, grid
+from fastcomposer.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ class SampleImages(Callback):
         if missing:
             raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
         self.folder, self.seed, self.scores = Path(folder), seed, scores
+        self.means = nn.ModuleDict(
+            {"identity": IdentityPreservation(), "prompt_consistency": PromptConsistency()}
+        )
         self.scheduler, self.sampler = split_scheduler(sampler)
         self.prompts, self.references = list(prompts), [list(row) for row in references]
 
@@ -144,7 +152,9 @@ class SampleImages(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, save and log; on the first process only."""
-        if trainer.is_global_zero and not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        if trainer.is_global_zero:
             groups = self._draw(pl_module)
             rows = [row for group in groups for row in group]
             image = grid([list(_tiles(group)) for group in groups])
@@ -152,8 +162,23 @@ class SampleImages(Callback):
             file = self.folder / f"step_{trainer.global_step:06d}.png"
             image.save(file)
             _write_scores(file.with_suffix(".csv"), rows)
-            _log(trainer, image, rows, _means(groups))
+            self.means["identity"].update(row.identity for row in rows)
+            self.means["prompt_consistency"].update(group[0].prompt_consistency for group in groups)
         trainer.strategy.barrier("samples")
+        means = self._means(pl_module.device) if self.scores is not None else {}
+        trainer.callback_metrics.update({name: torch.tensor(mean) for name, mean in means.items()})
+        if trainer.is_global_zero:
+            _log(trainer, image, rows, means)
+
+    def _means(self, device: torch.device) -> dict[str, float]:
+        """Means of the scores over all processes, by name: without those that nothing has."""
+        self.means.to(device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*before the ``update`` method")  # the first process samples
+            found = {name: metric.compute().item() for name, metric in self.means.items()}
+        for metric in self.means.values():
+            metric.reset()
+        return {f"samples/{name}": mean for name, mean in found.items() if not math.isnan(mean)}
 
     def _draw(self, module: Any) -> list[list[SampleRow]]:
         """Draw; returns the rows of each image."""
@@ -206,19 +231,8 @@ def _write_scores(file: Path, rows: Sequence[SampleRow]) -> None:
     write_atomically(file, lambda stream: stream.write(text.getvalue().encode()))
 
 
-def _means(groups: Sequence[Sequence[SampleRow]]) -> dict[str, float]:
-    """Means of the scores by name: identity over subjects, prompt consistency over images."""
-    scores = {
-        "identity": [row.identity for group in groups for row in group],
-        "prompt_consistency": [group[0].prompt_consistency for group in groups],
-    }
-    known = {name: [value for value in found if value is not None] for name, found in scores.items()}
-    return {f"samples/{name}": sum(values) / len(values) for name, values in known.items() if values}
-
-
 def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], means: dict[str, float]) -> None:
     step = trainer.global_step
-    trainer.callback_metrics.update({name: torch.tensor(mean) for name, mean in means.items()})
     for logger in trainer.loggers:
         if means:
             logger.log_metrics(means, step)
@@ -238,15 +252,8 @@ def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], mean
 
 def _markdown(rows: Sequence[SampleRow]) -> str:
     """The scores as TensorBoard shows a table; the images are beside it."""
-    head = ["| prompt | identity | prompt consistency |", "| --- | --- | --- |"]
-    return "\n".join(
-        head
-        + [
-            f"| {row.prompt.replace('|', chr(92) + '|')} | {_number(row.identity)} "
-            f"| {_number(row.prompt_consistency)} |"
-            for row in rows
-        ]
-    )
+    lines = [(row.prompt, _number(row.identity), _number(row.prompt_consistency)) for row in rows]
+    return markdown_table(("prompt", "identity", "prompt consistency"), lines)
 
 
 def _number(value: float | None) -> str:
