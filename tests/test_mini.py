@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcomposer.composer import FastComposer
-from fastcomposer.miniworld.card.quality import QUALITY, HeldOutScenes, render_held_out
+from fastcomposer.miniworld.card.measures import QUALITY, HeldOutScenes, render_held_out
 from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, reference_image
 from fastcomposer.models.weights_io import load_trained_weights
 

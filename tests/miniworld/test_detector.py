@@ -11,7 +11,7 @@ from fastcomposer.miniworld.detector import (
     CenterMaps,
     Detections,
     HeadDetector,
-    count_matches,
+    count_detections,
     decode,
     encode,
 )
@@ -93,7 +93,7 @@ def boxes_at(*lefts: float) -> torch.Tensor:
 )
 def test_matching(found: tuple[float, ...], truth: tuple[float, ...], matches: int) -> None:
     detections = Detections(boxes_at(*found), torch.linspace(1, 0.5, len(found)))
-    assert count_matches(detections, boxes_at(*truth)) == matches
+    assert count_detections([detections], [boxes_at(*truth)]) == (len(truth), len(found), matches)
 
 
 def test_any_size_that_the_stride_divides() -> None:

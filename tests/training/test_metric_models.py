@@ -124,7 +124,7 @@ def test_who_looks_the_same_is_one_class() -> None:
 
 
 def test_labels_name_the_people_of_each_scene(world: Path) -> None:
-    labels, looks = list_looks(SceneBank(world, "train"), world)
+    labels, looks = list_looks(SceneBank(world, "train"))
     assert labels.shape == (24, 3)
     assert looks.shape[1] == 4
     index = RecordIndex(world, "train")

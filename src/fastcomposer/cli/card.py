@@ -27,40 +27,40 @@ def measure(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
-    from fastcomposer.miniworld.card.base_parts import measure_base
-    from fastcomposer.miniworld.card.quality import render_held_out
+    from fastcomposer.miniworld.card.measures import measure_base, missing_parts, render_held_out
     from fastcomposer.miniworld.card.writer import base_card, quality_cells, read_lengths, write_lengths
 
     scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
-    report = measure_base(base, scenes, config.sampler, config.num_generated)
+    rows, missing = measure_base(base, scenes, config.sampler, config.num_generated), missing_parts(base)
     if config.evaluation is not None:
-        report = report.extended(checkpoint_rows(config, scenes))
+        rows += checkpoint_rows(config, scenes)
     table = Table("part", "measure", "value", "at least", "holds")
-    for row in report.rows:
+    for row in rows:
         table.add_row(*quality_cells(row))
-    for part in report.missing:
+    for part in missing:
         table.add_row(part, "missing")
     show_table(table)
     file = Path(config.output) / "card.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report.as_dict() | {"scenes": config.num_scenes}, indent=2) + "\n")
+    figures = {"schema": 1, "rows": [row.as_dict() for row in rows], "missing": missing}
+    file.write_text(json.dumps(figures | {"scenes": config.num_scenes}, indent=2) + "\n")
     print(file)
     if config.card is not None:
         lengths = read_lengths(base, config.runs)
         write_lengths(base, lengths)
         samples = sorted(file.name for file in (base / "samples").glob("*.png"))
-        card = base_card(report, lengths, config.num_scenes, samples)
+        card = base_card(rows, missing, lengths, config.num_scenes, samples)
         Path(config.card).write_text(card, encoding="utf-8")
         print(config.card)
     conclude({"figures": file, "card": config.card})
 
 
 def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
-    """What an evaluation says of the checkpoint and of its twin without localization."""
+    """Rows of the checkpoint and of its twin without localization, from their evaluation."""
     from hydra.utils import instantiate
 
     from fastcomposer.evaluation.load_results import collect
-    from fastcomposer.miniworld.card.checkpoint_rows import attention_rows, identity_ceiling, likeness_rows
+    from fastcomposer.miniworld.card.checkpoint_rows import attention_rows, evaluation_rows, identity_ceiling
     from fastcomposer.miniworld.face_extractor import MiniFaces
 
     folder = Path(config.evaluation)
@@ -68,7 +68,7 @@ def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     benchmarks = instantiate(config.benchmark)
     faces = MiniFaces(config.model.base)
     ceiling = identity_ceiling(benchmarks[0].subjects, scenes, faces, config.model.resolution)
-    rows = likeness_rows(collected, ceiling)
+    rows = evaluation_rows(collected, ceiling)
     return rows + attention_rows(folder / "attention.json", config.checkpoint, config.twin)
 
 

@@ -1,7 +1,7 @@
-"""People of the mini world: who somebody is (identity), how they look today (appearance), their image.
+"""People of the mini world: their identity, their appearance in an image, and the rendered avatar.
 
-Identity is what captions never name and a reference alone can tell: skin, hair, hair colour, beard, nose,
-brows (about 10⁵ combinations). Appearance is what prompts control: clothing, accessory, expression.
+Identity is what captions never name and a reference alone shows: skin, hair, hair colour, beard, nose and
+brows (about 10⁵ combinations). Appearance is what prompts control: clothing, accessory and expression.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL import Image
 Box = tuple[float, float, float, float]
 
 CANVAS = (264, 280)
-"""Width and height of the drawing in its own units."""
+"""Width and height of the SVG in its own units."""
 HEAD_BOX: Box = (58.0, 8.0, 206.0, 184.0)
-"""Head with hair, x1, y1, x2, y2 in drawing units."""
+"""Head with hair, x1, y1, x2, y2 in units of the SVG."""
 
 SKINS = {
     "TANNED": "orange-skinned",
@@ -148,7 +148,7 @@ EXPRESSIONS = {
 
 @dataclass(frozen=True)
 class Identity:
-    """Who somebody is; every field is a name of ``python_avatars``, except the class word."""
+    """A person; every field is a name of ``python_avatars``, except the class word."""
 
     word: str
     skin: str
@@ -160,7 +160,7 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """A name that tells identities apart, the ``identity`` field of a record's segment."""
+        """Unique name of the identity, the ``identity`` field of a record's segment."""
         return "-".join(astuple(self)).lower()
 
     def describe(self) -> str:
@@ -190,7 +190,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How somebody looks in one image."""
+    """What a person wears and expresses in one image."""
 
     clothes: str = "SHIRT_CREW_NECK"
     clothes_color: str = "GRAY_02"
@@ -218,23 +218,20 @@ class Appearance:
         return f"{article} {color} {CLOTHES[self.clothes]}"
 
 
+@lru_cache(maxsize=256)
 def render_avatar(identity: Identity, appearance: Appearance, width: int) -> np.ndarray:
-    """Draw a person.
+    """Render a person.
 
     Args:
-        identity: Who it is.
-        appearance: How they look.
+        identity: The person.
+        appearance: Their appearance.
         width: Width in pixels; the height follows from :data:`CANVAS`.
 
     Returns:
-        (height, width, 4) uint8, RGBA; alpha is the exact silhouette.
+        (height, width, 4) uint8, RGBA, read-only; alpha is the exact silhouette.
     """
-    return _rasterize(_svg(identity, appearance), width)
-
-
-def _svg(identity: Identity, appearance: Appearance) -> str:
     eyes, mouth = EXPRESSIONS[appearance.expression]
-    return pa.Avatar(
+    svg = pa.Avatar(
         style=pa.AvatarStyle.TRANSPARENT,
         top=pa.HairType[identity.hair],
         eyebrows=pa.EyebrowType[identity.brows],
@@ -250,14 +247,8 @@ def _svg(identity: Identity, appearance: Appearance) -> str:
         clothing_color=pa.ClothingColor[appearance.clothes_color],
         shirt_graphic=pa.ClothingGraphic.BAT,
     ).render()
-
-
-@lru_cache(maxsize=256)
-def _rasterize(svg: str, width: int) -> np.ndarray:
     png = resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True)
-    image = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
-    image.setflags(write=False)
-    return image
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
-"""What renders lack and generated images have: softness, noise, wrong colours, things in front.
+"""Degradations of renders: blur, noise, shifted colours and occlusion, as in generated images.
 
-The metric models never see a generated image in training; these keep them from relying on crisp edges
-and exact colours. Everything draws from a given generator, on the device of the images.
+The metric models see no generated image in training; degradations keep them from relying on crisp edges and
+exact colours. All random numbers come from a given generator, on the device of the images.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _BLUR = (0.0545, 0.2442, 0.4026, 0.2442, 0.0545)  # Gaussian of standard deviati
 def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Tensor:
     """Blur a third of the images, halve the resolution of another third, and add noise to all.
 
-    Blurred and halved images mix with the sharp ones in random shares, so that softness varies.
+    Blurred and halved images are blended with the sharp ones at random, so that softness varies.
 
     Args:
         images: (B, 3, H, W) float in [0, 1], H and W at least 4.
-        generator: Decides kind, share and noise.
+        generator: Source of the random numbers.
         max_noise: Largest standard deviation of the noise.
 
     Returns:
@@ -41,13 +41,13 @@ def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Ten
 
 
 def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: float = 0.0) -> Tensor:
-    """Change contrast, the brightness of each colour, and sometimes take colour away.
+    """Change contrast and the brightness of each colour, and turn some images grey.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
         strength: Range of contrast and of each colour's brightness, relative to 1.
-        generator: Decides how much.
-        grey: Share of images that lose their colour, 0 to 1.
+        generator: Source of the random numbers.
+        grey: Fraction of images that lose their colour, 0 to 1.
 
     Returns:
         (B, 3, H, W) float in [0, 1].
@@ -67,16 +67,18 @@ def jitter_boxes(boxes: Tensor, strength: float, generator: Generator) -> Tensor
     return boxes + strength * size * (2 * draws - 1)
 
 
-def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
-    """Draw one rectangle inside each box that covers a given share of it.
+def occlusion_masks(
+    boxes: Tensor, fractions: Tensor, height: int, width: int, generator: Generator
+) -> Tensor:
+    """A random rectangle inside each box that covers a given fraction of it.
 
     Args:
-        boxes: (N, 4) x1, y1, x2, y2 in pixels inside the image; rounded to whole pixels.
-        shares: (N,) float in [0, 1], the least share of a box's pixels to cover. At most one row of the
+        boxes: (N, 4) x1, y1, x2, y2 in pixels inside the image; rounded to integers.
+        fractions: (N,) float in [0, 1], minimum fraction of a box's pixels to cover. At most one row of the
             rectangle more is covered.
         height: Height of the images in pixels.
         width: Width of the images in pixels.
-        generator: Decides form and place.
+        generator: Source of the random numbers.
 
     Returns:
         (N, height, width) bool, true where hidden.
@@ -84,9 +86,9 @@ def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, gene
     boxes = boxes.round().long()
     box_w, box_h = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).T
     draws = torch.rand(3, len(boxes), generator=generator, device=boxes.device)
-    narrowest = (shares * box_w).ceil().clamp(min=1)
+    narrowest = (fractions * box_w).ceil().clamp(min=1)
     w = (narrowest + draws[0] * (box_w - narrowest + 1)).floor().minimum(box_w)
-    h = (shares * box_w * box_h / w).ceil().minimum(box_h)
+    h = (fractions * box_w * box_h / w).ceil().minimum(box_h)
     x1 = boxes[:, 0] + (draws[1] * (box_w - w + 1)).floor()
     y1 = boxes[:, 1] + (draws[2] * (box_h - h + 1)).floor()
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
@@ -95,16 +97,16 @@ def occlusion_masks(boxes: Tensor, shares: Tensor, height: int, width: int, gene
     return across[:, None, :] & down[:, :, None]
 
 
-def occlude(images: Tensor, boxes: Tensor, shares: Tensor, generator: Generator) -> Tensor:
-    """Hide a share of one head per image behind a rectangle of one random colour.
+def occlude(images: Tensor, boxes: Tensor, fractions: Tensor, generator: Generator) -> Tensor:
+    """Hide a fraction of one head per image behind a rectangle of one random colour.
 
     Args:
         images: (N, 3, H, W) float in [0, 1].
         boxes: (N, 4) the heads, x1, y1, x2, y2 in pixels.
-        shares: (N,) float in [0, 1], least share of each box to hide; 0 hides nothing.
-        generator: Decides form, place and colour.
+        fractions: (N,) float in [0, 1], minimum fraction of each box to hide; 0 hides nothing.
+        generator: Source of the random numbers.
     """
     height, width = images.shape[-2:]
-    hidden = occlusion_masks(boxes, shares, height, width, generator)
+    hidden = occlusion_masks(boxes, fractions, height, width, generator)
     color = torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
     return torch.where(hidden.unsqueeze(1), color, images)

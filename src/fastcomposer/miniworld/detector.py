@@ -1,7 +1,8 @@
-"""Detector of heads: where people's faces are in a scene, at any size that its stride divides."""
+"""Head detector: boxes of the heads in a scene whose sides the stride divides."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,11 +22,11 @@ _MAX_OVERLAP = 0.6  # two heads in a scene never overlap as much; two peaks on o
 
 @dataclass(frozen=True)
 class Detections:
-    """Heads found in one image, the surest first.
+    """Heads found in one image, the highest score first.
 
     Attributes:
         boxes: (N, 4) float, x1, y1, x2, y2 in pixels, inside the image.
-        scores: (N,) float in [0, 1], falling.
+        scores: (N,) float in [0, 1].
     """
 
     boxes: Tensor
@@ -40,9 +41,9 @@ class CenterMaps:
     """Heads as maps with one cell for 4×4 pixels (Zhou et al. 2019, "Objects as Points", section 3).
 
     Attributes:
-        heat: (B, h, w) in [0, 1], 1 where the centre of a head is; or its logits, where said so.
+        heat: (B, h, w) in [0, 1], 1 at the centre of a head; logits as the output of the network.
         log_size: (B, 2, h, w) logarithm of width and height relative to 32 pixels; read at centres only.
-        offset: (B, 2, h, w) place of the centre inside its cell, x and y, 0 to 1; read at centres only.
+        offset: (B, 2, h, w) position of the centre inside its cell, x and y, 0 to 1; read at centres only.
     """
 
     heat: Tensor
@@ -53,8 +54,8 @@ class CenterMaps:
 class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A small fully convolutional centre-point detector.
 
-    Features of strides 2 to 16 come back up to stride 4 with sums at each level (Lin et al. 2017), so that
-    a cell sees a whole head and its surroundings.
+    Features of strides 2 to 16 are summed level by level up to stride 4 (Lin et al. 2017), so that the
+    receptive field of a cell covers a head and its surroundings.
 
     Args:
         channels: Widths at strides 2, 4, 8 and 16, multiples of 8.
@@ -114,14 +115,11 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def detect(self, images: Tensor, threshold: float = 0.4) -> list[Detections]:
-        """Find heads.
+        """Find the heads of each image.
 
         Args:
             images: (B, 3, H, W) float in [0, 1], H and W multiples of 4.
-            threshold: Least score of a head, 0 to 1.
-
-        Returns:
-            One entry per image; the number of heads is whatever is found, also none.
+            threshold: Minimum score of a head, 0 to 1.
         """
         found = self(images)
         maps = CenterMaps(found.heat.float().sigmoid(), found.log_size.float(), found.offset.float())
@@ -137,8 +135,8 @@ def encode(heads: Tensor, present: Tensor, height: int, width: int) -> CenterMap
     Args:
         heads: (B, K, 4) float, x1, y1, x2, y2 in pixels.
         present: (B, K) bool, which slots hold a head.
-        height: Height of the images in pixels, a multiple of 4.
-        width: Width of the images in pixels, a multiple of 4.
+        height: Height of the images, a multiple of 4.
+        width: Width of the images, a multiple of 4.
     """
     rows, columns = height // STRIDE, width // STRIDE
     center = (heads[..., :2] + heads[..., 2:]) / (2 * STRIDE)  # in cells
@@ -160,12 +158,7 @@ def encode(heads: Tensor, present: Tensor, height: int, width: int) -> CenterMap
 
 
 def decode(maps: CenterMaps, threshold: float) -> list[Detections]:
-    """Read boxes off the peaks of maps; the inverse of :func:`encode`.
-
-    Args:
-        maps: Maps with the heat in [0, 1].
-        threshold: Least heat of a head.
-    """
+    """Read boxes off the peaks of maps with the heat in [0, 1]; the inverse of :func:`encode`."""
     heat = maps.heat
     rows, columns = heat.shape[-2:]
     peaks = (heat == F.max_pool2d(heat, 3, stride=1, padding=1)) & (heat >= threshold)
@@ -182,24 +175,25 @@ def decode(maps: CenterMaps, threshold: float) -> list[Detections]:
     return found
 
 
-def count_matches(found: Detections, truth: Tensor, min_overlap: float = 0.5) -> int:
-    """Count heads that are found: surest first, each detection takes the free head it overlaps most.
+def count_detections(found: Sequence[Detections], truth: Sequence[Tensor]) -> tuple[int, int, int]:
+    """Count heads, detections and matches of the two over images.
+
+    A detection matches at an intersection over union of one half or more; in the order of their scores, each
+    takes the free head that it overlaps most.
 
     Args:
-        found: What was detected in an image, the surest first.
-        truth: (M, 4) boxes of the heads that are there.
-        min_overlap: Least intersection over union of a match.
+        found: Detections of each image.
+        truth: Boxes of the heads of each image, (n_i, 4).
     """
-    if not len(found) or not len(truth):
-        return 0
-    overlap = box_iou(found.boxes, truth)
     matches = 0
-    for row in overlap:
-        best = int(row.argmax())
-        if row[best] >= min_overlap:
-            matches += 1
-            overlap[:, best] = -1.0  # taken; the rows are views, so later ones see it
-    return matches
+    for detections, heads in zip(found, truth, strict=True):
+        overlap = box_iou(detections.boxes, heads)
+        for row in overlap if len(heads) else ():
+            best = int(row.argmax())
+            if row[best] >= 0.5:
+                matches += 1
+                overlap[:, best] = -1.0  # taken; the rows are views
+    return sum(map(len, truth)), sum(map(len, found)), matches
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Embedder of identities: a unit vector that says who somebody is, whatever they wear and feel."""
+"""Identity embedder: a unit vector of a person that does not depend on clothing and expression."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_auroc
 from torchvision.ops import roi_align
 
 
 class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A small convolutional network on the crop of a head.
 
-    The last features keep their place in the crop until the final layer, as in Deng et al. (2019,
-    "ArcFace", section 3.1): hair on top and beard below are different things.
+    The last layer is linear over all positions of the crop instead of their mean, as in Deng et al. (2019,
+    "ArcFace", section 3.1), because hair and beard have their positions.
 
     Args:
         embed_dim: Width d of the unit vectors.
-        crop_size: Side in pixels of the crop that the network sees, a multiple of 8.
-        margin: How much larger than the head its crop is, at least 1: long hair hangs out of the box.
+        crop_size: Side of the crop in pixels, a multiple of 8.
+        margin: Size of the crop relative to the head's box, at least 1: long hair reaches out of the box.
         channels: Widths at strides 2, 4 and 8, multiples of 8.
 
     Raises:
@@ -64,7 +65,7 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return F.normalize(self.project(self.features(crops).flatten(1)).float(), dim=-1)
 
     def crop(self, images: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Cut out heads and resize them; what lies outside an image is grey.
+        """Cut out heads and resize them; outside an image is grey.
 
         Args:
             images: (B, 3, H, W) float in [0, 1].
@@ -85,7 +86,7 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def embed(self, images: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Say who is where; arguments as for :meth:`crop`, unit vectors (sum of n_i, d) float32."""
+        """Embed heads; arguments as for :meth:`crop`, unit vectors (sum of n_i, d) float32."""
         crops = self.crop(images, boxes)
         if not len(crops):
             return crops.new_zeros(0, self.config.embed_dim, dtype=torch.float32)
@@ -98,11 +99,23 @@ class Pairs:
 
     Attributes:
         cosine: (P,) float, similarity of the two.
-        same: (P,) bool, whether they are the same person's.
+        same: (P,) bool, whether both are the same person.
     """
 
     cosine: Tensor
     same: Tensor
+
+    @property
+    def auc(self) -> float:
+        """Area under the receiver operating characteristic of verification by the cosine.
+
+        Raises:
+            ValueError: If there are no pairs of one person, or none of two.
+        """
+        if not self.same.any() or self.same.all():
+            raise ValueError("verification needs pairs of one person and of two: measure on more scenes")
+        probability = (self.cosine.double() + 1) / 2  # values outside [0, 1] would be taken for logits
+        return float(binary_auroc(probability, self.same.long()))
 
     @property
     def gap(self) -> Tensor:
@@ -115,7 +128,7 @@ def pair_up(embeddings: Tensor, people: Tensor, allowed: Tensor) -> Pairs:
 
     Args:
         embeddings: (N, d) unit vectors.
-        people: (N,) long, who each is.
+        people: (N,) long, number of the person.
         allowed: (N, N) bool, symmetric: which pairs count.
     """
     first, second = torch.nonzero(allowed.triu(1), as_tuple=True)
@@ -133,12 +146,9 @@ def _layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 
 class _Residual(nn.Module):
-    """``x + layer(x)``."""
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layer = nn.Sequential(*_layer(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to the same shape."""
         return x + self.layer(x)

@@ -1,4 +1,4 @@
-"""Rendered people of the training split: for searches, so that held-out people stay unseen."""
+"""Rendered people of the training split, for searches of settings without the held-out people."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ import numpy as np
 from PIL import Image
 
 from fastcomposer.data.portraits import ReferenceSet
-from fastcomposer.miniworld.avatars import render_avatar
 from fastcomposer.miniworld.render import other_looks
-from fastcomposer.miniworld.scenes import AvatarScenes, reference_image
+from fastcomposer.miniworld.scenes import AvatarScenes, reference_image, render_portrait
 from fastcomposer.utils.files import write_atomically
 
 
 def rendered_people(
     scenes: AvatarScenes, numbers: Sequence[int], folder: str | Path, count: int = 5, size: int = 128
 ) -> tuple[ReferenceSet, ...]:
-    """Draw people of the training split, as held-out people are drawn: to search settings without the latter.
+    """Render people of the training split, in the same kinds of images as the held-out people.
 
     Args:
         scenes: The world.
         numbers: Positions in :attr:`AvatarScenes.train_identities`.
-        folder: Where their images go, one folder each.
+        folder: Folder of the images, with one folder for each person.
         count: Images of each person, at most 8.
         size: Side of an image in pixels.
 
     Raises:
-        ValueError: If the world has no such person, or so many images are not to be had.
+        ValueError: If a number or the count is out of range.
     """
     sets = []
     for number in numbers:
         if not 0 <= number < len(scenes.train_identities):
             raise ValueError(
-                f"benchmark.people.numbers={list(numbers)}: this world knows "
+                f"benchmark.people.numbers={list(numbers)}: this world has "
                 f"{len(scenes.train_identities)} people"
             )
         identity = scenes.train_identities[number]
@@ -42,7 +41,7 @@ def rendered_people(
         if not 0 < count <= len(looks) + 1:
             raise ValueError(f"benchmark.people.count={count}: between 1 and {len(looks) + 1} images")
         images = [reference_image(identity, size, seed=number)]
-        images += [np.ascontiguousarray(render_avatar(identity, look, size)[:size]) for look in looks]
+        images += [render_portrait(identity, look, size) for look in looks]
         name = f"train_{number:04d}"
         files = [Path(folder) / name / f"{k}.png" for k in range(count)]
         files[0].parent.mkdir(parents=True, exist_ok=True)

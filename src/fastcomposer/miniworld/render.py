@@ -1,4 +1,4 @@
-"""Construction of data folders: rendered scenes now, photos through the same record format."""
+"""Data folders of rendered scenes, and images of the people in them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastcomposer.data.records import (
-    Record,
-    Segment,
-    record_path,
-    write_ids,
-    write_record,
-)
+from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
 from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES
-from fastcomposer.miniworld.avatars import Appearance, Identity, render_avatar
-from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, is_held_out, reference_image
+from fastcomposer.miniworld.avatars import Appearance, Identity
+from fastcomposer.miniworld.scenes import (
+    AvatarScenes,
+    held_out_identities,
+    is_held_out,
+    reference_image,
+    render_portrait,
+)
 from fastcomposer.utils.files import remove_leftovers, write_atomically
 from fastcomposer.utils.progress import LongWork
 from fastcomposer.utils.workers import in_processes
 
 TEST_OFFSET = 90_000_000
 """Number of the first held-out record; training records count from 0."""
-
-
 NUM_OTHER_IMAGES = 3
-"""Further images that no method gets: what somebody looks like elsewhere, for the copy-paste metric."""
+"""Further images of a person that no method gets, for the copy-paste metric."""
 _CHUNK = 32
 
 
@@ -41,11 +39,11 @@ def prepare_avatars(
 ) -> int:
     """Render the mini world into the published on-disk format.
 
-    Scenes that are already there are kept, so an interrupted call goes on where it stopped; each record
-    depends on the seed and its own number alone, so the files come out the same either way.
+    Scenes that exist are kept, so an interrupted call resumes; each record depends on the seed and its own
+    number alone, so the files are the same either way.
 
     Args:
-        root: Data folder, made when missing.
+        root: Data folder, created if it does not exist.
         scenes: The world.
         num_train: Scenes of training identities.
         num_test: Scenes of the held-out identities.
@@ -54,10 +52,10 @@ def prepare_avatars(
         quality: JPEG quality.
 
     Returns:
-        How many scenes were rendered by this call.
+        Number of scenes that this call rendered.
 
     Raises:
-        ValueError: If the folder holds another world, with what differs.
+        ValueError: If the folder holds another world.
         FaultError: If one of the processes dies.
     """
     root = Path(root)
@@ -87,11 +85,11 @@ def write_references(folder: Path, size: int) -> list[Path]:
     """Write images of each held-out person as PNG with transparent background.
 
     ``00_man.png`` is the reference, neutral and in a shirt; the folder ``00_man`` beside it holds ``1.png``
-    to ``7.png``, the same person in other clothes and expressions: the first are what methods with
-    fine-tuning get beside the reference, the last :data:`NUM_OTHER_IMAGES` are seen by no method.
+    to ``7.png``, the same person in other clothes and expressions: methods that fine-tune get the first, and
+    no method gets the last :data:`NUM_OTHER_IMAGES`.
 
     Args:
-        folder: Where to.
+        folder: Folder of the images.
         size: Side in pixels.
 
     Returns:
@@ -104,8 +102,7 @@ def write_references(folder: Path, size: int) -> list[Path]:
         others.mkdir(parents=True, exist_ok=True)
         Image.fromarray(reference_image(identity, size, seed=number)).save(paths[-1])
         for k, look in enumerate(other_looks(number), start=1):
-            image = np.ascontiguousarray(render_avatar(identity, look, size)[:size])
-            Image.fromarray(image).save(others / f"{k}.png")
+            Image.fromarray(render_portrait(identity, look, size)).save(others / f"{k}.png")
     return paths
 
 
@@ -115,13 +112,10 @@ def reference_name(number: int, identity: Identity) -> str:
 
 
 def other_looks(number: int) -> tuple[Appearance, ...]:
-    """How a person looks in the images beside the reference.
+    """Appearances of person ``number`` in the images beside the reference.
 
     No two share clothing or expression, and none has the reference's, a pair of clothing and colour that is
-    kept from training, or sunglasses, which hide who somebody is.
-
-    Args:
-        number: Of the person, from 0.
+    kept from training, or sunglasses, which hide the face.
     """
     rng = np.random.default_rng([number, 5])
     looks: list[Appearance] = []

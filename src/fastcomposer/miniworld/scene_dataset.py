@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
@@ -60,13 +61,17 @@ class SceneBank(Dataset[int]):
     Args:
         root: Data folder made by ``prepare data=avatars``.
         split: ``train`` or ``test``.
-        slots: Most people in a scene.
+        slots: Maximum number of people in a scene.
+
+    Attributes:
+        identity_names: Names of the identities, in the order of their numbers.
 
     Raises:
         RecordError: If a record has no ``rich_caption`` or ``heads``, as only rendered scenes have.
     """
 
     def __init__(self, root: str | Path, split: str, slots: int = 3) -> None:
+        self.root = root
         index = RecordIndex(root, split)
         with ThreadPoolExecutor(4) as pool:
             loaded = list(pool.map(lambda name: read_record(root, name), index.record_ids))
@@ -90,6 +95,7 @@ class SceneBank(Dataset[int]):
             ):
                 self.heads[row, slot] = torch.tensor(head)
                 self.identities[row, slot] = numbers.setdefault(segment.identity, len(numbers))
+        self.identity_names = tuple(numbers)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -111,7 +117,7 @@ class SceneBank(Dataset[int]):
 
 
 class _SeededBatches(Sampler[list[int]]):
-    """Batches of step n drawn from (seed, n) alone, so that a resumed run goes on with the right ones."""
+    """Batches of step n drawn from (seed, n) alone, so that a resumed run continues with the right ones."""
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.size, self.batch_size, self.seed, self.step = size, batch_size, seed, 0
@@ -129,35 +135,27 @@ class SceneDataModule(L.LightningDataModule):
     Args:
         root: Data folder made by ``prepare data=avatars``.
         batch_size: Scenes in a batch.
-        seed: Decides the order and the mirroring.
-        num_validation: How many held-out scenes to measure on.
+        seed: Seed of order and mirroring.
+        num_validation: Number of held-out scenes to measure on.
     """
 
     def __init__(self, root: str | Path, batch_size: int, seed: int = 0, num_validation: int = 512) -> None:
         super().__init__()
-        self.root, self.batch_size, self.seed, self.num_validation = (
-            Path(root),
-            batch_size,
-            seed,
-            num_validation,
-        )
-        self._train: SceneBank | None = None
-        self._test: SceneBank | None = None
+        self.root, self.batch_size, self.seed = root, batch_size, seed
+        self.num_validation = num_validation
 
-    @property
+    @cached_property
     def train(self) -> SceneBank:
         """Training scenes, read at first use."""
-        self._train = self._train or SceneBank(self.root, "train")
-        return self._train
+        return SceneBank(self.root, "train")
 
-    @property
+    @cached_property
     def test(self) -> SceneBank:
         """Held-out scenes, read at first use."""
-        self._test = self._test or SceneBank(self.root, "test")
-        return self._test
+        return SceneBank(self.root, "test")
 
     def train_dataloader(self) -> DataLoader[int]:
-        """Loader that goes on where a checkpoint left off."""
+        """Loader that continues after the steps that a checkpoint has done."""
         bank = self.train
         batches = _SeededBatches(len(bank), min(self.batch_size, len(bank)), self.seed)
         trainer = self.trainer

@@ -14,12 +14,12 @@ Color = tuple[int, int, int]
 
 
 def draw_background(context: str, size: int, rng: Rng) -> Image.Image:
-    """Draw a place.
+    """Draw the background of a scene.
 
     Args:
         context: A phrase of :data:`CONTEXTS`, or the empty string for a plain wall of random colour.
         size: Side in pixels.
-        rng: Decides colours and positions.
+        rng: Source of colours and positions.
 
     Returns:
         RGB image, size×size.
@@ -175,7 +175,7 @@ def apply_style(style: str, image: Image.Image, rng: Rng) -> Image.Image:
     Args:
         style: A phrase of :data:`STYLES` or the empty string.
         image: RGB image.
-        rng: Decides textures.
+        rng: Source of textures.
     """
     return STYLES[style](image, rng) if style else image
 

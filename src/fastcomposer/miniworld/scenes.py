@@ -1,12 +1,12 @@
-"""Scenes of the mini world: one to three people somewhere, with exact masks and two captions.
+"""Scenes of the mini world: one to three people at a place, with exact masks and two captions.
 
-Every scene is a function of (seed, split, index) alone, so any subset can be made again, in any order.
+A scene is a function of (seed, split, index) alone: any subset can be rendered again, in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,7 @@ from fastcomposer.miniworld.scenery import CONTEXTS, STYLES, apply_style, draw_b
 
 NUM_HELD_OUT = 15
 HELD_OUT_SEED = 20230517
-"""Fixed for all worlds: whatever the seed of a data set, these people never appear in its training split."""
+"""The same in all worlds: these people never appear in a training split."""
 _WIDTH = {1: 1.0, 2: 0.78, 3: 0.6}
 _SPLITS = ("train", "test")
 
@@ -36,10 +36,8 @@ class Person:
     """One subject of a scene.
 
     Attributes:
-        identity: Who it is.
-        appearance: How they look here.
-        end: Character offset in the caption just after their class word.
-        bbox: x1, y1, x2, y2 of their visible pixels; x2 and y2 are exclusive.
+        end: Character offset in the caption directly after the class word.
+        bbox: x1, y1, x2, y2 of the visible pixels; x2 and y2 are exclusive.
         head: x1, y1, x2, y2 of head and hair, clipped to the image.
     """
 
@@ -52,12 +50,12 @@ class Person:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image with its truth.
+    """An image with its ground truth.
 
     Attributes:
         image: (S, S, 3) uint8.
         segment_map: (S, S) uint8; 0 is background, i + 1 the visible pixels of ``people[i]``.
-        caption: Names what a prompt controls and never who somebody is.
+        caption: Names what a prompt controls, and no feature of identity.
         rich_caption: Names skin, hair and beard too.
         people: From left to right.
     """
@@ -74,8 +72,8 @@ class AvatarScenes:
 
     Args:
         size: Side of a scene in pixels, a multiple of 8.
-        seed: Decides training identities and all scenes.
-        num_identities: How many people the training split knows.
+        seed: Seed of the training identities and of all scenes.
+        num_identities: Number of people in the training split.
         subject_odds: Probabilities of one, two and three people.
         style_odds: Probability of a style.
         context_odds: Probability of a place rather than a plain wall.
@@ -103,7 +101,7 @@ class AvatarScenes:
 
     @cached_property
     def train_identities(self) -> tuple[Identity, ...]:
-        """People of the training split; none looks like a held-out one in skin, hair and beard."""
+        """People of the training split; none has skin, hair and beard of a held-out one."""
         rng = np.random.default_rng([self.seed, 7])
         forbidden = {_look(identity) for identity in held_out_identities()}
         chosen: dict[Identity, None] = {}
@@ -118,7 +116,7 @@ class AvatarScenes:
         return self.train_identities if split == "train" else held_out_identities()
 
     def scene(self, split: str, index: int) -> Scene:
-        """Make one scene; the same arguments always give the same pixels and words."""
+        """Render one scene."""
         rng = np.random.default_rng([self.seed, _SPLITS.index(split), index])
         count = int(rng.choice(3, p=self.subject_odds)) + 1
         known = self.identities(split)
@@ -127,9 +125,7 @@ class AvatarScenes:
         shared = count > 1 and rng.random() < 0.35
         if shared:
             expression = _appearance(rng, split).expression
-            looks = [
-                Appearance(look.clothes, look.clothes_color, look.accessory, expression) for look in looks
-            ]
+            looks = [replace(look, expression=expression) for look in looks]
         context = str(rng.choice(list(CONTEXTS))) if rng.random() < self.context_odds else ""
         style = str(rng.choice(list(STYLES))) if rng.random() < self.style_odds else ""
         return self.compose(people, looks, context, style, rng, expression_shared=shared)
@@ -143,25 +139,22 @@ class AvatarScenes:
         rng: np.random.Generator,
         expression_shared: bool = False,
     ) -> Scene:
-        """Draw given people in a given place and say what is to be seen."""
+        """Render given people at a given place, and caption them."""
         image = draw_background(context, self.size, rng)
         segment_map = np.zeros((self.size, self.size), np.uint8)
-        heads = []
-        for i in rng.permutation(len(identities)):
-            width, x, y = _place(int(i), len(identities), self.size, rng)
-            heads.append(
-                (int(i), _paste(image, segment_map, identities[i], appearances[i], int(i) + 1, width, x, y))
-            )
+        heads = {}
+        for i in rng.permutation(len(identities)).tolist():
+            width, x, y = _position(i, len(identities), self.size, rng)
+            avatar = render_avatar(identities[i], appearances[i], width)
+            heads[i] = _paste(image, segment_map, avatar, i + 1, x, y)
         image = apply_style(style, image, rng)
         state = rng.bit_generator.state
-        caption, ends = _describe(identities, appearances, context, style, expression_shared, rng, rich=False)
+        described = identities, appearances, context, style, expression_shared, rng
+        caption, ends = _describe(*described, rich=False)
         rng.bit_generator.state = state  # the same things are named in both captions
-        rich_caption, _ = _describe(
-            identities, appearances, context, style, expression_shared, rng, rich=True
-        )
-        boxes = dict(heads)
+        rich_caption, _ = _describe(*described, rich=True)
         people = tuple(
-            Person(identity, appearance, ends[i], _bbox(segment_map == i + 1), boxes[i])
+            Person(identity, appearance, ends[i], bounding_box(segment_map == i + 1), heads[i])
             for i, (identity, appearance) in enumerate(zip(identities, appearances, strict=True))
         )
         return Scene(np.asarray(image), segment_map, caption, rich_caption, people)
@@ -185,20 +178,24 @@ def held_out_identities() -> tuple[Identity, ...]:
 
 
 def reference_image(identity: Identity, size: int, seed: int = 0) -> np.ndarray:
-    """A portrait of somebody in neutral expression, as a user would give it.
+    """A portrait in neutral expression, as a user would give it.
 
     Args:
-        identity: Who it is.
+        identity: The person.
         size: Side in pixels.
-        seed: Decides the clothes.
+        seed: Seed of the colour of the clothes.
 
     Returns:
         (size, size, 4) uint8 RGBA; transparent around the person.
     """
     rng = np.random.default_rng([seed, 3])
     look = Appearance(clothes_color=str(rng.choice(list(CLOTHING_COLORS))))
-    image = render_avatar(identity, look, size)[:size]
-    return np.ascontiguousarray(image)
+    return render_portrait(identity, look, size)
+
+
+def render_portrait(identity: Identity, appearance: Appearance, size: int) -> np.ndarray:
+    """A person from the chest up, (size, size, 4) uint8 RGBA."""
+    return np.ascontiguousarray(render_avatar(identity, appearance, size)[:size])
 
 
 def is_held_out(appearance: Appearance) -> bool:
@@ -220,8 +217,8 @@ def _appearance(rng: np.random.Generator, split: str) -> Appearance:
             return appearance
 
 
-def _place(slot: int, count: int, size: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Width, left and top in pixels of the person in a slot; feet never float above the lower edge."""
+def _position(slot: int, count: int, size: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Width, left and top in pixels of the person in a slot; the lower edge of the image cuts everyone."""
     width = round(_WIDTH[count] * size * rng.uniform(0.95, 1.05))
     height = round(width * CANVAS[1] / CANVAS[0])
     center = size * (slot + 0.5 if count > 1 else 0.5) / (count if count > 1 else 1)
@@ -236,21 +233,13 @@ def _place(slot: int, count: int, size: int, rng: np.random.Generator) -> tuple[
 
 
 def _paste(
-    image: Image.Image,
-    segment_map: np.ndarray,
-    identity: Identity,
-    appearance: Appearance,
-    segment_id: int,
-    width: int,
-    x: int,
-    y: int,
+    image: Image.Image, segment_map: np.ndarray, avatar: np.ndarray, segment_id: int, x: int, y: int
 ) -> tuple[int, int, int, int]:
-    """Draw one person into photo and map in place; returns the box of the head."""
-    size = image.width
-    photo = render_avatar(identity, appearance, width)
-    image.paste(Image.fromarray(photo[..., :3]), (x, y), Image.fromarray(photo[..., 3]))
+    """Paste an avatar into image and map in place; returns the box of the head."""
+    size, width = image.width, avatar.shape[1]
+    image.paste(Image.fromarray(avatar[..., :3]), (x, y), Image.fromarray(avatar[..., 3]))
     top, left = max(y, 0), max(x, 0)
-    visible = photo[top - y : size - y, left - x : size - x, 3] >= 128
+    visible = avatar[top - y : size - y, left - x : size - x, 3] >= 128
     region = segment_map[top : top + visible.shape[0], left : left + visible.shape[1]]
     region[visible] = segment_id
     scale = width / CANVAS[0]
@@ -259,7 +248,8 @@ def _paste(
     return int(box[0]), int(box[1]), int(box[2]), int(box[3])
 
 
-def _bbox(mask: np.ndarray) -> tuple[int, int, int, int]:
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of the pixels of a mask (H, W); x2 and y2 are exclusive."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -273,7 +263,7 @@ def _describe(
     rng: np.random.Generator,
     rich: bool,
 ) -> tuple[str, list[int]]:
-    """Caption and the offset just after each class word; some things seen stay unsaid, as in web captions."""
+    """Caption and the offset directly after each class word; as in web captions, not everything is named."""
     count = len(identities)
     text = f"{style} of " if style else ("a photo of " if rng.random() < 0.5 else "")
     ends: list[int] = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
@@ -19,10 +20,11 @@ from transformers import (
 
 from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import ReferenceAugmentation, ReferenceTransform
+from fastcomposer.miniworld.part_module import PartModule, save_half
 from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
-from fastcomposer.miniworld.train_vae import save_half
+from fastcomposer.miniworld.scenes import bounding_box
 from fastcomposer.models.conditioning import ReferenceNormalizer
-from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
+from fastcomposer.training.base_module import OptimizerFactory
 
 
 def contrastive_loss(a: Tensor, b: Tensor, logit_scale: Tensor) -> Tensor:
@@ -38,22 +40,22 @@ def contrastive_loss(a: Tensor, b: Tensor, logit_scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-class CLIPModule(RecipeModule):
+class CLIPModule(PartModule):
     """Contrast of scenes with captions, and of two portraits of one person with those of others.
 
-    The second term gives the vision tower a reason to see who somebody is whatever they wear, as the faces
-    and names of web-scale data do.
+    The second term makes the vision tower represent identity, as faces and names of web-scale data do.
 
     Args:
         clip: Text and vision towers; the projection must be as wide as the text tower.
         tokenizer: Tokenizer of the base.
         optimizer: Makes the optimizer.
-        rich_share: Share of captions that name hair, skin and beard.
+        rich_share: Fraction of captions that name hair, skin and beard.
         identity_weight: Weight of the portrait term.
         num_portraits: Pairs of portraits in a step.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
+    PART = "clip"
     LOGGED: ClassVar[tuple[str, ...]] = (
         "train/loss",
         "train/caption",
@@ -83,16 +85,14 @@ class CLIPModule(RecipeModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Tokenize all captions once and list where each person is seen."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.train_bank: SceneBank = data.train
-        self.test_bank: SceneBank = data.test
-        self.ids = {"train": self._tokenize(self.train_bank), "test": self._tokenize(self.test_bank)}
-        self.seen = places_by_identity(self.train_bank)
+        """Tokenize all captions once and list the scenes of each person."""
+        self.train_ids = self._tokenize(self.scenes.train)
+        self.test_ids = self._tokenize(self.scenes.test)
+        self.seen = positions_by_identity(self.scenes.train)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Both contrasts."""
-        plain, rich = (ids[batch.index.cpu()].to(self.device) for ids in self.ids["train"])
+        plain, rich = (ids[batch.index.cpu()].to(self.device) for ids in self.train_ids)
         draw = torch.rand(len(batch), 1, generator=self.step_generator(), device=self.device)
         chosen = draw < self.rich_share
         caption_loss = contrastive_loss(
@@ -108,7 +108,7 @@ class CLIPModule(RecipeModule):
         return loss
 
     def portraits(self, step: int) -> tuple[Tensor, Tensor]:
-        """Draw two images each of different people: twice (P, 3, R, R) in [0, 1]."""
+        """Two images each of randomly drawn people: twice (P, 3, R, R) in [0, 1]."""
         rng = np.random.default_rng([11, step])
         people = rng.choice(len(self.seen), min(self.num_portraits, len(self.seen)), replace=False)
         pairs = [rng.choice(len(self.seen[p]), 2, replace=False) for p in people]
@@ -117,9 +117,8 @@ class CLIPModule(RecipeModule):
             crops = []
             for person, pair in zip(people, pairs, strict=True):
                 row, slot = self.seen[person][pair[side]]
-                crops.append(
-                    self.reference(cut_portrait(self.train_bank, row, slot, rng), int(rng.integers(2**31)))
-                )
+                portrait = cut_portrait(self.scenes.train, row, slot, rng)
+                crops.append(self.reference(portrait, int(rng.integers(2**31))))
             sides.append(torch.stack(crops))
         return sides[0], sides[1]
 
@@ -133,13 +132,11 @@ class CLIPModule(RecipeModule):
         return self.clip.text_projection(self.clip.text_model(input_ids=input_ids).pooler_output)
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Share of held-out scenes whose own caption scores highest among 16 of as many people."""
+        """Fraction of held-out scenes whose own caption scores highest among 16 of as many people."""
         counts = batch.present.sum(1)
         with self.averaged_weights():
             images = F.normalize(self.embed_images((batch.pixel_values + 1) / 2), dim=-1)
-            texts = F.normalize(
-                self.embed_texts(self.ids["test"][1][batch.index.cpu()].to(self.device)), dim=-1
-            )
+            texts = F.normalize(self.embed_texts(self.test_ids[1][batch.index.cpu()].to(self.device)), dim=-1)
         for count in (1, 2):
             rows = torch.nonzero(counts == count).flatten()[:16]
             if len(rows) == 16:
@@ -147,46 +144,37 @@ class CLIPModule(RecipeModule):
                 self.log(f"val/top1_of_16_{count}", right.float().mean(), batch_size=16, prog_bar=True)
 
     def _tokenize(self, bank: SceneBank) -> tuple[Tensor, Tensor]:
-        """Ids of the plain and of the rich captions, (N, T) each.
-
-        T is the longest caption's length: what follows the end token changes nothing before it.
-        """
+        """Ids of the plain and of the rich captions, (N, T) each, with T the longest caption's length."""
         captions = [*bank.captions, *bank.rich_captions]
         ids = self.tokenizer(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
         plain, rich = ids.chunk(2)
         return plain, rich
 
-    @torch.no_grad()
-    def export(self, folder: str | Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write ``clip/``, ``text_encoder/`` and ``image_encoder/`` of a base folder."""
-        folder = Path(folder)
-        with self.averaged_weights():
-            save_half(self.clip, folder / "clip")
-            text = CLIPTextModel(CLIPTextConfig(**self.clip.config.text_config.to_dict()))
-            text.load_state_dict(self.clip.text_model.state_dict())
-            vision = CLIPVisionModelWithProjection(
-                CLIPVisionConfig(**self.clip.config.vision_config.to_dict())
-            )
-            vision.vision_model.load_state_dict(self.clip.vision_model.state_dict())
-            vision.visual_projection.load_state_dict(self.clip.visual_projection.state_dict())
-            save_half(text, folder / "text_encoder")
-            save_half(vision, folder / "image_encoder")
+        super().write(folder)
+        config = self.clip.config
+        text = CLIPTextModel(CLIPTextConfig(**config.text_config.to_dict()))
+        text.load_state_dict(self.clip.text_model.state_dict())
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**config.vision_config.to_dict()))
+        vision.vision_model.load_state_dict(self.clip.vision_model.state_dict())
+        vision.visual_projection.load_state_dict(self.clip.visual_projection.state_dict())
+        save_half(text, folder / "text_encoder")
+        save_half(vision, folder / "image_encoder")
 
 
-def places_by_identity(bank: SceneBank) -> list[list[tuple[int, int]]]:
-    """For each identity seen at least twice, its (row, slot) places in the bank."""
+def positions_by_identity(bank: SceneBank) -> list[list[tuple[int, int]]]:
+    """For each identity seen at least twice, its (row, slot) positions in the bank."""
     found: dict[int, list[tuple[int, int]]] = {}
     for row, slot in torch.nonzero(bank.identities >= 0).tolist():
         found.setdefault(int(bank.identities[row, slot]), []).append((row, slot))
-    return [places for places in found.values() if len(places) > 1]
+    return [positions for positions in found.values() if len(positions) > 1]
 
 
 def cut_portrait(bank: SceneBank, row: int, slot: int, rng: np.random.Generator) -> Tensor:
     """Cut one person out of a scene on noise, (3, h, w) uint8."""
     segment_map = bank.maps[row].numpy()
-    where = segment_map == slot + 1
-    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    box = bounding_box(segment_map == slot + 1)
     return cut_out(bank.images[row].permute(1, 2, 0).numpy(), segment_map, slot + 1, box, rng)
 
 
@@ -194,8 +182,6 @@ def tiny_clip(
     tokenizer: Any, width: int = 128, layers: int = 3, image_size: int = 64, patch_size: int = 8
 ) -> CLIPModel:
     """Build an untrained CLIP whose projection is as wide as its text tower."""
-    from transformers import CLIPConfig
-
     shared = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
     shared |= {"num_attention_heads": 4, "projection_dim": width}
     text = shared | {

@@ -1,8 +1,7 @@
-"""Training of the detector of heads, a metric model of the mini world."""
+"""Training of the head detector, a metric model of the mini world."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastcomposer.miniworld.degradation import jitter_colors, soften
-from fastcomposer.miniworld.detector import CenterMaps, HeadDetector, count_matches, encode
+from fastcomposer.miniworld.detector import CenterMaps, HeadDetector, count_detections, encode
+from fastcomposer.miniworld.part_module import PartModule
 from fastcomposer.miniworld.scene_dataset import SceneBatch
-from fastcomposer.miniworld.train_vae import save_half
-from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
+from fastcomposer.training.base_module import OptimizerFactory
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
@@ -42,7 +41,7 @@ def box_loss(predicted: CenterMaps, target: CenterMaps) -> Tensor:
     return (error * centers).sum() / centers.sum().clamp(min=1)
 
 
-class DetectorModule(RecipeModule):
+class DetectorModule(PartModule):
     """Centre points of heads in scenes with softened, noisy and recoloured pixels.
 
     Args:
@@ -50,10 +49,11 @@ class DetectorModule(RecipeModule):
         optimizer: Makes the optimizer.
         box_weight: Weight of size and offset against the heat.
         color_jitter: Range of contrast and of each colour's brightness, relative to 1.
-        grey: Share of scenes that lose their colour.
+        grey: Fraction of scenes that lose their colour.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
+    PART = "detector"
     LOGGED: ClassVar[tuple[str, ...]] = (
         "train/loss",
         "train/heat",
@@ -90,16 +90,7 @@ class DetectorModule(RecipeModule):
         """Measure recall and precision at an intersection over union of one half."""
         with self.averaged_weights():
             found = self.detector.detect((batch.pixel_values + 1) / 2)
-        matches = sum(
-            count_matches(detections, heads[present])
-            for detections, heads, present in zip(found, batch.heads, batch.present, strict=True)
-        )
-        heads, detections = int(batch.present.sum()), sum(map(len, found))
+        truth = [heads[present] for heads, present in zip(batch.heads, batch.present, strict=True)]
+        heads, detections, matches = count_detections(found, truth)
         self.log("val/recall", matches / max(heads, 1), batch_size=heads, prog_bar=True)
         self.log("val/precision", matches / max(detections, 1), batch_size=max(detections, 1), prog_bar=True)
-
-    @torch.no_grad()
-    def export(self, folder: str | Path) -> None:
-        """Write ``detector/`` of a base folder."""
-        with self.averaged_weights():
-            save_half(self.detector, Path(folder) / "detector")

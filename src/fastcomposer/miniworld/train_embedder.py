@@ -1,8 +1,7 @@
-"""Training of the embedder of identities, a metric model of the mini world."""
+"""Training of the identity embedder, a metric model of the mini world."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import BinaryAUROC
 
-from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import RecordError
 from fastcomposer.miniworld.degradation import jitter_boxes, jitter_colors, occlude, soften
 from fastcomposer.miniworld.embedder import IdentityEmbedder, pair_up
+from fastcomposer.miniworld.part_module import PartModule
 from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
-from fastcomposer.miniworld.train_vae import save_half
-from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
+from fastcomposer.training.base_module import OptimizerFactory
 
 
 def margin_loss(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
@@ -33,36 +31,35 @@ def margin_loss(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: floa
     return F.cross_entropy(scale * (cosine - margin * F.one_hot(labels, len(proxies))), labels)
 
 
-class EmbedderModule(RecipeModule):
-    """Tell the people of the training split apart, from heads that are soft, noisy and partly hidden.
+class EmbedderModule(PartModule):
+    """Classify the people of the training split by heads that are soft, noisy and partly hidden.
 
-    A softmax over all of them with a margin, on the sphere (CosFace), is what face verification generalises
-    to strangers with: vectors are compared by their cosine in training as in use, every step sets a head
-    against everybody rather than against the few others of its batch, so people who differ in one feature
-    only do count, and the margin asks for more than the training split needs (Wang et al. 2018; Deng et al.
-    2019). The proxy that stands for a person is the sum of learned vectors, one for their skin, hair, hair
-    colour and beard each: a stranger is a new combination of known features, and each vector learns from
-    thousands of heads, where a proxy of one person's own would learn from ten.
+    The loss is a softmax over all of them with a margin on the sphere (CosFace), as in face verification:
+    training and use both compare vectors by their cosine, every step compares a head with everybody, and the
+    margin carries over to strangers (Wang et al. 2018; Deng et al. 2019). The proxy of a person is the sum of
+    learned vectors for skin, hair, hair colour and beard: a stranger is a new combination of known features,
+    and each vector learns from thousands of heads, where the proxy of one person would learn from ten.
 
-    People who differ in nose or brows only are one class: these are a pixel or two in a scene, and to push
-    apart what cannot be seen apart teaches noise. The embedder is therefore blind to them.
+    People who differ in nose or brows only are one class, because these are a pixel or two in a scene. The
+    embedder does not distinguish them.
 
     Args:
         embedder: The embedder.
         optimizer: Makes the optimizer.
         scale: Inverse temperature of the softmax.
         margin: Lead in cosine that the right class must have.
-        color_jitter: Range of contrast and of each colour's brightness, relative to 1; small, for colour
-            tells people apart here.
+        color_jitter: Range of contrast and of each colour's brightness, relative to 1; small, because colour
+            is identity here.
         box_jitter: Range of each side of a box, relative to the box.
-        occlusion: Share of heads with something in front.
-        max_hidden: Largest share of such a head's box that is hidden.
+        occlusion: Fraction of heads that are partly hidden.
+        max_hidden: Largest fraction of such a head's box that is hidden.
         **recipe: Further arguments of :class:`RecipeModule`.
 
     Raises:
         ValueError: If ``occlusion`` or ``max_hidden`` is not between 0 and 1.
     """
 
+    PART = "embedder"
     LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "val/auc", "val/gap")
 
     def __init__(
@@ -80,7 +77,7 @@ class EmbedderModule(RecipeModule):
         super().__init__(optimizer, **recipe)
         for name, value in (("occlusion", occlusion), ("max_hidden", max_hidden)):
             if not 0 <= value <= 1:
-                raise ValueError(f"method.{name}={value}: a share between 0 and 1")
+                raise ValueError(f"method.{name}={value}: a fraction between 0 and 1")
         self.embedder = embedder
         self.scale, self.margin = scale, margin
         self.color_jitter, self.box_jitter = color_jitter, box_jitter
@@ -89,8 +86,7 @@ class EmbedderModule(RecipeModule):
 
     def setup(self, stage: str) -> None:
         """List the looks of the training split and give each of their features a vector."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.labels, self.looks = list_looks(data.train, data.root)
+        self.labels, self.looks = list_looks(self.scenes.train)
         generator = torch.Generator().manual_seed(self.seed)
         count, width = int(self.looks.max()) + 1, self.embedder.config.embed_dim
         self.parts = nn.Parameter(torch.randn(count, width, generator=generator) / width**0.5)
@@ -100,7 +96,7 @@ class EmbedderModule(RecipeModule):
         return self.parts[self.looks.to(self.device)].sum(1)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
-        """Tell apart the heads of a batch of scenes."""
+        """Classify the heads of a batch of scenes."""
         generator = self.step_generator()
         images = jitter_colors((batch.pixel_values + 1) / 2, self.color_jitter, generator)
         images = soften(images, generator)
@@ -126,22 +122,16 @@ class EmbedderModule(RecipeModule):
         self.log("val/auc", self.auroc, prog_bar=True)
         self.log("val/gap", pairs.gap, batch_size=len(sample), prog_bar=True)
 
-    @torch.no_grad()
-    def export(self, folder: str | Path) -> None:
-        """Write ``embedder/`` of a base folder; the features' vectors served the training only."""
-        with self.averaged_weights():
-            save_half(self.embedder, Path(folder) / "embedder")
-
 
 def visible_features(identity: str) -> tuple[str, ...]:
-    """List what tells somebody apart at the size of a scene.
+    """List what distinguishes somebody at the size of a scene.
 
     Args:
         identity: Name of an identity in a record: class word, skin, hair, hair colour, beard, nose and brows,
             joined by hyphens. Any other name counts as one feature.
 
     Returns:
-        Skin, hair, hair colour and beard, each with its kind; no colour of hair that is not there.
+        Skin, hair, hair colour and beard, each with its kind; no colour where nothing has it.
     """
     parts = identity.split("-")
     if len(parts) != 7:
@@ -151,7 +141,7 @@ def visible_features(identity: str) -> tuple[str, ...]:
     return f"skin {skin}", f"hair {word} {hair}", f"color {shown}", f"beard {beard}"
 
 
-def list_looks(bank: SceneBank, root: str | Path) -> tuple[Tensor, Tensor]:
+def list_looks(bank: SceneBank) -> tuple[Tensor, Tensor]:
     """Number the looks of the people in a training bank, and the features of each look.
 
     Returns:
@@ -160,14 +150,11 @@ def list_looks(bank: SceneBank, root: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         RecordError: If names of identities that list features are mixed with others.
     """
-    index = RecordIndex(root, "train")
-    labels = torch.full_like(bank.identities, -1)
-    looks: dict[tuple[str, ...], int] = {}
-    for row, name in enumerate(index.record_ids):
-        for slot, (_, _, identity) in enumerate(index.segments[name]):
-            labels[row, slot] = looks.setdefault(visible_features(str(identity)), len(looks))
+    seen = [visible_features(str(name)) for name in bank.identity_names]
+    looks = {look: number for number, look in enumerate(dict.fromkeys(seen))}
     if len({len(look) for look in looks}) > 1:
-        raise RecordError(f"{root}: some identities list their features by hyphens and some do not")
-    features: dict[str, int] = {}
-    table = [[features.setdefault(name, len(features)) for name in look] for look in looks]
-    return labels, torch.tensor(table)
+        raise RecordError(f"{bank.root}: some identities list their features by hyphens and some do not")
+    look_of = torch.tensor([looks[look] for look in seen])
+    labels = torch.where(bank.identities >= 0, look_of[bank.identities], -1)
+    features = {name: number for number, name in enumerate(dict.fromkeys(n for look in looks for n in look))}
+    return labels, torch.tensor([[features[name] for name in look] for look in looks])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,15 +13,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from fastcomposer.miniworld.part_module import PartModule
 from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
-from fastcomposer.miniworld.train_vae import encoder_of, save_half
 from fastcomposer.models.text import encode_text
-from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
+from fastcomposer.training.base_module import OptimizerFactory
 from fastcomposer.utils.progress import tracked
 
 _COMPONENTS = {
@@ -38,7 +35,7 @@ _COMPONENTS = {
 }
 
 
-class TextToImageModule(RecipeModule):
+class TextToImageModule(PartModule):
     """Latent diffusion from captions (Rombach et al. 2022), on latents and text states encoded once.
 
     Args:
@@ -46,14 +43,15 @@ class TextToImageModule(RecipeModule):
         vae: Trained autoencoder, frozen.
         text_encoder: Trained text encoder, frozen.
         tokenizer: Tokenizer of the base.
-        scheduler: Scheduler of the base; its ``prediction_type`` says what the U-Net predicts.
+        scheduler: Scheduler of the base; its ``prediction_type`` is what the U-Net predicts.
         optimizer: Makes the optimizer.
-        rich_share: Share of captions that name hair, skin and beard.
-        caption_dropout: Share of samples with the empty caption, for classifier-free guidance.
+        rich_share: Fraction of captions that name hair, skin and beard.
+        caption_dropout: Fraction of samples with the empty caption, for classifier-free guidance.
         snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023), or ``None``.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
+    PART = "unet"
     LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/mse")
 
     def __init__(
@@ -78,10 +76,9 @@ class TextToImageModule(RecipeModule):
         self.rich_share, self.caption_dropout, self.snr_gamma = rich_share, caption_dropout, snr_gamma
 
     def setup(self, stage: str) -> None:
-        """Encode every scene, both ways round, and every caption once."""
-        bank: SceneBank = self.trainer.datamodule.train  # type: ignore[attr-defined]
-        root = Path(self.trainer.datamodule.root)  # type: ignore[attr-defined]
-        self.latents = cached_latents(self.vae, bank, root)
+        """Encode every scene and its mirror image, and every caption once."""
+        bank = self.scenes.train
+        self.latents = encode_scenes(self.vae, bank)
         captions = [*bank.captions, *bank.rich_captions, ""]
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.inference_mode():
@@ -102,11 +99,8 @@ class TextToImageModule(RecipeModule):
         total = self.noise_scheduler.config.num_train_timesteps
         steps = torch.randint(total, (size,), generator=generator, device=self.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, steps)
-        error = (
-            (self.unet(noisy, steps, text).sample - self._target(latents, noise, steps))
-            .square()
-            .mean((1, 2, 3))
-        )
+        difference = self.unet(noisy, steps, text).sample - self._target(latents, noise, steps)
+        error = difference.square().mean((1, 2, 3))
         loss = (self._weight(steps) * error).mean()
         self.log_dict({"train/loss": loss, "train/mse": error.mean()}, prog_bar=True)
         return loss
@@ -125,58 +119,21 @@ class TextToImageModule(RecipeModule):
         velocity = self.noise_scheduler.config.prediction_type == "v_prediction"
         return snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
 
-    @torch.no_grad()
-    def export(self, folder: str | Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write ``unet/``, ``scheduler/`` and ``model_index.json`` of a base folder."""
-        folder = Path(folder)
-        with self.averaged_weights():
-            save_half(self.unet, folder / "unet")
+        super().write(folder)
         self.scheduler.save_pretrained(folder / "scheduler")
         index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
         (folder / "model_index.json").write_text(json.dumps(index | _COMPONENTS, indent=2) + "\n")
 
 
 @torch.inference_mode()
-def cached_latents(vae: AutoencoderKL, bank: SceneBank, root: Path) -> Tensor:
-    """Scaled latents of all scenes and of their mirror images, (N, 2, C, h, w) float16.
-
-    They are kept beside the data under a name that changes with the encoder's weights.
-    """
-    digest = hashlib.sha256()
-    for part in encoder_of(vae):
-        for value in part.state_dict().values():
-            digest.update(value.float().numpy().tobytes())
-    path = root / f"latents_{digest.hexdigest()[:12]}.safetensors"
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            found = file.get_tensor("latents")
-        if len(found) == len(bank):
-            return found
+def encode_scenes(vae: AutoencoderKL, bank: SceneBank) -> Tensor:
+    """Scaled latents of all scenes and of their mirror images, (N, 2, C, h, w) float16."""
     encoded = []
     for index in tracked(torch.arange(len(bank)).split(64), "latents"):
         pixels = bank.batch(index).pixel_values
         both = torch.cat([pixels, pixels.flip(-1)])
         latents = vae.encode(both).latent_dist.mode() * vae.config["scaling_factor"]
         encoded.append(torch.stack(latents.chunk(2), dim=1).half())
-    result = torch.cat(encoded)
-    save_file({"latents": result}, path)
-    return result
-
-
-def tiny_unet(
-    channels: tuple[int, ...], width: int, sample_size: int = 16, latents: int = 4
-) -> UNet2DConditionModel:
-    """Build an untrained U-Net with cross-attention below its first level."""
-    down = ["DownBlock2D", *["CrossAttnDownBlock2D"] * (len(channels) - 1)]
-    return UNet2DConditionModel(
-        sample_size=sample_size,
-        in_channels=latents,
-        out_channels=latents,
-        layers_per_block=1,
-        block_out_channels=channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
-        cross_attention_dim=width,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
+    return torch.cat(encoded)

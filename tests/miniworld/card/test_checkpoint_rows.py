@@ -1,4 +1,4 @@
-"""Rows of the card that say whether FastComposer does what it is for, on runs whose figures are known."""
+"""Rows of the card for the checkpoints, on runs whose figures are known."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.miniworld.avatars import Appearance, Identity
-from fastcomposer.miniworld.card import checkpoint_rows as likeness
-from fastcomposer.miniworld.card.quality import HeldOutScenes
+from fastcomposer.miniworld.card import checkpoint_rows
+from fastcomposer.miniworld.card.measures import HeldOutScenes
 from fastcomposer.miniworld.render import reference_name
 from fastcomposer.miniworld.scenes import Person, held_out_identities
 
@@ -59,15 +59,14 @@ RUNS = (
 
 
 def rows_of(*runs: Run) -> dict[str, Any]:
-    rows = likeness.likeness_rows(
-        Collected(runs, {}, 0.8), ceiling=likeness.Ceiling(scenes=0.8, portraits=1.0)
-    )
+    ceiling = checkpoint_rows.Ceiling(scenes=0.8, portraits=1.0)
+    rows = checkpoint_rows.evaluation_rows(Collected(runs, {}, 0.8), ceiling)
     return {row.measure: row for row in rows}
 
 
 def test_figures_by_hand() -> None:
     rows = rows_of(*RUNS)
-    assert rows["best α"].value == 0.8  # 1.0 is more alike, but keeps two thirds of the prompt only
+    assert rows["best α"].value == 0.8  # 1.0 keeps two thirds of the prompt consistency only
     assert rows["single-subject identity, share of the ceiling"].value == pytest.approx(0.75)
     assert rows["single-subject identity minus 4 × text only"].value == pytest.approx(0.2)
     assert rows["multi-subject identity minus 3 × text only"].value == pytest.approx(0.44)
@@ -76,7 +75,7 @@ def test_figures_by_hand() -> None:
     assert all(row.holds for row in rows.values() if row.at_least is not None)
 
 
-def test_without_a_faithful_alpha_the_most_alike_counts_and_does_not_hold() -> None:
+def test_without_a_faithful_alpha_the_highest_identity_counts_and_does_not_hold() -> None:
     rows = rows_of(RUNS[0], RUNS[1], RUNS[4], *(at_one(r) for r in RUNS[5:]))
     assert rows["best α"].value == 1.0
     assert rows["single-subject prompt consistency, share of text only"].holds is False
@@ -95,7 +94,7 @@ def at_one(other: Run) -> Run:
         (6, r"labels='\{localization: none\}'"),
     ],
 )
-def test_what_is_missing_is_said(left_out: int, message: str) -> None:
+def test_a_missing_run_is_named(left_out: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rows_of(*(one for i, one in enumerate(RUNS) if i != left_out))
 
@@ -109,7 +108,7 @@ def test_the_ceiling_is_what_true_images_score(monkeypatch: pytest.MonkeyPatch) 
         ids[1]: SimpleNamespace(reference=east, others=torch.tensor([[0.9, 0.1]])),
         ids[2]: SimpleNamespace(reference=east, others=torch.zeros(0, 2)),
     }
-    monkeypatch.setattr(likeness, "know_subject", lambda subject, faces, size: known[subject.id])
+    monkeypatch.setattr(checkpoint_rows, "know_subject", lambda subject, faces, size: known[subject.id])
     people = [Subject(name, "man", (Path("x.png"),)) for name in known]
 
     def person(who: Identity) -> Person:
@@ -128,13 +127,13 @@ def test_the_ceiling_is_what_true_images_score(monkeypatch: pytest.MonkeyPatch) 
             Faces(torch.ones(len(v), 4) * torch.tensor([0, 0, 1, 1.0]), torch.ones(len(v)), v) for v in rows
         ]
 
-    ceiling = likeness.identity_ceiling(people, scenes, faces, 64)
+    ceiling = checkpoint_rows.identity_ceiling(people, scenes, faces, 64)
     assert ceiling.portraits == pytest.approx((0.5 + 0.9) / 2)
     assert ceiling.scenes == pytest.approx((1.0 + 0.5 + 0.0) / 3)
     with pytest.raises(ValueError, match="run prepare again"):
-        likeness.identity_ceiling(people[2:], scenes, faces, 64)
+        checkpoint_rows.identity_ceiling(people[2:], scenes, faces, 64)
     with pytest.raises(ValueError, match="num_scenes"):
-        likeness.identity_ceiling(
+        checkpoint_rows.identity_ceiling(
             people, replace(scenes, people=((person(third), person(first)),) * 4), faces, 64
         )
 
@@ -142,9 +141,9 @@ def test_the_ceiling_is_what_true_images_score(monkeypatch: pytest.MonkeyPatch) 
 def test_attention_is_compared(tmp_path: Path) -> None:
     file = tmp_path / "attention.json"
     with pytest.raises(FileNotFoundError, match="fastcomposer attention"):
-        likeness.attention_rows(file, "a", "b")
+        checkpoint_rows.attention_rows(file, "a", "b")
     file.write_text(json.dumps({"a": {"inside": 0.66}, "b": {"inside": 0.4}}))
-    ratio = likeness.attention_rows(file, "a", "b")[-1]
+    ratio = checkpoint_rows.attention_rows(file, "a", "b")[-1]
     assert ratio.value == pytest.approx(1.65) and ratio.holds
     with pytest.raises(ValueError, match="checkpoint c is not in it; there is a, b"):
-        likeness.attention_rows(file, "a", "c")
+        checkpoint_rows.attention_rows(file, "a", "c")

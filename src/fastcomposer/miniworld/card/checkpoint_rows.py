@@ -1,4 +1,4 @@
-"""How well a FastComposer checkpoint does what the method is for, as rows of the embedded base's card."""
+"""Rows of the card for the FastComposer checkpoints, from an evaluation of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastcomposer.evaluation.results import LEAST_CONSISTENCY, most_alike
 from fastcomposer.evaluation.scoring import know_subject
 from fastcomposer.metrics.faces import FaceExtractor
 from fastcomposer.metrics.identity import identity_score
-from fastcomposer.miniworld.card.quality import HeldOutScenes, Row
+from fastcomposer.miniworld.card.measures import HeldOutScenes, Row
 from fastcomposer.miniworld.render import reference_name
 from fastcomposer.miniworld.scenes import held_out_identities
 
@@ -23,11 +23,11 @@ SINGLE, MULTI = "single_subject", "multi_subject"
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How alike true images of a person are to the reference, by the benchmark's own rule.
+    """Identity of true images by the benchmark's own rule.
 
     Attributes:
-        scenes: Mean over scenes of one person, drawn by the world as those that a method learns to draw: in
-            any style, clothing and expression. A method that drew perfectly would reach it.
+        scenes: Mean over rendered scenes of one person, in any style, clothing and expression: the score of
+            a perfect method.
         portraits: Mean over portraits like the reference, which no method gets.
     """
 
@@ -54,7 +54,7 @@ def identity_ceiling(
     if not means:
         raise ValueError("no subject has an image besides those that methods get: run prepare again")
     names = {who: reference_name(number, who) for number, who in enumerate(held_out_identities())}
-    shown = {row: names[scenes.people[row][0].identity] for row in scenes.rows(1).tolist()}
+    shown = {row: names[scenes.people[row][0].identity] for row in scenes.rows(1)}
     alone = [row for row, name in shown.items() if name in known]
     if not alone:
         raise ValueError("no held-out scene shows a subject of the benchmark alone: raise num_scenes")
@@ -63,10 +63,10 @@ def identity_ceiling(
     return Ceiling(sum(scores) / len(scores), sum(means) / len(means))
 
 
-def likeness_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
+def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
     """Compare FastComposer with true images, with text alone, and with its twin without localization.
 
-    All is said at the best α: the one of highest single-subject identity among those that keep
+    All rows are at the best α: that of the highest single-subject identity among those that keep
     :data:`LEAST_CONSISTENCY` of the text-only prompt consistency, or among all where none does.
 
     Args:
@@ -77,47 +77,49 @@ def likeness_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
         ValueError: If a run is missing, with what to evaluate.
     """
     text = {name: _text_only(collected, name) for name in (SINGLE, MULTI)}
-    best = best_alpha(collected)
+    candidates = [r.row for r in _runs(collected, OURS, SINGLE) if r.localized and r.alpha is not None]
+    if not candidates:
+        raise ValueError(_missing(OURS, SINGLE))
+    best = float(most_alike(candidates, text[SINGLE].row).settings["alpha"])
     ours = {name: _ours(collected, name, best, localized=True) for name in (SINGLE, MULTI)}
     twin = _ours(collected, MULTI, best, localized=False)
-    alone, together = (ours[name].row for name in (SINGLE, MULTI))
-    single, multi = alone.identity_preservation.mean, together.identity_preservation.mean
-    plain_single, plain_multi = (text[name].row.identity_preservation.mean for name in (SINGLE, MULTI))
     raised = difference(ours[MULTI], twin, "identity")
     if raised is None:
         raise ValueError("with and without localization: no common images; evaluate both on one benchmark")
-    return [
-        Row(PART, "best α", best),
-        Row(PART, "identity of true scenes, the ceiling", ceiling.scenes),
-        Row(PART, "identity of true portraits", ceiling.portraits),
-        Row(PART, "single-subject identity", single),
-        Row(PART, "single-subject identity, text only", plain_single),
-        Row(PART, "single-subject identity, share of the ceiling", single / ceiling.scenes, 0.60),
-        Row(PART, "single-subject identity, share of true portraits'", single / ceiling.portraits),
-        Row(PART, "single-subject identity minus 4 × text only", single - 4 * plain_single, 0.0),
-        Row(PART, "multi-subject identity", multi),
-        Row(PART, "multi-subject identity, text only", plain_multi),
-        Row(PART, "multi-subject identity minus 3 × text only", multi - 3 * plain_multi, 0.0),
-        *(
-            Row(PART, f"{name}, share of text only", _consistency(ours[key], text[key]), LEAST_CONSISTENCY)
-            for key, name in (
-                (SINGLE, "single-subject prompt consistency"),
-                (MULTI, "multi-subject prompt consistency"),
-            )
-        ),
-        Row(PART, "multi-subject identity without localization", twin.row.identity_preservation.mean),
-        Row(PART, "gain by localization", raised.mean),
-        Row(PART, "gain by localization, lower end of its 95 % interval", raised.ci95[0], 0.0),
+    single, multi = (ours[name].row.identity_preservation.mean for name in (SINGLE, MULTI))
+    plain_single, plain_multi = (text[name].row.identity_preservation.mean for name in (SINGLE, MULTI))
+    kept_single, kept_multi = (
+        ours[name].row.prompt_consistency.mean / text[name].row.prompt_consistency.mean
+        for name in (SINGLE, MULTI)
+    )
+    rows: list[tuple[str, float, float | None]] = [
+        ("best α", best, None),
+        ("identity of true scenes, the ceiling", ceiling.scenes, None),
+        ("identity of true portraits", ceiling.portraits, None),
+        ("single-subject identity", single, None),
+        ("single-subject identity, text only", plain_single, None),
+        ("single-subject identity, share of the ceiling", single / ceiling.scenes, 0.60),
+        ("single-subject identity, share of true portraits'", single / ceiling.portraits, None),
+        ("single-subject identity minus 4 × text only", single - 4 * plain_single, 0.0),
+        ("multi-subject identity", multi, None),
+        ("multi-subject identity, text only", plain_multi, None),
+        ("multi-subject identity minus 3 × text only", multi - 3 * plain_multi, 0.0),
+        ("single-subject prompt consistency, share of text only", kept_single, LEAST_CONSISTENCY),
+        ("multi-subject prompt consistency, share of text only", kept_multi, LEAST_CONSISTENCY),
+        ("multi-subject identity without localization", twin.row.identity_preservation.mean, None),
+        ("gain by localization", raised.mean, None),
+        ("gain by localization, lower end of its 95 % interval", raised.ci95[0], 0.0),
     ]
+    return [Row(PART, *row) for row in rows]
 
 
 def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
     """Compare the attention inside the masks of a checkpoint and of its twin without localization.
 
     Args:
-        file: ``attention.json``, as ``fastcomposer attention`` writes it.
-        trained: Name of the checkpoint in the file.
-        twin: Name of its twin.
+        file: The ``attention.json`` of ``fastcomposer attention``.
+        trained: The checkpoint's name in it.
+        twin: The other's name in it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -129,48 +131,30 @@ def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
     for name in (trained, twin):
         if name not in found:
             raise ValueError(f"{file}: checkpoint {name} is not in it; there is {', '.join(found)}")
-    ratio = found[trained]["inside"] / found[twin]["inside"]
+    inside, without = (found[name]["inside"] for name in (trained, twin))
     return [
-        Row(PART, "share of attention inside the mask", found[trained]["inside"]),
-        Row(PART, "share of attention inside the mask, without localization", found[twin]["inside"]),
-        Row(PART, "share of attention inside the mask, ratio", ratio, 1.5),
+        Row(PART, "share of attention inside the mask", inside),
+        Row(PART, "share of attention inside the mask, without localization", without),
+        Row(PART, "share of attention inside the mask, ratio", inside / without, 1.5),
     ]
 
 
-def best_alpha(collected: Collected) -> float:
-    """Choose α as :func:`likeness_rows` says.
-
-    Raises:
-        ValueError: If FastComposer was not evaluated on single subjects.
-    """
-    text = _text_only(collected, SINGLE)
-    runs = [run for run in _of_ours(collected, SINGLE) if run.localized and run.alpha is not None]
-    if not runs:
-        raise ValueError(_missing(OURS, SINGLE))
-    return float(most_alike([run.row for run in runs], text.row).settings["alpha"])
-
-
-def _consistency(run: Run, text: Run) -> float:
-    return run.row.prompt_consistency.mean / text.row.prompt_consistency.mean
+def _runs(collected: Collected, method: str, benchmark: str) -> list[Run]:
+    return [run for run in collected.runs if (run.row.benchmark, run.row.method) == (benchmark, method)]
 
 
 def _text_only(collected: Collected, benchmark: str) -> Run:
-    runs = [r for r in collected.runs if (r.row.benchmark, r.row.method) == (benchmark, TEXT_ONLY)]
-    if not runs:
-        raise ValueError(_missing(TEXT_ONLY, benchmark))
-    return runs[0]
+    for run in _runs(collected, TEXT_ONLY, benchmark):
+        return run
+    raise ValueError(_missing(TEXT_ONLY, benchmark))
 
 
 def _ours(collected: Collected, benchmark: str, alpha: float, *, localized: bool) -> Run:
-    for run in _of_ours(collected, benchmark):
+    for run in _runs(collected, OURS, benchmark):
         if run.alpha == alpha and run.localized is localized:
             return run
     label = "" if localized else " and labels='{localization: none}'"
     raise ValueError(f"{_missing(OURS, benchmark)} alphas=[{alpha}]{label}")
-
-
-def _of_ours(collected: Collected, benchmark: str) -> list[Run]:
-    return [run for run in collected.runs if (run.row.benchmark, run.row.method) == (benchmark, OURS)]
 
 
 def _missing(method: str, benchmark: str) -> str:
