@@ -211,7 +211,7 @@ class Course:
         self._damaged[name] = file.stat().st_mtime_ns  # until it is made anew
         if self.job.name == "train":
             self.done = self.job.done(self.folder)
-            self._to_be_told = (f"{file.name} is damaged", "going on from")
+            self._to_be_told = (f"{file.name} is damaged", "resuming from")
 
 
 def _ends_in_words(text: str) -> bool:

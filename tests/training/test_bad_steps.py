@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from torch.multiprocessing.spawn import ProcessRaisedException
 from two_processes import two
 
-from fastcomposer.cli.train import find_checkpoint, train
+from fastcomposer.cli.train import train
 from fastcomposer.training.base_module import NonFiniteLossError, NonFiniteWeightsError
 from fastcomposer.training.checkpoints import CheckpointFiles, read_step
+from fastcomposer.training.resuming import find_checkpoint
 from fastcomposer.utils.errors import FaultError
 
 Make = Callable[..., Any]

@@ -17,8 +17,8 @@ import torch
 from configurations import composed
 from hydra.utils import instantiate
 
-from fastcomposer.cli.train import find_checkpoint
 from fastcomposer.training.checkpoints import CheckpointFiles, check_whole, newest_whole, read_step
+from fastcomposer.training.resuming import find_checkpoint
 from fastcomposer.utils.errors import FaultError
 
 Make = Callable[..., Any]
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert newest_whole(tmp_path) == tmp_path / "step=000002.ckpt"
     said = capsys.readouterr().err
     assert f"checkpoint {tmp_path}/last.ckpt is damaged" in said
-    assert f"going on from {tmp_path}/step=000002.ckpt, after step 2" in said
+    assert f"resuming from {tmp_path}/step=000002.ckpt, after step 2" in said
 
 
 def test_where_none_is_whole_nothing_begins_anew(tmp_path: Path) -> None:

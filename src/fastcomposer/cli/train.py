@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, quieten_lightning
-from fastcomposer.cli.training_settings import check_resumable, training_settings
 from fastcomposer.utils.files import remove_leftovers
 from fastcomposer.utils.lock import sole_run
 from fastcomposer.utils.texts import plain
@@ -52,6 +51,8 @@ def main(config: DictConfig) -> float | None:
 
 def train(config: DictConfig) -> float | None:
     """Build everything that the configuration names, fit, and export the weights; returns the objective."""
+    from fastcomposer.training.resuming import check_resumable, find_checkpoint, training_settings
+
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
     if config.matmul_precision not in _MATMUL_PRECISIONS:
@@ -83,9 +84,10 @@ def train(config: DictConfig) -> float | None:
     callbacks += [objective] * (objective is not None)
     loggers = [instantiate(logger) for logger in config.logger.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    settings = training_settings(config, trainer, data)
+    settings = training_settings(plain(config), trainer, data)
     if checkpoint is not None:
-        for line in check_resumable(checkpoint, settings, config):
+        unresolved: Any = OmegaConf.to_container(config)
+        for line in check_resumable(checkpoint, settings, unresolved):
             if trainer.is_global_zero:
                 print(line, file=sys.stderr)
     module = instantiate(config.method, _convert_="object")
@@ -118,40 +120,6 @@ def train(config: DictConfig) -> float | None:
     if stopped is not None:
         sys.exit(128 + stopped)  # not finished: nothing that follows should take it for that
     return None if objective is None else objective.measured()
-
-
-def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
-    """Decide where to resume.
-
-    Args:
-        resume: ``None`` for a new run, ``auto``, ``restart``, or a file.
-        folder: Where the run keeps its checkpoints.
-
-    Raises:
-        ValueError: If a new run would overwrite an earlier one.
-        FileNotFoundError: If the named file does not exist.
-        FaultError: If it is damaged or not finite, or all are.
-    """
-    if resume == "auto":
-        from fastcomposer.training.checkpoints import newest_whole
-
-        return newest_whole(folder)
-    if resume == "restart":
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    if resume is not None:
-        if not Path(resume).is_file():
-            raise FileNotFoundError(f"resume={resume}: no such checkpoint file (or auto, restart, null)")
-        from fastcomposer.training.checkpoints import check_whole
-
-        check_whole(Path(resume))
-        return Path(resume)
-    if any(folder.glob("*.ckpt")):
-        raise ValueError(
-            f"{folder.parent} holds an earlier run; resume=auto goes on with it, "
-            "name=<other> starts beside it, resume=restart forgets it"
-        )
-    return None
 
 
 if __name__ == "__main__":

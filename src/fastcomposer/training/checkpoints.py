@@ -14,17 +14,17 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from fastcomposer.utils.errors import FaultError
-from fastcomposer.utils.files import disk_error
+from fastcomposer.utils.files import write_atomically
 
 _TRAINED = ("state_dict", "ema", "optimizer_states")
 _NAMED = 3  # tensors that a message names
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, waits until the disk has it, and renames it.
+    """Writes a checkpoint beside its path, waits until the disk has it, and renames it.
 
-    What fails or is killed in between leaves the checkpoint before as it was. (Lightning's own way goes
-    through the folder of temporary files, from where another disk is reached by copying.)
+    Whatever fails or is killed in between, the checkpoint before stays as it was. (Lightning writes through
+    the folder of temporary files, from where another disk is reached by copying.)
     """
 
     def save_checkpoint(
@@ -32,33 +32,27 @@ class CheckpointFiles(TorchCheckpointIO):
     ) -> None:
         """Write a checkpoint.
 
-        Args:
-            checkpoint: The state of everything.
-            path: The file.
-            storage_options: None are known.
-
         Raises:
             FaultError: If the disk does not take it, with the file, the room on the disk, and what is left.
         """
         if storage_options is not None:
             raise TypeError("storage_options: checkpoints are written to local folders, which have none")
         file = Path(path)
-        temporary = file.with_name(f".{file.name}.tmp")
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as raw:
-                _save(checkpoint, raw)
-            temporary.replace(file)
+            write_atomically(file, lambda stream: _save(checkpoint, stream))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise FaultError(_unsaved(file, error)) from error
+            left = ", ".join(sorted(str(other) for other in file.parent.glob("*.ckpt")))
+            kept = (
+                f"whole and kept: {left}; make room, then resume=auto" if left else "there is no earlier one"
+            )
+            raise FaultError(f"the checkpoint could not be saved: {error}; {kept}") from error
 
 
 class _Watched:
-    """A stream that keeps the error of a write, of which torch only says that there was one."""
+    """A stream that keeps the error of a write, of which torch only reports that there was one."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
+        self.stream, self.flush = stream, stream.flush
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -67,9 +61,6 @@ class _Watched:
         except OSError as error:
             self.error = error
             raise
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 def _save(checkpoint: dict[str, Any], raw: BinaryIO) -> None:
@@ -82,16 +73,6 @@ def _save(checkpoint: dict[str, Any], raw: BinaryIO) -> None:
         raise stream.error from None
     raw.flush()
     os.fsync(raw.fileno())
-
-
-def _unsaved(file: Path, error: OSError) -> str:
-    left = sorted(str(other) for other in file.parent.glob("*.ckpt"))
-    kept = (
-        f"whole and kept: {', '.join(left)}; make room, then resume=auto"
-        if left
-        else "there is no earlier one"
-    )
-    return f"the checkpoint could not be saved: {disk_error(error, file)}; {kept}"
 
 
 def non_finite(checkpoint: Mapping[str, Any]) -> str:
@@ -110,7 +91,7 @@ def non_finite(checkpoint: Mapping[str, Any]) -> str:
     if not found:
         return ""
     device = next(iter(found.values())).device  # some optimizers count their steps on the CPU
-    # NaN is both extremes of what it is among. One pass, ten times as fast on a CPU as asking each number.
+    # NaN is both extremes of any tensor that holds it. One pass, ten times as fast on a CPU as isfinite.
     extremes = [torch.stack(torch.aminmax(t.detach())).double().to(device) for t in found.values()]
     finite = torch.stack(extremes).isfinite().all(1).tolist()
     bad = [name for name, good in zip(found, finite, strict=True) if not good]
@@ -129,16 +110,13 @@ def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def newest_whole(folder: Path) -> Path | None:
     """Find the checkpoint to resume from: of those that are whole and finite, the one of most steps.
 
-    Says on standard error which newer ones are not.
-
-    Args:
-        folder: Where the run keeps its checkpoints.
+    Names on standard error the newer ones that are not.
 
     Returns:
-        The file, ``None`` if there is none.
+        The file, ``None`` if the folder has none.
 
     Raises:
-        FaultError: If none of them is.
+        FaultError: If none of them is whole and finite.
     """
     steps, damaged = {}, {}
     for file in sorted(folder.glob("*.ckpt")):
@@ -153,15 +131,15 @@ def newest_whole(folder: Path) -> Path | None:
             damaged[file] = str(error)
             continue
         for reason in damaged.values():
-            print(f"{reason}; going on from {file}, after step {steps[file]}", file=sys.stderr)
+            print(f"{reason}; resuming from {file}, after step {steps[file]}", file=sys.stderr)
         return file
     if damaged:
-        raise FaultError(f"{'; '.join(damaged.values())}; no other is there: resume=restart begins anew")
+        raise FaultError(f"{'; '.join(damaged.values())}; there is no other: resume=restart begins anew")
     return None
 
 
 def read_step(file: Path) -> int:
-    """Read how many steps a checkpoint has behind it, without running anything that a pickle may carry.
+    """Read how many steps a checkpoint has behind it.
 
     Raises:
         FaultError: If it cannot be read.
@@ -170,10 +148,10 @@ def read_step(file: Path) -> int:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read the settings that a training was made with.
+    """Read the settings of a checkpoint's training.
 
     Raises:
-        FaultError: If it cannot be read, or is not recorded.
+        FaultError: If it cannot be read, or does not record them.
     """
     settings: dict[str, Any] = _read(file).get("settings", {})
     if not settings:
@@ -200,7 +178,7 @@ def check_whole(file: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Open a checkpoint; its tensors are read when they are used."""
+    """Open a checkpoint without running what a pickle may carry; tensors are read when they are used."""
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         int(content["global_step"])

@@ -12,19 +12,23 @@ from typing import Any
 import pytest
 import torch
 from configurations import composed
+from omegaconf import OmegaConf, open_dict
 from small_training import bare_training
 
 from fastcomposer.cli import train
-from fastcomposer.cli.training_settings import SAMPLES, check_resumable, training_settings
 from fastcomposer.data.records import read_ids, write_ids
+from fastcomposer.training.resuming import SAMPLES, check_resumable, training_settings
 from fastcomposer.utils.errors import FaultError
+from fastcomposer.utils.texts import plain
 
 Check = Callable[..., list[str]]
 
 
 def _settings(*overrides: str, records: str = "a1", bad: int = 0) -> tuple[dict[str, Any], Any]:
     """What decides a training of one process, and its configuration."""
-    config = composed("train", "experiment=mini", "trainer.max_time=null", *overrides)
+    config = composed("train", "experiment=mini", "trainer.max_time=null", "run_dir=run", *overrides)
+    with open_dict(config):
+        del config["hydra"]
     trainer = SimpleNamespace(
         num_devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
@@ -32,7 +36,7 @@ def _settings(*overrides: str, records: str = "a1", bad: int = 0) -> tuple[dict[
     )
     manifest = {"train": {"digest": records, "bad_records": bad}}
     data = SimpleNamespace(manifest=lambda: manifest, train_split="train")
-    return training_settings(config, trainer, data), config
+    return training_settings(plain(config), trainer, data), OmegaConf.to_container(config)
 
 
 @pytest.fixture

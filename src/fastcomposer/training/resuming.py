@@ -1,18 +1,19 @@
-"""What decides a training: kept in its checkpoints, and compared before it is resumed."""
+"""Where a training resumes, and whether its checkpoint was made with the present settings."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from fastcomposer.training.checkpoints import check_whole, newest_whole, read_settings
 
-DECIDING = ("method", "data.module", "seed", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
-"""What a training is made of; groups such as ``model`` and ``localization`` are interpolated into these."""
+FIXED = ("method", "data.module", "seed", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+"""What a checkpoint records; groups such as ``model`` and ``localization`` are interpolated into these."""
 FREE = (
-    # Which records there are is compared by their digest, wherever they lie and whatever reads them.
+    # The records are compared by their digest, wherever they lie and whatever reads them.
     *("data.module._target_", "data.module.root", "data.module.local"),
     *("data.module.num_workers", "data.module.pin_memory", "data.module.cache"),
     *("data.module.val_split", "data.module.num_validation"),
@@ -25,12 +26,12 @@ FREE = (
     # Counted over all processes and accumulated batches, see SAMPLES.
     "data.module.batch_size",
 )
-"""What may change within a training without a word; everything outside :data:`DECIDING` may, too."""
+"""What may change in silence, as everything outside :data:`FIXED` may."""
 APPLIED = (
     *("method.optimizer", "method.warmup_steps", "method.cooldown"),
     *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
 )
-"""What may change on purpose: how the optimizer uses gradients from the next step on."""
+"""What may change with a message: how the optimizer uses gradients from the next step on."""
 SAMPLES = "data.module.batch_size × trainer.accumulate_grad_batches × processes"
 """Samples in a step."""
 RECORDS = "data.root"
@@ -38,38 +39,66 @@ RECORDS = "data.root"
 _SOURCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
 
 
-def training_settings(config: DictConfig, trainer: Any, data: Any) -> dict[str, Any]:
-    """Collect what a training is made of.
+def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
+    """Find the checkpoint to resume from; ``None`` for a new training.
 
     Args:
-        config: Of the training.
-        trainer: Its trainer, which knows how many processes there are.
-        data: Its data module; the training records are told by a digest where it has a ``manifest()``.
+        resume: ``None`` for a new run, ``auto``, ``restart``, which removes the checkpoints, or a file.
+        folder: Where the run keeps its checkpoints.
 
-    Returns:
-        Plain values by configuration key.
+    Raises:
+        ValueError: If a new run would overwrite an earlier one.
+        FileNotFoundError: If the named file does not exist.
+        FaultError: If it is damaged or not finite, or all are.
+    """
+    if resume == "auto":
+        return newest_whole(folder)
+    if resume == "restart":
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if resume is not None:
+        if not Path(resume).is_file():
+            raise FileNotFoundError(f"resume={resume}: no such checkpoint file (or auto, restart, null)")
+        check_whole(Path(resume))
+        return Path(resume)
+    if any(folder.glob("*.ckpt")):
+        raise ValueError(
+            f"{folder.parent} holds an earlier run; resume=auto continues it, name=<other> starts beside it, "
+            "resume=restart forgets it"
+        )
+    return None
+
+
+def training_settings(config: Mapping[str, Any], trainer: Any, data: Any) -> dict[str, Any]:
+    """Collect the settings that a checkpoint records, as plain values by configuration key.
+
+    Args:
+        config: Of the training, in plain values.
+        trainer: Its trainer, which knows how many processes there are.
+        data: Its data module; the training records are recorded as a digest where it has a ``manifest()``.
     """
     found: dict[str, Any] = {}
-    for key in DECIDING:
-        node = OmegaConf.select(config, key)
-        found[key] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    for key in FIXED:
+        found[key] = config
+        for part in key.split("."):
+            found[key] = (found[key] or {}).get(part)
     processes = trainer.num_devices * trainer.num_nodes
-    batch_size = config.data.module.get("batch_size", 1)  # of other data it is a setting of the method
+    batch_size = config["data"]["module"].get("batch_size", 1)  # of other data it is a setting of the method
     found[SAMPLES] = batch_size * trainer.accumulate_grad_batches * processes
-    found[RECORDS] = config.data.get("root")
+    found[RECORDS] = config["data"].get("root")
     if hasattr(data, "manifest"):
         records = data.manifest()[data.train_split]
         found[RECORDS] = None if records["bad_records"] else records["digest"]
     return found
 
 
-def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: DictConfig) -> list[str]:
+def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Compare a training with the checkpoint that it is to resume from.
 
     Args:
         checkpoint: The file.
         settings: See :func:`training_settings`.
-        config: Of the training; a value that is interpolated is named by the key it comes from.
+        config: Of the training, unresolved: an interpolated value is named by the key it comes from.
 
     Returns:
         The changes that are applied from now on.
@@ -78,10 +107,7 @@ def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: DictC
         ValueError: If anything else differs, with all keys and both values.
         FaultError: If the checkpoint does not record its settings.
     """
-    from fastcomposer.training.checkpoints import read_settings
-
     old, new = (dict(_leaves(one)) for one in (read_settings(checkpoint), settings))
-    raw = OmegaConf.to_container(config, resolve=False)
     applied: dict[str, str] = {}
     refused: dict[str, str] = {}
     for key in dict.fromkeys([*old, *new]):
@@ -89,11 +115,13 @@ def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: DictC
         if was == now or _within(key, FREE):
             continue
         if key == RECORDS:
-            if None in (was, now):  # damaged since, or mended: the data module says so
+            if None in (was, now):  # some are damaged since, or mended: the data module reports them
                 continue
             was, now = (f"{one.get('data.module.root')} (records {one[key]})" for one in (old, new))
-        changes = applied if _is_applied(key, was, now) else refused
-        changes[_source(raw, key)] = f"{was}, now {now}"
+        # The optimizer's states fit neither another class nor 8 bits.
+        fits = key != "method.optimizer._target_" and "8bit" not in (was, now)
+        changes = applied if fits and _within(key, APPLIED) else refused
+        changes[_source(config, key)] = f"{was}, now {now}"
     if refused:
         listed = "; ".join(f"{key}: {change}" for key, change in refused.items())
         raise ValueError(
@@ -101,12 +129,6 @@ def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: DictC
             "to begin anew (name=<other> beside it)"
         )
     return [f"{key}: {change}, applied from here on" for key, change in applied.items()]
-
-
-def _is_applied(key: str, old: Any, new: Any) -> bool:
-    if key == "method.optimizer._target_" or "8bit" in (old, new):  # its states do not fit another one
-        return False
-    return _within(key, APPLIED)
 
 
 def _within(key: str, prefixes: tuple[str, ...]) -> bool:
@@ -121,11 +143,11 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(one, f"{key}.{part}".lstrip("."))
 
 
-def _source(raw: Any, key: str) -> str:
-    """Where in a configuration a value comes from: another key than its own where it is interpolated."""
-    node, parts = raw, key.split(".")
-    for place, part in enumerate(parts):
+def _source(node: Any, key: str) -> str:
+    """Key that a value of a configuration comes from: another than its own where it is interpolated."""
+    parts = key.split(".")
+    for depth, part in enumerate(parts, start=1):
         node = node.get(part) if isinstance(node, Mapping) else None
         if isinstance(node, str) and (found := _SOURCE.fullmatch(node)):
-            return ".".join([found[1], *parts[place + 1 :]])
+            return ".".join([found[1], *parts[depth:]])
     return key
