@@ -20,6 +20,8 @@ import yaml
 from hydra._internal.utils import _locate
 
 from fastcomposer.cli.app import COMMANDS
+from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.sample_settings import SampleSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _OVERRIDES = ("experiment", "sweep")  # files that set what others declare
@@ -173,6 +175,8 @@ def documented(target: str) -> tuple[str, dict[str, str]]:
     classes = (
         [cls for cls in inspect.getmro(found) if cls is not object] if inspect.isclass(found) else [found]
     )
+    if SubjectDataModule in classes:
+        classes.append(SampleSettings)
     arguments: dict[str, str] = {}
     for one in reversed(classes):
         for text in (inspect.getdoc(one.__init__) if inspect.isclass(one) else None, one.__doc__):

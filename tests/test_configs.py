@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcomposer.cli import evaluate, train
 from fastcomposer.cli.app import COMMANDS
 from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.sweeps.search import chosen_overrides, read_goal
 
 GROUPS = {
@@ -61,6 +64,8 @@ def accepted(target: str) -> set[str] | None:
     names: set[str] = set()
     if function is DDPStrategy:  # what it does not know it hands on
         names |= set(inspect.signature(DistributedDataParallel).parameters)
+    if inspect.isclass(function) and issubclass(function, SubjectDataModule):
+        names |= {field.name for field in fields(SampleSettings)}
     for cls in inspect.getmro(function) if inspect.isclass(function) else (function,):
         call = cls.__init__ if inspect.isclass(cls) else cls
         parameters = inspect.signature(inspect.unwrap(call)).parameters.values()

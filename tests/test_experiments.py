@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import CONFIG_FOLDER
-from fastcomposer.data.dataset import check_settings
+from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
@@ -128,18 +129,8 @@ def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: 
             config = composed("train", f"sweep={name}", f"experiment={experiment}", choice)
             instantiate(config.method.model.loss_config)
             instantiate(config.method.model.fusion)
-            instantiate(config.data.module.augmentation)
-            module = config.data.module
-            check_settings(
-                max_subjects=module.max_subjects,
-                reference=module.reference,
-                num_references=module.num_references,
-                background=module.background,
-                labels=module.labels,
-                share=module.train_share,
-                flip=module.flip,
-                seed=module.seed,
-            )
+            module = {**config.data.module, "augmentation": instantiate(config.data.module.augmentation)}
+            SampleSettings(**{field.name: module[field.name] for field in fields(SampleSettings)})
             seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "method"]), resolve=False))
         same = len(seen) - len(set(seen))
         # Some settings are an experiment's own already.

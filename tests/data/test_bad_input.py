@@ -24,6 +24,7 @@ from fastcomposer.data.portraits import read_square
 from fastcomposer.data.record import RecordError
 from fastcomposer.data.records import Record, parse_record, read_record, record_path, write_ids
 from fastcomposer.data.reference import prepare_reference
+from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.models.published_checkpoint import read_checkpoint
 from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, open_photo
 from fastcomposer.prompt import MARKER, PromptError, parse_prompt
@@ -228,7 +229,7 @@ def test_records_of_unusual_images(name: str, tokenizer: Any, tmp_path: Path) ->
     np.save(path.with_suffix(".npy"), segment_map)
     segment = {"id": 1, "bbox": [0, 0, width, height], "end": LEFT.end, "coco_label": "person"}
     path.with_suffix(".json").write_text(json.dumps({"caption": CAPTION, "segments": [segment]}))
-    dataset = SubjectDataset(tmp_path, "train", tokenizer, 64, 56, max_subjects=2)
+    dataset = SubjectDataset(tmp_path, "train", tokenizer, SampleSettings(64, 56, max_subjects=2))
     if name in BAD:
         with pytest.raises(RecordError, match=rf"{path}: image: unreadable"):
             dataset[0]

@@ -11,11 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from toy_records import LEFT, add_record
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.datamodule import StreamingDataModule, SubjectDataModule
 from fastcomposer.data.records import RecordError, write_ids
 from fastcomposer.data.samplers import EpochSampler
 from fastcomposer.data.shards import write_shards
-from fastcomposer.data.streaming import StreamingDataModule
 from fastcomposer.data.transforms import PUBLISHED
 
 Seen = list[tuple[tuple[str, ...], float]]
@@ -34,14 +33,25 @@ def module(folder: Path, tokenizer: Any, **changes: Any) -> SubjectDataModule:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"num_workers": -1}, "num_workers must not be negative"),
-        ({"resolution": 100}, "resolution must be a positive multiple of 8, not 100"),
-        ({"reference_size": 12}, "reference_size 12 must exceed 20"),
-        ({"reference": "other"}, "reference must be one of same_image, other_image, not 'other'"),
-        ({"on_bad_record": "drop"}, "on_bad_record must be one of raise, skip"),
         ({"train_split": "val"}, "split must be one of train, test, all, not 'val'"),
-        ({"max_subjects": 0}, "max_subjects must be at least 1"),
-        ({"train_share": 0}, "train_share must be above 0 and at most 1, not 0"),
-        ({"labels": "person"}, r"labels must be a list, such as \[person\], or null for all"),
+        ({"reference_size": 20}, r"reference_size 20 must exceed 20 .* set augmentation\.elastic=0"),
+        *[
+            ({key: value}, rf"data\.module\n{key}\n")
+            for key, value in {
+                "resolution": 100,
+                "reference_size": 0,
+                "max_subjects": 0,
+                "reference": "other",
+                "num_references": 0,
+                "background": "blur",
+                "labels": "person",
+                "train_share": 0,
+                "flip": 2,
+                "on_bad_record": "drop",
+                "seed": -1,
+                "share": 0.5,  # no such key
+            }.items()
+        ],
     ],
 )
 def test_settings_are_checked_at_construction(

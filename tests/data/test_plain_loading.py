@@ -15,6 +15,7 @@ from toy_records import CAPTION, LEFT, RIGHT, photo, segment_map
 from fastcomposer.bench.plain_loading import plain_augmentation, plain_sample
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.records import Record, read_record, write_ids, write_record
+from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.transforms import PUBLISHED
 
 LARGE = (320, 352)
@@ -34,7 +35,7 @@ def large(tmp_path: Path) -> Path:
 def build(tokenizer: Any) -> Callable[..., SubjectDataset]:
     def make(root: Path, **changes: Any) -> SubjectDataset:
         settings: dict[str, Any] = {"flip": 0.0, "augmentation": None, "max_subjects": 2} | changes
-        return SubjectDataset(root, "train", tokenizer, 64, 56, **settings)
+        return SubjectDataset(root, "train", tokenizer, SampleSettings(64, 56, **settings))
 
     return make
 
@@ -48,7 +49,7 @@ def test_where_nothing_is_random_both_are_equal(large: Path, build: Callable[...
 
 def test_scaled_decoding_changes_pixels_by_a_level(large: Path, build: Callable[..., SubjectDataset]) -> None:
     dataset = build(large)
-    assert read_record(large, "0000000", None, dataset._reduction).reduction == 4
+    assert read_record(large, "0000000", None, dataset._target_needs).reduction == 4
     fast, plain = dataset[0], plain_sample(dataset, 0, plain_augmentation(None, 56))
     assert torch.equal(fast.subject_masks, plain.subject_masks)
     assert (fast.pixel_values - plain.pixel_values).abs().mean() < 1.5 / 127.5

@@ -20,11 +20,11 @@ from litdata.streaming.downloader import (
     unregister_downloader,
 )
 
+from fastcomposer.data.datamodule import StreamingDataModule
 from fastcomposer.data.record import RecordError
 from fastcomposer.data.records import read_files, read_record, record_path, write_record
 from fastcomposer.data.shard_files import DamagedShardsError
 from fastcomposer.data.shards import ShardedRecords, write_shards
-from fastcomposer.data.streaming import StreamingDataModule
 
 CHUNK = "train/chunk-0-1.bin"
 
@@ -118,7 +118,13 @@ def test_code_in_shards_does_not_run(shards: Path, tokenizer: Any, tmp_path: Pat
         ValueError, match=r"train/index\.json is not the index of .*config\.data_format: \['pick"
     ):
         module = StreamingDataModule(
-            f"{prefix}{shards}", tokenizer, 24, 24, 2, local=tmp_path / "local", val_split=None
+            f"{prefix}{shards}",
+            tokenizer,
+            2,
+            resolution=24,
+            reference_size=24,
+            local=tmp_path / "local",
+            val_split=None,
         )
         module.setup("fit")
         assert module.train_dataset is not None
@@ -289,7 +295,7 @@ def test_a_chunk_that_disappears_is_named_at_once(shards: Path) -> None:
 
 def test_skipping_bad_records_skips_no_damage(shards: Path, tokenizer: Any) -> None:
     zero(shards / CHUNK)
-    data = StreamingDataModule(shards, tokenizer, 24, 24, 2, on_bad_record="skip")
+    data = StreamingDataModule(shards, tokenizer, 2, resolution=24, reference_size=24, on_bad_record="skip")
     data.setup("fit")
     with pytest.raises(DamagedShardsError, match=rf"{CHUNK} is damaged: record \d+ "):
         [data.train_dataset[index] for index in range(8)]  # type: ignore[index]

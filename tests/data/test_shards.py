@@ -14,12 +14,11 @@ import torch
 from toy_records import LEFT, RIGHT, add_record
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.datamodule import StreamingDataModule, SubjectDataModule
 from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import RecordError, read_files, record_path, write_ids
 from fastcomposer.data.samplers import ShardSampler
 from fastcomposer.data.shards import ShardedRecords, write_shards
-from fastcomposer.data.streaming import StreamingDataModule
 
 
 @pytest.fixture

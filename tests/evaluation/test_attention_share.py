@@ -21,7 +21,13 @@ from fastcomposer.training.module import FastComposerModule
 @pytest.fixture
 def data(world: Path, small_base: Path) -> SubjectDataModule:
     return SubjectDataModule(
-        world, load_tokenizer(str(small_base)), 32, 56, 4, max_subjects=3, augmentation=None
+        world,
+        load_tokenizer(str(small_base)),
+        4,
+        resolution=32,
+        reference_size=56,
+        max_subjects=3,
+        augmentation=None,
     )
 
 

@@ -68,7 +68,7 @@ def plain_sample(dataset: SubjectDataset, index: int, augmentation: v2.Transform
     references = [tvf.to_dtype(augmentation(cut), torch.float32, scale=True) for cut in cut_outs]
     target = _square(image, dataset.target_transform.resolution, InterpolationMode.BILINEAR)
     masks = _square(masks, dataset.target_transform.resolution, InterpolationMode.NEAREST_EXACT)
-    if torch.rand(()) < dataset.flip:
+    if torch.rand(()) < dataset.settings.flip:
         target, masks = target.flip(-1), masks.flip(-1)
     caption = place_markers(record.caption, [segment.end for segment in subjects])
     prompt = parse_prompt(caption, dataset.tokenizer, num_references=len(subjects))

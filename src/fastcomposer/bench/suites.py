@@ -22,11 +22,11 @@ from fastcomposer.bench.plain_loading import plain_augmentation, plain_sample
 from fastcomposer.bench.timing import Speed, Stopwatch, TimedCase
 from fastcomposer.bench.training_step import PLAIN, TUNED, WITHOUT_LOCALIZATION
 from fastcomposer.composer import FastComposer
-from fastcomposer.data.datamodule import SubjectDataModule
+from fastcomposer.data.datamodule import StreamingDataModule, SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.records import Record, Segment, record_path, write_ids, write_record
+from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.shards import write_shards
-from fastcomposer.data.streaming import StreamingDataModule
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.miniworld.render import prepare_avatars
 from fastcomposer.miniworld.scenes import AvatarScenes
@@ -98,7 +98,7 @@ def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int
         with TemporaryDirectory() as folder:
             write_large_records(Path(folder), records, side)
             whole, scaled = (
-                SubjectDataset(folder, "train", tokenizer, 512, 224, scaled_decoding=choice)
+                SubjectDataset(folder, "train", tokenizer, SampleSettings(512, 224, scaled_decoding=choice))
                 for choice in (False, True)
             )
             plain = plain_augmentation(PUBLISHED, 224)

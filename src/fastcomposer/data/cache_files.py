@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fastcomposer.data.record import LoadedRecord
+from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.transforms import TargetTransform
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.settings import differences
@@ -90,31 +93,6 @@ class CachePart:
     bad: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PartTables:
-    """What a part says of its records, in memory.
-
-    Attributes:
-        ids: See :class:`CachePart`, as the others.
-        bad: See there.
-        made_from: What the manifest of the cache said when the part was written.
-        digests: (N, 16) uint8.
-        captions: (N,).
-        input_ids: (M, 77).
-        moment_checks: (N, 2) CRC-32 of each record's moments, and of those of its mirror image.
-        state_checks: (M,) CRC-32 of each caption's states and pooled states.
-    """
-
-    ids: list[str]
-    bad: dict[str, str]
-    made_from: dict[str, Any]
-    digests: np.ndarray
-    captions: np.ndarray
-    input_ids: np.ndarray
-    moment_checks: np.ndarray
-    state_checks: np.ndarray
-
-
 def part_file(folder: str | Path, number: int) -> Path:
     """Where a part lies."""
     return Path(folder) / f"part-{number:05d}.safetensors"
@@ -127,7 +105,7 @@ def part_files(folder: str | Path) -> dict[int, Path]:
 
 
 def write_part(folder: str | Path, number: int, part: CachePart, made_from: Mapping[str, Any]) -> None:
-    """Write a part, whole or not at all.
+    """Write a part atomically.
 
     Args:
         folder: Folder of the cache.
@@ -138,15 +116,15 @@ def write_part(folder: str | Path, number: int, part: CachePart, made_from: Mapp
     names = ("digests", "moments", "captions", "input_ids", "states", "pooled")
     tensors = {name: getattr(part, name).cpu().contiguous() for name in names}
     moments, states = tensors["moments"], zip(tensors["states"], tensors["pooled"], strict=True)
-    tensors["moment_checks"] = torch.tensor([[checksum(half) for half in row] for row in moments])
-    tensors["state_checks"] = torch.tensor([checksum(*pair) for pair in states])
+    tensors["moment_checks"] = torch.tensor([[_checksum(half) for half in row] for row in moments])
+    tensors["state_checks"] = torch.tensor([_checksum(*pair) for pair in states])
     records = json.dumps({"ids": list(part.ids), "bad": dict(part.bad), "made_from": made_from})
     tensors["checksum"] = torch.tensor(_tables_checksum(records, tensors))
     data = save(tensors, {"records": records})
     write_atomically(part_file(folder, number), lambda file: file.write(data))
 
 
-def checksum(*tensors: Tensor) -> int:
+def _checksum(*tensors: Tensor) -> int:
     """CRC-32 of the content of tensors in memory."""
     found = 0
     for tensor in tensors:
@@ -155,19 +133,7 @@ def checksum(*tensors: Tensor) -> int:
 
 
 def _tables_checksum(records: str, tensors: Mapping[str, Tensor]) -> int:
-    return zlib.crc32(records.encode(), checksum(*(tensors[name] for name in _TABLES)))
-
-
-def read_tables(part: Any) -> PartTables:
-    """Read and verify the tables of an open part.
-
-    Raises:
-        ValueError: If they are damaged.
-    """
-    records, tensors = part.metadata()["records"], {name: part.get_tensor(name) for name in _TABLES}
-    if _tables_checksum(records, tensors) != part.get_tensor("checksum").item():
-        raise ValueError("its tables have another checksum")
-    return PartTables(**json.loads(records), **{name: tensor.numpy() for name, tensor in tensors.items()})
+    return zlib.crc32(records.encode(), _checksum(*(tensors[name] for name in _TABLES)))
 
 
 def read_part_records(file: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
@@ -177,35 +143,77 @@ def read_part_records(file: Path) -> tuple[list[str], dict[str, str], dict[str, 
         FileNotFoundError: If it is not there.
         StaleCacheError: If it is damaged.
     """
-    with naming_damage(file), safe_open(file, framework="pt") as part:
+    with _naming_damage(file), safe_open(file, framework="pt") as part:
         records = json.loads(part.metadata()["records"])
         return records["ids"], records["bad"], records["made_from"]
 
 
-def verify_part(file: Path) -> PartTables:
-    """Read a part and compare all checksums.
+class PartReader:
+    """A part whose tables are in memory and whose moments and states are on disk.
+
+    Attributes:
+        ids: Names of the N records.
+        bad: Why further records could not be read.
+        made_from: What the part was made from, see :func:`describe_cache`.
+        digests: (N, 16) uint8.
+        captions: (N,) row of each record's caption.
+        input_ids: (M, 77) token ids.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        StaleCacheError: If the tables are damaged.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._path = file
+        with _naming_damage(file):
+            self._file: Any = safe_open(file, framework="pt")
+            records = self._file.metadata()["records"]
+            tables = {name: self._file.get_tensor(name) for name in _TABLES}
+            if _tables_checksum(records, tables) != self._file.get_tensor("checksum").item():
+                raise ValueError("its tables have another checksum")
+            content = json.loads(records)
+            self.ids, self.bad, self.made_from = content["ids"], content["bad"], content["made_from"]
+            self.digests, self.captions, self.input_ids, self._moment_checks, self._state_checks = (
+                tables[name].numpy() for name in _TABLES
+            )
+
+    def read(self, row: int, *, flip: bool) -> dict[str, Tensor]:
+        """Read and verify the moments and states of a record.
+
+        Raises:
+            StaleCacheError: If they are damaged.
+        """
+        caption = int(self.captions[row])
+        with _naming_damage(self._path):
+            moments = self._file.get_slice("moments")[row : row + 1, int(flip)]
+            states, pooled = (
+                self._file.get_slice(name)[caption : caption + 1] for name in ("states", "pooled")
+            )
+            if _checksum(moments) != self._moment_checks[row, int(flip)]:
+                raise ValueError(f"moments of record {self.ids[row]} have another checksum")
+            if _checksum(states, pooled) != self._state_checks[caption]:
+                raise ValueError(f"text states of record {self.ids[row]} have another checksum")
+        found = {"latent_moments": moments, "text_embeds": states}
+        return {**found, "pooled_text_embeds": pooled} if pooled.shape[1] else found
+
+
+def verify_part(file: Path) -> PartReader:
+    """Open a part and compare all checksums.
 
     Raises:
         FileNotFoundError: If it is not there.
         StaleCacheError: If it is damaged, with the first record that is.
     """
-    with naming_damage(file), safe_open(file, framework="pt") as part:
-        tables = read_tables(part)
-        moments, states = part.get_slice("moments"), part.get_slice("states")
-        pooled = part.get_slice("pooled")
-        sound = [
-            checksum(states[row], pooled[row]) == wanted for row, wanted in enumerate(tables.state_checks)
-        ]
-        for row, record_id in enumerate(tables.ids):
-            if any(checksum(moments[row, half]) != tables.moment_checks[row, half] for half in (0, 1)):
-                raise ValueError(f"moments of record {record_id} have another checksum")
-            if not sound[tables.captions[row]]:
-                raise ValueError(f"text states of record {record_id} have another checksum")
-        return tables
+    part = PartReader(file)
+    for row in range(len(part.ids)):
+        for flip in (False, True):
+            part.read(row, flip=flip)
+    return part
 
 
 @contextmanager
-def naming_damage(file: Path) -> Iterator[None]:
+def _naming_damage(file: Path) -> Iterator[None]:
     """Name a part that cannot be read, and say how to mend it.
 
     Raises:
@@ -226,22 +234,14 @@ def content_digest(image_file: bytes, caption: str) -> bytes:
     return digest.digest()
 
 
-def describe_target(
-    transform: TargetTransform,
-    scaled_decoding: bool,
-    reference: str,
-    reference_size: int,
-    labels: Collection[str] | None,
-) -> dict[str, Any]:
+def describe_target(settings: SampleSettings) -> dict[str, Any]:
     """Describe how targets are made: the resolution, the crop, and at which size images are decoded.
 
-    The crop is a few pixels of what becomes of two noise images: these tell other ways to crop and to
-    resize apart, also such as have no setting.
-
-    The arguments are those of :class:`~fastcomposer.data.dataset.SubjectDataset`; at which size an image is
-    decoded depends on them.
+    The crop is described by a few pixels of two transformed noise images, which also identify ways to crop
+    and resize that have no setting.
     """
-    side, rng = transform.resolution, np.random.default_rng(0)
+    side, rng = settings.resolution, np.random.default_rng(0)
+    transform = TargetTransform(side)
     probe = []
     for shape in ((3, 2 * side, 3 * side), (3, 3 * side, 2 * side)):
         noise = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
@@ -249,10 +249,11 @@ def describe_target(
         step = max(1, side // _PROBE_POINTS)
         probe.append(((target[:, ::step, ::step] + 1) * 127.5).round().flatten().to(torch.uint8))
     decoding = "whole"
-    if scaled_decoding:
-        decoding = f"scaled, reference={reference}"
-        if reference == "same_image":  # cut out of what is decoded for the target
-            decoding += f", reference_size={reference_size}, labels={labels and sorted(labels)}"
+    if settings.scaled_decoding:
+        decoding = f"scaled, reference={settings.reference}"
+        if settings.reference == "same_image":  # cut out of what is decoded for the target
+            labels = None if settings.labels is None else sorted(settings.labels)
+            decoding += f", reference_size={settings.reference_size}, labels={labels}"
     return {"resolution": side, "decoding": decoding, "crop": bytes(torch.cat(probe).tolist()).hex()}
 
 
@@ -379,3 +380,111 @@ def renewal(folder: str | Path) -> str:
 def restart(folder: str | Path) -> str:
     """What to do about a cache that cannot be brought up to date."""
     return f"{renewal(folder)} and restart=true makes it anew"
+
+
+class StateCache:
+    """Reads precomputed moments and states.
+
+    Args:
+        folder: Made by ``prepare cache=<folder>``.
+
+    Raises:
+        FileNotFoundError: If there is no cache.
+        StaleCacheError: If it is of another version of the format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise FileNotFoundError(f"data.module.cache: no cache at {folder}; {renewal(folder)} makes one")
+        self.manifest = manifest
+        self._open: dict[int, PartReader] = {}
+
+    @cached_property
+    def _records(self) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+        """Part and row of each record; why others were bad."""
+        places: dict[str, tuple[int, int]] = {}
+        bad: dict[str, str] = {}
+        for number, file in part_files(self.folder).items():
+            with _naming_damage(file):
+                ids, reasons, made_from = read_part_records(file)
+                changes = cache_differences(made_from, self.manifest)
+            if changes:
+                self._refuse([f"{file.name} was made from something else: {'; '.join(changes)}"])
+            places.update((record_id, (number, row)) for row, record_id in enumerate(ids))
+            bad.update(reasons)
+        return places, bad
+
+    def check_target(self, target: Mapping[str, Any]) -> None:
+        """Refuse a cache of targets that were made otherwise.
+
+        Args:
+            target: See :func:`describe_target`.
+
+        Raises:
+            StaleCacheError: With what differs.
+        """
+        self._refuse(target_differences(self.manifest["target"], target), restart(self.folder))
+
+    def check_weights(self, weights: Mapping[str, str]) -> None:
+        """Refuse a cache of other networks.
+
+        Args:
+            weights: Digests by name, as the cache was made with.
+
+        Raises:
+            StaleCacheError: With what differs.
+        """
+        self._refuse(differences(self.manifest["weights"], weights, "weights"), restart(self.folder))
+
+    def check_records(self, record_ids: Collection[str]) -> None:
+        """Refuse a cache that lacks some records.
+
+        Raises:
+            StaleCacheError: With how many and the first of them.
+        """
+        places, bad = self._records
+        missing = [record_id for record_id in record_ids if record_id not in places and record_id not in bad]
+        if missing:
+            problem = f"{len(missing)} of {len(record_ids)} records are missing, {missing[0]} first"
+            parts = part_files(self.folder)
+            gaps = [number for number in range(max(parts, default=-1)) if number not in parts]
+            self._refuse([problem + (f", and {part_file('', gaps[0])}" if gaps else "")])
+
+    def read(self, loaded: LoadedRecord, input_ids: Sequence[int], *, flip: bool) -> dict[str, Tensor]:
+        """Read what a batch may carry of a record.
+
+        Args:
+            loaded: The record.
+            input_ids: Token ids of the sample.
+            flip: Whether the sample is mirrored.
+
+        Returns:
+            ``latent_moments`` (1, 2C, h, w), ``text_embeds`` (1, 77, d) and, of a second text encoder,
+            ``pooled_text_embeds`` (1, p).
+
+        Raises:
+            StaleCacheError: If the record has changed since, is not there, or is damaged.
+        """
+        record_id = loaded.record.record_id
+        places, bad = self._records
+        if record_id not in places:
+            self._refuse([f"record {record_id} is missing ({bad.get(record_id, 'new')})"])
+        number, row = places[record_id]
+        if number not in self._open:
+            self._open[number] = PartReader(part_file(self.folder, number))
+        part = self._open[number]
+        if part.digests[row].tobytes() != content_digest(loaded.image_file, loaded.record.caption):
+            self._refuse([f"image or caption of record {record_id} has changed"])
+        if part.input_ids[part.captions[row]].tolist() != list(input_ids):
+            self._refuse([f"the tokens of record {record_id} have changed"], restart(self.folder))
+        return part.read(row, flip=flip)
+
+    def _refuse(self, changes: Sequence[str], remedy: str | None = None) -> None:
+        if changes:
+            remedy = remedy or f"{renewal(self.folder)} renews it"
+            raise StaleCacheError(f"data.module.cache={self.folder} is stale: {'; '.join(changes)}; {remedy}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # open files stay with their process

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.cache_files import describe_target
-from fastcomposer.data.dataset import SubjectDataset, check_settings
-from fastcomposer.data.index import ON_BAD_RECORD, RecordTable
-from fastcomposer.data.manifest import describe_records
-from fastcomposer.data.precomputed import StateCache
+from fastcomposer.data.cache_files import StateCache, describe_target
+from fastcomposer.data.dataset import SubjectDataset
+from fastcomposer.data.index import RecordTable, describe_records
 from fastcomposer.data.records import read_ids
-from fastcomposer.data.samplers import EpochSampler
-from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation, ReferenceTransform, TargetTransform
+from fastcomposer.data.sample_settings import SampleSettings
+from fastcomposer.data.samplers import EpochSampler, ShardSampler
+from fastcomposer.data.shards import ShardedRecords
 
 _BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}
 
@@ -40,35 +39,21 @@ class SubjectDataModule(LightningDataModule):
     """Training and validation data of one folder.
 
     Training samples are shuffled anew each epoch, in an order that depends on (seed, epoch) alone. A run
-    resumed from a checkpoint, also one from within an epoch, sees the batches that would have come: the
-    checkpoint says how many the trainer had finished, however many the workers had prepared.
+    resumed from a checkpoint, even within an epoch, continues with the batches that an uninterrupted run
+    would have seen: the checkpoint counts the batches that were trained on, not those that workers prepared.
 
     Validation samples are those of the first epoch without augmentation, mirroring or shuffling.
 
     Args:
         root: Data folder in the published format (:mod:`fastcomposer.data.records`).
         tokenizer: CLIP tokenizer.
-        resolution: Height and width of the target in pixels, a multiple of 8.
-        reference_size: Height and width of the references in pixels.
         batch_size: Samples per process and step.
         num_workers: Worker processes per process; 0 loads in the process itself.
         pin_memory: Copy batches into pinned memory, for faster transfer to a GPU.
         train_split: Split to train on.
-        train_share: How much of it, from the first record on: 0.1 trains on a tenth of the records.
         val_split: Split to validate on; ``None`` for no validation.
-        max_subjects: Subject slots.
-        reference: ``same_image`` or ``other_image``.
-        num_references: References of each subject, see :class:`SubjectDataset`.
-        background: ``noise``, ``black`` or ``kept``.
-        labels: Labels of the segments that count as subjects; ``None`` for all.
-        min_subjects: Leave out records with fewer such segments.
-        flip: Probability of mirroring the target in training.
-        augmentation: Augmentation of the references in training; ``None`` for none.
-        scaled_decoding: Decode large images at a part of their size, see
-            :class:`~fastcomposer.data.dataset.SubjectDataset`.
-        on_bad_record: ``raise`` or ``skip``.
         cache: Folder of precomputed VAE moments and text states; ``None`` computes them in every step.
-        seed: Seed of order and augmentation.
+        **settings: Fields of :class:`~fastcomposer.data.sample_settings.SampleSettings`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -81,70 +66,29 @@ class SubjectDataModule(LightningDataModule):
         self,
         root: str | Path,
         tokenizer: Any,
-        resolution: int,
-        reference_size: int,
         batch_size: int,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
         train_split: str = "train",
-        train_share: float = 1.0,
         val_split: str | None = "test",
-        max_subjects: int = 4,
-        reference: str = "same_image",
-        num_references: int = 1,
-        background: str = "noise",
-        labels: Collection[str] | None = ("person",),
-        min_subjects: int = 0,
-        flip: float = 0.5,
-        augmentation: ReferenceAugmentation | None = PUBLISHED,
-        scaled_decoding: bool = True,
-        on_bad_record: str = "raise",
         cache: str | Path | None = None,
-        seed: int = 42,
+        **settings: Any,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, not {num_workers}")
-        if on_bad_record not in ON_BAD_RECORD:
-            raise ValueError(
-                f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
-            )
-        references: dict[str, Any] = {
-            "reference": reference,
-            "num_references": num_references,
-            "background": background,
-        }
-        check_settings(
-            max_subjects=max_subjects, labels=labels, share=train_share, flip=flip, seed=seed, **references
-        )
-        self._target = (TargetTransform(resolution), scaled_decoding, reference, reference_size, labels)
-        ReferenceTransform(reference_size, augmentation)
-        self.root = root
-        self.check_data(
-            tuple(split for split in (train_split, val_split) if split is not None), {"reference": reference}
-        )
+        self.root, self.tokenizer, self.settings = root, tokenizer, SampleSettings(**settings)
+        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
+        self.train_split, self.val_split = train_split, val_split
+        for split in (train_split, val_split):
+            if split is not None:
+                self.check_data(split)
         self.cache = None if cache is None else StateCache(cache)
         if self.cache is not None:
             self.cache.check_target(self.target)
-        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
-        self.train_split, self.val_split, self.seed = train_split, val_split, seed
-        self._shared: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "resolution": resolution,
-            "reference_size": reference_size,
-            "max_subjects": max_subjects,
-            **references,
-            "labels": labels,
-            "min_subjects": min_subjects,
-            "scaled_decoding": scaled_decoding,
-            "on_bad_record": on_bad_record,
-            "cache": self.cache,
-            "seed": seed,
-        }
-        self._training: dict[str, Any] = {"flip": flip, "augmentation": augmentation, "share": train_share}
         self._resumed: tuple[Any, dict[str, int]] = (None, _BEGINNING)
         self.train_dataset: SubjectDataset | None = None
         self.val_dataset: SubjectDataset | None = None
@@ -152,7 +96,7 @@ class SubjectDataModule(LightningDataModule):
     @cached_property
     def target(self) -> dict[str, Any]:
         """How targets are made, as a cache keeps it."""
-        return describe_target(*self._target)
+        return describe_target(self.settings)
 
     def setup(self, stage: str | None = None) -> None:
         """Index the data; a second call does nothing.
@@ -161,37 +105,34 @@ class SubjectDataModule(LightningDataModule):
             ValueError: If nothing in the training data has one of the labels.
         """
         if self.train_dataset is None and stage in (None, "fit"):
-            train = self._dataset(self.train_split, self._training)
-            if train.labels and not any(train.index.num_subjects(i, train.labels) for i in train.record_ids):
+            train, labels = self._dataset(self.train_split, self.settings), self.settings.labels
+            if labels and not any(train.index.num_subjects(i, labels) for i in train.record_ids):
                 raise ValueError(
-                    f"data.module.labels={sorted(train.labels)}: no segment of split {self.train_split!r} in "
+                    f"data.module.labels={sorted(labels)}: no segment of split {self.train_split!r} in "
                     f"{self.root} has one of these as its coco_label, so there is nobody to learn from"
                 )
             self.train_dataset = train
         if self.val_dataset is None and self.val_split is not None and stage in (None, "fit", "validate"):
-            self.val_dataset = self._dataset(self.val_split, {"flip": 0.0, "augmentation": None})
+            self.val_dataset = self._dataset(self.val_split, self.settings.without_augmentation())
 
-    def _dataset(self, split: str, settings: dict[str, Any]) -> SubjectDataset:
-        return SubjectDataset(self.root, split, **self._shared, **settings, records=self.records(split))
+    def _dataset(self, split: str, settings: SampleSettings) -> SubjectDataset:
+        records = self.records(split)
+        return SubjectDataset(self.root, split, self.tokenizer, settings, records=records, cache=self.cache)
 
     def manifest(self) -> dict[str, Any]:
         """Describe the data in plain values.
 
         Returns:
-            ``root``, and for each split what :func:`~fastcomposer.data.manifest.describe_records` says of it.
+            ``root``, and for each split the result of :func:`~fastcomposer.data.index.describe_records`.
         """
         self.setup("fit")
         found = {self.train_split: self.train_dataset, self.val_split: self.val_dataset}
-        labels = self._shared["labels"]
+        labels = self.settings.labels
         splits = {name: describe_records(data.index, labels) for name, data in found.items() if name and data}
         return {"root": str(self.root), **splits}
 
-    def check_data(self, splits: tuple[str, ...], settings: dict[str, Any]) -> None:
-        """Look for the data when the module is made.
-
-        Args:
-            splits: Those that will be read.
-            settings: What they are to serve: ``reference``.
+    def check_data(self, split: str) -> None:
+        """Look for the data of a split when the module is made.
 
         Raises:
             FileNotFoundError: If the folder is missing.
@@ -199,8 +140,7 @@ class SubjectDataModule(LightningDataModule):
         """
         if not Path(self.root).is_dir():
             raise FileNotFoundError(f"root: no data folder at {self.root}")
-        for split in splits:
-            read_ids(self.root, split)
+        read_ids(self.root, split)
 
     def records(self, split: str) -> RecordTable | None:
         """Return where the records of a split are read from; ``None`` for the folder itself."""
@@ -224,7 +164,7 @@ class SubjectDataModule(LightningDataModule):
             self.train_dataset,
             num_replicas=world,
             rank=rank,
-            seed=self.seed,
+            seed=self.settings.seed,
             position=None if self.trainer is None else self._batches_done,
             step=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
@@ -247,7 +187,7 @@ class SubjectDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=SubjectBatch.collate,
             # The loader draws a number for its workers each epoch: not from the global random state.
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed(self.settings.seed),
             **options,
         )
 
@@ -268,7 +208,7 @@ class SubjectDataModule(LightningDataModule):
         per_epoch, per_batch = self._sizes()
         epoch, batches = divmod(self._batches_done(), per_epoch)
         place = {"batches": self._batches_trained(), "epoch": epoch, "samples": batches * per_batch}
-        return {**place, "seed": self.seed, "records": len(self.train_dataset)}
+        return {**place, "seed": self.settings.seed, "records": len(self.train_dataset)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from where a checkpoint stopped; the trainer calls it before it makes the loader.
@@ -281,9 +221,9 @@ class SubjectDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if state["seed"] != self.seed:
+        if state["seed"] != self.settings.seed:
             raise ValueError(
-                f"data.seed is {self.seed}, but the checkpoint was trained with {state['seed']}: "
+                f"data.seed is {self.settings.seed}, but the checkpoint was trained with {state['seed']}: "
                 "the batches that would have come cannot be drawn with another seed"
             )
         self.setup("fit")
@@ -324,3 +264,67 @@ class SubjectDataModule(LightningDataModule):
         if self.trainer is None:
             return 0
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+
+
+class StreamingDataModule(SubjectDataModule):
+    """Training and validation data out of shards (:mod:`fastcomposer.data.shards`).
+
+    A sample is the one that the data folder gives for the same record, bit for bit. With ``window=None``
+    the order is the folder's too; a window makes few shards do for a while, which an object store or a slow
+    disk needs. References out of other records (``other_image``) are read where those lie: over an object
+    store this fetches shards out of turn.
+
+    Args:
+        root: Folder of shards, or URL.
+        *arguments: See :class:`SubjectDataModule`.
+        local: Folder to keep downloaded shards in.
+        window: Shards mixed at a time; ``None`` mixes all.
+        **settings: See :class:`SubjectDataModule`.
+
+    Raises:
+        ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
+        RecordError: If there are no shards of a split.
+        DamagedShardsError: If a file of the shards is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *arguments: Any,
+        local: str | Path | None = None,
+        window: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1 shard, not {window}")
+        self.local, self.window = local, window
+        self._tables: dict[str, ShardedRecords] = {}
+        super().__init__(root, *arguments, **settings)
+
+    def check_data(self, split: str) -> None:
+        """Read the catalogue of a split.
+
+        Raises:
+            RecordError: If there are no shards of the split.
+            DamagedShardsError: If a file of the shards is missing or damaged.
+            ValueError: If ``other_image`` is asked of data without identities.
+        """
+        self._tables[split] = ShardedRecords(str(self.root), split, self.local)
+        if self.settings.reference == "other_image" and not self._tables[split].by_identity():
+            raise ValueError(
+                "data.module.reference=other_image needs segments with an identity, of which the shards "
+                f"in {self.root} have none; use reference=same_image"
+            )
+
+    def records(self, split: str) -> RecordTable:
+        """See :class:`SubjectDataModule`."""
+        return self._tables[split]
+
+    def sampler(self, dataset: SubjectDataset, **options: Any) -> EpochSampler:
+        """See :class:`SubjectDataModule`."""
+        if self.window is None:
+            return super().sampler(dataset, **options)
+        table = self._tables[self.train_split]
+        shards = dict(zip(table.record_ids, table.shards(), strict=True))
+        numbers = np.array([shards[name] for name in dataset.record_ids])
+        return ShardSampler(dataset, self.batch_size, shards=numbers, window=self.window, **options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +16,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.cache_files import Target, content_digest
+from fastcomposer.data.cache_files import StateCache, Target, content_digest
 from fastcomposer.data.index import RecordIndex, RecordTable
-from fastcomposer.data.precomputed import StateCache
+from fastcomposer.data.pixels import NeededSize
 from fastcomposer.data.records import (
     LoadedRecord,
-    Record,
     RecordError,
     Segment,
+    decode_record,
+    record_path,
 )
-from fastcomposer.data.reference_source import ReferenceSource
-from fastcomposer.data.segment_crop import BACKGROUNDS
-from fastcomposer.data.subject_selection import DROPPED, Choice, choose_subjects
-from fastcomposer.data.transforms import (
-    PUBLISHED,
-    ReferenceAugmentation,
-    ReferenceTransform,
-    TargetTransform,
-    sample_rng,
-)
+from fastcomposer.data.sample_settings import SampleSettings
+from fastcomposer.data.segment_crop import cut_out
+from fastcomposer.data.subject_selection import SubjectCandidate, choose_subjects
+from fastcomposer.data.transforms import ReferenceTransform, TargetTransform, sample_rng
+from fastcomposer.prompt import ParsedPrompt
 from fastcomposer.utils.errors import FaultError
 
 logger = logging.getLogger(__name__)
-
-REFERENCES = ("same_image", "other_image")
 
 
 class SubjectDataset(Dataset[SubjectBatch]):
     """Samples of a data folder.
 
-    A sample depends on (seed, epoch, index) alone, not on the number of workers or the order of drawing.
-    Its subjects are the segments of the given labels that the target still shows, ordered by their word in
+    A sample depends on (seed, epoch, index) alone, not on the number of workers or the order of reading.
+    Its subjects are the segments of the given labels that are visible in the target, ordered by their word in
     the caption. Where two share a word, or there are more than ``max_subjects``, the largest in the target
     stay (the smaller segment id where equal); one whose word lies beyond the tokenizer's limit is left out.
 
@@ -52,30 +48,13 @@ class SubjectDataset(Dataset[SubjectBatch]):
         root: Data folder in the published format (:mod:`fastcomposer.data.records`).
         split: ``train``, ``test`` or ``all``.
         tokenizer: CLIP tokenizer.
-        resolution: Height and width of the target in pixels, a multiple of 8.
-        reference_size: Height and width R of the references in pixels.
-        max_subjects: Subject slots K.
-        reference: ``same_image`` cuts the reference out of the target's record (docs/method.md);
-            ``other_image`` out of another record of the same identity where there is one.
-        num_references: References N of each subject: with ``other_image`` out of further records of the
-            identity, with ``same_image`` further augmentations of the same piece. The first is the one that
-            there is with N = 1; what is missing is masked.
-        background: What is around a subject in its references: ``noise`` (docs/method.md), ``black``, or
-        ``kept``.
-        labels: Labels of the segments that count as subjects; ``None`` for all.
-        min_subjects: Leave out records with fewer such segments.
-        share: How much of the remaining records to take, from the first one on; in (0, 1].
-        flip: Probability of mirroring the target.
-        augmentation: Augmentation of the references; ``None`` for none.
-        scaled_decoding: Decode images that are twice as large as needed, or more, at a half, quarter or
-            eighth of their size; the result differs from decoding them whole by about a level of 255.
-        on_bad_record: ``raise``, or ``skip`` to put the next good record in its place.
-        records: Where records are read from, if not from the folder itself.
+        settings: How records become samples.
+        records: Where records are read from; ``None`` for the folder itself.
         cache: Where samples take their moments and text states from; ``None`` leaves them out.
-        seed: Seed of all that is random.
 
     Raises:
-        ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
+        ValueError: If ``other_image`` is asked of data without identities, or the references are too small
+            for their augmentation.
         StaleCacheError: If the cache lacks records.
         RecordError: If the id list is missing or empty, or, under ``raise``, a record's JSON is bad.
     """
@@ -85,88 +64,53 @@ class SubjectDataset(Dataset[SubjectBatch]):
         root: str | Path,
         split: str,
         tokenizer: Any,
-        resolution: int,
-        reference_size: int,
+        settings: SampleSettings,
         *,
-        max_subjects: int = 4,
-        reference: str = "same_image",
-        num_references: int = 1,
-        background: str = "noise",
-        labels: Collection[str] | None = ("person",),
-        min_subjects: int = 0,
-        share: float = 1.0,
-        flip: float = 0.5,
-        augmentation: ReferenceAugmentation | None = PUBLISHED,
-        scaled_decoding: bool = True,
-        on_bad_record: str = "raise",
-        cache: StateCache | None = None,
         records: RecordTable | None = None,
-        seed: int = 42,
+        cache: StateCache | None = None,
     ) -> None:
-        check_settings(
-            max_subjects=max_subjects,
-            reference=reference,
-            num_references=num_references,
-            background=background,
-            labels=labels,
-            share=share,
-            flip=flip,
-            seed=seed,
-        )
-        self.root, self.split = root, split
-        self.tokenizer = tokenizer
-        self.target_transform = TargetTransform(resolution)
-        self.reference_transform = ReferenceTransform(reference_size, augmentation)
-        self.max_subjects, self.reference, self.flip = max_subjects, reference, flip
-        self.labels = None if labels is None else frozenset(labels)
-        self.scaled_decoding, self.on_bad_record, self.seed = scaled_decoding, on_bad_record, seed
+        self.root, self.split, self.tokenizer, self.settings = root, split, tokenizer, settings
+        self.target_transform = TargetTransform(settings.resolution)
+        self.reference_transform = ReferenceTransform(settings.reference_size, settings.augmentation)
         self.epoch = 0
-        self.index = records or RecordIndex(root, split, on_bad_record)
-        found = [i for i in self.index.record_ids if self.index.num_subjects(i, self.labels) >= min_subjects]
+        self.index = records or RecordIndex(root, split, settings.on_bad_record)
+        labels, least, share = settings.labels, settings.min_subjects, settings.train_share
+        found = [i for i in self.index.record_ids if self.index.num_subjects(i, labels) >= least]
         self.record_ids = tuple(found[: math.ceil(share * len(found))])
-        wanted = "any label" if self.labels is None else f"coco_label in {sorted(self.labels)}"
+        wanted = "any label" if labels is None else f"coco_label in {sorted(labels)}"
         if not self.record_ids:
-            raise RecordError(
-                f"{self.root}: no record of split {split!r} has {min_subjects} segments, {wanted}"
-            )
+            raise RecordError(f"{root}: no record of split {split!r} has {least} segments, {wanted}")
         self.cache = cache
         if cache is not None:
             cache.check_records(self.record_ids)
-        others = self.index.by_identity(self.labels) if reference == "other_image" else None
-        if others is not None and not others:
+        other_image = settings.reference == "other_image"
+        self._by_identity = self.index.by_identity(labels) if other_image else {}
+        if other_image and not self._by_identity:
             raise ValueError(
                 f"reference=other_image needs the field segments[].identity, which no segment in {root}, "
                 f"{wanted}, has; use reference=same_image"
             )
-        if others is not None and share < 1:  # what is left out shows nobody, either
+        if share < 1:  # references come from the records that are trained on
             taken = frozenset(self.record_ids)
-            others = {who: [place for place in places if place[0] in taken] for who, places in others.items()}
-        self.reference_source = ReferenceSource(
-            self.root, self._read, self.reference_transform, others, num_references, background
-        )
-        # In shared memory, because workers find what there is to count. Each place belongs to one record,
-        # so that a record met twice, or by two workers at once, counts once.
-        self._dropped = _shared_zeros(len(self.record_ids), len(DROPPED), dtype=torch.int16)
+            self._by_identity = {
+                identity: [place for place in places if place[0] in taken]
+                for identity, places in self._by_identity.items()
+            }
+        # References of other images are not cut out of what is decoded for the target.
+        zoom = settings.augmentation is not None and settings.augmentation.zoom > 0
+        reference_size = 0 if other_image else settings.reference_size
+        self._target_needs = NeededSize(settings.resolution, reference_size, zoom)
+        self._reference_needs = NeededSize(1, settings.reference_size, zoom)
+        # In shared memory, so that a record that two workers read counts once.
         self._place = {record_id: place for place, record_id in enumerate(self.index.record_ids)}
-        self._unreadable = _shared_zeros(len(self.index.record_ids), dtype=torch.bool)
+        self._unreadable = _shared_flags(len(self.index.record_ids))
 
     def __len__(self) -> int:
         return len(self.record_ids)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of samples drawn by a plain index; (epoch, index) pairs carry their own."""
+        """Set the epoch of samples read by a plain index; (epoch, index) pairs carry their own."""
         self.epoch = epoch
-
-    def report(self) -> dict[str, int]:
-        """Count what has been left out of the samples drawn so far, by all workers.
-
-        Returns:
-            ``bad_records``: records found bad, when indexed or when read; and subjects dropped by reason:
-            ``empty_mask``, ``same_word``, ``beyond_tokens``, ``over_max_subjects``.
-        """
-        dropped = self._dropped.sum(dim=0).tolist()
-        bad = len(self.index.bad_records) + int(self._unreadable.sum())
-        return {"bad_records": bad, **dict(zip(DROPPED, dropped, strict=True))}
 
     def bad_records(self) -> dict[str, str]:
         """Return the reason for each bad record found so far, by all workers."""
@@ -174,7 +118,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         for place in self._unreadable.nonzero().flatten().tolist():
             record_id = self.index.record_ids[place]
             try:
-                self.index.read(record_id, self.labels)
+                self._decode(record_id, None)
             except RecordError as error:
                 reasons[record_id] = str(error)
             else:
@@ -191,34 +135,19 @@ class SubjectDataset(Dataset[SubjectBatch]):
         epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} records")
-        rng = sample_rng(self.seed, epoch, index % len(self))
+        rng = sample_rng(self.settings.seed, epoch, index % len(self))
         for step in range(len(self)):
-            place = (index + step) % len(self)
-            loaded = self._read(self.record_ids[place], self._reduction)
+            loaded = self._read(self.record_ids[(index + step) % len(self)], self._target_needs)
             if loaded is not None:
-                return self._sample(loaded, place, rng)
+                return self._sample(loaded, rng)
         raise RecordError(f"{self.root}: no record of split {self.split!r} is readable")
 
-    def _reduction(self, record: Record, height: int, width: int) -> int:
-        """Return the factor by which the image of a sample may be shrunk."""
-        factor = self.target_transform.reduction(height)
-        if self.reference == "other_image":  # the few references out of the target itself are read anew
-            return factor
-        boxes = [s.bbox for s in self._candidates(record)]
-        return min([factor, *(self.reference_transform.reduction(box, height, width) for box in boxes)])
-
-    def _candidates(self, record: Record) -> list[Segment]:
-        """Return the segments that may be subjects."""
-        return [s for s in record.segments if self.labels is None or s.label in self.labels]
-
-    def _read(
-        self, record_id: str, reduction: Callable[[Record, int, int], int] | None = None
-    ) -> LoadedRecord | None:
+    def _read(self, record_id: str, needed: NeededSize) -> LoadedRecord | None:
         """Read a record; ``None`` if it is bad and to be skipped."""
         try:
-            return self.index.read(record_id, self.labels, reduction if self.scaled_decoding else None)
+            return self._decode(record_id, needed if self.settings.scaled_decoding else None)
         except RecordError as error:
-            if self.on_bad_record == "raise":
+            if self.settings.on_bad_record == "raise":
                 raise
             place = self._place[record_id]
             if not self._unreadable[place]:
@@ -226,11 +155,14 @@ class SubjectDataset(Dataset[SubjectBatch]):
                 logger.warning("bad record skipped: %s", error)
             return None
 
-    def _sample(self, loaded: LoadedRecord, place: int, rng: np.random.Generator) -> SubjectBatch:
-        flip = bool(rng.random() < self.flip)
-        target, chosen = self._compose(loaded, place, flip=flip)
-        subjects, prompt = chosen.subjects, chosen.prompt
-        slots = self.max_subjects
+    def _decode(self, record_id: str, needed: NeededSize | None) -> LoadedRecord:
+        files = self.index.files(record_id)
+        return decode_record(record_id, files, self.index.place, self.settings.labels, needed)
+
+    def _sample(self, loaded: LoadedRecord, rng: np.random.Generator) -> SubjectBatch:
+        flip = bool(rng.random() < self.settings.flip)
+        target, subjects, prompt = self._compose(loaded, flip=flip)
+        slots = self.settings.max_subjects
         slot_masks = torch.zeros(1, slots, *target.shape[-2:])
         token_idx = torch.zeros(1, slots, dtype=torch.long)
         present = torch.zeros(1, slots, dtype=torch.bool)
@@ -238,8 +170,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             slot_masks[0, slot] = subject.mask
             token_idx[0, slot] = token
             present[0, slot] = True
-        segments = [subject.segment for subject in subjects]
-        references, extra, extra_present = self.reference_source.draw(loaded, segments, slots, rng)
+        references, extra, extra_present = self._references(loaded, subjects, rng)
         cached = {} if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
         return SubjectBatch(
             pixel_values=target[None],
@@ -255,6 +186,94 @@ class SubjectDataset(Dataset[SubjectBatch]):
             **cached,
         )
 
+    def _compose(
+        self, loaded: LoadedRecord, *, flip: bool
+    ) -> tuple[Tensor, list[SubjectCandidate], ParsedPrompt]:
+        """Make the target (3, H, W), choose the subjects visible in it, and parse the prompt with them."""
+        record, labels = loaded.record, self.settings.labels
+        segments = [segment for segment in record.segments if labels is None or segment.label in labels]
+        target, masks = self.target_transform(
+            torch.from_numpy(loaded.image).permute(2, 0, 1),
+            loaded.segment_map,
+            [segment.id for segment in segments],
+            flip=flip,
+        )
+        subjects, prompt = choose_subjects(
+            record, segments, masks, self.tokenizer, self.settings.max_subjects
+        )
+        return target, subjects, prompt
+
+    # --- references ----------------------------------------------------------------------------------------
+
+    def _references(
+        self, loaded: LoadedRecord, subjects: Sequence[SubjectCandidate], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Make the references of a sample.
+
+        Random numbers of the first references do not depend on N: further references follow all first ones.
+
+        Returns:
+            (1, K, 3, R, R) first references, and with N > 1 (1, K, N − 1, 3, R, R) further ones and which of
+            them there are, (1, K, N − 1) bool.
+        """
+        transform, slots = self.reference_transform, self.settings.max_subjects
+        further = self.settings.num_references - 1
+        first = torch.zeros(1, slots, 3, transform.size, transform.size)
+        crops = [self._crops(loaded, subject.segment, rng) for subject in subjects]
+        for slot, own in enumerate(crops):
+            first[0, slot] = transform(next(own), int(rng.integers(2**63)))
+        if not further:
+            return first, None, None
+        extra = torch.zeros(1, slots, further, 3, transform.size, transform.size)
+        present = torch.zeros(1, slots, further, dtype=torch.bool)
+        for slot, own in enumerate(crops):
+            for number, crop in enumerate(islice(own, further)):
+                extra[0, slot, number] = transform(crop, int(rng.integers(2**63)))
+                present[0, slot, number] = True
+        return first, extra, present
+
+    def _crops(self, loaded: LoadedRecord, segment: Segment, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Yield the crops that a subject's references are made of, at least one."""
+        found = False
+        for other in self._other_images(loaded.record.record_id, segment, rng):
+            found = True
+            yield self._crop(*other, rng)
+        if found:
+            return
+        other_image = self.settings.reference == "other_image"
+        if other_image and loaded.reduction > 1:  # decoded for the target alone
+            needed = replace(self._reference_needs, segment_id=segment.id)
+            loaded = self._read(loaded.record.record_id, needed) or loaded
+        own = self._crop(loaded, segment, rng)
+        yield own
+        while not other_image and self.settings.augmentation is not None:
+            yield own
+
+    def _crop(self, loaded: LoadedRecord, segment: Segment, rng: np.random.Generator) -> Tensor:
+        image, segment_map, background = loaded.image, loaded.segment_map, self.settings.background
+        return cut_out(image, segment_map, segment.id, segment.bbox, rng, loaded.reduction, background)
+
+    def _other_images(
+        self, record_id: str, segment: Segment, rng: np.random.Generator
+    ) -> Iterator[tuple[LoadedRecord, Segment]]:
+        """Yield other records of an identity in random order, each with the segment of the identity."""
+        places = self._by_identity.get(segment.identity or "", ())
+        others = [place for place in places if place[0] != record_id]
+        for number in rng.permutation(len(others)):
+            other_id, segment_id = others[number]
+            other = self._read(other_id, replace(self._reference_needs, segment_id=segment_id))
+            if other is None:
+                continue
+            for candidate in other.record.segments:
+                if candidate.id == segment_id and candidate.identity == segment.identity:
+                    yield other, candidate
+                    break
+            else:
+                path = record_path(self.root, other_id, ".json")
+                raise RecordError(f"{path}: segments[].identity: changed since the folder was indexed")
+
+    # --- precomputation ------------------------------------------------------------------------------------
+
     def target(self, place: int) -> Target | None:
         """Make the target of a record alone; ``None`` if the record is bad and to be skipped.
 
@@ -264,78 +283,28 @@ class SubjectDataset(Dataset[SubjectBatch]):
         Raises:
             RecordError: If the record is bad under ``raise``.
         """
-        loaded = self._read(self.record_ids[place], self._reduction)
+        loaded = self._read(self.record_ids[place], self._target_needs)
         if loaded is None:
             return None
-        pixels, chosen = self._compose(loaded, place, flip=False)
+        pixels, _, prompt = self._compose(loaded, flip=False)
         digest = content_digest(loaded.image_file, loaded.record.caption)
-        return Target(loaded.record.record_id, digest, pixels, chosen.prompt.input_ids)
+        return Target(loaded.record.record_id, digest, pixels, prompt.input_ids)
 
     def digest(self, place: int) -> bytes | None:
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
-        record_id = self.record_ids[place]
         try:
-            return content_digest(*self.index.image_and_caption(record_id))
+            return content_digest(*self.index.image_and_caption(self.record_ids[place]))
         except (RecordError, OSError):
             return None
 
-    def _compose(self, loaded: LoadedRecord, place: int, *, flip: bool) -> tuple[Tensor, Choice]:
-        """Make the target (3, H, W), choose the subjects that it shows, and parse the prompt with them."""
-        record = loaded.record
-        candidates = self._candidates(record)
-        target, target_masks = self.target_transform(
-            torch.from_numpy(loaded.image).permute(2, 0, 1),
-            loaded.segment_map,
-            [segment.id for segment in candidates],
-            flip=flip,
-        )
-        chosen = choose_subjects(record, candidates, target_masks, self.tokenizer, self.max_subjects)
-        if any(chosen.dropped):
-            self._dropped[place] = torch.tensor(chosen.dropped, dtype=torch.int16)
-        return target, chosen
 
-
-def check_settings(
-    *,
-    max_subjects: int,
-    reference: str,
-    num_references: int,
-    background: str,
-    labels: Collection[str] | None,
-    share: float,
-    flip: float,
-    seed: int,
-) -> None:
-    """Check the settings that need no data.
-
-    Raises:
-        ValueError: If one is out of range, with the name of the setting.
-    """
-    if max_subjects < 1:
-        raise ValueError(f"max_subjects must be at least 1, not {max_subjects}")
-    if reference not in REFERENCES:
-        raise ValueError(f"reference must be one of {', '.join(REFERENCES)}, not {reference!r}")
-    if num_references < 1:
-        raise ValueError(f"num_references must be at least 1, not {num_references}")
-    if background not in BACKGROUNDS:
-        raise ValueError(f"background must be one of {', '.join(BACKGROUNDS)}, not {background!r}")
-    if isinstance(labels, str):
-        raise ValueError(f"labels must be a list, such as [{labels}], or null for all")
-    if not 0 < share <= 1:
-        raise ValueError(f"train_share must be above 0 and at most 1, not {share}")
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip must be a probability, not {flip}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, not {seed}")
-
-
-def _shared_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros that the processes of a loader write to.
+def _shared_flags(count: int) -> Tensor:
+    """Make flags that all processes of a loader write to.
 
     Raises:
         FaultError: If there is no room for them.
     """
     try:
-        return torch.zeros(*shape, dtype=dtype).share_memory_()
+        return torch.zeros(count, dtype=torch.bool).share_memory_()
     except RuntimeError as error:
         raise FaultError(f"no room in shared memory (/dev/shm): {error}") from error

@@ -6,22 +6,22 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from fastcomposer.data.records import (
     ID_LISTS,
-    LoadedRecord,
-    Record,
     RecordError,
     RecordFiles,
-    decode_record,
     read_files,
     read_ids,
     read_json,
     record_path,
     write_atomically,
 )
+from fastcomposer.utils.settings import digest
 
 ON_BAD_RECORD = ("raise", "skip")
 _INDEX_VERSION = 1
@@ -43,15 +43,6 @@ class RecordTable:
     record_ids: tuple[str, ...]
     bad_records: dict[str, str]
     segments: Segments
-
-    def read(
-        self,
-        record_id: str,
-        labels: Collection[str] | None = None,
-        reduction: Callable[[Record, int, int], int] | None = None,
-    ) -> LoadedRecord:
-        """Read and validate one record, as :func:`~fastcomposer.data.records.read_record` does."""
-        return decode_record(record_id, self.files(record_id), self.place, labels, reduction)
 
     def files(self, record_id: str) -> RecordFiles:
         """Read the files of a record."""
@@ -140,12 +131,12 @@ class RecordIndex(RecordTable):
 def _fingerprint(id_list: Path, ids: Iterable[str]) -> str:
     """Hash what changes when records are added, rewritten or removed, without opening them."""
     status = id_list.stat()
-    digest = hashlib.sha256(id_list.read_bytes())
-    digest.update(repr((_INDEX_VERSION, status.st_mtime_ns, status.st_size)).encode())
+    found = hashlib.sha256(id_list.read_bytes())
+    found.update(repr((_INDEX_VERSION, status.st_mtime_ns, status.st_size)).encode())
     for folder in sorted({record_id[:5] for record_id in ids}):
         path = id_list.parent / folder
-        digest.update(repr((folder, path.stat().st_mtime_ns if path.is_dir() else None)).encode())
-    return digest.hexdigest()
+        found.update(repr((folder, path.stat().st_mtime_ns if path.is_dir() else None)).encode())
+    return found.hexdigest()
 
 
 def _load_index(path: Path, key: str) -> Segments:
@@ -162,3 +153,31 @@ def _save_index(path: Path, key: str, segments: Segments) -> None:
     content = json.dumps({"key": key, "records": segments}, ensure_ascii=False).encode()
     with contextlib.suppress(OSError):  # a read-only data folder: the index lives in memory
         write_atomically(path, lambda file: file.write(content))
+
+
+def describe_records(table: RecordTable, labels: Collection[str] | None) -> dict[str, Any]:
+    """Describe a split.
+
+    Args:
+        table: Its records; pixels are not looked at.
+        labels: Labels of the segments that count as subjects; ``None`` for all.
+
+    Returns:
+        Plain values: how many ``records`` and ``bad_records``, ``subjects`` and ``identities`` there are,
+        ``records_by_subjects`` and ``subjects_by_label``, and the ``digest`` of ids, labels and identities.
+    """
+    names = tuple(dict.fromkeys(table.record_ids))
+    segments = {name: table.segments[name] for name in names}
+    counts = [table.num_subjects(name, labels) for name in names]
+    by_label = Counter(
+        label for found in segments.values() for _, label, _ in found if labels is None or label in labels
+    )
+    return {
+        "records": len(names),
+        "bad_records": len(table.bad_records),
+        "subjects": sum(counts),
+        "identities": len(table.by_identity(labels)),
+        "records_by_subjects": {str(k): n for k, n in sorted(Counter(counts).items())},
+        "subjects_by_label": dict(sorted(by_label.items())),
+        "digest": digest([list(table.record_ids), segments]),
+    }

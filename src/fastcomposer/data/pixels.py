@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,9 @@ def check_pixels(
         raise record_error(path, f"segments[{number}].bbox", f"{where} holds no pixel of the segment")
 
 
-REDUCTIONS = (8, 4, 2)
-"""Factors by which a JPEG decoder can leave out pixels before they are computed."""
-
-
 _MOST_RATIO = 32
 _SMALL = 1024  # pixels of a side
+_REDUCTIONS = (8, 4, 2)  # factors by which a JPEG decoder leaves out pixels before they are computed
 
 
 def is_narrow(size: tuple[int, int]) -> bool:
@@ -64,29 +62,48 @@ def is_narrow(size: tuple[int, int]) -> bool:
     return max(size) > max(_SMALL, _MOST_RATIO * min(size))
 
 
-def reduction_for(size: int, needed: int) -> int:
-    """Return the largest factor by which a side may shrink and still have enough pixels.
+@dataclass(frozen=True)
+class NeededSize:
+    """The pixels that a sample needs of an image; a JPEG with more is decoded at a fraction of its size.
 
-    Args:
-        size: Pixels of the side in the file.
-        needed: Pixels that must be left, at least 1.
-
-    Returns:
-        8, 4, 2 or 1.
+    Attributes:
+        height: Of the image, in pixels.
+        reference: Side in pixels of the references cut out of the image; 0 for none.
+        zoom: Whether a reference may be enlarged, which then shows a square as wide as the segment.
+        segment_id: The only segment that becomes a reference; ``None`` for all.
     """
-    return next((factor for factor in REDUCTIONS if size // factor >= needed), 1)
+
+    height: int
+    reference: int
+    zoom: bool
+    segment_id: int | None = None
+
+    def reduction(self, segments: Iterable[Segment], height: int, width: int) -> int:
+        """Return the largest factor by which an image may shrink: 8, 4, 2 or 1.
+
+        Args:
+            segments: Segments that may become references.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+        """
+        sides = [height // max(self.height, 1)]
+        for segment in segments:
+            if self.reference and self.segment_id in (None, segment.id):
+                x1, y1, x2, y2 = clamp_box(segment.bbox, height, width)
+                sides.append((x2 - x1 if self.zoom else max(x2 - x1, y2 - y1)) // self.reference)
+        return next((factor for factor in _REDUCTIONS if min(sides) >= factor), 1)
 
 
 def decode_image(
-    content: bytes, path: Path, reduction: Callable[[int, int], int] | None = None
+    content: bytes, path: Path, segments: Iterable[Segment] = (), needed: NeededSize | None = None
 ) -> tuple[np.ndarray, tuple[int, int], int]:
     """Decode a photo.
 
     Args:
-        content: Of a JPEG file; what is not JPEG inside is decoded whole.
+        content: Of a JPEG file. Other formats are decoded at full size.
         path: Of the file, for messages.
-        reduction: From height and width in the file to the factor to shrink both by: 1, 2, 4 or 8. ``None``
-            for 1.
+        segments: Segments that may become references.
+        needed: What is needed of the image; ``None`` for all pixels.
 
     Returns:
         (ceil(H / r), ceil(W / r), 3) uint8 RGB, height and width in the file, and the factor r.
@@ -100,7 +117,7 @@ def decode_image(
             width, height = image.size
             if is_narrow(image.size):
                 raise ValueError(f"{width} x {height} pixels (width x height) are too narrow for a record")
-            factor = 1 if reduction is None else reduction(height, width)
+            factor = 1 if needed is None else needed.reduction(segments, height, width)
             possible = 1 < factor <= min(height, width)
             if not possible or image.draft("RGB", (width // factor, height // factor)) is None:
                 factor = 1

@@ -13,15 +13,14 @@ Segments may carry one field more than the published format, ``"identity"``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fastcomposer.data.pixels import check_pixels, decode_image, decode_map
+from fastcomposer.data.pixels import NeededSize, check_pixels, decode_image, decode_map
 
 # What records are made of is reached through this module too.
 from fastcomposer.data.record import LoadedRecord as LoadedRecord
@@ -272,7 +271,7 @@ def read_record(
     root: str | Path,
     record_id: str,
     labels: Collection[str] | None = None,
-    reduction: Callable[[Record, int, int], int] | None = None,
+    needed: NeededSize | None = None,
 ) -> LoadedRecord:
     """Read and validate one record with its pixels.
 
@@ -280,13 +279,12 @@ def read_record(
         root: Data folder.
         record_id: Name of the record.
         labels: Check the pixels of segments with these labels only; ``None`` checks all.
-        reduction: From the JSON part, height and width to the factor by which the image may be shrunk
-            (:func:`fastcomposer.data.pixels.decode_image`); ``None`` for 1.
+        needed: What is needed of the image; ``None`` for all pixels.
 
     Raises:
         RecordError: For every defect, naming file and field.
     """
-    return decode_record(record_id, read_files(root, record_id), root, labels, reduction)
+    return decode_record(record_id, read_files(root, record_id), root, labels, needed)
 
 
 def read_files(root: str | Path, record_id: str) -> RecordFiles:
@@ -308,24 +306,13 @@ def decode_record(
     files: RecordFiles,
     root: str | Path,
     labels: Collection[str] | None = None,
-    reduction: Callable[[Record, int, int], int] | None = None,
+    needed: NeededSize | None = None,
 ) -> LoadedRecord:
-    """Validate and decode one record.
-
-    Args:
-        record_id: Name of the record.
-        files: Content of its files.
-        root: Data folder that they come from, for messages.
-        labels: See :func:`read_record`.
-        reduction: See :func:`read_record`.
-
-    Raises:
-        RecordError: For every defect, naming file and field.
-    """
+    """Validate and decode one record from the content of its files; see :func:`read_record`."""
     path = record_path(root, record_id, ".json")
     record = _decode_json(files.json, path, record_id)
-    chosen = None if reduction is None else partial(reduction, record)
-    image, size, factor = decode_image(files.jpg, path.with_suffix(".jpg"), chosen)
+    chosen = [segment for segment in record.segments if labels is None or segment.label in labels]
+    image, size, factor = decode_image(files.jpg, path.with_suffix(".jpg"), chosen, needed)
     segment_map = decode_map(files.npy, path.with_suffix(".npy"))
     check_pixels(record.segments, size, segment_map, path, labels)
     return LoadedRecord(record, image, segment_map, files.jpg, factor)

@@ -11,18 +11,15 @@ from torch import Tensor
 from fastcomposer.data.records import Record, Segment
 from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt, place_markers
 
-DROPPED = ("empty_mask", "same_word", "beyond_tokens", "over_max_subjects")
-"""Why segments are left out."""
-
 
 @dataclass(frozen=True)
-class Subject:
-    """A subject of a sample.
+class SubjectCandidate:
+    """A segment that may become a subject.
 
     Attributes:
-        segment: Its segment.
+        segment: The segment.
         end: Character offset in the caption just after its word.
-        mask: (H, W) bool, where the target shows it.
+        mask: (H, W) bool, its pixels in the target.
     """
 
     segment: Segment
@@ -30,60 +27,37 @@ class Subject:
     mask: Tensor
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The subjects of a sample.
-
-    Attributes:
-        subjects: In the order of their words.
-        prompt: The caption with them.
-        dropped: How many segments were left out, for each reason of :data:`DROPPED`.
-    """
-
-    subjects: list[Subject]
-    prompt: ParsedPrompt
-    dropped: tuple[int, ...]
-
-
 def choose_subjects(
-    record: Record, candidates: Sequence[Segment], masks: Tensor, tokenizer: Any, max_subjects: int
-) -> Choice:
+    record: Record, segments: Sequence[Segment], masks: Tensor, tokenizer: Any, max_subjects: int
+) -> tuple[list[SubjectCandidate], ParsedPrompt]:
     """Choose the subjects of a sample: the largest, each with a word of its own that the tokenizer keeps.
 
     Args:
         record: The record.
-        candidates: Its segments that may be subjects.
-        masks: (len(candidates), H, W) bool, where the target shows them.
+        segments: Its segments that may be subjects.
+        masks: (len(segments), H, W) bool, their pixels in the target.
         tokenizer: CLIP tokenizer.
         max_subjects: Most subjects.
+
+    Returns:
+        The subjects in the order of their words, and the caption with a marker for each.
 
     Raises:
         PromptError: If the caption alone cannot be parsed.
     """
     areas = masks.sum(dim=(1, 2)).tolist()
-    order = sorted(range(len(candidates)), key=lambda i: (-areas[i], candidates[i].id))
-    dropped = dict.fromkeys(DROPPED, 0)
-    by_end: dict[int, Subject] = {}  # the largest first
-    for number in order:
-        segment = candidates[number]
-        end = len(record.caption[: segment.end].rstrip())  # two offsets around a space are one word
-        if not areas[number]:
-            dropped["empty_mask"] += 1
-        elif end in by_end:
-            dropped["same_word"] += 1
-        else:
-            by_end[end] = Subject(segment, end, masks[number])
+    by_end: dict[int, SubjectCandidate] = {}  # the largest first
+    for number in sorted(range(len(segments)), key=lambda i: (-areas[i], segments[i].id)):
+        end = len(record.caption[: segments[number].end].rstrip())  # two offsets around a space are one word
+        if areas[number] and end not in by_end:
+            by_end[end] = SubjectCandidate(segments[number], end, masks[number])
     while True:
-        subjects = sorted(list(by_end.values())[:max_subjects], key=lambda s: s.end)
+        subjects = sorted(list(by_end.values())[:max_subjects], key=lambda subject: subject.end)
         caption = place_markers(record.caption, [subject.end for subject in subjects])
         try:
-            prompt = parse_prompt(caption, tokenizer, num_references=len(subjects))
-            break
+            return subjects, parse_prompt(caption, tokenizer, num_references=len(subjects))
         except PromptError:
             if not subjects:
                 raise
             # Beyond the tokenizer's limit: the last one at least. The next in size may take its slot.
             del by_end[subjects[-1].end]
-            dropped["beyond_tokens"] += 1
-    dropped["over_max_subjects"] = len(by_end) - len(subjects)
-    return Choice(subjects, prompt, tuple(dropped.values()))
