@@ -132,7 +132,7 @@ def _choose(file: File, entry: dict[str, Any], path: Path) -> None:
             if name is None or not (CONF / folder / f"{name}.yaml").is_file():
                 continue
             values = read(str(folder / name)).values
-            if source not in ("methods", *_OVERRIDES):
+            if source not in ("compared", *_OVERRIDES):
                 for part in reversed((target or source).split(".")):
                     values = {part: values}
             file.values = _merged(file.values, values)

@@ -38,7 +38,7 @@ GROUPS = {
     "experiment": "train",
     "metrics": "evaluate",
     "benchmark": "evaluate",
-    "methods": "evaluate",
+    "compared": "evaluate",
     "sweep": "train",
 }
 LAUNCHERS = [file.stem for file in sorted((CONFIG_FOLDER / "hydra" / "launcher").glob("*.yaml"))]

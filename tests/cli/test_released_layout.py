@@ -68,7 +68,7 @@ def test_every_command_loads_what_the_api_loads(checkpoint: Path, tiny_base: Pat
     named = [*model, f"checkpoint={checkpoint}"]
     for command in ("generate", "demo"):
         assert_same(networks(trained_pipeline(composed(command, *named), None)), expected)
-    config = composed("evaluate", *named, "methods=[fastcomposer]")
+    config = composed("evaluate", *named, "compared=[fastcomposer]")
     assert_same(networks(instantiate(config.methods.fastcomposer.pipeline)()), expected)
     assert_same(networks(load_trained_model(config.model, str(checkpoint))), expected)
     config = composed(

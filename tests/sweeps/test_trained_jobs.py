@@ -104,7 +104,7 @@ def test_the_job_that_changes_nothing_is_found() -> None:
     assert unchanging_job(config, [["seed=1", "method.vision_layers=2"]]) is None
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         evaluation = compose("evaluate", return_hydra_config=True)
-    assert unchanging_job(evaluation, [["methods=[text_only]"], ["sampler=dpm"], ["sampler=mini"]]) == 2
+    assert unchanging_job(evaluation, [["compared=[text_only]"], ["sampler=dpm"], ["sampler=mini"]]) == 2
 
 
 def test_only_trainings_of_fastcomposer_are_scorable() -> None:

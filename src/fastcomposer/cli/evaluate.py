@@ -14,6 +14,8 @@ from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
 from fastcomposer.utils.lock import sole_run
 from fastcomposer.utils.texts import plain
 
+SPOKEN = ("methods", "compared")
+"""``methods=[...]`` chooses from the group ``compared``: the configurations of the methods to compare."""
 _RESUME = ("auto", "restart")
 
 
@@ -32,10 +34,10 @@ def check_objective(config: DictConfig) -> None:
 
 def with_fastcomposer(arguments: Sequence[str]) -> list[str]:
     """Name the jobs of a sweep, and the method that they have trained."""
-    return with_jobs(arguments, "methods=[fastcomposer]")
+    return with_jobs(arguments, f"{SPOKEN[1]}=[fastcomposer]")
 
 
-@command("evaluate", check_objective=check_objective, expand=with_fastcomposer)
+@command("evaluate", spoken=SPOKEN, check_objective=check_objective, expand=with_fastcomposer)
 def main(config: DictConfig) -> float | None:
     """Sample, score, print the scores, and write them."""
     if config.resume not in _RESUME:

@@ -209,11 +209,11 @@ def test_references_are_found_in_folders_too(tmp_path: Path) -> None:
 
 def test_methods_are_named_once(tmp_path: Path) -> None:
     Plan(
-        "evaluate", "", ("methods",), (("methods=[text_only,fastcomposer]",), ("methods=[dreambooth]",))
+        "evaluate", "", ("compared",), (("compared=[text_only,fastcomposer]",), ("compared=[dreambooth]",))
     ).write(tmp_path)
     score = Estimate(0.3, (0.2, 0.4))
     for number, names in enumerate((("text_only", "fastcomposer"), ("dreambooth",))):
-        job = Job(number, tmp_path / str(number), (f"methods=[{','.join(names)}]",))
+        job = Job(number, tmp_path / str(number), (f"compared=[{','.join(names)}]",))
         job.ended("finished").write()
         write_results(job.folder / "results.json", [row(name, score) for name in names], {})
     sweep, _, (file,) = write_sweep_report(tmp_path, ("html",))

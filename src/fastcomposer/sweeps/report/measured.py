@@ -81,7 +81,7 @@ _PLOTTED = (
     "train/images",
 )
 _LEAST = 3  # values for an interval
-_IN_SERIES = frozenset({"methods", "alphas"})  # keys that the names of series contain already
+_IN_SERIES = frozenset({"compared", "alphas"})  # keys that the names of series contain already
 _WORDS = {"null": "none", "true": "on", "false": "off"}
 _LONG_NUMBER = re.compile(r"(?=.{11})[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 
