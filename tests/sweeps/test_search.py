@@ -72,7 +72,9 @@ def test_learning_rate_and_steps_are_searched(
     monkeypatch.setattr(sys, "argv", ["report", "sweep=multirun/search/textual_inversion"])
     report.main()
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("Textual Inversion, best of 2: steps=")
+    assert out[0].startswith(
+        "Textual Inversion, best of 2: methods.textual_inversion.personalize.method.steps="
+    )
     assert out[-1] == "multirun/search/textual_inversion/report.html"
     assert "(best)" in Path("multirun/search/textual_inversion/tables.md").read_text()
 

@@ -94,7 +94,8 @@ class Plan:
 
     def alone(self, job: Job) -> str:
         """The call that runs by itself, and without the sweep's own settings, what a job ran."""
-        program, given = (words := shlex.split(self.call))[:2], words[2:]  # fastcomposer and the subcommand
+        parts = shlex.split(self.call)
+        program, given = parts[:2], parts[2:]  # fastcomposer and the subcommand
         kept = [word for word in given if not self._is_of_sweep(word)]
         return shlex.join([*program, *kept, *(f for f in job.overrides if key_and_value(f)[0] in self.swept)])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +13,9 @@ from fastcomposer.evaluation.results import ResultRow, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.miniworld.people import rendered_people
 from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities
-from fastcomposer.sweeps.report.grid_search import (
-    best_of,
-    best_sentences,
-    differing,
-    load_search,
-    read_sweep,
-)
+from fastcomposer.sweeps.jobs import Job
+from fastcomposer.sweeps.report.grid_search import best_settings, load_search
+from fastcomposer.sweeps.report.measured import read_measured
 from fastcomposer.sweeps.report.sampling_objective import SamplingObjective
 
 DEFINITIONS = Path(__file__).resolve().parents[3] / "data" / "benchmarks" / "mini"
@@ -42,23 +36,13 @@ def row(
 
 
 def job(
-    folder: Path,
-    method: str,
-    rate: float,
-    steps: int,
-    identity: float,
-    prompt: float,
-    text: float = 0.25,
-    images: int = 8,
+    folder: Path, method: str, number: int, chosen: str, identity: float, prompt: float, images: int = 8
 ) -> None:
     """Write what a job leaves behind."""
-    rows = [row("text_only", 0.0, text, images), row(method, identity, prompt, images)]
-    write_results(folder / "results.json", rows, {})
-    recipe = {"method": {"optimizer": {"lr": rate, "betas": [0.9, 0.99]}, "steps": steps, "flip": 0.5}}
-    for name, decides in (("text_only", {}), (method, {"recipe": recipe})):
-        run = {"benchmark": "single_subject", "method": name, "settings": {}, "decides": decides}
-        (folder / "single_subject" / name).mkdir(parents=True)
-        (folder / "single_subject" / name / "run.json").write_text(json.dumps(run))
+    overrides = tuple(f"methods.x.{text}" for text in chosen.split())
+    Job(number, folder / str(number), overrides).ended("finished").write()
+    rows = [row("text_only", 0.0, 0.25, images), row(method, identity, prompt, images)]
+    write_results(folder / str(number) / "results.json", rows, {})
 
 
 def test_nobody_of_the_test_is_drawn(tmp_path: Path) -> None:
@@ -75,47 +59,31 @@ def test_nobody_of_the_test_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_best_keeps_most_of_the_prompt(tmp_path: Path) -> None:
-    job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
-    job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22)
-    job(tmp_path / "2", "dreambooth", 1e-3, 80, 0.60, 0.21)  # 84 % of 0.25
-    job(tmp_path / "other" / "0", "textual_inversion", 1e-2, 60, 0.20, 0.10)
-    job(tmp_path / "other" / "1", "textual_inversion", 1e-2, 120, 0.10, 0.12)
-    tried = read_sweep(tmp_path)
-    assert [len(found) for found in tried.values()] == [3, 2]
-    assert differing(tried["dreambooth"])[1] == {"optimizer.lr": 1e-4, "steps": 80}
-    assert best_of(tried["dreambooth"]).row.identity_preservation.mean == 0.40
-    # Where none keeps so much, the highest identity of all.
-    assert best_of(tried["textual_inversion"]).row.identity_preservation.mean == 0.20
-    sentences, tables = best_sentences(tmp_path)
-    assert sentences == [
-        "DreamBooth, best of 3: optimizer.lr=0.0001 steps=80",
-        "Textual Inversion, best of 2: steps=60",
-    ]
-    text = to_markdown(tables[0])
-    assert text.index("| optimizer.lr 0.001, steps 80 | 0.600 [0.590, 0.610] | 0.210") < text.index(
-        "| **optimizer.lr 0.0001, steps 80 (best)** | 0.400 [0.390, 0.410] | 0.220 [0.210, 0.230] | 88.0 % |"
+    one, other = tmp_path / "one", tmp_path / "other"
+    job(one, "dreambooth", 0, "lr=1e-4 method.steps=40", 0.30, 0.24)
+    job(one, "dreambooth", 1, "lr=1e-4 method.steps=80", 0.40, 0.22)
+    job(one, "dreambooth", 2, "lr=1e-3 method.steps=80", 0.60, 0.21)  # 84 % of 0.25
+    sentences, (table,) = best_settings(read_measured(one))
+    assert sentences == ["DreamBooth, best of 3: methods.x.lr=1e-4 methods.x.method.steps=80"]
+    text = to_markdown(table)
+    best = "| **x.lr 1e-4, method.steps 80: DreamBooth (best)** | 0.400 [0.390, 0.410]"
+    assert text.index("| x.lr 1e-3, method.steps 80: DreamBooth | 0.600 [0.590, 0.610] | 0.210") < text.index(
+        f"{best} | 0.220 [0.210, 0.230] | 88.0 % |"
     )
     assert "keep 85% of the prompt consistency of text alone" in text
+    # Where none keeps so much, the highest identity of all.
+    job(other, "textual_inversion", 0, "method.steps=60", 0.20, 0.10)
+    job(other, "textual_inversion", 1, "method.steps=120", 0.10, 0.12)
+    sentences, _ = best_settings(read_measured(other))
+    assert sentences == ["Textual Inversion, best of 2: methods.x.method.steps=60"]
 
 
-def test_scores_of_different_scorers_are_not_compared(tmp_path: Path) -> None:
-    for number, scorer in enumerate((None, "abc")):
-        rows = [replace(row(name, 0.3, 0.24), scored_by=scorer) for name in ("text_only", "dreambooth")]
-        write_results(tmp_path / str(number) / "results.json", rows, {})
-    with pytest.raises(ValueError, match=r"scored_by: None, not 'abc'"):
-        read_sweep(tmp_path)
-
-
-def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"sweep=.*: no results\.json in it; evaluate -m sweep="):
-        read_sweep(tmp_path)
-    job(tmp_path / "0", "dreambooth", 1e-4, 40, 0.30, 0.24)
-    job(tmp_path / "1", "dreambooth", 1e-4, 80, 0.40, 0.22, images=16)
-    with pytest.raises(ValueError, match="the jobs of dreambooth have sampled different cases"):
-        read_sweep(tmp_path)
-    write_results(tmp_path / "1" / "results.json", [row("dreambooth", 0.1, 0.2)], {})
-    with pytest.raises(ValueError, match="no row of text_only to compare others with"):
-        read_sweep(tmp_path)
+def test_jobs_of_different_cases_have_no_best(tmp_path: Path) -> None:
+    job(tmp_path, "dreambooth", 0, "steps=40", 0.30, 0.24)
+    job(tmp_path, "dreambooth", 1, "steps=80", 0.40, 0.22, images=16)
+    assert best_settings(read_measured(tmp_path)) == ([], [])
+    write_results(tmp_path / "1" / "results.json", [row("dreambooth", 0.1, 0.2)], {})  # without text alone
+    assert best_settings(read_measured(tmp_path)) == ([], [])
 
 
 ROWS = [

@@ -1,21 +1,17 @@
-"""Search of settings on people that no test shows: the benchmark, what was tried, and which is best."""
+"""Search of settings on people that no test shows: the benchmark, and the best of a grid."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.load_results import TEXT_ONLY, method_name
-from fastcomposer.evaluation.report.table import Cell, Column, Table, make_frame
-from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_alike, read_results
-from fastcomposer.evaluation.scorers import check_same
-from fastcomposer.evaluation.store import RUN_NAME, read_run
+from fastcomposer.evaluation.report.table import Column, Table, make_frame
+from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_alike
+from fastcomposer.sweeps.report.measured import Group, Sweep
 
 RULE = (
     f"Best is the highest identity among the settings that keep {LEAST_CONSISTENCY:.0%} of the prompt "
@@ -29,23 +25,6 @@ _COLUMNS = (
     Column("s to personalise", "seconds"),
     Column("images", "count"),
 )
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A choice of settings, as one job of a sweep has measured it."""
-
-    row: ResultRow
-    text_only: ResultRow  # on the same cases
-    settings: Mapping[str, Any]  # that its images depend on, by dotted name
-
-    @property
-    def cells(self) -> list[Cell]:
-        """Its figures in a table."""
-        row = self.row
-        kept = row.prompt_consistency.mean / self.text_only.prompt_consistency.mean
-        scores = row.identity_preservation, row.prompt_consistency, kept, row.detection_rate
-        return [*scores, row.personalization_seconds_per_subject, row.images]
 
 
 def load_search(
@@ -69,98 +48,41 @@ def load_search(
     return [benchmark if part is None else benchmark.subset(**vars(part))]
 
 
-def read_sweep(folder: str | Path) -> dict[str, list[Tried]]:
-    """Read the results of the jobs of the sweeps in a folder, by method.
+def best_settings(sweep: Sweep) -> tuple[list[str], list[Table]]:
+    """The best settings of each method of a grid in a sentence, and tables of all that were tried.
 
-    Raises:
-        FileNotFoundError: If there are no results.
-        ValueError: If a job lacks text alone, jobs were scored by different extractors, or those of a method
-            have sampled different cases.
+    Only of methods that several jobs have sampled on the same cases as text alone.
     """
-    root = Path(folder)
-    files = sorted(root.rglob("results.json"))
-    if not files:
-        raise FileNotFoundError(f"sweep={root}: no results.json in it; evaluate -m sweep=... writes them")
-    tried: dict[str, list[Tried]] = {}
-    read = {file: read_results(file).rows for file in files}
-    check_same((file.parent, row) for file, rows in read.items() for row in rows)
-    for file, rows in read.items():
-        text = {row.benchmark: row for row in rows if row.method == TEXT_ONLY}
-        settings = _settings_of_runs(file.parent)
-        for row in rows:
-            if row.method == TEXT_ONLY:
-                continue
-            if row.benchmark not in text:
-                raise ValueError(f"{file}: no row of {TEXT_ONLY} to compare others with; add it to methods")
-            known = settings.get(_key(row.benchmark, row.method, row.settings), {})
-            found = tried.setdefault(row.method, [])
-            found.append(Tried(row, text[row.benchmark], known))
-            one, two = (t.text_only.prompt_consistency.mean for t in (found[0], found[-1]))
-            # Text alone samples the same images in every job that has the same cases.
-            if row.images != found[0].row.images or not math.isclose(one, two, abs_tol=1e-3):
-                raise ValueError(
-                    f"sweep={root}: the jobs of {row.method} have sampled different cases; "
-                    "give all one benchmark"
-                )
-    return tried
+    found = [pair for group in sweep.groups for pair in _searched(group, sweep.keys)]
+    return [sentence for sentence, _ in found], [table for _, table in found]
 
 
-def differing(tried: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Of each choice, the settings that are not the same for all, by name."""
-    names = dict.fromkeys(name for one in tried for name in one.settings)
-    varied = [n for n in names if len({json.dumps(one.settings.get(n)) for one in tried}) > 1]
-    return [{name: one.settings.get(name) for name in varied} for one in tried]
+def _searched(group: Group, keys: Sequence[str]) -> Iterator[tuple[str, Table]]:
+    rows = [(entry, entry.run.row) for entry in group.entries if entry.run is not None]
+    text_only = {entry.job.folder: row for entry, row in rows if row.method == TEXT_ONLY}
+    for method in dict.fromkeys(row.method for _, row in rows if row.method != TEXT_ONLY):
+        tried = [(e, r) for e, r in rows if r.method == method and e.job.folder in text_only]
+        texts = [text_only[entry.job.folder] for entry, _ in tried]
+        varied = [key for key in keys if len({entry.job.chosen.get(key) for entry, _ in tried}) > 1]
+        if not varied or not _same_cases([row for _, row in tried], texts):
+            continue
+        best = most_alike([row for _, row in tried], texts[0])
+        entry = next(entry for entry, row in tried if row is best)
+        settings = " ".join(f"{key}={entry.job.chosen[key]}" for key in varied if key in entry.job.chosen)
+        lines = []
+        for (one, row), text in zip(tried, texts, strict=True):
+            kept = row.prompt_consistency.mean / text.prompt_consistency.mean
+            scores = row.identity_preservation, row.prompt_consistency, kept, row.detection_rate
+            label = one.label(varied) + " (best)" * (row is best)
+            lines.append((label, (*scores, row.personalization_seconds_per_subject, row.images)))
+        lines.sort(key=lambda line: -line[1][0].mean)
+        title, frame = f"{method_name(method)}: settings", make_frame("setting", _COLUMNS, lines)
+        strong = [label for label, _ in lines if label.endswith(" (best)")]
+        sentence = f"{method_name(method)}, best of {len(tried)}: {settings}"
+        yield sentence, Table(f"search_{method}", title, frame, (RULE,), strong=strong)
 
 
-def best_of(tried: Sequence[Tried]) -> Tried:
-    """Choose by :data:`RULE`."""
-    best = most_alike([one.row for one in tried], tried[0].text_only)
-    return next(one for one in tried if one.row is best)
-
-
-def best_sentences(folder: str | Path) -> tuple[list[str], list[Table]]:
-    """The best settings of each method in a sentence, and tables of all; none where none were searched."""
-    try:
-        tried = read_sweep(folder)
-    except (FileNotFoundError, ValueError):
-        return [], []
-    sentences, tables = [], []
-    for method, found in tried.items():
-        chosen, best = differing(found), best_of(found)
-        if settings := chosen[found.index(best)]:
-            text = " ".join(f"{name}={value}" for name, value in settings.items())
-            sentences.append(f"{method_name(method)}, best of {len(found)}: {text}")
-            tables.append(_table(method, found, chosen, best))
-    return sentences, tables
-
-
-def _table(method: str, tried: Sequence[Tried], chosen: Sequence[Mapping[str, Any]], best: Tried) -> Table:
-    """What was tried of a method, from the highest identity down."""
-    names = [", ".join(f"{name} {value}" for name, value in one.items()) for one in chosen]
-    order = sorted(zip(tried, names, strict=True), key=lambda pair: -pair[0].row.identity_preservation.mean)
-    lines = [(name + " (best)" * (one is best), one.cells) for one, name in order]
-    title = f"{method_name(method)}: settings, on people of the training split"
-    strong = [label for label, _ in lines if label.endswith(" (best)")]
-    return Table(f"search_{method}", title, make_frame("setting", _COLUMNS, lines), (RULE,), strong=strong)
-
-
-def _settings_of_runs(job: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Settings that the images of a job's runs depend on, beside the base and the sampler."""
-    found = {}
-    for file in sorted(job.glob(f"*/*/{RUN_NAME}")):
-        if (run := read_run(file.parent)) is not None:
-            recipe = run["decides"].get("recipe", {})
-            settings = {**run["settings"], **recipe.get("method", {})}
-            found[_key(run["benchmark"], run["method"], run["settings"])] = _flat(settings)
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _key(benchmark: str, method: str, settings: Mapping[str, Any]) -> tuple[str, str, str]:
-    return benchmark, method, json.dumps(settings, sort_keys=True)
+def _same_cases(rows: Sequence[ResultRow], texts: Sequence[ResultRow]) -> bool:
+    """Whether jobs have the same cases: there, text alone samples the same images in all."""
+    means = [text.prompt_consistency.mean for text in texts]
+    return len({row.images for row in rows}) == 1 and math.isclose(min(means), max(means), abs_tol=1e-3)

@@ -14,7 +14,7 @@ from fastcomposer.evaluation.report.table import Table, to_csv, to_latex, to_mar
 from fastcomposer.evaluation.report.write_report import FORMATS, check_formats, write_formats
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.sweeps.jobs import Job
-from fastcomposer.sweeps.report.grid_search import best_sentences
+from fastcomposer.sweeps.report.grid_search import best_settings
 from fastcomposer.sweeps.report.measured import (
     DIFFERENCE,
     Group,
@@ -57,7 +57,7 @@ def write_sweep_report(
         searches = [trial_table(sweep.plan.goal, sweep.jobs)]
         listed = [*searches, *tables]
     else:
-        sentences, searches = best_sentences(folder)
+        sentences, searches = best_settings(sweep)
         listed = [*tables, *searches]
     makers: dict[str, Callable[[], str]] = {
         "md": lambda: _markdown(sweep, sentences, listed),
