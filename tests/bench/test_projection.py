@@ -71,8 +71,8 @@ def test_divided_weights() -> None:
     [
         (lambda: project(ONE, SLOW, 0, 1, "ddp"), r"\[0\] devices and \[1\] records"),
         (lambda: project(ONE, SLOW, 1, 1, "zero"), r"plan\.strategies: 'zero' is not one of ddp, fsdp"),
-        (lambda: Machines(overlap=2), "overlap"),
-        (lambda: Machines(network_bandwidth=0), "network_bandwidth"),
+        (lambda: Machines(overlap=2), r"plan\.machines\.overlap=2"),
+        (lambda: Machines(network_bandwidth=0), r"plan\.machines\.network_bandwidth=0"),
     ],
 )
 def test_wrong_settings(call: Any, message: str) -> None:

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,8 +18,6 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
-from pydantic import Field, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Generator, Tensor
 from torch.utils.benchmark import timer  # waits for the accelerator
 
@@ -41,6 +39,17 @@ STRATEGIES = ("ddp", "fsdp")
 _WORD = "man"
 _FLOAT = 4
 _SAMPLE = 200  # records whose files are weighed
+_BY_DEVICES = {  # heading and unit of each figure
+    "memory_bytes": ("GB of a device", 1e9),
+    "network_bytes": ("GB sent in a step", 1e9),
+    "seconds_per_step": ("s / step", 1),
+    "hours_per_epoch": ("h / epoch", 1),
+}
+_BY_RECORDS = {
+    "shard_bytes": ("TB of shards", 1e12),
+    "cache_bytes": ("TB of a cache", 1e12),
+    "index_bytes": ("GB of index in every process", 1e9),
+}
 
 
 # --- personalization ----------------------------------------------------------------------------------------
@@ -183,14 +192,21 @@ def _check(repeats: int) -> None:
 # --- growth -------------------------------------------------------------------------------------------------
 
 
-@checked_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Machines:
     """Connections between devices, in bytes a second; a ring exchanges gradients and divided weights."""
 
-    per_node: PositiveInt = 8
-    node_bandwidth: PositiveFloat = 300e9
-    network_bandwidth: PositiveFloat = 25e9
-    overlap: Annotated[float, Field(ge=0, le=1)] = 0.5  # fraction of a step that hides the exchange
+    per_node: int = 8
+    node_bandwidth: float = 300e9
+    network_bandwidth: float = 25e9
+    overlap: float = 0.5  # fraction of a step that hides the exchange
+
+    def __post_init__(self) -> None:
+        for name in ("per_node", "node_bandwidth", "network_bandwidth"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"plan.machines.{name}={getattr(self, name)}: must be more than 0")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"plan.machines.overlap={self.overlap}: must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -301,27 +317,15 @@ def growth_tables(plan: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Title and texts of two tables: by devices for the first number of records, and of disks by records."""
     first = plan.iloc[0]
     few = plan[plan.records == first.records]
-    by_devices = pd.DataFrame(
-        {
-            "strategy": few.strategy,
-            "devices": few.devices.map(str),
-            "GB of a device": few.memory_bytes / 1e9,
-            "GB sent in a step": few.network_bytes / 1e9,
-            "s / step": few.seconds_per_step,
-            "h / epoch": few.hours_per_epoch,
-        }
-    )
     many = plan[(plan.strategy == first.strategy) & (plan.devices == first.devices)]
-    by_records = pd.DataFrame(
-        {
-            "records": many.records.map("{:,}".format),
-            "TB of shards": many.shard_bytes / 1e12,
-            "TB of a cache": many.cache_bytes / 1e12,
-            "GB of index in every process": many.index_bytes / 1e9,
-        }
-    )
-    titled = {f"Projection: {first.records:,} records": by_devices, "Projection: disk": by_records}
     return [
-        (title, frame.map(lambda cell: cell if isinstance(cell, str) else f"{cell:,.3g}"))
-        for title, frame in titled.items()
+        (f"Projection: {first.records:,} records", _texts(few, ["strategy", "devices"], _BY_DEVICES)),
+        ("Projection: disk", _texts(many, ["records"], _BY_RECORDS)),
     ]
+
+
+def _texts(plan: pd.DataFrame, names: list[str], figures: Mapping[str, tuple[str, float]]) -> pd.DataFrame:
+    texts = plan[names].map(lambda value: value if isinstance(value, str) else f"{value:,}")
+    for name, (title, unit) in figures.items():
+        texts[title] = (plan[name] / unit).map("{:,.3g}".format)
+    return texts

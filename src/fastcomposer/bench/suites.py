@@ -79,13 +79,13 @@ def write_large_records(root: Path, number: int, side: int) -> None:
         down = (heights - (y1 + y2) / 2) / ((y2 - y1) / 2)
         segment_map[across**2 + down**2 <= 1] = segment_id
     segments = tuple(Segment(i + 1, box, (5, 17)[i], "person") for i, box in enumerate(boxes))
-    names = [f"{place:07d}" for place in range(number)]
-    for place, name in enumerate(names):
+    names = [f"{index:07d}" for index in range(number)]
+    for index, name in enumerate(names):
         image = Image.new("RGB", (side, side))
         for corner in range(4):
-            image.paste(tiles[place >> corner & 1], (corner % 2 * half, corner // 2 * half))
+            image.paste(tiles[index >> corner & 1], (corner % 2 * half, corner // 2 * half))
         write_record(root, Record(name, "a man and a woman", segments), image, segment_map)
-        # Colours at half the resolution, as cameras and the web save them; our own records keep them whole.
+        # Colours at half the resolution, as cameras and the web save them, unlike our own records.
         image.save(record_path(root, name, ".jpg"), quality=90)
     write_ids(root, "train", names)
 
@@ -97,7 +97,7 @@ def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int
     try:
         with TemporaryDirectory() as folder:
             write_large_records(Path(folder), records, side)
-            whole, scaled = (
+            full, scaled = (
                 SubjectDataset(folder, "train", tokenizer, SampleSettings(512, 224, scaled_decoding=choice))
                 for choice in (False, True)
             )
@@ -109,7 +109,7 @@ def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int
 
             cases = {
                 f"plain order, {side} px": every(lambda index: plain_sample(scaled, index, plain)),
-                f"loader without scaled decoding, {side} px": every(lambda index: whole[next(epochs), index]),
+                f"loader without scaled decoding, {side} px": every(lambda index: full[next(epochs), index]),
                 f"loader, {side} px": every(lambda index: scaled[next(epochs), index]),
             }
             watch.interleave("loader", "samples/s per core", cases)
@@ -137,8 +137,8 @@ def time_sampler(
 
     def case(batch: int, number: int) -> TimedCase:
         prompts, references = [_PROMPT] * batch, [[portrait]] * batch
-        draw = partial(pipeline, prompts, references=references, **options)
-        return TimedCase(draw, number, unet_calls=steps * batch)
+        sample = partial(pipeline, prompts, references=references, **options)
+        return TimedCase(sample, number, unet_calls=steps * batch)
 
     for unit in ("images/s", "steps/s"):
         cases = {
@@ -228,7 +228,7 @@ def time_reading(
         steps = _steps(model, {_STEP: modules[0], _CACHED_STEP: modules[1]})
         watch.interleave("reading", "samples/s", cases | steps)
         for number in workers:
-            # Each by itself: they would go on reading in the turn of another.
+            # Each by itself: they would keep reading in the turn of another.
             read = _reading(data(num_workers=number), _BATCHES)
             watch.interleave("reading", "samples/s", {_workers_name(number): read})
 

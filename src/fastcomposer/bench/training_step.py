@@ -61,7 +61,7 @@ class StepSettings:
 
 
 def noise_batch(
-    size: int, slots: int, resolution: int, reference_size: int, words: int = 400
+    size: int, slots: int, resolution: int, reference_size: int, vocabulary: int = 400
 ) -> SubjectBatch:
     """Make a batch of noise; two subject slots at most are filled, side by side in the image."""
     generator = Generator().manual_seed(0)
@@ -71,7 +71,7 @@ def noise_batch(
         masks[:, subject, resolution // 4 :, half] = 1
     return SubjectBatch(
         pixel_values=torch.rand(size, 3, resolution, resolution, generator=generator) * 2 - 1,
-        input_ids=torch.randint(0, words, (size, 77), generator=generator),
+        input_ids=torch.randint(0, vocabulary, (size, 77), generator=generator),
         subject_pixel_values=torch.rand(size, slots, 3, reference_size, reference_size, generator=generator),
         subject_token_idx=torch.tensor([[2, 5][:filled] + [0] * (slots - filled)] * size),
         subject_present=torch.arange(slots).lt(filled).repeat(size, 1),
