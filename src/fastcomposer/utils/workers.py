@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -108,16 +107,9 @@ def _message_of_death(error: BaseException) -> str | None:
     while one is not None:  # errors of cleaning up hide it
         if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker"):
             return str(one)
-        if isinstance(one, ConnectionError | EOFError):
-            lost.append(one)
+        lost += [one] * isinstance(one, ConnectionError | EOFError)
         one = one.__cause__ or one.__context__
-    if not lost:
-        return None
-    try:
-        time.sleep(1)  # the signal is on its way
-    except RuntimeError as late:
-        return _message_of_death(late)
-    # Or it came where an error is not passed on.
+    # Its signal is on its way, or came where an error is not passed on.
     frames = [frame for one in lost for frame, _ in traceback.walk_tb(one.__traceback__)]
     through_torch = any(frame.f_globals.get("__name__") == _DATA_LOADER for frame in frames)
     return "DataLoader worker exited unexpectedly" if through_torch else None
