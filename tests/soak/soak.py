@@ -1,12 +1,10 @@
-"""Faults at random moments in the five long jobs, and whether anything is lost or done twice.
+"""Faults at random moments in the five long jobs, and whether anything is lost or repeated.
 
     make soak FAULTS=200 MINUTES=30
 
-Every job runs in processes of its own. At a moment anywhere in its work something happens to it: it is
-killed or asked to end, with or without its workers, the disk takes no larger files any more, a file that it
-made is cut in two or changed, records that it reads are damaged, its weights become NaN, or a second process
-is started beside it. Then it is called again. What was finished before must still be there and not have been
-made anew; what a job makes in the end must be what it makes when nothing happens.
+Every job runs in processes of its own. At a random moment of its work a fault happens: see ``FAULTS``. Then
+it is called again. Finished work must still be there and not have been repeated; the results must be those
+of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -24,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 
-from rich.console import Console
 from soak_course import Course, Entry
-from soak_jobs import Job, copy_world, jobs
+from soak_jobs import WORLD, Job, jobs
 from soak_server import Server
 from soak_verdict import Verdict
 from toy_evaluation import make_toy
@@ -35,7 +32,7 @@ _TRIES = 25  # in which each fault of a lane should have landed, on average a fe
 
 
 def plan(chosen: Sequence[Job], faults: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Choose (job, kind) of each fault: the jobs in turns, and the kinds of each in turns of random order."""
+    """Choose (job, kind) of each fault: jobs in turns, and the kinds of each in turns of random order."""
     kinds = {job.name: cycle(rng.sample(job.faults, len(job.faults))) for job in chosen}
     names = cycle(job.name for job in chosen)
     return [(name, next(kinds[name])) for name in islice(names, faults)]
@@ -44,38 +41,28 @@ def plan(chosen: Sequence[Job], faults: int, rng: random.Random) -> list[tuple[s
 def soak(
     chosen: tuple[Job, ...],
     world: Path,
-    place: Path,
+    folder: Path,
     *,
     faults: int,
     seed: int,
     minutes: float = 30,
     lanes: int = 1,
 ) -> Verdict:
-    """Let things happen to jobs in turns.
-
-    Args:
-        chosen: The jobs.
-        world: Data that they read; copied.
-        place: Folder for everything.
-        faults: How many.
-        seed: Of what happens when.
-        minutes: When to begin no more; what is under way is finished.
-        lanes: How many jobs run at once.
-    """
+    """Inject ``faults`` into jobs in turns, ``lanes`` jobs at once; begin no more after ``minutes``."""
     begun = time.monotonic()
-    whole = plan(chosen, faults, random.Random(seed))
+    planned = plan(chosen, faults, random.Random(seed))
 
     def run(server: Server, lane: int) -> list[Entry]:
-        folder = place / f"lane_{lane}"
-        copy_world(world, folder)
-        courses = {job.name: Course(server, job, folder) for job in chosen}
+        own = folder / f"lane_{lane}"
+        shutil.copytree(world, own / WORLD)  # faults damage it
+        courses = {job.name: Course(server, job, own) for job in chosen}
         rng, deadline = random.Random(f"{seed} {lane}"), begun + 60 * minutes
-        return _lane(courses, whole[lane::lanes], rng, deadline)
+        return _lane(courses, planned[lane::lanes], rng, deadline)
 
     with Server() as server, ThreadPoolExecutor(lanes) as pool:
         found = [pool.submit(run, server, lane) for lane in range(lanes)]
         entries = [entry for lane in found for entry in lane.result()]
-    return Verdict(seed, faults, time.monotonic() - begun, chosen, entries)
+    return Verdict(seed, faults, time.monotonic() - begun, entries)
 
 
 def _lane(
@@ -95,7 +82,7 @@ def _lane(
 
 
 def main() -> None:
-    """Make models and data, soak, and say what came of it."""
+    """Make models and data, soak, and print the verdict."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=30)
@@ -110,25 +97,25 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from conftest import write_small_base, write_world
 
-    place = Path(tempfile.mkdtemp(prefix="soak"))
-    base = write_small_base(place / "base")
-    world = write_world(place / "world", num_train=72 * options.size)
-    found = jobs(base, make_toy(base, place / "toy"), size=options.size)
+    folder = Path(tempfile.mkdtemp(prefix="soak"))
+    base = write_small_base(folder / "base")
+    world = write_world(folder / "world", num_train=72 * options.size)
+    found = jobs(base, make_toy(base, folder / "toy"), size=options.size)
     chosen = tuple(job for job in found if job.name in options.jobs)
     verdict = soak(
         chosen,
         world,
-        place / "lanes",
+        folder / "lanes",
         faults=options.faults,
         seed=seed,
         minutes=options.minutes,
         lanes=options.lanes,
     )
     verdict.write(options.output)
-    verdict.show(Console(width=None if sys.stdout.isatty() else 130))
+    print(verdict.text())
     if not all(entry.clean for entry in verdict.entries):
-        sys.exit(f"the folders are kept in {place}")
-    shutil.rmtree(place)
+        sys.exit(f"the folders are kept in {folder}")
+    shutil.rmtree(folder)
     if not verdict.passed:
         sys.exit("there was too little time (MINUTES=)")
 

@@ -1,4 +1,4 @@
-"""A job on its way through faults, and what is found out about it."""
+"""A job on its way through faults, and the checks of every call."""
 
 from __future__ import annotations
 
@@ -20,39 +20,24 @@ _SHOWN = 1500  # characters of what a process said
 
 @dataclass
 class Entry:
-    """What one call of a job came to.
-
-    Attributes:
-        job: Its name.
-        fault: What happened to it, ``none`` where nothing should.
-        landed: Whether it did, while the job was at work.
-        resumed_from: How much finished work the call began with.
-        struck_at: How much there was when it happened, as the job's files tell.
-        status: How the call ended; ``None`` if it had to be ended.
-        seconds: From its start to its end.
-        processor_seconds: What it and its workers took.
-        lost: Finished work that was gone afterwards, or missing in the end.
-        repeated: Finished work that was done again, or was there twice in the end.
-        different: Results that are others than of an undisturbed run.
-        wrong: What else should not have been: a status, a trace, silence, leftovers.
-    """
+    """Outcome of one call of a job."""
 
     job: str
-    fault: str
-    landed: bool = False
-    resumed_from: int = 0
-    struck_at: int | None = None
-    status: int | None = 0
+    fault: str  # none where nothing should happen
+    landed: bool = False  # while the job was at work
+    resumed_from: int = 0  # finished work at its start
+    struck_at: int | None = None  # finished work at the fault
+    status: int | None = 0  # None if it had to be ended
     seconds: float = 0.0
-    processor_seconds: float = 0.0
-    lost: list[str] = field(default_factory=list)
-    repeated: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    processor_seconds: float = 0.0  # of it and its workers
+    lost: list[str] = field(default_factory=list)  # finished work that is gone, or missing in the end
+    repeated: list[str] = field(default_factory=list)  # finished work that was done again, or is there twice
+    different: list[str] = field(default_factory=list)  # results unlike those of an undisturbed run
+    wrong: list[str] = field(default_factory=list)  # a status, a trace, silence, leftovers
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is to be said against it."""
+        """Whether nothing is wrong."""
         return not (self.lost or self.repeated or self.different or self.wrong)
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,26 +46,20 @@ class Entry:
 
 
 class Course:
-    """A job that is called until it is done, and then from the beginning in another folder.
+    """A job that is called until it is done, and then again in another folder inside ``root``."""
 
-    Args:
-        server: Starts it.
-        job: The job.
-        place: Folder for everything, with the data that the job reads.
-    """
-
-    def __init__(self, server: Server, job: Job, place: Path) -> None:
-        self.server, self.job, self.place = server, job, place
+    def __init__(self, server: Server, job: Job, root: Path) -> None:
+        self.server, self.job, self.root = server, job, root
         self.expected: Mapping[str, Any] = {}
         self.total, self.seconds = 0, 0.0
         self.rounds = 0
         self.done: dict[str, int] = {}
-        self._to_be_told: tuple[str, ...] = ()
+        self._to_be_reported: tuple[str, ...] = ()
         self._damaged: dict[str, int] = {}
         self.folder = self._next_folder()
 
     def _next_folder(self) -> Path:
-        folder = self.place / f"{self.job.name}_{self.rounds}"
+        folder = self.root / f"{self.job.name}_{self.rounds}"
         folder.mkdir(parents=True)
         return folder
 
@@ -89,11 +68,7 @@ class Course:
         return self.server.call(self.folder, self.job.command, self.job.arguments)
 
     def undisturbed(self) -> Entry:
-        """Run the job from beginning to end, for what comes out and how long it takes.
-
-        Raises:
-            RuntimeError: If it does not get there.
-        """
+        """Run the job from beginning to end, for its results and its duration."""
         begun = time.monotonic()
         process = self.start()
         if process.end() != 0:
@@ -106,14 +81,9 @@ class Course:
         return entry
 
     def strike(self, kind: str, rng: random.Random) -> Entry:
-        """Call the job and let something happen to it.
+        """Call the job and let one of :data:`FAULTS` happen to it.
 
-        The moment is drawn as some more work that must be there first, the same on a slow machine;
-        every other time it is some while later, in which there may be no piece that can be counted.
-
-        Args:
-            kind: One of :data:`FAULTS`.
-            rng: Of the moment and what is damaged.
+        The moment is drawn as further finished work, the same on a slow machine, and a pause after it.
         """
         fault, entry = FAULTS[kind], self._entry(kind)
         more = 0 if fault.early else rng.randrange(self.total // 3 + 1)
@@ -123,7 +93,7 @@ class Course:
         blow = self._struck(fault, process, more, pause, rng)
         entry.struck_at = self.job.progress(self.folder)
         entry.status = process.end()
-        blow.mend()
+        blow.repair()
         entry.seconds = round(time.monotonic() - begun, 3)
         entry.processor_seconds = process.processor_seconds
         entry.landed = blow.landed and entry.status in blow.statuses
@@ -134,7 +104,7 @@ class Course:
         return entry
 
     def finish(self) -> Entry:
-        """Let the round come to its end."""
+        """Finish the round."""
         entry, begun = self._entry("none"), time.monotonic()
         process = self.start()
         entry.status = process.end()
@@ -163,20 +133,20 @@ class Course:
         return fault.strike(self, process, rng) if ready else nothing
 
     def _judge(self, entry: Entry, process: Process, blow: Blow) -> None:
-        """Compare what is there with what was, and, where the job is done, with what should be."""
+        """Compare finished work with earlier work and, where the job is done, with the expected results."""
         text = process.text
         if entry.status is None:
             entry.wrong.append(f"hangs: {text[-_SHOWN:]}")
         elif entry.status != 0 and not entry.landed:
             entry.wrong.append(f"ended with {entry.status}: {text[-_SHOWN:]}")
-        elif entry.status == 1 and not _ends_in_words(text):
-            entry.wrong.append(f"ended without a word of its own: {text[-_SHOWN:]}")
+        elif entry.status == 1 and not _ends_with_message(text):
+            entry.wrong.append(f"ended without a message of its own: {text[-_SHOWN:]}")
         elif entry.status == 1 and blow.names and not any(name in text for name in blow.names):
             entry.wrong.append(f"names none of {', '.join(blow.names)}: {text[-_SHOWN:]}")
-        if all(name in text for name in self._to_be_told):
-            self._to_be_told = ()
+        if all(name in text for name in self._to_be_reported):
+            self._to_be_reported = ()
         elif entry.status == 0:  # else it may have ended before it looked
-            entry.wrong.append(f"does not say {' and '.join(self._to_be_told)}: {text[-_SHOWN:]}")
+            entry.wrong.append(f"does not report {' and '.join(self._to_be_reported)}: {text[-_SHOWN:]}")
         now = self.job.done(self.folder)
         now = {name: value for name, value in now.items() if self._damaged.get(name) != value}
         entry.lost, entry.repeated = self.job.compare(self.done, now) if self.done else ([], [])
@@ -198,30 +168,30 @@ class Course:
             entry.wrong.append("the lock is left behind")
 
     def _end_round(self, entry: Entry) -> None:
-        """Go on in a new folder; one in which something is wrong is kept."""
+        """Continue in a new folder; one in which something is wrong is kept."""
         if entry.clean:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.rounds, self.done, self._to_be_told, self._damaged = self.rounds + 1, {}, (), {}
+        self.rounds, self.done, self._to_be_reported, self._damaged = self.rounds + 1, {}, (), {}
         self.folder = self._next_folder()
 
     def _forget(self, file: Path) -> None:
-        """Expect no more of a damaged file; a training has to say that it leaves it out."""
+        """Expect nothing of a damaged file; a training has to report that it leaves it out."""
         name = str(file.relative_to(self.folder.resolve()))
         self.done.pop(name, None)
         self._damaged[name] = file.stat().st_mtime_ns  # until it is made anew
         if self.job.name == "train":
             self.done = self.job.done(self.folder)
-            self._to_be_told = (f"{file.name} is damaged", "resuming from")
+            self._to_be_reported = (f"{file.name} is damaged", "resuming from")
 
 
-def _ends_in_words(text: str) -> bool:
-    """Whether a process said at its end what went wrong; Python may tell of what it ignored before."""
-    _, told, words = f"\n{text}".rpartition("\nerror: ")
-    return bool(told) and "Traceback" not in words
+def _ends_with_message(text: str) -> bool:
+    """Whether the last output is an error message; Python may report before what it ignored."""
+    _, found, message = f"\n{text}".rpartition("\nerror: ")
+    return bool(found) and "Traceback" not in message
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two results are the same; numbers in dictionaries may round."""
+    """Whether two results are equal; numbers in dictionaries may round."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return bool(one == other)
     return one.keys() == other.keys() and all(

@@ -1,4 +1,4 @@
-"""What happens to the jobs of a soak: real signals, real limits, real damage to real files."""
+"""Faults of a soak: real signals, real limits, real damage to real files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DAMAGED = 8  # records
 
 
 class Call(Protocol):
-    """What a fault needs to know: a job that runs in a folder."""
+    """A job that runs in a folder."""
 
     job: Job
     folder: Path
@@ -35,38 +35,23 @@ class Call(Protocol):
 
 @dataclass
 class Blow:
-    """A fault that has come upon a process.
+    """A fault that has happened to a process."""
 
-    Attributes:
-        landed: Whether there was anything for it to come upon.
-        statuses: How the process may end then. Status 0 would be that it had been through before.
-        names: Words of which it has to say one.
-        mend: Puts right what was damaged.
-        wrong: What should not have been.
-    """
-
-    landed: bool
-    statuses: tuple[int, ...]
-    names: tuple[str, ...] = ()
-    mend: Callable[[], object] = lambda: None
+    landed: bool  # whether there was anything to hit
+    statuses: tuple[int, ...]  # how the process may end then; with 0 it had been done before
+    names: tuple[str, ...] = ()  # words of which it must print one
+    repair: Callable[[], object] = lambda: None
     wrong: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault.
-
-    Attributes:
-        strike: Lets it happen.
-        ready: Whether it can.
-        early: Whether it has to come while there is work left.
-        after: What happens to its files once it has ended.
-    """
+    """A kind of fault."""
 
     strike: Callable[[Call, Process, random.Random], Blow]
     ready: Callable[[Call, Process], bool] = lambda call, process: True
-    early: bool = False
-    after: Callable[[Call, random.Random], Path] | None = None
+    early: bool = False  # whether it has to come while there is work left
+    after: Callable[[Call, random.Random], Path] | None = None  # damages files once the process has ended
 
 
 _ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -102,7 +87,7 @@ def _kill_a_worker(call: Call, process: Process, rng: random.Random) -> Blow:
 
 
 def _fill_the_disk(call: Call, process: Process, rng: random.Random) -> Blow:
-    """Let no file of it become larger, for which the system has another error that goes the same way."""
+    """Limit the size of its files: another error of the system, handled in the same way."""
     # A training's workers only read; the limit would hold for the memory that they share, too.
     training = call.job.name == "train"
     try:
@@ -129,22 +114,22 @@ def _start_a_second(call: Call, process: Process, rng: random.Random) -> Blow:
 
 
 def _damage_records(call: Call, process: Process, rng: random.Random) -> Blow:
-    """Cut files of some records that it reads, or take them away from one who copies them unread."""
+    """Cut files of some records that it reads, or remove them where they are copied unread."""
     world = call.folder.parent / WORLD
-    whole = {}
+    contents = {}
     for name in rng.sample(sorted(file.stem for file in world.glob("0*/*.json")), _DAMAGED):
         file = next(world.glob(f"0*/{name}.json")).with_suffix(rng.choice((".jpg", ".npy", ".json")))
-        whole[file] = file.read_bytes()
+        contents[file] = file.read_bytes()
         if call.job.name == "train":
-            os.truncate(file, int(len(whole[file]) * rng.random()))
+            os.truncate(file, int(len(contents[file]) * rng.random()))
         else:
             file.unlink()
-    names = tuple(file.stem for file in whole)
-    return Blow(True, (1,), names, mend=lambda: [file.write_bytes(whole[file]) for file in whole])
+    names = tuple(file.stem for file in contents)
+    return Blow(True, (1,), names, repair=lambda: [file.write_bytes(contents[file]) for file in contents])
 
 
 def _burst(call: Call, process: Process, rng: random.Random) -> Blow:
-    """Make the weights of a training NaN, which it has to end for without keeping them."""
+    """Make the weights of a training NaN, for which it must end without saving them."""
     trigger = call.folder / TRIGGER
     trigger.touch()
     process.wait()
@@ -157,14 +142,14 @@ def _flip(call: Call, rng: random.Random) -> Path:
     """Flip a byte of a finished file, make some of it zeros or cut it; returns it."""
     file = rng.choice(call.job.newest_files(call.folder))
     content = bytearray(file.read_bytes())
-    place = rng.randrange(len(content))
+    index = rng.randrange(len(content))
     how = rng.choice(("flip", "zeros", "cut"))
     if how == "flip":
-        content[place] ^= 1 << rng.randrange(8)
+        content[index] ^= 1 << rng.randrange(8)
     elif how == "zeros":
         content = bytearray(len(content))
     else:
-        del content[place:]
+        del content[index:]
     file.write_bytes(content)
     return file
 
@@ -176,12 +161,8 @@ def _truncate(call: Call, rng: random.Random) -> Path:
     return file
 
 
-def _leaves_another(call: Call, process: Process) -> bool:
-    return len(call.job.newest_files(call.folder)) > 1
-
-
-def _has_finished(call: Call, process: Process) -> bool:
-    return bool(call.job.newest_files(call.folder))
+def _has_files(least: int) -> Callable[[Call, Process], bool]:
+    return lambda call, process: len(call.job.newest_files(call.folder)) >= least
 
 
 def _has_workers(call: Call, process: Process) -> bool:
@@ -189,29 +170,27 @@ def _has_workers(call: Call, process: Process) -> bool:
 
 
 _kill = _sends(signal.SIGKILL, -signal.SIGKILL)
+_kill_all = _sends(signal.SIGKILL, -signal.SIGKILL, everything=True)
 
 FAULTS = {
     "kill": Fault(_kill),
-    "outage": Fault(_sends(signal.SIGKILL, -signal.SIGKILL, everything=True), _has_workers),
+    "outage": Fault(_kill_all, _has_workers),
     "term": Fault(_sends(signal.SIGTERM, *_ENDED)),
     "evict": Fault(_evict),
     "worker": Fault(_kill_a_worker, _has_workers),
     "disk": Fault(_fill_the_disk),
-    "truncate": Fault(_kill, _leaves_another, after=_truncate),
+    "truncate": Fault(_kill, _has_files(2), after=_truncate),
     "record": Fault(_damage_records, early=True),
     "second": Fault(_start_a_second),
-    "unvalidated": Fault(
-        _sends(signal.SIGKILL, -signal.SIGKILL, everything=True),
-        lambda call, process: unvalidated(call.folder),
-    ),
+    "unvalidated": Fault(_kill_all, lambda call, process: unvalidated(call.folder)),
     "nan": Fault(_burst),
-    "shard": Fault(_kill, _has_finished, after=_flip),
-    "cache": Fault(_kill, _has_finished, after=_flip),
+    "shard": Fault(_kill, _has_files(1), after=_flip),
+    "cache": Fault(_kill, _has_files(1), after=_flip),
 }
 
 
 def holds_the_folder(call: Call, process: Process) -> bool:
-    """Whether the job is at work: it takes its lock first. One that a killed job left names that job."""
+    """Whether the job is at work: it takes its lock first. A killed job's lock names that job."""
     try:
         owner = json.loads((call.folder / OUTPUT / ".lock").read_bytes())
     except (OSError, ValueError):

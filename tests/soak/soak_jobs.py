@@ -1,4 +1,4 @@
-"""The five long jobs of a soak: how each is called, and what must come out of it."""
+"""The five long jobs of a soak: their calls and their results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,65 +22,46 @@ from fastcomposer.utils.errors import FaultError
 
 _VALIDATED = 5  # steps between validations
 OUTPUT = "run"
-"""Folder of a job's results, inside the one that it is called in."""
+"""Folder of a job's results, inside its working directory."""
 WORLD = "world"
-"""Folder of the data that it reads, beside that one: its own, because faults damage it."""
-# What an image took: of two that share their steps one is drawn by itself if it was cut off from the other.
+"""Folder of its data, beside that one."""
+# Costs of an image: of two that share their steps one is sampled by itself if the other was done before.
 _MEASURED = {"seconds", "peak_memory_bytes", "unet_calls"}
 _STEP = re.compile(r"step=(\d+)")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command that goes on where it stopped.
-
-    Attributes:
-        name: What it is called here.
-        unit: What it makes.
-        command: Module of ``fastcomposer.cli``.
-        arguments: Of the command.
-        results: What it makes, by name: to be as in a run that nothing disturbed.
-        done: Finished work, by name: to stay what it is, or, for numbers of steps, to grow.
-        progress: How far it is, cheaply told.
-        faults: What can happen to it.
-        newest: Patterns of files of which the newest is cut in two, the others being left to go on from.
-    """
+    """A command that resumes where it stopped."""
 
     name: str
-    unit: str
-    command: str
+    command: str  # module of fastcomposer.cli
     arguments: tuple[str, ...]
-    results: Callable[[Path], dict[str, Any]]
-    done: Callable[[Path], dict[str, int]]
-    progress: Callable[[Path], int]
+    results: Callable[[Path], dict[str, Any]]  # by name: to be as in an undisturbed run
+    done: Callable[[Path], dict[str, int]]  # finished work by name: must not change; numbers of steps grow
+    progress: Callable[[Path], int]  # amount of finished work, quickly counted
     faults: tuple[str, ...]
-    newest: tuple[str, ...] = ()
+    newest: tuple[str, ...] = ()  # patterns of files of which the newest is damaged
 
     def compare(self, before: dict[str, int], after: dict[str, int]) -> tuple[list[str], list[str]]:
-        """Finished work that is gone, and such as was done again."""
+        """Finished work that is gone, and work that was repeated."""
         if self.name == "train":
             return [f"step {n + 1}" for n in range(after["steps"], before["steps"])], []
         lost = [name for name in before if name not in after]
         return lost, [name for name, value in before.items() if after.get(name, value) != value]
 
     def amount(self, done: dict[str, int]) -> int:
-        """How much finished work there is."""
+        """Amount of finished work."""
         return done.get("steps", 0) if self.name == "train" else len(done)
 
     def newest_files(self, folder: Path) -> list[Path]:
-        """Files that may be cut, the newest last; links are not counted twice."""
+        """Files that may be damaged, the newest last; links are not counted twice."""
         found = {file.resolve() for pattern in self.newest for file in (folder / OUTPUT).rglob(pattern)}
         return sorted((file for file in found if file.exists()), key=lambda file: file.stat().st_mtime_ns)
 
 
 def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
-    """The jobs, on tiny models and data.
-
-    Args:
-        base: Base model.
-        toy: Files of the evaluation.
-        size: How long they are, 1 for a second or two.
-    """
+    """The jobs, on tiny models and data; with ``size`` 1 each takes a second or two."""
     train = small_training(
         base,
         f"../{WORLD}",
@@ -91,7 +71,7 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
         "method.ema_decay=0.9",
         "~callbacks.samples",
         "~callbacks.progress",
-        "~callbacks.throughput",  # no two are alike
+        "~callbacks.throughput",  # differs from run to run
         "callbacks.checkpoint.every_n_train_steps=2",
         f"trainer.max_steps={15 * size}",
         f"trainer.val_check_interval={_VALIDATED}",
@@ -137,38 +117,33 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
     )
     ends = ("kill", "term", "evict", "disk", "second")
     workers = ("outage", "worker")
-    drawn, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("chunk-*.bin", "chunk-*.json")
+    images, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("chunk-*.bin", "chunk-*.json")
     return (
         Job(
-            *("train", "steps", "train", tuple(train), _training, _steps, _step),
+            *("train", "train", tuple(train), _training, _steps, _step),
             (*ends, *workers, "record", "truncate", "unvalidated", "nan"),
             ("checkpoints/*.ckpt",),
         ),
         Job(
-            *("evaluate", "images", "evaluate", evaluation, _scores, _files("*.png"), drawn),
+            *("evaluate", "evaluate", evaluation, _scores, _files("*.png"), images),
             (*ends, "truncate"),
             ("*.png", "*.parquet"),
         ),
-        Job("prepare", "records", "prepare", rendering, _bytes, _files("*.json"), made, (*ends, *workers)),
+        Job("prepare", "prepare", rendering, _bytes, _files("*.json"), made, (*ends, *workers)),
         Job(
-            *("shards", "shards", "prepare", sharding, _sharded, _shards, cut),
+            *("shards", "prepare", sharding, _sharded, _shards, cut),
             (*ends, *workers, "record", "shard"),
             ("*/*.bin",),
         ),
         Job(
-            *("cache", "parts", "prepare", caching, _bytes, _files("*.safetensors"), _count("*.safetensors")),
+            *("cache", "prepare", caching, _bytes, _files("*.safetensors"), _count("*.safetensors")),
             (*ends, "cache"),
             ("*.safetensors",),
         ),
     )
 
 
-def copy_world(world: Path, place: Path) -> None:
-    """Give the jobs in a folder data of their own."""
-    shutil.copytree(world, place / WORLD)
-
-
-# --- what comes out ----------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -198,7 +173,7 @@ def unvalidated(folder: Path) -> bool:
 
 
 def _scores(folder: Path) -> dict[str, Any]:
-    """Each image and its scores; a group cut in two is drawn in other batches, so they may round."""
+    """Each image and its scores; an interrupted group is sampled in other batches, so they may round."""
     found: dict[str, Any] = dict.fromkeys(_files("*.png")(folder), True)
     for file in sorted((folder / OUTPUT).glob("*/*/scores.parquet")):
         lines = pq.read_table(file).to_pylist()
@@ -209,7 +184,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 
 def _bytes(folder: Path) -> dict[str, Any]:
-    """Every file; what is hidden is nobody's result."""
+    """Every file that is not hidden."""
     files = [file for file in (folder / OUTPUT).rglob("*") if file.is_file()]
     return {
         str(file.relative_to(folder)): _digest(file.read_bytes())
@@ -230,7 +205,7 @@ def _sharded(folder: Path) -> dict[str, Any]:
 
 
 def _once(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
-    """Values by name; what comes a second time gets a name of its own."""
+    """Values by name; a name that occurs twice gets a suffix."""
     found: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):
         while name in found:
@@ -243,7 +218,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# --- how far it is -----------------------------------------------------------------------------------------
+# --- progress ----------------------------------------------------------------------------------------------
 
 
 def _steps(folder: Path) -> dict[str, int]:
@@ -275,7 +250,7 @@ def _files(pattern: str) -> Callable[[Path], dict[str, int]]:
 
 def _count(*patterns: str) -> Callable[[Path], int]:
     def count(folder: Path) -> int:
-        """How many files there are; folders come and go meanwhile."""
+        """Number of files; folders come and go meanwhile."""
         names = [name for _, _, files in os.walk(folder / OUTPUT) for name in files if name[0] != "."]
         return sum(Path(name).match(pattern) for name in names for pattern in patterns)
 

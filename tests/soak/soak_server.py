@@ -1,7 +1,6 @@
-"""Commands as children of a process that has imported everything, which takes seconds, once.
+"""Commands as children of a process that has imported everything once, which takes seconds.
 
-A child runs its command as ``python -m`` does, in a session of its own, and ends as an interpreter ends; what
-it starts, it starts as it would elsewhere. Only its modules are there already.
+A child runs its command as ``python -m`` does, in a session of its own; only its modules are loaded already.
 """
 
 from __future__ import annotations
@@ -62,11 +61,11 @@ class Server:
     def call(self, folder: Path, command: str, arguments: tuple[str, ...]) -> Process:
         """Start ``fastcomposer.cli.<command>`` in a folder."""
         request = json.dumps({"folder": str(folder), "command": command, "arguments": arguments}).encode()
-        (output, put), (status, tell) = os.pipe(), os.pipe()
-        socket.send_fds(self._socket, [request], [put, tell])
-        os.close(put)
-        os.close(tell)
-        return Process(command, output, status)
+        (output, out), (status, ended) = os.pipe(), os.pipe()
+        socket.send_fds(self._socket, [request], [out, ended])
+        os.close(out)
+        os.close(ended)
+        return Process(output, status)
 
     def __enter__(self) -> Self:
         return self
@@ -77,19 +76,13 @@ class Server:
 
 
 class Process:
-    """One call of a command.
+    """One call of a command; its ``pid`` is that of its group of processes, too."""
 
-    Attributes:
-        pid: Its number, and that of its group of processes.
-        status: How it ended, negative for a signal; ``None`` while it runs.
-        processor_seconds: What it and its workers took, once it has ended.
-    """
-
-    def __init__(self, command: str, output: int, status: int) -> None:
-        self.command, self.processor_seconds = command, 0.0
-        self.status: int | None = None
-        self._said, self._told = b"", os.fdopen(status)
-        self.pid = int(self._told.readline())
+    def __init__(self, output: int, status: int) -> None:
+        self.processor_seconds = 0.0  # of it and its workers, once it has ended
+        self.status: int | None = None  # negative for a signal; None while it runs
+        self._output, self._status = b"", os.fdopen(status)
+        self.pid = int(self._status.readline())
         self._ended = threading.Event()
         self._listener = threading.Thread(target=self._listen, args=(output,), daemon=True)
         self._listener.start()
@@ -97,12 +90,12 @@ class Process:
 
     def _listen(self, output: int) -> None:
         while content := os.read(output, 65_536):
-            self._said += content
+            self._output += content
         os.close(output)
 
     def _watch(self) -> None:
-        with self._told:
-            self.status, self.processor_seconds = json.loads(self._told.readline())
+        with self._status:
+            self.status, self.processor_seconds = json.loads(self._status.readline())
         self._ended.set()
 
     def wait(self, seconds: float = PATIENCE) -> bool:
@@ -110,7 +103,7 @@ class Process:
         return self._ended.wait(max(seconds, 0))
 
     def until(self, condition: Callable[[], bool]) -> bool:
-        """Wait until something is the case; whether it is, and the process still runs."""
+        """Wait for a condition; whether it holds while the process still runs."""
         deadline = time.monotonic() + PATIENCE
         while not self._ended.is_set() and time.monotonic() < deadline:
             if condition():
@@ -119,7 +112,7 @@ class Process:
         return False
 
     def end(self) -> int | None:
-        """Let it come to its end; returns its status, ``None`` if it hangs, which ends it, too."""
+        """Wait for its end; returns its status, ``None`` if it hangs and is killed."""
         if not self.wait():
             self.signal_all(signal.SIGKILL)
             return None
@@ -128,11 +121,11 @@ class Process:
 
     @property
     def text(self) -> str:
-        """What it has said."""
-        return self._said.decode(errors="replace")
+        """Its output."""
+        return self._output.decode(errors="replace")
 
     def signal(self, number: int) -> bool:
-        """Send it a signal; whether it was there to get it."""
+        """Send it a signal; whether it was running."""
         return self.status is None and _sent(os.kill, self.pid, number)
 
     def signal_all(self, number: int) -> bool:
@@ -140,7 +133,7 @@ class Process:
         return self.status is None and _sent(os.killpg, self.pid, number)
 
     def workers(self) -> list[int]:
-        """Processes that work for it."""
+        """Its child processes."""
         try:
             found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
             return [
@@ -158,7 +151,7 @@ def _sent(send: Callable[[int, int], None], pid: int, number: int) -> bool:
     return True
 
 
-# --- the server's side -------------------------------------------------------------------------------------
+# --- the server --------------------------------------------------------------------------------------------
 
 
 def _serve(connection: socket.socket) -> dict[str, Any] | None:
@@ -182,15 +175,15 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
 
 
 def _watched(output: int, status: int) -> int:
-    """Fork the child; returns its output there. This process tells its number and how it ends."""
+    """Fork the child; returns its output there. This process reports the child's pid and end."""
     if (pid := os.fork()) == 0:
         os.close(status)
         return output
     os.close(output)
     os.write(status, b"%d\n" % pid)
     _, ended, usage = os.wait4(pid, 0)
-    told = [os.waitstatus_to_exitcode(ended), round(usage.ru_utime + usage.ru_stime, 3)]
-    os.write(status, json.dumps(told).encode())
+    result = [os.waitstatus_to_exitcode(ended), round(usage.ru_utime + usage.ru_stime, 3)]
+    os.write(status, json.dumps(result).encode())
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""A short soak (``make soak`` is the long one), and whether a soak would notice."""
+"""A short soak (``make soak`` is the long one), and checks of the soak itself."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ def test_a_plan_has_every_fault_of_every_job_equally_often(tmp_path: Path) -> No
     assert sorted(planned) == [("a", "kill")] * 2 + [("a", "term")] * 2 + [("b", "disk")] * 4
 
 
-# --- what a soak notices -----------------------------------------------------------------------------------
+# --- checks of the soak ------------------------------------------------------------------------------------
 
 
 def _job() -> Job:
     return Job(
         name="made",
-        unit="files",
         command="prepare",
         arguments=(),
         results=lambda folder: {file.name: file.read_text() for file in _texts(folder)},
@@ -65,8 +64,8 @@ def _texts(folder: Path) -> list[Path]:
 class _Ended(Process):
     """A process that has ended."""
 
-    def __init__(self, said: str = "") -> None:
-        self._said = said.encode()
+    def __init__(self, output: str = "") -> None:
+        self._output = output.encode()
 
 
 @pytest.fixture
@@ -86,11 +85,11 @@ def write(course: Course, **texts: str) -> None:
 
 
 def judged(
-    course: Course, status: int | None, said: str = "", landed: bool = False, names: tuple[str, ...] = ()
+    course: Course, status: int | None, output: str = "", landed: bool = False, names: tuple[str, ...] = ()
 ) -> Entry:
     """Judge the end of a call."""
     entry = Entry(course.job.name, "kill", status=status, landed=landed)
-    course._judge(entry, _Ended(said), Blow(landed, (1,), names))
+    course._judge(entry, _Ended(output), Blow(landed, (1,), names))
     return entry
 
 
@@ -135,12 +134,12 @@ def test_a_soak_notices_leftovers(course: Course) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "landed", "names", "complaint"),
+    ("status", "output", "landed", "names", "complaint"),
     [
         (None, "", True, (), "hangs"),
         (1, "error: bad", False, (), "ended with 1"),
-        (1, "", True, (), "ended without a word"),
-        (1, "error: bad\nTraceback", True, (), "ended without a word"),
+        (1, "", True, (), "ended without a message"),
+        (1, "error: bad\nTraceback", True, (), "ended without a message"),
         (1, "error: bad", True, ("00001",), "names none of 00001"),
         (1, "error: record 00001 is bad", True, ("00001",), None),
     ],
@@ -148,12 +147,12 @@ def test_a_soak_notices_leftovers(course: Course) -> None:
 def test_a_soak_notices_how_a_process_ends(
     course: Course,
     status: int | None,
-    said: str,
+    output: str,
     landed: bool,
     names: tuple[str, ...],
     complaint: str | None,
 ) -> None:
-    wrong = judged(course, status, said, landed, names).wrong
+    wrong = judged(course, status, output, landed, names).wrong
     assert [text.startswith(complaint) for text in wrong] == [True] if complaint else wrong == []
 
 
@@ -169,10 +168,10 @@ def test_a_verdict_counts_what_landed_and_fails_for_anything(tmp_path: Path) -> 
         Entry("made", "kill", landed=True, status=-9),
         Entry("made", "kill", resumed_from=3),
     ]
-    verdict = Verdict(0, 1, 60.0, (_job(),), entries)
+    verdict = Verdict(0, 1, 60.0, entries)
     assert verdict.passed
-    said = "passed: 1 of 1 faults in 1.0 minutes, 0 lost, 0 repeated, 0 different, 0 wrong"
-    assert verdict.sentence() == said
+    sentence = "passed: 1 of 1 faults in 1.0 minutes, 0 lost, 0 repeated, 0 different, 0 wrong"
+    assert verdict.sentence() == sentence
     assert not replace(verdict, asked=2).passed
     for name in ("lost", "repeated", "different", "wrong"):
         failed = replace(verdict, entries=[*entries, Entry("made", "none", **{name: ["this"]})])
