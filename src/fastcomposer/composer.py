@@ -21,7 +21,7 @@ from fastcomposer.models.published_checkpoint import is_published
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import find_weights_file, load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
-from fastcomposer.utils.rng import Source, uniform, whole_numbers
+from fastcomposer.utils.rng import Source, integers, uniform
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
@@ -240,7 +240,7 @@ class FastComposer(Networks):
             noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
         if timesteps is None:
             steps = self.noise_scheduler.config.num_train_timesteps
-            timesteps = whole_numbers(steps, (len(latents),), device, generator)
+            timesteps = integers(steps, (len(latents),), device, generator)
         text = self.encode_captions(batch)
         prompt_embeds, subject_embeds = self.encode_batch(batch, text=text, skip_empty=skip_empty)
         added = self.text.added_condition(text.pooled, self._sizes(batch))

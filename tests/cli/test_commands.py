@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastcomposer import __version__
 from fastcomposer.cli import attention, generate, train
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -71,13 +71,13 @@ def test_prepare_train_resume_generate_evaluate(
     assert out.split()[0] == str(again)
     difference = np.asarray(Image.open(again), dtype=int) - np.asarray(Image.open(files[1]), dtype=int)
     assert np.abs(difference).max() <= 2  # it was one of two in a batch, whose products round otherwise
-    assert {**read_facts(again), "output": "images"} == stored
+    assert {**read_metadata(again), "output": "images"} == stored
     status, _, err = run(
         generate, *recalled, "output=other", f"references=[{portraits[0]},{portraits[1]}]", "sampler=mini"
     )
     assert status == 0, err
     assert f"{files[1]} was drawn from other reference images" in err
-    changed = read_facts(Path("other") / files[1].name)
+    changed = read_metadata(Path("other") / files[1].name)
     assert changed["sampler"]["scheduler"] is None  # the command line's sampler, and the image's α
     assert (changed["alpha"], changed["sampler"]["num_inference_steps"]) == (0.7, 30)
 

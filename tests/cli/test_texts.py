@@ -18,7 +18,7 @@ from PIL import Image
 from fastcomposer.cli import bench, card, demo, evaluate, generate, prepare, train
 from fastcomposer.cli.recalled import Sampler
 from fastcomposer.demo.server import Address
-from fastcomposer.utils.provenance import image_text, read_facts
+from fastcomposer.utils.provenance import image_text, read_metadata
 from fastcomposer.utils.texts import as_data, escaped, keep_texts, plain
 
 Run = Callable[..., tuple[int, str, str]]
@@ -86,7 +86,7 @@ def test_a_prompt_is_sampled_as_it_is(
     status, out, err = run(generate, *call)
     assert status == 0, err
     file = Path(out.splitlines()[0])
-    facts = read_facts(file)
+    facts = read_metadata(file)
     assert facts is not None and facts["prompt"] == prompt and facts["sampler"]["negative_prompt"] == TEXT
     assert SECRET not in f"{out} {err} {[*tmp_path.rglob('*')]} {facts}"
     assert run(generate, f"settings={file}", "output=again")[0] == 0
@@ -124,7 +124,7 @@ def test_nothing_in_an_image_s_settings_is_resolved(
     assert (asked["negative_prompt"], asked["prompt_2"]) == ("${sampler}", "${oc.env:SECRET}")
     made = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
     assert made == ["here/up_oc_env_SECRET_42.png", "here/up_oc_env_SECRET_sheet.png", "hostile.png"]
-    assert SECRET not in out + err + json.dumps([read_facts(tmp_path / file) for file in made])
+    assert SECRET not in out + err + json.dumps([read_metadata(tmp_path / file) for file in made])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.demo.examples import Example
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 
 MINI = CONFIG_FOLDER.parent / "data" / "mini"
 PATIENCE = 90_000  # ms: the machine may be busy
@@ -161,7 +161,7 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
         page.locator("#fc-save").click()
     file = tmp_path / download.value.suggested_filename
     download.value.save_as(file)
-    facts: Any = read_facts(file)
+    facts: Any = read_metadata(file)
     assert file.name == "a_man_and_a_woman_on_the_beach_42.png"
     assert (facts["prompt"], facts["seed"], facts["alpha"]) == (PROMPT, 42, 0.8)
     with Image.open(file) as image:
@@ -207,7 +207,7 @@ def test_several_images_are_of_one_person(open_page: Any, examples: list[Example
     with page.expect_download() as download:
         page.locator("#fc-save").click()
     download.value.save_as(tmp_path / "two.png")
-    facts: Any = read_facts(tmp_path / "two.png")
+    facts: Any = read_metadata(tmp_path / "two.png")
     assert [len(digests) for digests in facts["reference_digests"]] == [2, 1]
     page.get_by_role("button", name="The images of person 1 are of several people").click()
     expect(page.locator("#fc-people li")).to_have_count(3, timeout=PATIENCE)

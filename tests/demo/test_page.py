@@ -16,7 +16,7 @@ from fastcomposer.demo.examples import Example
 from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, told, told_on_the_way
 from fastcomposer.demo.studio import Order, Studio
 from fastcomposer.demo.uploads import PageLimits, Person, Reference, read_reference
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 
 SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "guidance": 3.0, "negative": ""}
 
@@ -97,9 +97,9 @@ def test_drawing_tells_how_far_it_is_and_then_shows(
     assert [one.seed for one in drawn] == [3, 4]
     assert [caption for _, caption in gallery["value"]] == ["seed 3 · α 0.5", "seed 4 · α 0.5"]
     assert [caption for _, caption in looks["value"]] == ["1 · man", "2 · woman"]
-    facts: Any = read_facts(Path(save["value"]))
+    facts: Any = read_metadata(Path(save["value"]))
     assert (facts["seed"], facts["alpha"]) == (3, 0.5)
-    other: Any = read_facts(
+    other: Any = read_metadata(
         Path(page.choose(drawn, gr.SelectData(None, {"index": 1, "value": None}))[2]["value"])
     )
     assert other["seed"] == 4

@@ -14,7 +14,7 @@ from torch import Generator
 
 from fastcomposer import __version__
 from fastcomposer.demo.studio import Order, Studio, file_name, overlays
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 
 Make = Callable[..., Order]
 
@@ -68,7 +68,7 @@ def test_several_images_of_a_person_are_drawn_from_together(
     ((alone,),) = studio.draw(order(prompt=wanted.prompt, references=((man,),), steps=2), [1.0], 1, ignore)
     assert np.abs(np.asarray(alone.image, dtype=float) - np.asarray(expected)).max() > 8
     (tmp_path / "one.png").write_bytes(studio.png(one))
-    facts: Any = read_facts(tmp_path / "one.png")
+    facts: Any = read_metadata(tmp_path / "one.png")
     assert facts["reference_digests"] == [[man.digest, woman.digest]]
 
 
@@ -87,7 +87,7 @@ def test_the_file_says_everything_but_who_it_is(studio: Studio, order: Make, tmp
     file = tmp_path / file_name(one)
     assert file.name == "a_man_and_a_woman_on_the_beach_5.png"
     file.write_bytes(studio.png(one))
-    facts: Any = read_facts(file)
+    facts: Any = read_metadata(file)
     assert facts["version"] == __version__
     assert (facts["prompt"], facts["seed"], facts["alpha"], facts["num_images"]) == (wanted.prompt, 5, 0.6, 1)
     assert facts["checkpoint"] == studio.settings["checkpoint"]

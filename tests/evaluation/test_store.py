@@ -25,7 +25,7 @@ from fastcomposer.evaluation.store import (
     write_table,
 )
 from fastcomposer.evaluation.summary import result_rows
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 from fastcomposer.utils.settings import digest
 
 CASE = Case("single_subject/ann/context_0/0", "single_subject", "context", "p <|image|>", "p", ("ann",), 42)
@@ -136,7 +136,7 @@ class TestImages:
     def test_images_of_others_count_as_none(self, tmp_path: Path) -> None:
         file = tmp_path / "x.png"
         Image.new("RGB", (4, 4)).save(file)
-        assert read_facts(file) is None
+        assert read_metadata(file) is None
 
     @pytest.mark.parametrize(
         ("case", "changes", "message"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastcomposer.utils.image_grid import grid
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def test_the_gallery_draws_each_pair_in_every_scene(
     call += [f"--base={mini}", f"--checkpoint={mini / 'fastcomposer.safetensors'}"]
     monkeypatch.setattr(sys, "argv", call)
     runpy.run_path(str(ROOT / "scripts" / "gallery.py"), run_name="__main__")
-    facts = read_facts(output)
+    facts = read_metadata(output)
     assert facts is not None
     assert len(facts["prompts"]) == 5
     assert (facts["people"], facts["num_inference_steps"]) == (["00_man.png", "01_woman.png"], 1)

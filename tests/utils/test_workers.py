@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from fastcomposer.utils.errors import FaultError
-from fastcomposer.utils.workers import data_worker_faults, in_processes, said_in_worker
+from fastcomposer.utils.workers import data_worker_faults, in_processes, message_in_worker
 
 _SLEEPER = """
 import os, time
@@ -138,5 +138,5 @@ def test_what_is_said_in_a_worker_comes_without_its_trace() -> None:
     with pytest.raises(FaultError) as caught:
         list(DataLoader(_Bad(), num_workers=1))
     assert "Traceback" in str(caught.value)
-    assert said_in_worker(str(caught.value)) == "record 1: two\nlines"
-    assert said_in_worker("record 1: two\nlines") == "record 1: two\nlines"
+    assert message_in_worker(str(caught.value)) == "record 1: two\nlines"
+    assert message_in_worker("record 1: two\nlines") == "record 1: two\nlines"

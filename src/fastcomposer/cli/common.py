@@ -27,7 +27,7 @@ from fastcomposer.sweeps.session import watched
 from fastcomposer.utils.assets import packaged
 from fastcomposer.utils.errors import FaultError
 from fastcomposer.utils.texts import escaped, keep_texts
-from fastcomposer.utils.workers import said_in_worker
+from fastcomposer.utils.workers import message_in_worker
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,7 +206,7 @@ def told(error: Exception) -> str | None:
     """What the user is told of an error; ``None`` where it is a defect of ours, whose trace is wanted."""
     cause = _cause(error)
     if isinstance(cause, _EXPECTED):
-        return said_in_worker(str(cause))
+        return message_in_worker(str(cause))
     if isinstance(cause, ModuleNotFoundError) and cause.name in _EXTRAS:
         return missing_extra(cause.name)
     if isinstance(error, InstantiationException):  # a value of a kind that a constructor did not look for

@@ -105,9 +105,9 @@ def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | No
         ValueError: If the file holds no settings, one of them is unknown, of another type or out of range,
             or its references are not known.
     """
-    from fastcomposer.utils.provenance import read_facts
+    from fastcomposer.utils.provenance import read_metadata
 
-    facts = read_facts(Path(config.settings))
+    facts = read_metadata(Path(config.settings))
     if facts is None:
         raise ValueError(f"settings={config.settings}: no whole PNG with settings of this program")
     taken = _without(facts, {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides})

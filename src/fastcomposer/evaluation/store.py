@@ -29,7 +29,7 @@ from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances
 from fastcomposer.utils.files import remove_leftovers, write_atomically
 from fastcomposer.utils.image_grid import attention_overlay
-from fastcomposer.utils.provenance import image_text, read_facts
+from fastcomposer.utils.provenance import image_text, read_metadata
 from fastcomposer.utils.settings import differences, digest
 
 RUN_NAME = "run.json"
@@ -148,7 +148,7 @@ class RunStore:
             ValueError: If it was drawn from another prompt, seed or reference, with what differs.
         """
         file = self.image_file(case)
-        facts = read_facts(file)
+        facts = read_metadata(file)
         if facts is None:
             return False
         expected = self._facts(case)
@@ -182,7 +182,7 @@ class RunStore:
             ValueError: If it is missing or damaged.
         """
         file = self.image_file(case)
-        facts = read_facts(file)
+        facts = read_metadata(file)
         if facts is None:
             raise ValueError(f"{file}: missing or damaged; evaluate again, which draws it anew")
         with Image.open(file) as opened:

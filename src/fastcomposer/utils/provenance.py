@@ -35,7 +35,7 @@ def image_text(settings: Mapping[str, Any]) -> PngInfo:
     return info
 
 
-def read_facts(file: Path) -> dict[str, Any] | None:
+def read_metadata(file: Path) -> dict[str, Any] | None:
     """Settings of an image; ``None`` where it is missing, damaged or not ours."""
     try:
         content = file.read_bytes()

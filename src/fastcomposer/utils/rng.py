@@ -24,7 +24,7 @@ def uniform(shape: Sequence[int], device: torch.device | str, source: Source) ->
     return _drawn(torch.rand, shape, device, source)
 
 
-def whole_numbers(below: int, shape: Sequence[int], device: torch.device | str, source: Source) -> Tensor:
+def integers(below: int, shape: Sequence[int], device: torch.device | str, source: Source) -> Tensor:
     """Draw (B, ...) whole numbers from 0 to ``below`` − 1; see :func:`uniform`."""
     return _drawn(lambda size, **where: torch.randint(below, size, **where), shape, device, source)
 

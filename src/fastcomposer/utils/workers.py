@@ -91,7 +91,7 @@ def data_worker_faults() -> Iterator[None]:
         ) from error
 
 
-def said_in_worker(message: str) -> str:
+def message_in_worker(message: str) -> str:
     """Message of an error as raised in a data worker, without the trace that torch adds; others unchanged."""
     caught = _CAUGHT.match(message)
     if caught is None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastcomposer.evaluation.load_results import Collected, Run, distinguishing
 from fastcomposer.prompt import strip_markers
-from fastcomposer.utils.provenance import read_facts
+from fastcomposer.utils.provenance import read_metadata
 
 T = TypeVar("T")
 SHOWN = 256
@@ -162,7 +162,7 @@ def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
 
 def caption_of(image: Any) -> str:
     """The prompt that an image was drawn from, as its file says; the case where it does not."""
-    facts = read_facts(image.file) or {}
+    facts = read_metadata(image.file) or {}
     return strip_markers(str(facts["prompt"])) if "prompt" in facts else image.case
 
 
