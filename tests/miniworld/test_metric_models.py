@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Generator, nn
@@ -222,9 +222,7 @@ def test_a_few_steps_teach_the_detector_one_scene(world: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_validation_measures_recall_and_auc(
-    make_trainer: Callable[..., Any], world: Path, tmp_path: Path
-) -> None:
+def test_validation_measures_recall_and_auc(world: Path, tmp_path: Path) -> None:
     from functools import partial
 
     from fastcomposer.miniworld.scene_dataset import SceneDataModule
@@ -235,7 +233,9 @@ def test_validation_measures_recall_and_auc(
     detector = DetectorModule(HeadDetector(channels=(8, 8, 8, 8), head_channels=8), optimizer)
     embedder = EmbedderModule(IdentityEmbedder(16, 16, 1.1, (8, 8, 8)), optimizer)
     for module, measures in ((detector, ("recall", "precision")), (embedder, ("auc",))):
-        trainer = make_trainer(max_steps=1, limit_val_batches=1, val_check_interval=1)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        validation = {"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 0}
+        trainer = L.Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, **quiet, **validation)
         trainer.fit(module, data)
         for name in measures:
             assert 0 <= trainer.callback_metrics[f"val/{name}"] <= 1
