@@ -180,12 +180,25 @@ def test_wrong_choices_are_named_beside_help() -> None:
     assert "Could not find 'experiment/nothing'" in result.stderr
 
 
-def test_heavy_libraries_wait_for_the_configuration() -> None:
-    commands = ", ".join(f"fastcomposer.cli.{name}" for name in ("train", "generate", "demo"))
-    code = f"import sys, {commands}; print([m for m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    heavy = ("torch", "diffusers", "transformers", "lightning", "gradio")
-    assert not [name for name in heavy if f"'{name}'" in loaded]
+def test_subcommands_import_little_before_the_configuration_is_composed() -> None:
+    names = [name for name in COMMANDS if name != "train"]
+    code = f"""
+import importlib, sys
+for name in {names}:
+    for loaded in [one for one in sys.modules if one.startswith("fastcomposer")]:
+        del sys.modules[loaded]
+    importlib.import_module(f"fastcomposer.cli.{{name}}")
+    print(name, *[one for one in sys.modules if one.startswith("fastcomposer")])
+print(*sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *lines, loaded = result.stdout.splitlines()
+    files = {line.split()[0]: line.split()[1:] for line in lines}
+    assert [*files] == names
+    assert {name: found for name, found in files.items() if len(found) > 8} == {}
+    assert {"torch", "diffusers", "transformers", "lightning", "gradio", "pandas"} & {
+        *loaded.split()
+    } == set()
 
 
 def test_the_page_fits_its_constructors() -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.common import told
+from fastcomposer.cli.common import message_of
 from fastcomposer.cli.train import train
 
 _JUNK = (
@@ -68,7 +68,7 @@ def test_any_value_is_taken_or_named(data: st.DataObject, nodes: dict[str, DictC
     try:
         instantiate(node)
     except Exception as error:
-        words = told(error)
+        words = message_of(error)
         assert words, f"{key}={value!r} of {name}: a trace, of {error!r}"
         assert "\n" not in words or not words.startswith("Error in call")
 
@@ -78,15 +78,15 @@ def test_wrong_kinds_are_told_with_their_constructor(nodes: dict[str, DictConfig
     node.batch_size = "many"
     with pytest.raises(Exception, match=r"batch_size|str") as end:
         instantiate(node)
-    words = told(end.value)
+    words = message_of(end.value)
     assert words is not None
     assert "SubjectDataModule" in words
     assert "HYDRA_FULL_ERROR=1" in words
 
 
 def test_defects_keep_their_trace() -> None:
-    assert told(TypeError("a defect")) is None
-    assert told(ValueError("a setting")) == "a setting"
+    assert message_of(TypeError("a defect")) is None
+    assert message_of(ValueError("a setting")) == "a setting"
 
 
 @pytest.mark.parametrize("seed", [-3, 2**32, "abc", 0.5])
@@ -100,5 +100,5 @@ def test_seeds_that_no_generator_takes_are_named(seed: Any, tmp_path: Path) -> N
     [("gradio", "pip install 'fastcomposer[demo]'"), ("facenet_pytorch", "--no-deps facenet-pytorch==2.6.0")],
 )
 def test_a_missing_extra_is_named(package: str, remedy: str) -> None:
-    assert remedy in str(told(ModuleNotFoundError(f"No module named {package!r}", name=package)))
-    assert told(ModuleNotFoundError("No module named 'fastcomposer.x'", name="fastcomposer.x")) is None
+    assert remedy in str(message_of(ModuleNotFoundError(f"No module named {package!r}", name=package)))
+    assert message_of(ModuleNotFoundError("No module named 'fastcomposer.x'", name="fastcomposer.x")) is None

@@ -1,4 +1,4 @@
-"""What a command prints at its end: places that exist."""
+"""Tables and the last lines of a command."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_evaluation import make_toy
+from rich.table import Table
 
-from fastcomposer.cli import closing, evaluate, prepare, report, train
+from fastcomposer.cli import closing, train
+from fastcomposer.cli.common import show_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -50,30 +51,21 @@ def test_a_training_that_was_stopped_says_how_to_resume(run: Run, training: list
     assert "2 steps are done.\n" in out
 
 
-def test_prepared_data_are_named(run: Run, small: list[str]) -> None:
-    rendered = ["data.root=my/world", "data.prepare.num_train=3", "data.prepare.num_test=2"]
-    _, _, err = run(prepare, "data=avatars", "data.prepare.num_workers=0", *rendered)
-    assert places(err) == ["my/world", "my/world/references"]
-    _, _, err = run(prepare, "cache=cache", *small)
-    assert places(err) == ["cache"]
-    _, _, err = run(prepare, "shards=shards", "sharding.num_workers=0", *small)
-    assert places(err) == ["shards"]
-
-
-def test_scores_and_their_report_are_named(run: Run, small_base: Path, tmp_path: Path) -> None:
-    toy = make_toy(small_base, tmp_path / "toy")
-    less = ["methods=[text_only]", "benchmark.multi=null", "sampler.num_inference_steps=1"]
-    _, _, err = run(evaluate, *toy.arguments(*less))
-    assert places(err) == ["outputs/evaluate/results.json", "outputs/evaluate"]
-    _, out, err = run(report, "results=outputs/evaluate", "~benchmark")
-    assert places(err) == ["outputs/evaluate"]
-    assert "outputs/evaluate/report.html" in out
-
-
-def test_paths_are_short_inside_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_paths_are_short_inside_the_working_directory_and_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert closing.shown(tmp_path / "outputs" / "mini") == "outputs/mini"
-    assert closing.shown("outputs") == "outputs"
-    assert closing.shown("/elsewhere/outputs") == "/elsewhere/outputs"
+    Path("outputs").mkdir()
+    closing.conclude({"results": tmp_path / "outputs", "gone": "nowhere", "system": "/tmp", "none": None})
+    assert capsys.readouterr().err == "\n  results  outputs\n  system   /tmp\n"
+
+
+def test_a_log_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"a method with a name of {length} letters, {'x' * length}" for length in (3, 80)]
+    table = Table("method", "seconds until the first image of a new person")
+    for name in names:
+        table.add_row(name, "61,145")
+    show_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [name for name in names if any(name in line for line in lines)] == names
+    assert len({len(line) for line in lines}) == 1

@@ -76,7 +76,7 @@ def test_prepare_train_resume_generate_evaluate(
         generate, *recalled, "output=other", f"references=[{portraits[0]},{portraits[1]}]", "sampler=mini"
     )
     assert status == 0, err
-    assert f"{files[1]} was drawn from other reference images" in err
+    assert f"{files[1]} was generated from other reference images" in err
     changed = read_metadata(Path("other") / files[1].name)
     assert changed["sampler"]["scheduler"] is None  # the command line's sampler, and the image's α
     assert (changed["alpha"], changed["sampler"]["num_inference_steps"]) == (0.7, 30)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from fastcomposer.cli.common import quoted, renamed
-from fastcomposer.cli.report import SPOKEN
+from fastcomposer.cli.report import ALIAS
 
 _CALL = re.compile(r"^\s*fastcomposer (\w+)(?: (.*))?$")
 _LOOP = re.compile(r"^for (\w+) in ([^;]+); do$")
@@ -38,7 +38,7 @@ def overrides(command: str, arguments: str) -> list[str]:
     if command == "generate":
         given = [quoted(word, "prompt") for word in given]
     if command == "report":
-        given = [renamed(word, *SPOKEN) for word in given]
+        given = [renamed(word, *ALIAS) for word in given]
     parsed = OverridesParser.create().parse_overrides(given)
     return [_first(one) if one.is_sweep_override() else str(one.input_line) for one in parsed]
 

@@ -9,35 +9,36 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, load_trained_model, show_table
-from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
-from fastcomposer.utils.lock import sole_run
+from fastcomposer.cli.common import command, model_parts, show_table
 
 
-@command("attention", expand=with_jobs)
+@command("attention", sweep_jobs=())
 def main(config: DictConfig) -> None:
-    """Measure, in a folder that no other run uses."""
+    """Measure each checkpoint's attention on held-out records, and write ``attention.json``."""
+    from fastcomposer.sweeps.trained_jobs import check_trained
+    from fastcomposer.utils.lock import sole_run
+
     check_trained(config)
+    if not config.checkpoints or None in config.checkpoints:
+        raise ValueError("checkpoints: name at least one checkpoint or run folder")
     with sole_run(config.run_dir):
         measure(config)
 
 
 def measure(config: DictConfig) -> None:
-    """Measure each checkpoint's attention on held-out records, and write ``attention.json``."""
-    if not config.checkpoints or None in config.checkpoints:
-        raise ValueError("checkpoints: name at least one checkpoint or run folder")
-
+    """Measure, in a folder that no other run uses."""
     from hydra.utils import instantiate
     from rich.table import Table
 
+    from fastcomposer.composer import FastComposer
     from fastcomposer.evaluation.attention_share import attention_share
     from fastcomposer.utils.progress import tracked
 
     data = instantiate(config.data.module)
-    table = Table("checkpoint", "attention inside the mask", "mask's share of the image", "subjects")
+    table = Table("checkpoint", "attention inside the mask", "mask's fraction of the image", "subjects")
     results = {}
     for checkpoint in config.checkpoints:
-        model = load_trained_model(config.model, checkpoint)
+        model = FastComposer.from_checkpoint(checkpoint, **model_parts(config.model))
         loader = data.val_dataloader()
         count = min(len(loader), config.num_batches)
         batches = tracked(islice(loader, count), f"batches for {checkpoint}", total=count, transient=True)
@@ -45,9 +46,8 @@ def measure(config: DictConfig) -> None:
         results[checkpoint] = share.as_dict()
         table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
     show_table(table)
-    output = Path(config.run_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    file = output / "attention.json"
+    file = Path(config.run_dir) / "attention.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(file)
     conclude({"figures": file})

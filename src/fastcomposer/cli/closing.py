@@ -1,7 +1,4 @@
-"""What a command prints at its end: where everything is.
-
-It goes to standard error, as progress does; standard output has what a script reads.
-"""
+"""The last lines of a command: where its files are."""
 
 from __future__ import annotations
 
@@ -10,18 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def conclude(places: Mapping[str, str | Path | None]) -> None:
-    """Print where everything is.
-
-    Args:
-        places: Files and folders by what they hold; those that do not exist are left out.
-    """
-    there = {what: shown(place) for what, place in places.items() if place and Path(place).exists()}
-    width = max(map(len, there), default=0)
-    print("", *(f"  {what:<{width}}  {place}" for what, place in there.items()), sep="\n", file=sys.stderr)
+def conclude(paths: Mapping[str, str | Path | None]) -> None:
+    """Print to standard error, as progress is, the paths that exist, by what they hold."""
+    existing = {what: shown(path) for what, path in paths.items() if path and Path(path).exists()}
+    width = max(map(len, existing), default=0)
+    print("", *(f"  {what:<{width}}  {path}" for what, path in existing.items()), sep="\n", file=sys.stderr)
 
 
-def shown(place: str | Path) -> str:
-    """A path as the user would write it: relative inside the working directory."""
-    path = Path(place).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def shown(path: str | Path) -> str:
+    """A path relative to the working directory where it is inside."""
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

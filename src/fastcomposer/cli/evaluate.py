@@ -10,20 +10,17 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, quieten_lightning, show_table
-from fastcomposer.sweeps.trained_jobs import check_trained, with_jobs
-from fastcomposer.utils.lock import sole_run
-from fastcomposer.utils.texts import plain
 
-SPOKEN = ("methods", "compared")
+ALIAS = ("methods", "compared")
 """``methods=[...]`` chooses from the group ``compared``: the configurations of the methods to compare."""
 _RESUME = ("auto", "restart")
 
 
 def check_objective(config: DictConfig) -> None:
-    """Refuse an objective that the evaluation will not measure.
+    """Refuse an objective that the evaluation does not measure.
 
     Raises:
-        ValueError: If there is one that it will not.
+        ValueError: If there is one that it does not.
     """
     if config.objective is None:
         return
@@ -32,24 +29,23 @@ def check_objective(config: DictConfig) -> None:
     SamplingObjective.read(config.objective, list(config.metrics.measures))
 
 
-def with_fastcomposer(arguments: Sequence[str]) -> list[str]:
-    """Name the jobs of a sweep, and the method that they have trained."""
-    return with_jobs(arguments, f"{SPOKEN[1]}=[fastcomposer]")
-
-
-@command("evaluate", spoken=SPOKEN, check_objective=check_objective, expand=with_fastcomposer)
+@command("evaluate", alias=ALIAS, check_objective=check_objective, sweep_jobs=(f"{ALIAS[1]}=[fastcomposer]",))
 def main(config: DictConfig) -> float | None:
-    """Sample, score, print the scores, and write them."""
+    """Sample, score, print the scores, and write them; returns the objective."""
     if config.resume not in _RESUME:
         raise ValueError(f"resume={config.resume}: one of {', '.join(_RESUME)}")
     check_objective(config)
+
+    from fastcomposer.sweeps.trained_jobs import check_trained
+    from fastcomposer.utils.lock import sole_run
+
     check_trained(config)
     with sole_run(config.run_dir):
         return measure_scores(config)
 
 
 def measure_scores(config: DictConfig) -> float | None:
-    """Draw, score, and write ``results.json``; returns the objective."""
+    """Sample, score, and write ``results.json``, in a folder that no other run uses."""
     from hydra.utils import instantiate
 
     from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs, planned_folders
@@ -60,17 +56,16 @@ def measure_scores(config: DictConfig) -> float | None:
     output = Path(config.run_dir)
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
-    objective = judgement(config, methods, benchmarks)
+    objective = objective_of(config, methods, benchmarks)
     scoring = instantiate(config.scoring)
     distances = instantiate(config.distances) if config.fid else None
+    stages = [stage for stage in (scoring, distances) if stage is not None]
     folders = planned_folders(methods, benchmarks, output)
-    scoring.check_others(output, folders)
-    if distances is not None:
-        distances.check_others(output, folders)
+    for stage in stages:
+        stage.check_others(output, folders)
     loggers = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
     trainer = instantiate(config.trainer)
-    # Whatever precision images are drawn in, they are judged in full.
-    judge = instantiate(config.trainer, precision="32-true")
+    scorer = instantiate(config.trainer, precision="32-true")  # whatever precision images are sampled in
     runs: list[Any] = []
     while methods:  # one at a time in memory
         method = methods.pop(0)
@@ -78,15 +73,15 @@ def measure_scores(config: DictConfig) -> float | None:
         planned = plan_runs(method, benchmarks, output, config.trainer.precision)
         left_out = {benchmark.name for benchmark in benchmarks} - {run.benchmark.name for run in planned}
         if left_out and trainer.is_global_zero:
-            print(f"{method.name} cannot draw so many subjects together: without {', '.join(left_out)}")
+            print(f"{method.name} cannot sample so many subjects together: without {', '.join(left_out)}")
         open_runs(planned, concepts, config.resume == "restart")
         stage = GenerationStage(method, planned, concepts, config.save_attention)
         trainer.predict(stage, return_predictions=False)
         runs += planned
-    for stage in filter(None, (scoring, distances)):
+    for stage in stages:
         stage.runs = runs
-        judge.predict(stage, return_predictions=False)
-    if not judge.is_global_zero:
+        scorer.predict(stage, return_predictions=False)
+    if not scorer.is_global_zero:
         return None
     rows = result_rows(output)
     file = output / "results.json"
@@ -98,13 +93,13 @@ def measure_scores(config: DictConfig) -> float | None:
     return None if objective is None else objective(rows)
 
 
-def judgement(
+def objective_of(
     config: DictConfig, methods: Sequence[Any], benchmarks: Sequence[Any]
 ) -> Callable[[Sequence[Any]], float] | None:
-    """What makes the objective of rows of results; ``None`` where there is none.
+    """Make the function from rows of results to the objective; ``None`` where there is none.
 
     Raises:
-        ValueError: If it is not clear whose rows they would be.
+        ValueError: If the objective fits rows of several methods or settings.
     """
     if config.objective is None:
         return None
@@ -122,6 +117,7 @@ def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Pa
     from fastcomposer.evaluation.result_logs import log_rows
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.wandb_artifacts import log_evaluation
+    from fastcomposer.utils.texts import plain
 
     with kept_open(loggers) as runs:
         for logger in loggers:

@@ -1,4 +1,4 @@
-"""Draw images: ``fastcomposer generate checkpoint=… prompt=… references=[…]``."""
+"""Generate images: ``fastcomposer generate checkpoint=… prompt=… references=[…]``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, trained_pipeline
-from fastcomposer.prompt import check_references, strip_markers
-from fastcomposer.utils.texts import given_overrides, plain
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @command("generate", free_text="prompt")
 def main(config: DictConfig) -> None:
-    """Load, draw, and write PNG files that carry their settings."""
-    drawn_from = None
+    """Load, generate, and write PNG files that carry their settings."""
+    from fastcomposer.prompt import check_references, strip_markers
+
+    digests_of_settings = None
     if config.settings is not None:
         from fastcomposer.cli.recalled import recall
+        from fastcomposer.utils.texts import given_overrides
 
-        drawn_from = recall(config, given_overrides(HydraConfig.get()))
+        digests_of_settings = recall(config, given_overrides(HydraConfig.get()))
     if config.prompt is None:
         raise ValueError("prompt: say what the image should show, or name an image in settings")
     references = reference_files(config.references)
@@ -38,17 +39,16 @@ def main(config: DictConfig) -> None:
 
     from fastcomposer.models.compilation import check_backend, compile_blocks
     from fastcomposer.pipeline.schedulers import split_scheduler
+    from fastcomposer.utils.image_grid import grid
+    from fastcomposer.utils.provenance import image_text
+    from fastcomposer.utils.settings import file_digest
+    from fastcomposer.utils.texts import plain
 
     settings = plain(config)
     del settings["settings"]
     scheduler, options = split_scheduler(settings["sampler"])
     if config.compile is not None:
         check_backend(config.compile)
-
-    from fastcomposer.utils.image_grid import grid
-    from fastcomposer.utils.provenance import image_text
-    from fastcomposer.utils.settings import file_digest
-
     pipeline = trained_pipeline(config, scheduler)
     if config.compile is not None:
         compile_blocks(pipeline.unet, config.compile)
@@ -61,9 +61,9 @@ def main(config: DictConfig) -> None:
         **{**options, "alpha": config.alpha},
     ).images
     digests = [[file_digest(Path(file)) for file in files] for files in references]
-    if drawn_from not in (None, digests):
-        print(f"{config.settings} was drawn from other reference images", file=sys.stderr)
-    settings = {**settings, "reference_digests": digests}
+    if digests_of_settings not in (None, digests):
+        print(f"{config.settings} was generated from other reference images", file=sys.stderr)
+    settings["reference_digests"] = digests
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "_", strip_markers(config.prompt)).strip("_")[:60]

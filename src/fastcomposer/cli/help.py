@@ -1,9 +1,9 @@
-"""``--help``, in a part of the time that Hydra takes for it."""
+"""``--help`` without Hydra's own, which takes three times as long."""
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -11,43 +11,29 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-_ASKED = ("--help", "-h")
-
 
 def show_help(config_name: str, config_folder: Path, arguments: Sequence[str]) -> bool:
-    """Print what Hydra prints for ``--help``, where overrides alone go with it.
-
-    For every group that it lists, Hydra copies all that its plugins have registered.
-
-    Args:
-        config_name: Name of the command's file.
-        config_folder: Where configurations are.
-        arguments: Of the command line.
+    """Print what Hydra prints for ``--help``, which copies for every group all that its plugins register.
 
     Returns:
-        Whether it did. Hydra has to where other options are given, and says best what is wrong with
-        overrides.
+        Whether it did: not where other options or wrong overrides are given, which are left to Hydra.
     """
-    overrides = [argument for argument in arguments if argument not in _ASKED]
+    overrides = [argument for argument in arguments if argument not in ("--help", "-h")]
     if len(overrides) == len(arguments) or any(override.startswith("-") for override in overrides):
         return False
     try:
         with initialize_config_dir(str(config_folder), version_base="1.3"):
             config = compose(config_name, overrides, return_hydra_config=True)
-        template = config.hydra.help.template
+        template = string.Template(config.hydra.help.template)
     except (HydraException, OmegaConfBaseException):
         return False
     with open_dict(config):
         del config.hydra
-    groups = "".join(f"{group}: {', '.join(choices)}\n" for group, choices in sorted(_groups(config_folder)))
-    print(string.Template(template).substitute(APP_CONFIG_GROUPS=groups, CONFIG=OmegaConf.to_yaml(config)))
+    groups: dict[str, list[str]] = {}
+    for file in sorted(config_folder.rglob("*/*.yaml")):
+        group = file.parent.relative_to(config_folder).as_posix()
+        if not group.startswith("hydra"):
+            groups.setdefault(group, []).append(file.stem)
+    listed = "".join(f"{group}: {', '.join(choices)}\n" for group, choices in sorted(groups.items()))
+    print(template.substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(config)))
     return True
-
-
-def _groups(config_folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each group of the commands' own with its choices."""
-    for folder in filter(Path.is_dir, config_folder.rglob("*")):
-        group = folder.relative_to(config_folder).as_posix()
-        choices = sorted(file.stem for file in folder.glob("*.yaml"))
-        if choices and not group.startswith("hydra"):
-            yield group, choices

@@ -8,13 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, load_base_model, quieten_lightning
-from fastcomposer.utils.lock import sole_run
+from fastcomposer.cli.common import command, model_parts, quieten_lightning
 
 
 @command("prepare")
 def main(config: DictConfig) -> None:
-    """Make a data folder, or what the training takes from one."""
+    """Make a data folder, or a cache or shards of one."""
+    from fastcomposer.utils.lock import sole_run
+
     if config.cache is not None:
         with sole_run(config.cache):
             fill_cache(config)
@@ -26,7 +27,7 @@ def main(config: DictConfig) -> None:
 
 
 def make_folder(config: DictConfig) -> None:
-    """Call what the data configuration names under ``prepare``."""
+    """Call the function that the data configuration names under ``prepare``."""
     if config.data.prepare is None:
         raise ValueError(
             "this data choice is ready-made: data.prepare is null, so there is nothing to prepare"
@@ -34,25 +35,28 @@ def make_folder(config: DictConfig) -> None:
 
     from hydra.utils import instantiate
 
-    say: Callable[[str], None] = print
+    from fastcomposer.utils.lock import sole_run
+
+    log: Callable[[str], None] = print
     end: Callable[..., None] = conclude
     if "trainer" in config.data.prepare:  # several processes may be at work
         from lightning.pytorch.utilities import rank_zero_only
 
         quieten_lightning()
-        say, end = rank_zero_only(print), rank_zero_only(conclude)
-    with sole_run(config.data.root):
-        made = instantiate(config.data.prepare)
-    say(f"{made} records made; the data folder is {config.data.root}")
+        log, end = rank_zero_only(print), rank_zero_only(conclude)
     root = Path(config.data.root)
+    with sole_run(root):
+        made = instantiate(config.data.prepare)
+    log(f"{made} records made; the data folder is {config.data.root}")
     page = root / "preparation" / "report.html"
-    places = {
-        "records": root,
-        "references": root / "references",
-        "50 records with their masks": page,
-        "photos left out": page.with_name("left_out.csv"),
-    }
-    end(places)
+    end(
+        {
+            "records": root,
+            "references": root / "references",
+            "50 records with their masks": page,
+            "photos left out": page.with_name("left_out.csv"),
+        }
+    )
 
 
 def split_up(config: DictConfig) -> None:
@@ -71,8 +75,10 @@ def fill_cache(config: DictConfig) -> None:
 
     from hydra.utils import instantiate
 
+    from fastcomposer.composer import FastComposer
+
     data = instantiate(config.data.module, cache=None)
-    model = load_base_model(config.model)
+    model = FastComposer.from_pretrained(**model_parts(config.model))
     stage = instantiate(config.precompute)(model, data)
     trainer = instantiate(config.trainer)
     trainer.predict(stage, return_predictions=False)

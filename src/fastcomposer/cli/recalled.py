@@ -1,4 +1,4 @@
-"""Settings of an image that was generated earlier: they come out of a file, are checked and stay data."""
+"""Settings of an image that was generated earlier: read from its file, validated, and kept as data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeAlias
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fastcomposer.utils.provenance import read_metadata
 from fastcomposer.utils.texts import as_data
 
 _GROUPS = ("model", "sampler")
@@ -76,7 +77,7 @@ class Sampler(BaseModel):
 
 
 class Recalled(BaseModel):
-    """What may be taken of an image's settings; whatever else is there is left alone."""
+    """Settings that are recalled; others are ignored."""
 
     model_config = _STRICT
 
@@ -92,24 +93,22 @@ class Recalled(BaseModel):
 
 
 def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | None:
-    """Take the settings of an image that was generated earlier, where the command line names no others.
+    """Set what the command line does not, as in an image that was generated earlier.
 
     Args:
         config: With ``settings``, the PNG; changed. No string from the file is read for interpolations.
-        overrides: What the command line names, as Hydra has it.
+        overrides: Of the command line.
 
     Returns:
-        Digests of the references it was generated from; ``None`` where the file does not say.
+        Digests of the references it was generated from; ``None`` where the file has none.
 
     Raises:
         ValueError: If the file holds no settings, one of them is unknown, of another type or out of range,
-            or its references are not known.
+            or it does not hold its references.
     """
-    from fastcomposer.utils.provenance import read_metadata
-
     facts = read_metadata(Path(config.settings))
     if facts is None:
-        raise ValueError(f"settings={config.settings}: no whole PNG with settings of this program")
+        raise ValueError(f"settings={config.settings}: no complete PNG with settings of this program")
     taken = _without(facts, {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides})
     _check(config, taken)
     digests = taken.pop("reference_digests", None)
@@ -127,19 +126,19 @@ def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | No
 
 
 def _without(facts: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
-    """What is taken of a file's settings, without those that the command line names."""
+    """Settings that can be recalled, without those that the command line names."""
 
-    def left(path: str) -> bool:
+    def kept(path: str) -> bool:
         return not any(f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.") for name in named)
 
-    taken = {}
+    recalled = {}
     for key in facts.keys() & Recalled.model_fields.keys():
         value = facts[key]
         if key in _GROUPS and isinstance(value, Mapping):
-            taken[key] = {name: entry for name, entry in value.items() if left(f"{key}.{name}")}
-        elif left(key):
-            taken[key] = value
-    return taken
+            recalled[key] = {name: entry for name, entry in value.items() if kept(f"{key}.{name}")}
+        elif kept(key):
+            recalled[key] = value
+    return recalled
 
 
 def _check(config: DictConfig, taken: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Report what is measured: ``fastcomposer report results=…`` or ``sweep=multirun/…``."""
+"""Report measurements: ``fastcomposer report results=…`` or ``sweep=multirun/…``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from omegaconf import DictConfig
 from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command
 
-SPOKEN = ("sweep", "jobs")
+ALIAS = ("sweep", "jobs")
 """``sweep=`` names a folder here, which is the key ``jobs``; to Hydra it is the group of sweeps."""
 
 
-@command("report", spoken=SPOKEN)
+@command("report", alias=ALIAS)
 def main(config: DictConfig) -> None:
     """Report a sweep where one is named, else an evaluation."""
-    if config.jobs is not None:
-        report_sweep(config)
-    else:
-        report_results(config)
+    (report_results if config.jobs is None else report_sweep)(config)
 
 
 def report_results(config: DictConfig) -> None:
@@ -55,7 +52,7 @@ def report_results(config: DictConfig) -> None:
 
 
 def report_sweep(config: DictConfig) -> None:
-    """Write tables and page of what a sweep has measured, and name what did not finish."""
+    """Write tables and page of a sweep's measurements, and name the jobs that did not finish."""
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
