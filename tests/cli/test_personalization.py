@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_architectures import narrow
 
 from fastcomposer.cli import train
-from fastcomposer.training.personalization.concept import Concept, read_concepts
+from fastcomposer.training.personalization.concept import read_concepts
 
 Command = Callable[..., tuple[int, str]]
 
@@ -40,7 +40,7 @@ def test_a_person_goes_to_the_run_s_folder(command: Command, method: str) -> Non
     arguments = ["experiment=person", f"method=mini_{method}", "method.steps=2", *fewer]
     status, errors = command(*arguments, f"data.people={{{ADAM}}}")
     assert status == 0, errors
-    learned = Concept.read(f"outputs/mini_{method}")
+    (learned,) = read_concepts(f"outputs/mini_{method}")
     assert (learned.method, learned.word, learned.steps) == (method, "man", 2)
     status, errors = command(*arguments, f"data.people={{{ADAM}}}")
     assert status == 1
@@ -55,7 +55,7 @@ def test_a_person_is_learned_on_an_architecture_with_weights_drawn(command: Comm
         "experiment=person", "method=dreambooth", *base, *few, f"data.people={{{ADAM}}}", "name=random"
     )
     assert status == 0, errors
-    assert Concept.read("outputs/random").steps == 1
+    assert read_concepts("outputs/random")[0].steps == 1
 
 
 def test_two_people_are_learned_together(command: Command) -> None:

@@ -230,15 +230,23 @@ def test_a_part_of_another_cache_is_refused(
     assert contents(cache) == before
 
 
-@pytest.mark.parametrize("damage", [cut, not_json, Path.unlink, "weights", "version"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        not_json,
+        Path.unlink,
+        *({"weights": value} for value in ({"vae": "0"}, None)),
+        *({"target": value} for value in ({}, None)),
+        {"version": 4},
+    ],
+)
 def test_a_damaged_manifest_is_written_anew(damage: Any, cache: Path, fill: Make, make_data: Make) -> None:
     before, file = contents(cache), cache / "cache.json"
     if callable(damage):
         damage(file)
     else:
-        content = json.loads(file.read_bytes())
-        content[damage] = {"vae": "0"} if damage == "weights" else 4
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(json.loads(file.read_bytes()) | damage))
     with pytest.raises((StaleCacheError, FileNotFoundError), match=rf"prepare cache={cache}"):
         samples(make_data, cache)
     assert fill() == 0

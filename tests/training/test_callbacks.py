@@ -31,36 +31,30 @@ def test_a_signal_ends_after_the_step_and_saves(
     stop = GracefulStop(tmp_path)
     module = make_module()
     make_trainer(max_steps=50, callbacks=[stop, Interrupt()]).fit(module, make_data())
-    assert stop.stopped
+    assert stop.received == signal.SIGTERM
     assert module.global_step == 4
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "signalled"),
+    [(2, (1, 3)), (12, (1, 0))],  # the latter with 2 batches an epoch, less than a step
+)
 def test_a_signal_waits_for_the_gradients_of_the_step(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    batch_size: int,
+    signalled: tuple[int, int],
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    tmp_path: Path,
 ) -> None:
     class Interrupt(Callback):
         def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == 3:
+            if (trainer.global_step, batch_idx) == signalled:
                 signal.raise_signal(signal.SIGTERM)
 
-    module, data = make_module(), make_data()
-    callbacks = [GracefulStop(tmp_path), Interrupt()]
-    make_trainer(max_steps=50, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
-    assert module.global_step == 2
-    assert data.state_dict()["batches"] == 6
-
-
-def test_a_signal_is_heard_where_an_epoch_is_less_than_a_step(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
-    class Interrupt(Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-            if (trainer.global_step, batch_idx) == (1, 0):
-                signal.raise_signal(signal.SIGTERM)
-
-    module, data = make_module(), make_data(batch_size=12)  # 2 batches an epoch
+    module, data = make_module(), make_data(batch_size=batch_size)
     callbacks = [GracefulStop(tmp_path), Interrupt()]
     make_trainer(max_steps=6, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
     assert module.global_step == 2

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from notices import SignalAt
 
 from fastcomposer.training.callbacks import GracefulStop
-from fastcomposer.training.loggers import ContinuedCSVLogger, PatientWandbLogger
+from fastcomposer.training.loggers import ContinuedCSVLogger, PatientWandbLogger, kept_open
 
 Make = Callable[..., Any]
 
@@ -106,12 +106,12 @@ def test_an_offline_run_does_not_keep_the_next_one_offline(
 ) -> None:
     first = PatientWandbLogger(offline=True, project="first", save_dir=tmp_path)
     assert first.experiment.offline
-    first.finalize("success")
+    first.close()
     assert f"To send it: wandb sync {tmp_path}" in capsys.readouterr().out
     second = PatientWandbLogger(timeout=1, project="second", save_dir=tmp_path)
-    with pytest.warns(UserWarning, match="keeps its log in files"):  # it has asked the server
+    with pytest.warns(UserWarning, match="logs to files"):  # it has asked the server
         assert second.experiment.offline
-    second.finalize("success")
+    second.close()
     assert f"To send it: wandb sync {tmp_path}" in capsys.readouterr().out
 
 
@@ -124,7 +124,7 @@ def test_a_run_begins_without_warnings(
     monkeypatch.setattr(wandb, "termwarn", lambda text, **_: warned.append(text))
     logger = PatientWandbLogger(offline=True, project="first", save_dir=tmp_path)
     assert logger.experiment.offline
-    logger.finalize("success")
+    logger.close()
     assert warned == []
 
 
@@ -139,7 +139,8 @@ def test_training_goes_on_without_the_server(
     config = composed("train", "logger=wandb", f"run_dir={tmp_path}", "logger.wandb.offline=false")
     logger = instantiate(config.logger.wandb, timeout=2)
     trainer = make_trainer(max_steps=3, logger=logger)
-    with pytest.warns(UserWarning, match=r"wandb: .*The training goes on and keeps its log in files"):
+    warned = pytest.warns(UserWarning, match=r"wandb: .*The training continues and logs to files")
+    with kept_open([logger]), warned:
         trainer.fit(make_module(), make_data())
     assert trainer.global_step == 3
     assert wandb.run is None  # another training of this process begins another

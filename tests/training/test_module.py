@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 
@@ -169,15 +167,11 @@ def test_conditions_are_dropped_as_often_as_asked() -> None:
     assert abs(lost.float().mean().item() - 0.1) < 0.01
     assert not batch.subject_present[lost].any()
     assert abs(batch.subject_present[~lost].float().mean().item() - 0.7) < 0.01
+    kept = drop_conditions(some_batch(50), empty, 0.0, 0.0, torch.Generator().manual_seed(0))
+    assert kept.subject_present.all() and (kept.input_ids == 1).all()
     # Subjects are dropped one by one, not a sample's all together.
     both = batch.subject_present[~lost].all(dim=1).float().mean().item()
     assert abs(both - 0.49) < 0.015
-
-
-def test_nothing_is_dropped_at_zero() -> None:
-    batch = drop_conditions(some_batch(50), torch.full((77,), 7), 0.0, 0.0, torch.Generator().manual_seed(0))
-    assert batch.subject_present.all()
-    assert (batch.input_ids == 1).all()
 
 
 def test_lost_captions_take_the_states_of_the_empty_prompt() -> None:
@@ -345,24 +339,6 @@ def test_the_moving_average_is_that_of_one_tensor_after_the_other(
     make_trainer(max_steps=4, callbacks=[plain]).fit(module, make_data())
     for one, other in zip(module.ema.shadow_params, plain.average.shadow_params, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
-
-
-def test_losses_are_logged_apart(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
-    logger = CSVLogger(tmp_path, name=None, version="logs")
-    module = make_module()
-    make_trainer(max_steps=4, logger=logger, limit_val_batches=1, val_check_interval=2).fit(
-        module, make_data()
-    )
-    rows = list(csv.DictReader((tmp_path / "logs" / "metrics.csv").open()))
-    trained = [row for row in rows if row["train/loss"]]
-    assert len(trained) == 4
-    for row in trained:
-        total = float(row["train/denoise_loss"]) + 0.001 * float(row["train/localization_loss"])
-        assert float(row["train/loss"]) == pytest.approx(total, rel=1e-5)
-        assert float(row["train/grad_norm"]) > 0
-    assert [row for row in rows if row["val/denoise_loss"]]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fastcomposer.miniworld.train_vae import VAEModule
 from fastcomposer.training.base_module import RecipeModule
 from fastcomposer.training.callbacks import Throughput
 from fastcomposer.training.module import FastComposerModule
-from fastcomposer.training.objective import Objective, check_logged, logged_names
+from fastcomposer.training.objective import Objective, check_logged
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 
@@ -61,7 +61,6 @@ def test_an_objective_that_nobody_logs_is_refused() -> None:
         LOGGED: ClassVar = ("mine/score",)
 
     check_logged("val/los", [*found, Silent])  # it may log anything
-    assert "mine/score" in logged_names([*found, Open])
     with pytest.raises(ValueError, match="there is mine/score, train/"):
         check_logged("val/los", [*found, Open])
 
@@ -81,7 +80,7 @@ def test_the_last_value_counts_through_interruptions() -> None:
     again.load_state_dict(state)
     assert again.measured() == 0.5
     metrics["val/loss"] = torch.tensor(float("nan"))
-    with pytest.raises(ValueError, match="objective=val/loss: it came to nan"):
+    with pytest.raises(ValueError, match="objective=val/loss: the training ended at nan"):
         again.measured()
     other = Objective("train/loss")
     other.load_state_dict(state)  # of another objective

@@ -187,7 +187,7 @@ def test_it_goes_on_where_it_stopped_and_renews_what_changed(
     assert data.train_dataset[20].text_embeds.shape == (1, 77, 32)
     assert files[0].stat().st_mtime_ns == before[files[0].name][0]
     assert fill(make_data(root=own_world), restart=True).num_images() == 32
-    assert fill(make_data(root=own_world, train_split="test", val_split=None), restart=True).parts
+    assert fill(make_data(root=own_world, train_split="test", val_split=None), restart=True).groups
     assert [file.name for file in sorted((tmp_path / "cache").glob("part-*"))] == [files[0].name]
 
 
@@ -224,42 +224,6 @@ def test_stale_caches_are_refused_with_what_changed(
     (cache / "cache.json").write_text(json.dumps(manifest))
     with pytest.raises(StaleCacheError, match="stale: crop: images were resized or cropped in another way"):
         make_data(cache=cache)
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5])
-def test_damaged_parts_are_named_and_renewed(
-    kept: float, fill: Fill, make_data: Make, tmp_path: Path
-) -> None:
-    fill()
-    part = tmp_path / "cache" / "part-00001.safetensors"
-    whole = part.read_bytes()
-    data = make_data(cache=tmp_path / "cache")
-    data.setup("fit")
-    part.write_bytes(whole[: int(kept * len(whole))])
-    message = r"part-00001\.safetensors is damaged \(.*\); .*prepare cache=.*renews it"
-    with pytest.raises(StaleCacheError, match=message):
-        data.train_dataset[12]
-    with pytest.raises(StaleCacheError, match=message):
-        make_data(cache=tmp_path / "cache").setup("fit")
-    assert fill().num_images() == 10
-    assert part.read_bytes() == whole
-
-
-@pytest.mark.parametrize("damage", [{}, {"target": None}, {"target": {}}, {"weights": None}])
-def test_damaged_manifests_are_named(
-    damage: dict[str, Any], fill: Fill, make_data: Make, tmp_path: Path
-) -> None:
-    fill()
-    file = tmp_path / "cache" / "cache.json"
-    content = json.loads(file.read_text())
-    if damage:
-        content.update(damage)
-    else:
-        del content["weights"]
-    file.write_text(json.dumps(content))
-    with pytest.raises(StaleCacheError, match=r"cache\.json is unreadable|stale: weights"):
-        data = make_data(cache=tmp_path / "cache")
-        data.cache.check_weights({"vae": "0"})
 
 
 def test_half_precision_takes_half_the_space(fill: Fill, make_data: Make, tmp_path: Path) -> None:

@@ -105,20 +105,20 @@ def train(config: DictConfig) -> float | None:
         return None
     received = [callback.received for callback in callbacks if isinstance(callback, GracefulStop)]
     stopped = next((number for number in received if number is not None), None)
-    goes_on = "" if stopped is None else " resume=auto continues from here."
-    print(f"{trainer.global_step} steps are done.{goes_on}")
+    more = "" if stopped is None else " resume=auto continues from here."
+    print(f"{trainer.global_step} steps are done.{more}")
     conclude(
         {
             "weights": config.export,
             "checkpoints": run_dir / "checkpoints",
             "losses": run_dir / "logs" / "metrics.csv",
-            "images drawn on the way": run_dir / "samples",
+            "samples": run_dir / "samples",
             "TensorBoard's log": run_dir / "tensorboard",
             "configuration": run_dir / ".hydra" / "config.yaml",
         }
     )
     if stopped is not None:
-        sys.exit(128 + stopped)  # not finished: nothing that follows should take it for that
+        sys.exit(128 + stopped)  # not finished
     return None if objective is None else objective.measured()
 
 

@@ -1,7 +1,5 @@
 """LightningModules and callbacks.
 
-- ``recipe`` is what all trainings share, with ``optimizers`` and ``sharding``; ``module`` trains
-  FastComposer, ``base/`` the parts of the embedded base, ``personalization/`` the fine-tuning baselines
-- ``precompute`` fills the cache that a training may read
-- around a training: ``callbacks``, ``checkpoints``, ``samples``, ``loggers``, ``lineage``, ``objective``
+``base_module`` is what all trainings share; ``module`` trains FastComposer, ``personalization/`` the
+fine-tuning baselines.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from fastcomposer.models.weights_io import TrainingLength
 from fastcomposer.training.checkpoints import newest_whole, non_finite
 from fastcomposer.training.loggers import ContinuedCSVLogger
-from fastcomposer.training.sharding import gathered, share, share_of, whole
+from fastcomposer.training.sharding import full_tensor, gather_like, local_shard, shard_like
 from fastcomposer.utils.errors import FaultError
 
 _ALL_SAMPLES = 2**32 - 1  # takes the place of a sample's index, which is never that large
@@ -38,14 +38,14 @@ class NonFiniteWeightsError(FaultError):
 class RecipeModule(L.LightningModule):
     """Base of every training.
 
-    The learning rate warms up linearly, stays constant, and falls linearly to zero over the last part of
+    The learning rate warms up linearly, stays constant, and falls linearly to zero over the last fraction of
     the budget. The budget is the trainer's ``max_steps`` or ``max_time``, whichever is nearer.
 
     Args:
         optimizer: Makes the optimizer from the trained parameters (``_partial_`` in a config).
         warmup_steps: Steps of linear warm-up.
-        cooldown: Share of the budget, 0 to 1, over which the learning rate falls to zero.
-        seed: Seed of everything drawn in a step.
+        cooldown: Fraction of the budget, 0 to 1, over which the learning rate falls to zero.
+        seed: Seed of all random numbers of a step.
         ema_decay: Highest decay of the exponential moving average of the weights; ``None`` for no EMA.
         max_bad_steps: How many consecutive steps with a NaN or infinite loss are skipped before giving up.
 
@@ -69,7 +69,7 @@ class RecipeModule(L.LightningModule):
             if value < 0:
                 raise ValueError(f"method.{name}={value}: must not be negative")
         if not 0 <= cooldown <= 1:
-            raise ValueError(f"cooldown={cooldown}: a share of the budget between 0 and 1")
+            raise ValueError(f"cooldown={cooldown}: a fraction of the budget between 0 and 1")
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay}: between 0 and 1, or null for no EMA")
         self.optimizer_factory = optimizer
@@ -80,18 +80,23 @@ class RecipeModule(L.LightningModule):
         self.trained_before = TrainingLength()
         """Of the weights that the first step starts from."""
         self.settings: dict[str, Any] = {}
-        """What decides the training, in plain values by configuration key; kept in its checkpoints."""
+        """Kept in checkpoints; see :func:`~fastcomposer.training.resuming.training_settings`."""
         self._validated = 0
         self._resumed = False
         self._minutes, self._since = 0.0, time.monotonic()
         self._bad_steps = torch.zeros((), dtype=torch.long)
         self._micro_batch = 0
-        self._log_place: dict[str, Any] | None = None
+        self._log_state: dict[str, Any] | None = None
         self._records: tuple[str, ...] = ()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Names and tensors of what is trained."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def configure_model(self) -> None:
+        """Refuse to be sharded; trainings that can be override this."""
+        if self.device_mesh is not None:
+            raise ValueError("trainer=fsdp is for method=fastcomposer; take trainer=ddp")
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule over the trained parameters.
@@ -115,19 +120,24 @@ class RecipeModule(L.LightningModule):
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def progress(self) -> float:
-        """Share of the budget that is used, 0 to 1; 0 without one. All processes have to ask together."""
+        """Fraction of the budget that is used, 0 to 1; 0 without one. All processes have to call it."""
         trainer = self.trainer
-        shares = [0.0]
+        used = [0.0]
         if trainer.max_steps and trainer.max_steps > 0:
-            shares.append(trainer.global_step / trainer.max_steps)
+            used.append(trainer.global_step / trainer.max_steps)
         timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
         for timer in timers:
-            used, left = timer.time_elapsed(), timer.time_remaining()
+            elapsed, left = timer.time_elapsed(), timer.time_remaining()
             if left is not None:
-                shares.append(used / (used + left) if used + left else 1.0)
-        found = min(max(shares), 1.0)
-        # Each process has a clock of its own, and with a learning rate of its own its weights would part.
+                used.append(elapsed / (elapsed + left) if elapsed + left else 1.0)
+        found = min(max(used), 1.0)
+        # Each process has a clock of its own, and with a learning rate of its own its weights would diverge.
         return float(trainer.strategy.broadcast(found)) if timers else found
+
+    def _lr_factor(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        cool = min(1.0, (1 - self.progress()) / self.cooldown) if self.cooldown else 1.0
+        return warm * cool
 
     @property
     def length(self) -> TrainingLength:
@@ -135,21 +145,11 @@ class RecipeModule(L.LightningModule):
         before, minutes = self.trained_before, self._minutes + (time.monotonic() - self._since) / 60
         return TrainingLength(before.steps + self.global_step, before.minutes + minutes)
 
-    def _lr_factor(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        cool = min(1.0, (1 - self.progress()) / self.cooldown) if self.cooldown else 1.0
-        return warm * cool
-
-    def configure_model(self) -> None:
-        """Refuse to be divided; trainings that can be say how."""
-        if self.device_mesh is not None:
-            raise ValueError("trainer=fsdp is for method=fastcomposer; take trainer=ddp")
-
     def on_fit_start(self) -> None:
         """Start the clock, and the moving average from the weights of the first step."""
         self._since = time.monotonic()
         if self.ema_decay is not None and self.ema is None:
-            self.ema = self._average(self._shares())
+            self.ema = self._average()
         if self.ema is not None:
             self.ema.to(self.device)
 
@@ -159,17 +159,16 @@ class RecipeModule(L.LightningModule):
         if self._resumed:
             self._use_optimizer_settings()
         if self.validation_missing:
-            trainer = self.trainer
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            trainer.validating, loop.restarting = True, False
+            loop = self.trainer.fit_loop.epoch_loop.val_loop
+            self.trainer.validating, loop.restarting = True, False
             loop.run()
-            trainer.training = True
+            self.trainer.training = True
         self._resumed = False
 
     def resume_logs(self) -> None:
         """Let the log continue where the training does."""
         for logger in self._continued_logs():
-            logger.go_on(self._log_place, self.global_step)
+            logger.resume(self._log_state, self.global_step)
 
     @property
     def validation_missing(self) -> bool:
@@ -185,16 +184,16 @@ class RecipeModule(L.LightningModule):
             self._validated = self.global_step
 
     def _use_optimizer_settings(self) -> None:
-        """Replace the settings that a checkpoint brought with those of this call.
-
-        The learning rate is that of the present step under the present schedule.
-        """
+        """Replace a checkpoint's optimizer settings, with the learning rate that the schedule gives now."""
         (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         scheduler: Any = schedule.scheduler
         lr = optimizer.defaults["lr"]
         # Not how it is computed (fused, foreach), which has to fit its states.
-        given = {name: v for name, v in optimizer.defaults.items() if isinstance(v, int | float | tuple)}
-        given = {name: v for name, v in given.items() if not isinstance(v, bool)}
+        given = {
+            name: value
+            for name, value in optimizer.defaults.items()
+            if isinstance(value, int | float | tuple) and not isinstance(value, bool)
+        }
         scheduler.base_lrs = [lr] * len(optimizer.param_groups)
         for group in optimizer.param_groups:
             group.update(given, initial_lr=lr, lr=lr * self._lr_factor(scheduler.last_epoch))
@@ -204,14 +203,6 @@ class RecipeModule(L.LightningModule):
         found = [logger for logger in self.trainer.loggers if isinstance(logger, ContinuedCSVLogger)]
         return found if self.trainer.is_global_zero else []
 
-    def _shares(self) -> list[Any]:
-        """What this process has of the trained parameters: all of each, unless they are divided."""
-        return [share(parameter) for parameter in self.trained_parameters().values()]
-
-    def _average(self, parameters: list[nn.Parameter]) -> EMAModel:
-        assert self.ema_decay is not None
-        return EMAModel(parameters, decay=self.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Count the batches whose gradients are accumulated to one step, and keep what they hold."""
         self._micro_batch = batch_idx % self.trainer.accumulate_grad_batches
@@ -220,56 +211,44 @@ class RecipeModule(L.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step  # type: ignore[attr-defined]
 
     def step_generator(self) -> Generator:
-        """Random numbers of this batch: the same after resuming, different on every process.
-
-        The batches that are accumulated to one step draw different ones.
-        """
-        return self._generator((self.seed, self.global_rank, self.global_step, *self._accumulated))
+        """Random numbers of this batch on this process, the same after resuming."""
+        return self._generator(self.seed, self.global_rank, self.global_step, *self._accumulated)
 
     def sample_generators(self, count: int) -> list[Generator]:
-        """Random numbers of each sample of this batch, by its place among the samples of the step.
+        """Random numbers of each sample of this batch, by its index among the samples of the step.
 
-        Places are counted as :class:`~fastcomposer.data.samplers.EpochSampler` deals samples out: over all
+        Indices are counted as :class:`~fastcomposer.data.samplers.EpochSampler` deals samples out: over all
         processes, then over the batches that are accumulated. So a step of as many samples draws the same
-        numbers for each of them on any number of processes, in any number of batches.
-
-        Args:
-            count: Samples of the batch, the same on every process.
+        numbers for each of them on any number of processes, in any number of batches of ``count`` samples.
         """
-        places = range(self._micro_batch * count, (self._micro_batch + 1) * count)
-        world = self.trainer.world_size
-        return [
-            self._generator((self.seed, self.global_step, place * world + self.global_rank))
-            for place in places
-        ]
+        rows = range(self._micro_batch * count, (self._micro_batch + 1) * count)
+        world, rank = self.trainer.world_size, self.global_rank
+        return [self._generator(self.seed, self.global_step, row * world + rank) for row in rows]
 
     def mask_generator(self) -> Generator:
         """Random numbers of all samples of this batch together, drawn for each batch of each process."""
-        numbers = (self.seed, self.global_step, _ALL_SAMPLES, self.global_rank, *self._accumulated)
-        return self._generator(numbers)
+        rank = self.global_rank
+        return self._generator(self.seed, self.global_step, _ALL_SAMPLES, rank, *self._accumulated)
 
     @property
     def _accumulated(self) -> tuple[int, ...]:
         """Index of this batch among those that are accumulated to one step, left out for the first."""
         return (self._micro_batch,) if self._micro_batch else ()
 
+    def _generator(self, *numbers: int) -> Generator:
+        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+        return Generator(self.device).manual_seed(seed)
+
     def over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over all processes in the steps that the trainer logs, its own values in the others.
 
         (``sync_dist`` of Lightning's ``log`` would wait for all processes and the device in every step.)
-
-        Args:
-            values: Scalars by name, the same names on every process.
         """
         if self.trainer.world_size == 1 or (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return values
         means = torch.stack([value.detach() for value in values.values()]) / self.trainer.world_size
         torch.distributed.all_reduce(means)
         return dict(zip(values, means, strict=True))
-
-    def _generator(self, numbers: tuple[int, ...]) -> Generator:
-        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-        return Generator(self.device).manual_seed(seed)
 
     def configure_gradient_clipping(
         self,
@@ -289,7 +268,7 @@ class RecipeModule(L.LightningModule):
             nn.utils.clip_grad_norm_(list(self.trained_parameters().values()), gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Take a step with a NaN or infinite gradient as one without gradient, and give up if that goes on.
+        """Take a step with a NaN or infinite gradient as one without gradient, and give up if that lasts.
 
         The count stays on the device and is read only when the trainer logs, so a step never waits for it.
 
@@ -297,38 +276,36 @@ class RecipeModule(L.LightningModule):
             NonFiniteLossError: After ``max_bad_steps`` such steps in a row.
         """
         gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         self.log("train/grad_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         bad = ~norm.isfinite()
         self._bad_steps = (self._bad_steps.to(norm.device) + 1) * bad
         for gradient in gradients:
-            share(gradient).masked_fill_(bad, 0)
+            local_shard(gradient).masked_fill_(bad, 0)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._give_up()
-
-    def _give_up(self) -> None:
-        count = int(self._bad_steps)
-        if count > self.max_bad_steps:
-            raise NonFiniteLossError(
-                f"loss or gradient was not finite for {count} steps in a row, up to step {self.global_step}; "
-                "lower method.optimizer.lr or look at the records of the last batch: "
-                f"{', '.join(self._records_of_step()) or 'it does not name them'}"
-            )
+            count = int(self._bad_steps)
+            if count > self.max_bad_steps:
+                records = ", ".join(self._records_of_step()) or "it does not name them"
+                raise NonFiniteLossError(
+                    f"loss or gradient was not finite for {count} steps in a row, up to step "
+                    f"{self.global_step}; lower method.optimizer.lr or look at the records of the last "
+                    f"batch: {records}"
+                )
 
     def _records_of_step(self) -> list[str]:
-        """Records of this step's batches on all processes, which have to ask together."""
-        parts: list[Any] = [self._records]
+        """Records of this step's batches on all processes, which have to call it together."""
+        found: list[Any] = [self._records]
         if self.trainer.world_size > 1:
-            parts = [()] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self._records)
-        return [name for part in parts for name in part]
+            found = [()] * self.trainer.world_size
+            torch.distributed.all_gather_object(found, self._records)
+        return [name for records in found for name in records]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update the moving average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.step(self._shares())
+            self.ema.step(self._local_shards())
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -336,12 +313,21 @@ class RecipeModule(L.LightningModule):
         if self.ema is None:
             yield
             return
-        self.ema.store(self._shares())
-        self.ema.copy_to(self._shares())
+        self.ema.store(self._local_shards())
+        self.ema.copy_to(self._local_shards())
         try:
             yield
         finally:
-            self.ema.restore(self._shares())
+            self.ema.restore(self._local_shards())
+
+    def _local_shards(self) -> list[Any]:
+        """What this process has of the trained parameters: all of each, unless they are sharded."""
+        return [local_shard(parameter) for parameter in self.trained_parameters().values()]
+
+    def _average(self) -> EMAModel:
+        assert self.ema_decay is not None
+        shards = self._local_shards()
+        return EMAModel(shards, decay=self.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
 
     def on_train_end(self) -> None:
         """Leave finite weights behind, or fail.
@@ -350,29 +336,25 @@ class RecipeModule(L.LightningModule):
             NonFiniteWeightsError: If they are not.
         """
         names, averages = list(self.trained_parameters()), self.ema.shadow_params if self.ema else []
-        parts = {"state_dict": self._shares(), "ema": averages}
+        parts = {"state_dict": self._local_shards(), "ema": averages}
         self._check_finite({part: dict(zip(names, found, strict=False)) for part, found in parts.items()})
 
     def _check_finite(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse NaN and infinity on any process; all have to ask together."""
+        """Refuse NaN and infinity on any process; all have to call it together."""
         names, trainer = non_finite(checkpoint), self.trainer
         if trainer.strategy.reduce_boolean_decision(not names):
             return
-        kept = trainer.strategy.broadcast(self._finite_checkpoint() if trainer.is_global_zero else None)
+        folder, kept = getattr(trainer.checkpoint_callback, "dirpath", None), ""
+        if trainer.is_global_zero and folder:
+            with suppress(FaultError):
+                kept = str(newest_whole(Path(folder)) or "")
+        kept = trainer.strategy.broadcast(kept)
         raise NonFiniteWeightsError(
             f"after step {self.global_step} what is trained is not finite "
             f"({names or 'on another process'}), and stays so; it is not saved. "
             f"{'The last finite checkpoint is ' + kept if kept else 'There is no finite checkpoint'}: lower "
             f"method.optimizer.lr or trainer.gradient_clip_val, then resume={'auto' if kept else 'restart'}"
         )
-
-    def _finite_checkpoint(self) -> str | None:
-        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
-        try:
-            file = newest_whole(Path(folder)) if folder else None
-        except FaultError:
-            return None
-        return None if file is None else str(file)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights and the moving average, if they are finite; frozen weights come from the base.
@@ -382,27 +364,27 @@ class RecipeModule(L.LightningModule):
         """
         trainer = self.trainer
         trained = self.trained_parameters()
-        state = checkpoint["state_dict"]  # empty on all processes but the first where weights are divided
+        state = checkpoint["state_dict"]  # empty on all processes but the first where weights are sharded
         checkpoint["state_dict"] = {name: state[name] for name in trained} if state else {}
         checkpoint["length"] = asdict(self.length)
         checkpoint["settings"], checkpoint["validated"] = self.settings, self._validated
         if self.ema is not None:
             pairs = zip(trained.items(), self.ema.shadow_params, strict=True)
-            averages = {name: gathered(value, parameter) for (name, parameter), value in pairs}
+            averages = {name: gather_like(value, parameter) for (name, parameter), value in pairs}
             checkpoint["ema"] = {"step": self.ema.optimization_step, "weights": averages}
         self._check_finite(checkpoint)
-        for logger in self._continued_logs():  # the checkpoint leaves these steps behind
-            values = {
-                name: float(v) for name, v in trainer.logged_metrics.items() if name.startswith("train/")
-            }
-            logs = self.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-            row = {**values, "epoch": self.current_epoch} if logs else {}
-            checkpoint["log"] = logger.place(self.global_step, row)
+        for logger in self._continued_logs():
+            row: dict[str, Any] = {}
+            if self.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                logged = trainer.logged_metrics.items()
+                row = {name: float(value) for name, value in logged if name.startswith("train/")}
+                row["epoch"] = self.current_epoch
+            checkpoint["log"] = logger.state(self.global_step, row)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the moving average; trained weights must match by name exactly."""
         trained = self.trained_parameters()
-        stored = checkpoint.get("state_dict", trained)  # where weights are divided, they are loaded already
+        stored = checkpoint.get("state_dict", trained)  # where weights are sharded, they are loaded already
         missing, unexpected = trained.keys() - stored, stored.keys() - trained
         if missing or unexpected:
             raise FaultError(
@@ -412,26 +394,19 @@ class RecipeModule(L.LightningModule):
             )
         self.strict_loading = False
         self._resumed, self._validated = True, checkpoint["validated"]
-        self._log_place = checkpoint.get("log")
-        if "length" in checkpoint:
-            self._minutes = checkpoint["length"]["minutes"] - self.trained_before.minutes
+        self._log_state = checkpoint.get("log")
+        self._minutes = checkpoint["length"]["minutes"] - self.trained_before.minutes
         if "ema" in checkpoint and self.ema_decay is not None:
-            self.ema = self._average(self._shares())
+            self.ema = self._average()
             self.ema.optimization_step = checkpoint["ema"]["step"]
             averages = checkpoint["ema"]["weights"]
-            self.ema.shadow_params = [share_of(averages[name], p) for name, p in trained.items()]
+            self.ema.shadow_params = [shard_like(averages[name], p) for name, p in trained.items()]
 
 
 def fit(
     trainer: L.Trainer, module: RecipeModule, data: L.LightningDataModule, checkpoint: Path | None = None
 ) -> None:
-    """Train, and make up for the last validation where that alone was missing.
-
-    Args:
-        trainer: Its callbacks and loggers take part in the validation, too.
-        module: The training.
-        data: Its data.
-        checkpoint: To resume from; ``None`` for a new training.
+    """Train, from a checkpoint if one is given, and make up for a last validation that alone was missing.
 
     Raises:
         NonFiniteLossError: See :meth:`RecipeModule.on_before_optimizer_step`.

@@ -1,4 +1,4 @@
-"""Callbacks: stop without losing anything, and say how far and how fast training is."""
+"""Callbacks: stop without losing anything, and show how far and how fast a training is."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class ResumableCheckpoint(ModelCheckpoint):
 class GracefulStop(Callback):
     """On Ctrl-C or SIGTERM finish the step, save, and end; a second signal ends at once.
 
-    Of several processes, the one that gets the signal tells the others, and all end after the same step; they
-    ask each other every ``log_every_n_steps`` steps, because asking waits for the device. In a SLURM job,
-    SIGUSR1 (``#SBATCH --signal=SIGUSR1@120``) does the same and requeues the job, whose command should say
+    A signal to one of several processes ends all of them after the same step; they compare every
+    ``log_every_n_steps`` steps, because that waits for the device. In a SLURM job, SIGUSR1
+    (``#SBATCH --signal=SIGUSR1@120``) does the same and requeues the job, whose command should have
     ``resume=auto``.
 
     Args:
-        dirpath: Folder of ``last.ckpt``, from which ``resume=auto`` goes on.
+        dirpath: Folder of ``last.ckpt``, from which ``resume=auto`` continues.
     """
 
     def __init__(self, dirpath: str | Path) -> None:
@@ -57,11 +57,6 @@ class GracefulStop(Callback):
         self._previous: dict[int, Any] = {}
         self.received: int | None = None
         """The signal that ended the training."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a signal ended the training."""
-        return self.received is not None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, in place of the trainer's own handlers, which end or save within a step."""
@@ -83,20 +78,18 @@ class GracefulStop(Callback):
         """Stop once the step is complete, and repeat the request: an epoch's end resets it."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.world_size > 1:
+            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                return
             numbers = torch.tensor(self.received or 0, device=pl_module.device)
             self.received = int(trainer.strategy.reduce(numbers, reduce_op="max")) or None
-            trainer.should_stop = self.stopped
-        elif trainer.world_size == 1 and self.stopped:
-            trainer.should_stop = True
-        if trainer.should_stop and self.stopped:
-            self._leave_out_validation(trainer)
-
-    def _leave_out_validation(self, trainer: L.Trainer) -> None:
-        """Validate before the end only where that is due: who stops a training has little time."""
-        loop: Any = trainer.fit_loop.epoch_loop
-        every: Any = trainer.val_check_batch
-        if trainer.check_val_every_n_epoch is not None or (loop.total_batch_idx + 1) % every:  # type: ignore[attr-defined]
+        if self.received is None:
+            return
+        trainer.should_stop = True
+        # Validate before the end only where that is due: who stops a training has little time.
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        every: Any = trainer.val_check_batch  # type: ignore[attr-defined]
+        if trainer.check_val_every_n_epoch is not None or batches % every:
             trainer.limit_val_batches = 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,7 +100,7 @@ class GracefulStop(Callback):
             return
         name = signal.Signals(self.received).name
         print(
-            f"\n{name}: stopped after step {trainer.global_step}; {self.path} is saved, resume=auto goes on"
+            f"\n{name}: stopped after step {trainer.global_step}; {self.path} is saved, resume=auto continues"
         )
         if self.received == signal.SIGUSR1:
             subprocess.run(["scontrol", "requeue", os.environ[_SLURM_JOB]], check=True)
@@ -125,62 +118,57 @@ class GracefulStop(Callback):
 
 
 class TrainingProgress(RichProgressBar):
-    """How far a training is: a bar on a terminal, and in a log a line now and then.
+    """How far a training is: a bar on a terminal, and in a log a line at intervals.
 
     Args:
         interval: Seconds between lines of a log.
-        clock: Tells seconds.
+        clock: Gives seconds.
     """
 
     def __init__(self, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(leave=False)
         self.interval, self._clock = interval, clock
-        self._began = self._said = 0.0
-        self._lines = not sys.stdout.isatty()
+        self._began = self._printed = 0.0
+        self._lines = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Show no bar where it would come only when it is full."""
+        """Show no bar in a log, where it would come only when it is full."""
         super().setup(trainer, pl_module, stage)
         self._lines = not sys.stdout.isatty()
         if self._lines:
             self.disable()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
+        """Start the clock."""
         super().on_train_start(trainer, pl_module)
-        self._began = self._said = self._clock()
+        self._began = self._printed = self._clock()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar, or write a line when it is time."""
+        """Move the bar, or print a line when it is time."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now = self._clock()
-        if self._lines and trainer.is_global_zero and now - self._said >= self.interval:
-            self._said = now
-            print(self._line(trainer, now - self._began), file=sys.stderr, flush=True)
+        if not self._lines or not trainer.is_global_zero or now - self._printed < self.interval:
+            return
+        self._printed = now
+        loss = trainer.callback_metrics.get("train/loss")
+        run = os.path.relpath(trainer.default_root_dir)
+        line = f"{trainer.default_root_dir if '..' in Path(run).parts else run}: step {trainer.global_step}"
+        line += f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        line += f" after {timedelta(seconds=round(now - self._began))}"
+        line += "" if loss is None else f", loss {float(loss):.3g}"
+        print(line, file=sys.stderr, flush=True)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands beside the bar: losses, not the folder of the log."""
-        return {
-            name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"
-        }
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Name the bar; of epochs without end, Lightning would count down from -2."""
         return f"Epoch {current_epoch}"
-
-    @staticmethod
-    def _line(trainer: L.Trainer, seconds: float) -> str:
-        of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-        loss = trainer.callback_metrics.get("train/loss")
-        told = "" if loss is None else f", loss {float(loss):.3g}"
-        passed = timedelta(seconds=round(seconds))
-        run = Path(
-            os.path.relpath(trainer.default_root_dir)
-        )  # as the user named it, where it is not elsewhere
-        name = trainer.default_root_dir if ".." in run.parts else run
-        return f"{name}: step {trainer.global_step}{of} after {passed}{told}"
 
 
 class Throughput(Callback):
@@ -224,5 +212,5 @@ class Throughput(Callback):
         self._seconds += time.perf_counter() - self._since
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on."""
+        """Continue."""
         self._since = time.perf_counter()

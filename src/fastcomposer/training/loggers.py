@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,10 @@ class ContinuedCSVLogger(CSVLogger):
             self._experiment = _ContinuedWriter(self.log_dir)
         return self._experiment
 
-    def place(self, step: int, coming: Mapping[str, Any]) -> dict[str, Any]:
-        """Write what was logged, and say where the log is when a checkpoint is saved.
+    def state(self, step: int, coming: Mapping[str, Any]) -> dict[str, Any]:
+        """Write what was logged, and return for a checkpoint its number of ``rows`` and the ``next`` row.
 
-        Args:
-            step: The step that is done.
-            coming: Its row, where it is one that is logged: the trainer saves before it logs.
-
-        Returns:
-            How many ``rows`` there are, and the row that comes ``next``, if it was not logged yet.
+        The trainer saves before it logs: ``coming`` is the row of the step that is done, if it has one.
         """
         self.save()
         writer = self.experiment
@@ -49,16 +44,10 @@ class ContinuedCSVLogger(CSVLogger):
         return {"rows": writer.count, "next": None if logged or not coming else {**coming, "step": step - 1}}
 
     @rank_zero_only
-    def go_on(self, place: Mapping[str, Any] | None, step: int) -> None:
-        """Forget the rows of an earlier process that are about to come again.
-
-        Args:
-            place: Where the log was when the checkpoint was saved; ``None`` forgets all.
-            step: Steps that are done.
-        """
-        writer, rows, following = self.experiment, 0, None
-        if place is not None:
-            rows, following = place["rows"], place["next"]
+    def resume(self, state: Mapping[str, Any] | None, step: int) -> None:
+        """Forget the rows of an earlier process that came after ``state``, or all without one."""
+        writer = self.experiment
+        rows, following = (state["rows"], state["next"]) if state else (0, None)
         writer.earlier = writer.earlier[:rows] + ([following] if following else [])
         writer.count, writer.last_trained = len(writer.earlier), step - 1
 
@@ -99,8 +88,8 @@ class _ContinuedWriter(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(fieldnames, _whole_rows(Path(self.metrics_file_path)))
 
-    def _write(self, fieldnames: list[str], rows: list[dict[str, Any]]) -> None:
-        """Write the whole file beside its place; Lightning would write over it."""
+    def _write(self, fieldnames: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the file beside its path; Lightning would write over it."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames)
         writer.writeheader()
@@ -110,25 +99,23 @@ class _ContinuedWriter(ExperimentWriter):
 
 def _whole_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a log; the last is left out where its writer was killed within it."""
-    if not file.exists():
-        return []
-    text = file.read_text()
-    lines = text.splitlines(keepends=True)
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return list(csv.DictReader(lines))
 
 
 class PatientWandbLogger(WandbLogger):
-    """Lightning's log to Weights & Biases, which goes on in files where the server cannot be reached.
+    """Lightning's log to Weights & Biases, which continues in files where the server cannot be reached.
 
-    Says how to send these files. Runs are grouped by the name of the training or sweep.
+    The run stays open after a training until :meth:`close`, which prints how to send these files; see
+    :func:`kept_open`. Runs are grouped by the name of the training or sweep.
 
     Args:
         timeout: Seconds to wait for the server when the run begins.
         offline: Whether to write files only.
         name: Of the run; ``None`` for that of its folder, in a sweep after the sweep's.
-        artifacts: Whether weights are sent, besides what they were made from and of; see
+        artifacts: Whether weights are sent, besides descriptions of data and base; see
             :mod:`fastcomposer.training.wandb_artifacts`.
         images: Whether a data folder is sent, and not its description alone.
         **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`; ``group`` and ``job_type`` of
@@ -151,14 +138,8 @@ class PatientWandbLogger(WandbLogger):
         # Lightning always hands it over, and wandb warns that it does nothing.
         self._wandb_init.pop("anonymous", None)
         self.artifacts, self.images = artifacts, images
-        self.kept_open = False
-        """Whether the run goes on when the training ends, until :meth:`close`."""
-        if offline:
-            self._stay_here()
-
-    def _stay_here(self) -> None:
-        # Lightning would say it by an environment variable, to all later runs of the process, too.
-        self._wandb_init["mode"] = "offline"
+        if offline:  # Lightning's own argument sets an environment variable, for later runs, too
+            self._wandb_init["mode"] = "offline"
 
     @property
     @rank_zero_experiment
@@ -169,48 +150,34 @@ class PatientWandbLogger(WandbLogger):
         from wandb.errors import Error
 
         try:
-            run = super().experiment
+            return super().experiment
         except Error as error:
             reason = str(error).partition("\n")[0]
-            warnings.warn(f"wandb: {reason} The training goes on and keeps its log in files.", stacklevel=2)
-            self._stay_here()
-            run = super().experiment
-        return run
+            warnings.warn(f"wandb: {reason} The training continues and logs to files.", stacklevel=2)
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
 
     @rank_zero_only
     def log_input(self, artifact: Any) -> None:
-        """Say what the run was made from.
-
-        Args:
-            artifact: A :class:`wandb.Artifact`; one of the same name, kind and content is the same.
-        """
-        if (
-            self.experiment.offline
-        ):  # as use_artifact does with one that is new to it, which it refuses offline
+        """Record what the run was made from: an artifact, the same as any of its name, kind and content."""
+        if self.experiment.offline:  # as use_artifact does with a new one, which it refuses offline
             self.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
         else:
             self.experiment.use_artifact(artifact)
 
     @rank_zero_only
     def log_output(self, artifact: Any) -> None:
-        """Keep what the run has made; for the argument see :meth:`log_input`."""
+        """Keep an artifact that the run has made."""
         self.experiment.log_artifact(artifact)
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """End the run, whatever ended the training, unless more is to come."""
-        super().finalize(status)
-        if not self.kept_open:
-            self.close()
-
-    @rank_zero_only
     def close(self) -> None:
-        """End the run, and say where its files are."""
+        """End the run, and print where its files are."""
         run, self._experiment = self._experiment, None
         if run is None:
             return
-        offline = run.offline  # told by WANDB_MODE, too
-        run.finish()  # or the next training of this process would go on in it
+        offline = run.offline  # set by WANDB_MODE, too
+        run.finish()  # or the next training of this process would continue it
         if offline:
             print(f"wandb: not sent yet. To send it: wandb sync {os.path.dirname(run.dir)}")  # noqa: PTH120
 
@@ -223,20 +190,14 @@ def run_name(folder: str | Path) -> str:
 
 @contextmanager
 def kept_open(loggers: Iterable[Any]) -> Iterator[list[PatientWandbLogger]]:
-    """Let runs go on after a training, so that they can take what it leaves; they end with the block.
-
-    Args:
-        loggers: Of any kind.
+    """End runs with the block, whatever ends it, so that they can take what a training leaves.
 
     Yields:
-        Those among them whose runs take artifacts.
+        Those of the loggers whose runs take artifacts.
     """
     runs = [logger for logger in loggers if isinstance(logger, PatientWandbLogger)]
-    for run in runs:
-        run.kept_open = True
     try:
         yield runs
     finally:
         for run in runs:
-            run.kept_open = False
             run.close()

@@ -23,7 +23,7 @@ from fastcomposer.models.weights_io import (
 )
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.precompute import frozen_digests
-from fastcomposer.training.sharding import shard, whole
+from fastcomposer.training.sharding import full_tensor, shard
 from fastcomposer.utils.rng import Source, uniform
 
 
@@ -36,8 +36,8 @@ class FastComposerModule(RecipeModule):
         train_unet: Whether the U-Net is trained.
         train_fusion: Whether the fusion is trained.
         vision_layers: How many of the image encoder's last layers are trained.
-        caption_dropout: Share of samples that lose caption and subjects.
-        subject_dropout: Share of subjects that are left out, their word staying in the caption.
+        caption_dropout: Fraction of samples that lose caption and subjects.
+        subject_dropout: Fraction of subjects that are left out, their word staying in the caption.
         gradient_checkpointing: Trade time for memory.
         compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; ``None`` for
             no compilation. See :func:`~fastcomposer.models.compilation.compile_blocks`.
@@ -109,7 +109,7 @@ class FastComposerModule(RecipeModule):
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
         self._empty_states: TextStates | None = None
-        self._divided = False
+        self._sharded = False
 
     def setup(self, stage: str) -> None:
         """Refuse precomputed moments and states of other networks.
@@ -122,12 +122,12 @@ class FastComposerModule(RecipeModule):
             cache.check_weights(frozen_digests(self.model))
 
     def configure_model(self) -> None:
-        """Divide the trained weights among the devices, where the trainer's strategy asks for it."""
-        if self.device_mesh is None or self._divided:
+        """Shard the trained weights over the devices, where the trainer's strategy asks for it."""
+        if self.device_mesh is None or self._sharded:
             return
         shard(self.model, self.device_mesh["data_parallel"])
-        # The names of a checkpoint's weights are compared by hand: frozen ones come from the base.
-        self._divided, self.strict_loading = True, False
+        # on_load_checkpoint compares the names of the weights: frozen ones come from the base.
+        self._sharded, self.strict_loading = True, False
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
@@ -164,7 +164,7 @@ class FastComposerModule(RecipeModule):
         return self._empty_states
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights, what kind of fusion they are for, and what of earlier weights is frozen."""
+        """Keep trained weights, their kind of fusion, and what of earlier weights is frozen."""
         super().on_save_checkpoint(checkpoint)
         trained = self.model.trainable_state_dict().keys()
         changed = self.model.changed_state_dict().items()
@@ -174,15 +174,12 @@ class FastComposerModule(RecipeModule):
     def export(self, folder: str | Path) -> Path:
         """Write the weights (averaged, where there is an EMA) that the base does not give.
 
-        Where weights are divided among processes, all of them have to call it, and the first one writes.
-
-        Args:
-            folder: Where :data:`WEIGHTS_NAME` goes.
+        Where weights are sharded over processes, all of them have to call it, and the first one writes.
         """
         file = Path(folder) / WEIGHTS_NAME
         with self.averaged_weights():
-            state = {name: whole(value) for name, value in self.model.changed_state_dict().items()}
-            if not self._divided or self.trainer.is_global_zero:
+            state = {name: full_tensor(value) for name, value in self.model.changed_state_dict().items()}
+            if not self._sharded or self.trainer.is_global_zero:
                 save_trained_weights(self.model, file, self.export_precision, self.length, state)
         return file
 
@@ -195,7 +192,7 @@ def drop_conditions(
     generator: Source,
     empty_states: TextStates | None = None,
 ) -> SubjectBatch:
-    """Take caption and subjects from some samples, and single subjects from others (docs/method.md).
+    """Drop caption and subjects of some samples, and single subjects of others (docs/method.md).
 
     Args:
         batch: B samples with K slots.

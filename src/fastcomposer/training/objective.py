@@ -1,4 +1,4 @@
-"""What a search of training settings goes by: a metric that is logged."""
+"""The objective of a search of training settings: a metric that is logged."""
 
 from __future__ import annotations
 
@@ -10,44 +10,34 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 
-def logged_names(classes: Iterable[type]) -> list[str]:
-    """Names of the metrics that modules and callbacks log, as they and their bases say in ``LOGGED``."""
-    names = (name for cls in classes for base in cls.__mro__ for name in vars(base).get("LOGGED", ()))
-    return sorted(set(names))
-
-
 def check_logged(objective: str, classes: Iterable[type]) -> None:
-    """Refuse an objective that nobody logs.
+    """Refuse an objective that nothing logs.
 
     Args:
         objective: Name of a metric.
-        classes: Of the module and the callbacks. Where one is neither of this package nor of Lightning and
-            does not say in ``LOGGED`` what it logs, any name may be right.
+        classes: Of the module and the callbacks; they and their bases list in ``LOGGED`` what they log. Where
+            one is neither of this package nor of Lightning and has no such list, any name may be right.
 
     Raises:
         ValueError: If it is not logged, with the names that are.
     """
     found = list(classes)
-    names = logged_names(found)
+    names = {name for cls in found for base in cls.__mro__ for name in vars(base).get("LOGGED", ())}
     ours = ("fastcomposer.", "lightning.")
     known = all(cls.__module__.startswith(ours) or "LOGGED" in vars(cls) for cls in found)
     if known and objective not in names:
-        raise ValueError(f"objective={objective}: not logged; there is {', '.join(names)}")
+        raise ValueError(f"objective={objective}: not logged; there is {', '.join(sorted(names))}")
 
 
 class Objective(Callback):
-    """Remember the last value of a metric, through interruptions: a training may end before the next one.
-
-    Args:
-        name: Of the metric.
-    """
+    """Remember the last value of a metric, through interruptions: a training may end before the next one."""
 
     def __init__(self, name: str) -> None:
         self.name, self._earlier = name, None
         self._metrics: Callable[[], Mapping[str, Any]] = dict
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Know where metrics are."""
+        """Take the metrics from this trainer."""
         self._metrics = lambda: trainer.callback_metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,17 +50,17 @@ class Objective(Callback):
             self._earlier = state_dict["value"]
 
     def measured(self) -> float:
-        """What the training came to.
+        """The last value.
 
         Raises:
-            ValueError: If the metric was never logged, with those that were, or is no number.
+            ValueError: If the metric was never logged, with those that were, or is not finite.
         """
         value = self._last()
         if value is None:
             there = ", ".join(sorted(self._metrics()))
             raise ValueError(f"objective={self.name}: never logged in so few steps; there is {there}")
         if not math.isfinite(value):
-            raise ValueError(f"objective={self.name}: it came to {value}")
+            raise ValueError(f"objective={self.name}: the training ended at {value}")
         return value
 
     def _last(self) -> float | None:

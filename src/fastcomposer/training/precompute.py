@@ -51,18 +51,18 @@ def _frozen(model: FastComposer) -> dict[str, nn.Module]:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Records that share a file: number of the dataset and place in it."""
+class _RecordGroup:
+    """Records that share the part file ``number``: number of the dataset and index in it."""
 
     number: int
-    places: tuple[tuple[int, int], ...]
+    records: tuple[tuple[int, int], ...]
 
 
 class CacheStage(ResumableStage):
     """Fills a cache for the training and validation records of a data module.
 
-    Parts that are there are verified, and kept if their records have not changed, so an interrupted call goes
-    on where it stopped, and a later one renews what has changed or is damaged, and logs the damage.
+    Parts that are there are verified, and kept if their records have not changed, so an interrupted call
+    continues where it stopped, and a later one renews what has changed or is damaged, and logs the damage.
 
     Args:
         model: Its VAE and text encoder are used.
@@ -105,58 +105,60 @@ class CacheStage(ResumableStage):
         self.batch_size, self.num_workers, self.restart = batch_size, data.num_workers, restart
         self.made_from = describe_cache(data.target, frozen_digests(model), precision)
         check_manifest(self.folder, self.made_from, restart)
-        self.parts = _parts(self.datasets, records_per_file)
+        self.groups = _group(self.datasets, records_per_file)
         # Lightning moves these; the rest of the model stays where it is.
         self.networks = nn.ModuleDict(_frozen(model))
         self._encode_moments = model.encode_moments
         self._text = model.text
 
-    def missing_tasks(self) -> list[_Part]:
+    def missing_tasks(self) -> list[_RecordGroup]:
         """Claim the folder, and list the parts that are not there or whose records have changed."""
         if self.restart:
             clear(self.folder)
         write_manifest(self.folder, self.made_from)
         remove_leftovers_in(self.folder)
         with ThreadPoolExecutor(_READERS) as pool:
-            return [part for part in self.parts if not self._is_current(part, pool)]
+            return [group for group in self.groups if not self._is_current(group, pool)]
 
-    def images_of(self, task: _Part) -> int:
+    def images_of(self, task: _RecordGroup) -> int:
         """See :class:`ResumableStage`."""
-        return len(task.places)
+        return len(task.records)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Encode and write a part; returns how many records it has."""
-        part: _Part = self.tasks[batch]
+        group: _RecordGroup = self.tasks[batch]
         loader: Any = DataLoader(
-            _Targets(self.datasets, part.places), batch_size=None, num_workers=self.num_workers
+            _Targets(self.datasets, group.records), batch_size=None, num_workers=self.num_workers
         )
         targets = [target for target in loader if target is not None]
-        found = {target.record_id for target in targets}
+        ids = [target.record_id for target in targets]
         reasons = {name: why for data in self.datasets for name, why in data.bad_records().items()}
-        names = [self.datasets[number].record_ids[place] for number, place in part.places]
+        bad = {name: reasons.get(name, "unreadable") for name in self._names(group) if name not in ids}
         captions = list(dict.fromkeys(tuple(target.input_ids) for target in targets))
-        rows = {input_ids: row for row, input_ids in enumerate(captions)}
         input_ids = torch.tensor(captions, dtype=torch.long)
         states, pooled = self._states(input_ids)
         content = CachePart(
-            ids=[target.record_id for target in targets],
+            ids=ids,
             digests=torch.tensor([list(target.digest) for target in targets], dtype=torch.uint8),
             moments=self._moments(targets),
-            captions=torch.tensor([rows[tuple(target.input_ids)] for target in targets]),
+            captions=torch.tensor([captions.index(tuple(target.input_ids)) for target in targets]),
             input_ids=input_ids,
             states=states,
             pooled=pooled,
-            bad={name: reasons.get(name, "unreadable") for name in names if name not in found},
+            bad=bad,
         )
         _refuse_infinite(content)
-        write_part(self.folder, part.number, content, self.made_from)
-        return len(part.places)
+        write_part(self.folder, group.number, content, self.made_from)
+        return len(group.records)
 
     def finish(self) -> None:
         """Remove parts that no record belongs to any more."""
         for number, file in part_files(self.folder).items():
-            if number >= len(self.parts):
+            if number >= len(self.groups):
                 file.unlink()
+
+    def _names(self, group: _RecordGroup) -> list[str]:
+        return [self.datasets[number].record_ids[index] for number, index in group.records]
 
     def _moments(self, targets: Sequence[Target]) -> Tensor:
         """(N, 2, 2C, h, w) of the targets and their mirror images."""
@@ -177,9 +179,9 @@ class CacheStage(ResumableStage):
         pooled = [states.pooled.to(self.dtype_kept).cpu() for states in encoded if states.pooled is not None]
         return tokens, torch.cat(pooled) if pooled else tokens.new_zeros(len(tokens), 0)
 
-    def _is_current(self, part: _Part, pool: ThreadPoolExecutor) -> bool:
+    def _is_current(self, group: _RecordGroup, pool: ThreadPoolExecutor) -> bool:
         """Whether a part's file is there and sound, and its records are as they were."""
-        file = part_file(self.folder, part.number)
+        file = part_file(self.folder, group.number)
         try:
             found = verify_part(file)
         except FileNotFoundError:
@@ -191,13 +193,10 @@ class CacheStage(ResumableStage):
         if changes:
             logger.warning("%s was made from something else (%s): made anew", file, "; ".join(changes))
             return False
-        names = [self.datasets[number].record_ids[place] for number, place in part.places]
-        if found.bad or found.ids != names:  # what was bad may have been mended
+        if found.bad or found.ids != self._names(group):  # what was bad may have been mended
             return False
-        return list(pool.map(self._digest, part.places)) == [row.tobytes() for row in found.digests]
-
-    def _digest(self, place: tuple[int, int]) -> bytes | None:
-        return self.datasets[place[0]].digest(place[1])
+        digests = pool.map(lambda record: self.datasets[record[0]].digest(record[1]), group.records)
+        return list(digests) == [row.tobytes() for row in found.digests]
 
 
 def _refuse_infinite(part: CachePart) -> None:
@@ -216,29 +215,29 @@ def _refuse_infinite(part: CachePart) -> None:
 
 
 class _Targets(Dataset[Target | None]):
-    """Targets at some places of some datasets."""
+    """Targets of some records of some datasets."""
 
-    def __init__(self, datasets: Sequence[SubjectDataset], places: Sequence[tuple[int, int]]) -> None:
-        self.datasets, self.places = datasets, places
+    def __init__(self, datasets: Sequence[SubjectDataset], records: Sequence[tuple[int, int]]) -> None:
+        self.datasets, self.records = datasets, records
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Target | None:
-        number, place = self.places[index]
-        return self.datasets[number].target(place)
+        number, record = self.records[index]
+        return self.datasets[number].target(record)
 
 
-def _parts(datasets: Sequence[SubjectDataset], size: int) -> list[_Part]:
-    """Divide records into parts, each record once; no part holds records of two datasets."""
-    parts: list[_Part] = []
+def _group(datasets: Sequence[SubjectDataset], size: int) -> list[_RecordGroup]:
+    """Divide records into groups, each record once; no group holds records of two datasets."""
+    groups: list[_RecordGroup] = []
     seen: set[str] = set()
     for number, dataset in enumerate(datasets):
-        places = []
-        for place, record_id in enumerate(dataset.record_ids):
+        records = []
+        for index, record_id in enumerate(dataset.record_ids):
             if record_id not in seen:
                 seen.add(record_id)
-                places.append((number, place))
-        for start in range(0, len(places), size):
-            parts.append(_Part(len(parts), tuple(places[start : start + size])))
-    return parts
+                records.append((number, index))
+        for start in range(0, len(records), size):
+            groups.append(_RecordGroup(len(groups), tuple(records[start : start + size])))
+    return groups

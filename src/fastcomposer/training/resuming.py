@@ -40,11 +40,11 @@ _SOURCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
-    """Find the checkpoint to resume from; ``None`` for a new training.
+    """Find the checkpoint to resume from in a run's folder of checkpoints; ``None`` for a new training.
 
     Args:
         resume: ``None`` for a new run, ``auto``, ``restart``, which removes the checkpoints, or a file.
-        folder: Where the run keeps its checkpoints.
+        folder: The folder.
 
     Raises:
         ValueError: If a new run would overwrite an earlier one.

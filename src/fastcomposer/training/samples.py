@@ -1,17 +1,16 @@
-"""Images drawn while training, and what they are worth."""
+"""Images generated while training, and their scores."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import lightning as L
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -25,15 +24,14 @@ from fastcomposer.prompt import MARKER
 from fastcomposer.training.wandb_workspace import SAMPLE_IMAGES, SAMPLE_ROWS
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.image_grid import attention_overlay, grid
-from fastcomposer.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)
 class SampleScore:
-    """What one image is worth.
+    """Scores of one image.
 
     Attributes:
-        identity: Similarity of each subject with the face taken for it, 0 where no face is left; ``None``
+        identity: Similarity of each subject with the face matched to it, 0 where no face is left; ``None``
             where no face is found in its reference.
         prompt_consistency: Cosine of image and prompt.
     """
@@ -42,24 +40,15 @@ class SampleScore:
     prompt_consistency: float
 
 
-class SampleScorer(Protocol):
-    """Scores images."""
-
-    def __call__(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
-    ) -> list[SampleScore]:
-        """Score images.
-
-        Args:
-            images: Any number.
-            prompts: The prompt of each, with markers.
-            references: For each image, the file of each subject's reference.
-        """
+SampleScorer = Callable[
+    [Sequence[Image.Image], Sequence[str], Sequence[Sequence[str]]], Sequence[SampleScore]
+]
+"""Scores images, from them, their prompts with markers, and the files of each one's references."""
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One subject of one image.
+    """One subject of one image; the fields are the columns of the table of samples.
 
     Attributes:
         reference: The subject's reference.
@@ -67,7 +56,7 @@ class SampleRow:
         image: The image.
         attention: The image where the subject's word attended, dark elsewhere.
         identity: See :class:`SampleScore`; ``None`` without scores.
-        prompt_consistency: See there.
+        prompt_consistency: See :class:`SampleScore`.
     """
 
     reference: Image.Image
@@ -77,22 +66,13 @@ class SampleRow:
     identity: float | None
     prompt_consistency: float | None
 
-    def cells(self) -> list[Any]:
-        """The row in the order of :data:`COLUMNS`."""
-        return [getattr(self, name) for name in COLUMNS]
-
-
-COLUMNS = tuple(field.name for field in fields(SampleRow))
-"""Columns of the table of samples."""
-_SCORES = ("identity", "prompt_consistency")
-
 
 class SampleImages(Callback):
-    """Draw the same prompts and references from the same noise at every validation.
+    """Sample the same prompts and references from the same noise at every validation.
 
-    Each row of the image shows the references, the sample, and where each subject's word attended. Loggers
-    get the mean identity of all subjects and the mean prompt consistency of all images, the image, and a
-    table with a row for each subject; beside the images, the table without images is ``step_<n>.csv``.
+    Each row of the grid shows the references, the sample, and where each subject's word attended. Loggers
+    get the mean identity of all subjects and the mean prompt consistency of all images, the grid, and a
+    table with a row for each subject; beside the grid, the table without images is ``step_<n>.csv``.
 
     Args:
         folder: Where ``step_<n>.png`` goes.
@@ -140,28 +120,32 @@ class SampleImages(Callback):
         self.prompts, self.references = list(prompts), [list(row) for row in references]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to draw with weights that are divided among processes.
+        """Refuse to sample with weights that are sharded over processes.
 
         Raises:
             ValueError: If they are.
         """
         if pl_module.device_mesh is not None:
             raise ValueError(
-                "callbacks.samples draws on one device: with trainer=fsdp leave it out (~callbacks.samples)"
+                "callbacks.samples runs on one device: with trainer=fsdp leave it out (~callbacks.samples)"
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, save and log; on the first process only."""
+        """Sample, save and log; on the first process only."""
         if trainer.sanity_checking:
             return
         if trainer.is_global_zero:
-            groups = self._draw(pl_module)
+            groups = self._sample(pl_module)
             rows = [row for group in groups for row in group]
             image = grid([list(_tiles(group)) for group in groups])
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"step_{trainer.global_step:06d}.png"
             image.save(file)
-            _write_scores(file.with_suffix(".csv"), rows)
+            table = _table(rows)
+            write_atomically(
+                file.with_suffix(".csv"),
+                lambda stream: table.to_csv(stream, index=False, lineterminator="\r\n"),
+            )
             self.means["identity"].update(row.identity for row in rows)
             self.means["prompt_consistency"].update(group[0].prompt_consistency for group in groups)
         trainer.strategy.barrier("samples")
@@ -180,9 +164,9 @@ class SampleImages(Callback):
             metric.reset()
         return {f"samples/{name}": mean for name, mean in found.items() if not math.isnan(mean)}
 
-    def _draw(self, module: Any) -> list[list[SampleRow]]:
-        """Draw; returns the rows of each image."""
-        # Images are of other shapes than batches, too few to compile anything for them.
+    def _sample(self, module: Any) -> list[list[SampleRow]]:
+        """Sample; returns the rows of each image."""
+        # Images have other shapes than batches, and are too few to compile anything for them.
         with module.averaged_weights(), torch.compiler.set_stance("force_eager"):
             pipeline = module.model.to_pipeline(safety_checker=False)
             pipeline.set_progress_bar_config(disable=True)
@@ -197,9 +181,8 @@ class SampleImages(Callback):
         scores: Sequence[SampleScore | None] = [None] * len(self.prompts)
         if self.scores is not None:
             scores = self.scores(output.images, self.prompts, self.references)
-        groups = []
-        for i, (image, score) in enumerate(zip(output.images, scores, strict=True)):
-            found = [
+        return [
+            [
                 SampleRow(
                     Image.open(name),
                     self.prompts[i],
@@ -210,25 +193,27 @@ class SampleImages(Callback):
                 )
                 for k, name in enumerate(self.references[i])
             ]
-            groups.append(found)
-        return groups
+            for i, (image, score) in enumerate(zip(output.images, scores, strict=True))
+        ]
 
 
 def _tiles(rows: Sequence[SampleRow]) -> Iterator[Image.Image]:
-    """What the image shows of one sample."""
+    """What the grid shows of one sample."""
     yield from (row.reference for row in rows)
     yield rows[0].image
     yield from (row.attention for row in rows)
 
 
-def _write_scores(file: Path, rows: Sequence[SampleRow]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("reference", "prompt", *_SCORES))
-    for row in rows:
-        name = str(getattr(row.reference, "filename", ""))
-        writer.writerow((name, row.prompt, row.identity, row.prompt_consistency))
-    write_atomically(file, lambda stream: stream.write(text.getvalue().encode()))
+def _table(rows: Sequence[SampleRow]) -> pd.DataFrame:
+    """The rows without images."""
+    return pd.DataFrame(
+        {
+            "reference": [str(getattr(row.reference, "filename", "")) for row in rows],
+            "prompt": [row.prompt for row in rows],
+            "identity": [row.identity for row in rows],
+            "prompt_consistency": [row.prompt_consistency for row in rows],
+        }
+    )
 
 
 def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], means: dict[str, float]) -> None:
@@ -239,22 +224,16 @@ def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], mean
         if isinstance(logger, WandbLogger):
             import wandb
 
-            cells = [
-                [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row.cells()]
-                for row in rows
+            columns = [field.name for field in fields(SampleRow)]
+            cells = [[getattr(row, name) for name in columns] for row in rows]
+            shown = [
+                [wandb.Image(one) if isinstance(one, Image.Image) else one for one in row] for row in cells
             ]
             logger.log_image(SAMPLE_IMAGES, [image], step=step)
-            logger.log_table(SAMPLE_ROWS, columns=list(COLUMNS), data=cells, step=step)
+            logger.log_table(SAMPLE_ROWS, columns=columns, data=shown, step=step)
         elif isinstance(logger, TensorBoardLogger):
+            table = _table(rows).drop(columns="reference")
+            table["prompt"] = table["prompt"].str.replace("|", r"\|", regex=False)
+            text = table.to_markdown(index=False, floatfmt=".3f", missingval="")
             logger.experiment.add_image(SAMPLE_IMAGES, to_tensor(image), step)
-            logger.experiment.add_text(SAMPLE_ROWS, _markdown(rows), step)
-
-
-def _markdown(rows: Sequence[SampleRow]) -> str:
-    """The scores as TensorBoard shows a table; the images are beside it."""
-    lines = [(row.prompt, _number(row.identity), _number(row.prompt_consistency)) for row in rows]
-    return markdown_table(("prompt", "identity", "prompt consistency"), lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+            logger.experiment.add_text(SAMPLE_ROWS, text, step)

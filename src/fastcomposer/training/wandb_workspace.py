@@ -1,4 +1,4 @@
-"""What a dashboard shows of trainings and evaluations: the promised panels, and a workspace of them."""
+"""The panels that show trainings and evaluations in Weights & Biases, and a workspace of them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,7 @@ RESULTS = "evaluation/results"
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel.
-
-    Attributes:
-        section: Heading under which it stands.
-        title: What it shows.
-        keys: What it is made of, as logged.
-        kind: ``lines`` over steps, ``images`` over steps, or a ``table``.
-        job: Which command's runs have the keys.
-    """
+    """One panel: the logged keys of a command's runs, as lines or images over steps, or as a table."""
 
     section: str
     title: str
@@ -50,17 +42,11 @@ PANELS = (
     Panel("Machine", "Images a second", ("train/images_per_second",)),
     Panel("Machine", "Most memory, GiB", ("train/memory_gib",)),
 )
-"""Every panel that is promised; tests look for the data of each in what a run has logged."""
+"""All panels; tests look for the data of each in what a run has logged."""
 
 
-def workspace(entity: str, project: str, name: str = "FastComposer") -> Workspace:
-    """Build the workspace of a project, without saving it.
-
-    Args:
-        entity: User or team.
-        project: The project.
-        name: Of the view.
-    """
+def workspace(entity: str, project: str) -> Workspace:
+    """Build the workspace of a project, without saving it."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
@@ -75,21 +61,18 @@ def workspace(entity: str, project: str, name: str = "FastComposer") -> Workspac
         workspaces.Section(name=section, panels=[made(panel) for panel in panels], is_open=True)
         for section, panels in itertools.groupby(PANELS, key=lambda panel: panel.section)
     ]
-    return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections)
+    return workspaces.Workspace(entity=entity, project=project, name="FastComposer", sections=sections)
 
 
 def save_workspace(project: str, entity: str | None = None) -> str:
-    """Create the workspace on the server.
+    """Create the workspace on the server; returns its address.
 
     Args:
         project: The project.
-        entity: User or team; ``None`` for the one who is logged in.
-
-    Returns:
-        Its address.
+        entity: User or team; ``None`` for the user who is logged in.
 
     Raises:
-        ValueError: If nobody is logged in, or the server does not take it, with what to do.
+        ValueError: If nobody is logged in, or the server refuses it, with what to do.
     """
     import wandb
     from wandb.errors import Error
@@ -106,7 +89,7 @@ def save_workspace(project: str, entity: str | None = None) -> str:
     except Error as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"project={project}, entity={entity}: the server did not take the workspace ({reason}). "
+            f"project={project}, entity={entity}: the server refused the workspace ({reason}). "
             "A project is there once a run was sent to it: `wandb sync <run folder>/wandb/offline-run-*`, "
             f"{again}"
         ) from error

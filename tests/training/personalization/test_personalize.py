@@ -21,7 +21,7 @@ from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.training.personalization.concept import Concept
 from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
-from fastcomposer.training.personalization.personalize import personalize, personalize_together
+from fastcomposer.training.personalization.personalize import personalize
 from fastcomposer.utils.settings import base_fingerprint, described, differences
 
 Factory = Callable[..., partial[PersonalizationModule]]
@@ -144,15 +144,6 @@ def test_where_class_images_are_is_no_setting(
     first = learn(method)
     elsewhere = replace(method.keywords["class_images"], folder=tmp_path / "elsewhere")
     assert learn(factory("dreambooth", class_images=elsewhere)) == first
-
-
-def test_people_learned_together_take_their_steps_each(
-    factory: Factory, people: tuple[ReferenceSet, ...], tmp_path: Path
-) -> None:
-    both = personalize_together(factory("custom_diffusion"), TRAINER, people, tmp_path / "both", seed=0)
-    assert [learned.token for learned in both] == ["<adam>", "<eve>"]
-    assert [learned.steps for learned in both] == [4, 4]
-    assert personalize_together(factory("custom_diffusion"), TRAINER, people, tmp_path / "both", 0) == both
 
 
 def test_factories_must_tell_their_settings(learn: Callable[..., Concept], factory: Factory) -> None:

@@ -37,9 +37,10 @@ class Concept:
         word: Class word.
         token: What stands for the person in a prompt, such as ``<adam>``; a rare word of the tokenizer for
             DreamBooth, which may be several tokens to it.
-        file: Weights: only what was trained, and embeddings of new tokens. People learned together share it.
-        seconds: Wall time of the training, of people learned together each one's share.
-        stored_bytes: Size of the file, of people learned together each one's share.
+        file: Only the weights that were trained, and embeddings of new tokens. People learned together share
+            the file, and count a fraction each of its size and of the training's wall time.
+        seconds: Wall time of the training.
+        stored_bytes: Size of the file.
         peak_memory_bytes: Most memory allocated on the GPU during the training; on the CPU the most that the
             process has taken since it began.
         steps: Steps of the training.
@@ -56,21 +57,8 @@ class Concept:
 
     @property
     def phrase(self) -> str:
-        """What takes the class word's place in a prompt."""
+        """What replaces the class word in a prompt."""
         return self.token if self.method == "textual_inversion" else f"{self.token} {self.word}"
-
-    @staticmethod
-    def read(folder: str | Path) -> Concept:
-        """Read a person who was learned alone.
-
-        Raises:
-            FileNotFoundError: If the folder holds no finished concept.
-            ValueError: If several people were learned together.
-        """
-        concepts = read_concepts(folder)
-        if len(concepts) != 1:
-            raise ValueError(f"{folder} holds {len(concepts)} people learned together: use read_concepts")
-        return concepts[0]
 
 
 def write_concepts(
@@ -82,7 +70,7 @@ def write_concepts(
         folder: Where to.
         concepts: The people; ``file`` and ``stored_bytes`` are filled in here.
         tensors: Embeddings as ``tokens.<token>``, weights as ``unet.<name>`` and ``text_encoder.<name>``.
-        settings: What the training depended on, to be compared with by :func:`read_settings`.
+        settings: What the training depended on, for :func:`read_settings`.
 
     Returns:
         The concepts as they were written.
@@ -93,8 +81,8 @@ def write_concepts(
     temporary = file.with_suffix(".tmp")
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     temporary.replace(file)
-    share = file.stat().st_size // len(concepts)
-    concepts = tuple(replace(concept, file=file, stored_bytes=share) for concept in concepts)
+    size = file.stat().st_size // len(concepts)
+    concepts = tuple(replace(concept, file=file, stored_bytes=size) for concept in concepts)
     entries = [asdict(concept) | {"file": file.name} for concept in concepts]
     text = json.dumps({"settings": settings, "concepts": entries}, indent=1) + "\n"
     write_atomically(folder / CONCEPT_NAME, lambda stream: stream.write(text.encode()))
@@ -106,6 +94,7 @@ def read_concepts(folder: str | Path) -> tuple[Concept, ...]:
 
     Raises:
         FileNotFoundError: If the folder holds no finished concept.
+        ValueError: If it cannot be read.
     """
     entries = _content(Path(folder))["concepts"]
     return tuple(Concept(**{**entry, "file": Path(folder) / entry["file"]}) for entry in entries)
@@ -128,7 +117,7 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 def rewrite_prompt(prompt_with_markers: str, concepts: Sequence[Concept]) -> str:
-    """Put people's tokens where a prompt has markers.
+    """Replace the markers of a prompt by people's tokens.
 
     ``a man <|image|> on the beach`` becomes ``a <adam> man on the beach``, or, where the token stands for the
     class word (Textual Inversion), ``a <adam> on the beach``.
@@ -164,7 +153,7 @@ def _joined(text: str, piece: str) -> str:
 
 
 def apply_concepts(pipeline: FastComposerPipeline, concepts: Sequence[Concept]) -> FastComposerPipeline:
-    """Make a pipeline that knows some people.
+    """Make a pipeline that generates some people.
 
     The given pipeline stays as it is; what does not change is shared with it. People of Textual Inversion
     bring a token each. People of Custom Diffusion who were not learned together are merged
@@ -182,17 +171,14 @@ def apply_concepts(pipeline: FastComposerPipeline, concepts: Sequence[Concept]) 
         ValueError: If there are none, methods are mixed, a method cannot take so many, two people have one
             token, or a concept was learned from another base.
     """
-    method = _common_method(concepts)
-    files = list(dict.fromkeys(concept.file for concept in concepts))
-    if method == "dreambooth" and len(concepts) > 1:
-        raise ValueError(f"dreambooth knows one person at a time, not {len(concepts)}: it has one rare token")
-    states = [read_weights(file) for file in files]
-    vectors = {
-        concept.token: state[TOKEN_PREFIX + concept.token]
-        for concept in concepts
-        for state in [states[files.index(concept.file)]]
-        if TOKEN_PREFIX + concept.token in state
-    }
+    methods = sorted({concept.method for concept in concepts})
+    if len(methods) != 1:
+        raise ValueError(f"concepts of one method are wanted, not of {' and '.join(methods) or 'none'}")
+    if methods == ["dreambooth"] and len(concepts) > 1:
+        raise ValueError(f"dreambooth takes one person at a time, not {len(concepts)}: it has one rare token")
+    states = {file: _read_weights(file) for file in dict.fromkeys(concept.file for concept in concepts)}
+    names = {concept.token: (concept.file, TOKEN_PREFIX + concept.token) for concept in concepts}
+    vectors = {token: states[file][name] for token, (file, name) in names.items() if name in states[file]}
     if vectors and len(vectors) < len(concepts):
         raise ValueError(f"two concepts have one token: {[concept.token for concept in concepts]}")
     parts = dict(pipeline.components)
@@ -200,50 +186,31 @@ def apply_concepts(pipeline: FastComposerPipeline, concepts: Sequence[Concept]) 
         parts["tokenizer"], parts["text_encoder"] = with_vectors(
             pipeline.tokenizer, pipeline.text_encoder, vectors
         )
-    weights = [{k: v for k, v in state.items() if not k.startswith(TOKEN_PREFIX)} for state in states]
-    changed = weights[0]
-    if len(files) > 1 and changed:
-        phrases = [[c.phrase for c in concepts if c.file == file] for file in files]
+    weights = [
+        {k: v for k, v in state.items() if not k.startswith(TOKEN_PREFIX)} for state in states.values()
+    ]
+    changed: Mapping[str, Tensor] = weights[0]
+    if len(states) > 1 and changed:
+        phrases = [[concept.phrase for concept in concepts if concept.file == file] for file in states]
         changed = merged_weights(parts["unet"], parts["tokenizer"], parts["text_encoder"], weights, phrases)
+    copies: dict[str, Any] = {}
+    for part in _NETWORKS:
+        own = {name.removeprefix(f"{part}.") for name in changed if name.startswith(f"{part}.")}
+        if own:
+            copies[part] = shared_copy(parts[part], own)
     if changed:
-        parts |= _with_weights(parts, changed, files)
+        problem = f"concept {', '.join(map(str, states))} does not fit the base model"
+        load_exact(copies, changed, problem, set(changed))
     config: Any = pipeline.config
-    known = type(pipeline)(**parts, requires_safety_checker=config.requires_safety_checker)
-    known.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
-    return known
+    made = type(pipeline)(**parts | copies, requires_safety_checker=config.requires_safety_checker)
+    made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
+    return made
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a concept's file.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it cannot be read.
-    """
+def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"concept {file} does not exist")
     try:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(f"concept {file} cannot be read: {error}") from error
-
-
-def _common_method(concepts: Sequence[Concept]) -> str:
-    methods = sorted({concept.method for concept in concepts})
-    if len(methods) != 1:
-        raise ValueError(f"concepts of one method are wanted, not of {' and '.join(methods) or 'none'}")
-    return methods[0]
-
-
-def _with_weights(
-    parts: Mapping[str, Any], weights: Mapping[str, Tensor], files: Sequence[Path]
-) -> dict[str, Any]:
-    """Copies of the networks that the weights belong to, with the weights in them."""
-    copies: dict[str, Any] = {}
-    for part in _NETWORKS:
-        own = {name.removeprefix(f"{part}.") for name in weights if name.startswith(f"{part}.")}
-        if own:
-            copies[part] = shared_copy(parts[part], own)
-    problem = f"concept {', '.join(map(str, files))} does not fit the base model"
-    load_exact(copies, weights, problem, set(weights))
-    return copies

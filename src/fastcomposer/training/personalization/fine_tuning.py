@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,6 @@ from transformers import CLIPTextModel
 from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
 from fastcomposer.losses import denoising_loss
 from fastcomposer.models.loading import Weights, open_source, source_fingerprint
-from fastcomposer.models.source import ModelSource
 from fastcomposer.models.text import encode_text
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept, write_concepts
@@ -40,20 +39,20 @@ class PersonalizationModule(RecipeModule):
     """A base that learns the people of :class:`~fastcomposer.data.portraits.PortraitDataModule`.
 
     The loss is the denoising loss of the images with prompts that name the person, plus that of as many
-    class images where there are some (prior preservation, Ruiz et al. 2023). Who is learned comes with the
-    data; subclasses say what of the base is trained and what a person is called.
+    class images where there are some (prior preservation, Ruiz et al. 2023). The data module names the
+    people; subclasses choose what of the base is trained and how a person is named.
 
     Args:
         base: Folder in the diffusers layout, hub id, or single file; never written to.
         images: How the people's images are drawn in a step.
-        templates: Prompts, drawn uniformly; ``{}`` is what the person is called.
+        templates: Prompts, drawn uniformly; ``{}`` is the person's name.
         steps: Steps for one person; the trainer's ``max_steps`` is this times the number of people.
         optimizer: Makes the optimizer from the trained parameters.
         class_images: Class images; ``None`` for none.
         prior_weight: Weight of their loss.
         image_encoder: Image encoder that goes with the base; only its configuration is read.
         architecture: Folder of configurations for a single file or random weights.
-        weights: ``pretrained``, or ``random`` for the architecture with weights drawn.
+        weights: ``pretrained``, or ``random`` for the architecture with random weights.
         variant: Which of the base's files to load, such as ``fp16``; ``None`` for the plain ones.
         gradient_checkpointing: Trade time for memory.
         **recipe: Further arguments of :class:`RecipeModule`.
@@ -99,7 +98,7 @@ class PersonalizationModule(RecipeModule):
         self._origin: tuple[str, str | None, Weights, str | None] = (base, architecture, weights, variant)
         self.noise_scheduler: Any = self.source.noise_scheduler()
         self.tokenizer: Any = self.source.tokenizer()
-        self._check_base(self.source)
+        self._check_base()
         self.vae: Any = self.source.load(AutoencoderKL, "vae")
         self.unet: Any = self.source.load(UNet2DConditionModel, "unet")
         self.text_encoder: Any = self.source.load(CLIPTextModel, "text_encoder")
@@ -112,7 +111,8 @@ class PersonalizationModule(RecipeModule):
         self._started = self.seconds = 0.0
         self.peak_memory_bytes = 0
 
-    def _check_base(self, source: ModelSource) -> None:
+    def _check_base(self) -> None:
+        source = self.source
         if self.tokenizer is None:
             raise ValueError(f"model.base={source.base} has no tokenizer/, which prompts need")
         if len(source.text_encoders) > 1:
@@ -131,10 +131,8 @@ class PersonalizationModule(RecipeModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells the base from others."""
+        """See :func:`~fastcomposer.models.loading.source_fingerprint`."""
         return source_fingerprint(*self._origin)
-
-    # --- what a method decides -----------------------------------------------------------------------------
 
     def token(self, person: ReferenceSet) -> str:
         """What stands for a person in prompts."""
@@ -145,7 +143,7 @@ class PersonalizationModule(RecipeModule):
         raise NotImplementedError
 
     def phrase(self, person: ReferenceSet) -> str:
-        """What takes the class word's place in prompts."""
+        """What replaces the class word in prompts."""
         return f"{self.token(person)} {person.word}"
 
     def add_tokens(self, start: Sequence[Tensor]) -> None:
@@ -154,35 +152,8 @@ class PersonalizationModule(RecipeModule):
         table = self.text_encoder.get_input_embeddings()
         self.text_encoder.set_input_embeddings(NewTokens(table, ids, torch.stack(list(start))))
 
-    # --- training ------------------------------------------------------------------------------------------
-
-    def draw_class_images(self, people: Sequence[ReferenceSet], device: torch.device) -> None:
-        """Let the base draw the class images that are not on disk yet; only an untrained one can."""
-        settings, side = self.class_images, self.images.resolution
-        if settings is None:
-            return
-        for word in dict.fromkeys(person.word for person in people):
-            folder = settings.place(word, self.fingerprint, side)
-            if settings.missing(folder):
-                settings.draw(self.sampling_pipeline().to(device), word, folder, side)
-
-    def sampling_pipeline(self) -> StableDiffusionPipeline:
-        """The base's own pipeline over this module's networks."""
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=self.source.sampling_scheduler(),
-            safety_checker=None,  # type: ignore[arg-type]
-            feature_extractor=None,  # type: ignore[arg-type]
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
     def setup(self, stage: str) -> None:
-        """Meet the people, have missing class images drawn, and prepare what is trained."""
+        """Take the people from the data, generate missing class images, and prepare what is trained."""
         people = tuple(self.trainer.datamodule.people)  # type: ignore[attr-defined]
         if self.people and self.people != people:
             raise ValueError("this module has learned other people: make another one")
@@ -190,10 +161,35 @@ class PersonalizationModule(RecipeModule):
             # Not in prepare_data, around which Lightning waits for all processes that there are, even for
             # those that this training does not run on: an evaluation lets each learn people of its own.
             if self.trainer.local_rank == 0:
-                self.draw_class_images(people, self.trainer.strategy.root_device)
+                self._generate_class_images(people)
             self.trainer.strategy.barrier("class images")
             self.people = people
             self.choose_trained()
+
+    def _class_folders(self, people: Sequence[ReferenceSet]) -> Iterator[tuple[ClassImages, str, Path]]:
+        """Class images, word and folder of every class word of some people; none without class images."""
+        if self.class_images is not None:
+            for word in dict.fromkeys(person.word for person in people):
+                folder = self.class_images.place(word, self.fingerprint, self.images.resolution)
+                yield self.class_images, word, folder
+
+    def _generate_class_images(self, people: Sequence[ReferenceSet]) -> None:
+        """Let the base generate the class images that are not on disk yet; only an untrained one can."""
+        for settings, word, folder in self._class_folders(people):
+            if settings.missing(folder):
+                pipeline = StableDiffusionPipeline(
+                    vae=self.vae,
+                    text_encoder=self.text_encoder,
+                    tokenizer=self.tokenizer,
+                    unet=self.unet,
+                    scheduler=self.source.sampling_scheduler(),
+                    safety_checker=None,  # type: ignore[arg-type]
+                    feature_extractor=None,  # type: ignore[arg-type]
+                    requires_safety_checker=False,
+                )
+                pipeline.set_progress_bar_config(disable=True)
+                pipeline.to(self.trainer.strategy.root_device)
+                settings.draw(pipeline, word, folder, self.images.resolution)
 
     def on_fit_start(self) -> None:
         """Start the clock, and encode the class images once."""
@@ -202,10 +198,7 @@ class PersonalizationModule(RecipeModule):
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.perf_counter()
         super().on_fit_start()
-        settings, side = self.class_images, self.images.resolution
-        for word in dict.fromkeys(person.word for person in self.people) if settings else ():
-            assert settings is not None
-            folder = settings.place(word, self.fingerprint, side)
+        for settings, word, folder in self._class_folders(self.people):
             parts = settings.read(folder).split(settings.batch_size)
             with torch.no_grad():
                 moments = [self._moments(part.to(self.device).float() / 127.5 - 1) for part in parts]
@@ -230,7 +223,9 @@ class PersonalizationModule(RecipeModule):
         steps = torch.randint(total, (len(latents),), generator=generator, device=self.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, steps)
         prediction = self.unet(noisy, steps, self._encoded(prompts)).sample
-        target = self._target(latents, noise, steps)
+        target = noise
+        if self.noise_scheduler.config.prediction_type == "v_prediction":
+            target = self.noise_scheduler.get_velocity(latents, noise, steps)
         mask, weight = self._valid(batch.masks, latents)
         loss = denoising_loss(prediction[:size], target[:size], mask, weight)
         self.log("train/denoise_loss", loss, prog_bar=True, batch_size=size)
@@ -253,19 +248,12 @@ class PersonalizationModule(RecipeModule):
     def _moments(self, pixel_values: Tensor) -> Tensor:
         return self.vae.encode(pixel_values).latent_dist.parameters
 
-    def _target(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        if self.noise_scheduler.config.prediction_type == "v_prediction":
-            return self.noise_scheduler.get_velocity(latents, noise, steps)
-        return noise
-
     def _valid(self, masks: Tensor, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Mask (B, 1, h, w) of the loss and weights (B,) that make it the mean over the mask."""
         if self.images.scales is None:
             return None, None
         mask = F.interpolate(masks, size=latents.shape[-2:], mode="area")
         return mask, 1 / mask.square().mean((1, 2, 3))
-
-    # --- what is left --------------------------------------------------------------------------------------
 
     def on_train_end(self) -> None:
         """Stop the clock."""
@@ -283,32 +271,22 @@ class PersonalizationModule(RecipeModule):
             for name, value in self.trained_parameters().items():
                 copied = value.detach().to("cpu", torch.float16, copy=True)
                 if isinstance(table, NewTokens) and value is table.new:
-                    tensors |= {
-                        TOKEN_PREFIX + self.token(p): v for p, v in zip(self.people, copied, strict=True)
-                    }
+                    names = [TOKEN_PREFIX + self.token(person) for person in self.people]
+                    tensors |= dict(zip(names, copied, strict=True))
                 else:
                     tensors[name] = copied
         return tensors
 
     def export(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> tuple[Concept, ...]:
-        """Write what was learned.
-
-        Args:
-            folder: Where ``concept.json`` and ``concept.safetensors`` go.
-            settings: What the training depended on.
-        """
-        count = len(self.people)
+        """Write what was learned, and the settings that the training depended on."""
+        costs: dict[str, Any] = {
+            "seconds": self.seconds / len(self.people),
+            "stored_bytes": 0,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "steps": self.global_step,
+        }
         concepts = [
-            Concept(
-                method=self.method,
-                word=person.word,
-                token=self.token(person),
-                file=Path(folder),
-                seconds=self.seconds / count,
-                stored_bytes=0,
-                peak_memory_bytes=self.peak_memory_bytes,
-                steps=self.global_step,
-            )
+            Concept(self.method, person.word, self.token(person), Path(folder), **costs)
             for person in self.people
         ]
         return write_concepts(Path(folder), concepts, self.learned(), settings or {})

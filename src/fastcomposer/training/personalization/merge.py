@@ -15,8 +15,8 @@ from fastcomposer.models.text import encode_text
 _TEMPLATE = "photo of a {}"
 _NUM_WORDS = 1000
 _RIDGE = 0.1
-"""Share of its mean that is added to a diagonal: states of people of one class are much alike, and exact
-constraints would make weights that are useless for every other text."""
+"""Fraction of its mean that is added to a diagonal: states of people of one class are nearly the same, and
+exact constraints would make weights that are useless for every other text."""
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def merged_weights(
 
     Args:
         unet: The base's U-Net, with ``W₀``.
-        tokenizer: Tokenizer that knows the people's tokens.
-        text_encoder: Text encoder that knows them.
+        tokenizer: Tokenizer with the people's tokens.
+        text_encoder: Text encoder with their embeddings.
         weights: Of each training, ``unet.<name>`` to ``W_n`` (o, d).
         phrases: Of each training, what stands for its people in prompts.
 

@@ -1,4 +1,4 @@
-"""Learn a person, quietly, measured, and only where that has not been done yet."""
+"""Learn a person quietly, with measured costs, and only where that has not been done yet."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _TRAINER_SETTINGS = (
     "gradient_clip_val",
     "max_time",
 )
+_ORIGIN = ("base", "architecture", "weights", "variant")  # the base's content counts, not its path
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -59,46 +60,19 @@ def personalize(
         word: Class word.
         folder: Folder of many people's concepts; this one goes to ``<folder>/<name>``.
         name: Of the person, in prompts and on disk.
-        seed: Of everything drawn.
+        seed: Of all random numbers.
 
     Returns:
         The concept. Its seconds are those of the training with the encoding of all images, without
-        imports, reading the base, and drawing class images, which are shared by all people of a word.
+        imports, reading the base, and generating class images, which are shared by all people of a word.
 
     Raises:
         FileNotFoundError: If an image or the base does not exist.
         ValueError: If the folder holds this person learned under other settings, with what differs; or see
             :class:`PersonalizationModule`.
     """
-    people = (ReferenceSet(name, word, tuple(images)),)
-    return personalize_together(method, trainer, people, Path(folder) / name, seed)[0]
-
-
-def personalize_together(
-    method: Callable[..., PersonalizationModule],
-    trainer: Callable[..., L.Trainer],
-    people: Sequence[ReferenceSet],
-    folder: Path,
-    seed: int,
-) -> tuple[Concept, ...]:
-    """Learn several people in one training, or return them where they have been learned already.
-
-    Args:
-        method: See :func:`personalize`.
-        trainer: See :func:`personalize`.
-        people: Who.
-        folder: Where the concepts go.
-        seed: Of everything drawn.
-
-    Returns:
-        A concept for each person; all name the same file.
-
-    Raises:
-        FileNotFoundError: See :func:`personalize`.
-        ValueError: See :func:`personalize`.
-    """
-    folder = Path(folder)
-    settings = _settings(method, trainer, people, seed)
+    folder, person = Path(folder) / name, ReferenceSet(name, word, tuple(images))
+    settings = _settings(method, trainer, person, seed)
     if (folder / CONCEPT_NAME).is_file():
         changed = differences(read_settings(folder), settings)
         if changed:
@@ -106,43 +80,38 @@ def personalize_together(
                 f"{folder} was learned under other settings ({'; '.join(changed)}); "
                 "remove it, or give another folder"
             )
-        return read_concepts(folder)
+        return read_concepts(folder)[0]
     module = method(seed=seed)
-    data = PortraitDataModule(people, module.images, seed)
+    data = PortraitDataModule((person,), module.images, seed)
     with quietly():
-        runner = trainer(max_steps=module.steps * len(people), **QUIET)
-        runner.fit(module, data)
-    return module.export(folder, settings)
+        trainer(max_steps=module.steps, **QUIET).fit(module, data)
+    return module.export(folder, settings)[0]
 
 
 def _settings(
-    method: Callable[..., Any], trainer: Callable[..., Any], people: Sequence[ReferenceSet], seed: int
+    method: Callable[..., Any], trainer: Callable[..., Any], person: ReferenceSet, seed: int
 ) -> dict[str, Any]:
     for name, factory in (("method", method), ("trainer", trainer)):
         if not isinstance(factory, partial):
             raise ValueError(f"{name}: a functools.partial (_partial_: true) is wanted, not {factory!r}")
     stored = described(method)
-    # What is in the base counts, not where it is.
-    origin = ("base", "architecture", "weights", "variant")
-    where = {name: stored.pop(name) for name in origin if name in stored}
+    origin = {name: stored.pop(name) for name in _ORIGIN if name in stored}
     for name in ("seed", "image_encoder"):
         stored.pop(name, None)
     chosen = {key: value for key, value in trainer.keywords.items() if key in _TRAINER_SETTINGS}  # type: ignore[attr-defined]
+    images = [file_digest(file) for file in person.images]
     return {
         "method": stored,
         "trainer": described(chosen, "trainer"),
-        "people": {
-            person.name: {"word": person.word, "images": [file_digest(file) for file in person.images]}
-            for person in people
-        },
-        "base": source_fingerprint(**where),
+        "people": {person.name: {"word": person.word, "images": images}},
+        "base": source_fingerprint(**origin),
         "seed": seed,
     }
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what Lightning says at the start and end of a training from being said for every person."""
+    """Silence what Lightning logs at the start and end of every training."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

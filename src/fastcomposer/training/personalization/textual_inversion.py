@@ -18,10 +18,7 @@ class TextualInversion(PersonalizationModule):
     Args:
         *settings: See :class:`PersonalizationModule`.
         initial_word: Word whose embedding the token starts from; ``None`` for the class word.
-        **more: See :class:`PersonalizationModule`; class images have no place here.
-
-    Raises:
-        ValueError: See :class:`PersonalizationModule`.
+        **more: See :class:`PersonalizationModule`; without class images.
     """
 
     method: ClassVar[str] = "textual_inversion"

@@ -41,17 +41,10 @@ class NewTokens(nn.Module):
 
 
 def with_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[Any, list[int]]:
-    """Copy a tokenizer and teach the copy some tokens.
-
-    Args:
-        tokenizer: CLIP tokenizer; left as it is.
-        tokens: New tokens such as ``<adam>``; upper case does not count.
-
-    Returns:
-        The copy, and the ids of the tokens.
+    """Copy a CLIP tokenizer and add tokens such as ``<adam>``; returns the copy and their ids.
 
     Raises:
-        ValueError: If two tokens are the same, or one is known already.
+        ValueError: If two tokens are the same, or one is in the vocabulary; upper case does not count.
     """
     names = [token.lower() for token in tokens]
     known = {str(token).lower() for token in tokenizer.get_vocab()}
@@ -67,7 +60,7 @@ def word_embedding(tokenizer: Any, text_encoder: CLIPTextModel, word: str) -> Te
     """Embedding (d,) of a word; the mean over its tokens where it has several."""
     ids = tokenizer(word, add_special_tokens=False).input_ids
     if not ids:
-        raise ValueError(f"method.initial_word={word!r}: the tokenizer makes nothing of this word")
+        raise ValueError(f"method.initial_word={word!r}: the tokenizer makes no token of this word")
     table: Any = text_encoder.get_input_embeddings()
     return table.weight.detach()[torch.tensor(ids, device=table.weight.device)].mean(0)
 
@@ -88,15 +81,10 @@ def entry_embedding(tokenizer: Any, text_encoder: CLIPTextModel, entry: str) -> 
 def with_vectors(
     tokenizer: Any, text_encoder: CLIPTextModel, vectors: Mapping[str, Tensor]
 ) -> tuple[Any, CLIPTextModel]:
-    """Copy tokenizer and text encoder and give the copies learned tokens.
-
-    Args:
-        tokenizer: CLIP tokenizer; left as it is.
-        text_encoder: Left as it is; the copy shares all weights but the table.
-        vectors: Token to its embedding (d,).
+    """Copy tokenizer and text encoder, sharing all weights but the table, and add embeddings (d,) by token.
 
     Raises:
-        ValueError: If a token is known already, or an embedding has another width.
+        ValueError: If a token is in the vocabulary, or an embedding has another width.
     """
     tokenizer, ids = with_tokens(tokenizer, list(vectors))
     table: Any = text_encoder.get_input_embeddings()
@@ -117,14 +105,10 @@ def with_vectors(
 
 
 def shared_copy(module: _Module, own: Collection[str] = ()) -> _Module:
-    """Copy a network without copying its weights.
+    """Copy a network without copying its weights, but for the parameters named in ``own``.
 
-    The copy may be moved or have weights replaced without the original noticing; only changes in place of
+    The copy may be moved or have weights replaced without changing the original; only changes in place of
     shared weights would be seen by both.
-
-    Args:
-        module: The network.
-        own: Names of parameters that the copy gets for its own.
     """
     memo: dict[int, Any] = {}
     for name, value in module.named_parameters():
