@@ -53,13 +53,6 @@ class TestLoading:
         with pytest.raises(ValueError, match=r"missing: fusion\.image_projection\.weight"):
             FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base, image_encoder=other)
 
-    def test_image_encoder_from_elsewhere(
-        self, write_base: Callable[..., Path], tiny_base: Path, tmp_path: Path
-    ) -> None:
-        other = write_base(tmp_path / "other", vision={"num_hidden_layers": 2}, tokenizer=False)
-        model = FastComposer.from_pretrained(tiny_base, other / "image_encoder")
-        assert len(model.image_encoder.vision_model.encoder.layers) == 2
-
     def test_image_encoder_may_be_a_whole_clip_model(self, tiny_base: Path, tmp_path: Path) -> None:
         from transformers import CLIPConfig, CLIPModel
 
@@ -101,10 +94,6 @@ class TestLoading:
         assert type(again.sampling_scheduler) is type(golden_model.sampling_scheduler)
         with pytest.raises(ValueError, match=r"mode mlp that pools by mean: set method\.model\.fusion"):
             FastComposer.from_pretrained(tmp_path / "saved", fusion=FusionConfig(pooling="attention"))
-
-    def test_new_fusion_takes_its_width_from_the_text_encoder(self, tiny_base: Path) -> None:
-        model = FastComposer.from_pretrained(tiny_base, max_subjects=3)
-        assert model.fusion.config.embed_dim == 32 and model.fusion.config.max_subjects == 3
 
     def test_unknown_prediction_type(self, write_base: Callable[..., Path], tmp_path: Path) -> None:
         base = write_base(tmp_path / "base", prediction_type="sample", tokenizer=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_architectures import narrow
 
 from fastcomposer import FastComposer
@@ -90,12 +90,6 @@ def test_two_text_encoders_have_no_place_in_the_layout(tmp_path: Path) -> None:
     assert not (tmp_path / "model.bin").exists()
 
 
-def test_safetensors_are_read_as_well(golden: Golden, tiny_base: Path, tmp_path: Path) -> None:
-    save_file(golden.weights, tmp_path / "model.safetensors")
-    model = FastComposer.from_published_checkpoint(tmp_path / "model.safetensors", base=tiny_base)
-    assert torch.equal(model.fusion.mlp1.fc1.weight, golden.weights["postfuse_module.mlp1.fc1.weight"])
-
-
 def test_todays_vae_names_are_read_as_well(golden: Golden, tiny_base: Path, tmp_path: Path) -> None:
     names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     state = {}
@@ -154,12 +148,6 @@ def test_a_broken_file_is_named(name: str, tiny_base: Path, tmp_path: Path) -> N
     (tmp_path / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=f"checkpoint .*{name} cannot be read"):
         FastComposer.from_published_checkpoint(tmp_path / name, base=tiny_base)
-
-
-def test_old_file_format_is_read(golden: Golden, tmp_path: Path) -> None:
-    state = {key: value for key, value in golden.weights.items() if key.startswith("postfuse")}
-    torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / "old.bin").keys() == state.keys()
 
 
 def test_missing_checkpoint_is_named_before_anything_loads(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_weights_bring_their_kind_of_fusion(small_base: Path, tmp_path: Path) ->
         for name, value in model.fusion.state_dict().items()
     )
     assert set(fresh.trainable_state_dict()) == set(model.trainable_state_dict())
-    with pytest.raises(ValueError, match="knows the paper's fusion alone"):
+    with pytest.raises(ValueError, match="has the paper's fusion alone"):
         fresh.save_published_checkpoint(tmp_path / "pytorch_model.bin")
 
 

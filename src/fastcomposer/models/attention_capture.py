@@ -32,7 +32,7 @@ def fused_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attend by the fused kernel, and keep of the softmax map the subjects' columns alone.
 
-    The backward pass forms the map once more, for both results together; in between, nothing of the T columns
+    The backward pass computes the map again, for both results together; in between, nothing of the T columns
     is held.
 
     Args:
@@ -51,7 +51,7 @@ def fused_attention(
 def explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, subject_token_idx: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Attend with the whole softmax map, as the paper writes it: twin of :func:`fused_attention`."""
+    """Attend with the full softmax map, as the paper writes it: twin of :func:`fused_attention`."""
     with torch.autocast(query.device.type, enabled=False):
         probabilities = _logits(query, key, mask).softmax(dim=-1)
     output = probabilities.to(value.dtype) @ value
@@ -112,7 +112,7 @@ def _columns(scores: Tensor, subject_token_idx: Tensor) -> Tensor:
 
 
 Implementation = Literal["fused", "explicit"]
-# They differ in speed and memory alone, so that others may stand in for them.
+# They differ in speed and memory alone, so that ours may replace them.
 _PLAIN = (
     AttnProcessor,
     AttnProcessor2_0,
@@ -215,7 +215,7 @@ class AttentionCapture:
 
         Args:
             subject_token_idx: (B, K) long, positions of the subjects' words, B as in the U-Net call.
-            detach: Keep no gradients for the maps.
+            detach: Whether the maps are without gradients.
 
         Yields:
             Layer name to (B, heads, positions, K) attention in float32, filled by the call.
@@ -252,7 +252,7 @@ class AttentionCapture:
                 module.set_processor(processors[name])
 
     def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Gradient checkpointing for ``unet.enable_gradient_checkpointing`` that knows about recordings.
+        """Gradient checkpointing for ``unet.enable_gradient_checkpointing`` that repeats recordings.
 
         The backward pass computes a block again after :meth:`record` has ended. It must then repeat the maps,
         whose gradients it needs, without collecting them a second time.

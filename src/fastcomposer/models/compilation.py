@@ -1,4 +1,4 @@
-"""Compilation of a U-Net by the block, which takes minutes rather than a long while."""
+"""Compilation of a U-Net block by block, which takes minutes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
 
 
 def check_backend(backend: str) -> None:
-    """Refuse what :func:`torch.compile` does not know.
+    """Refuse an unknown backend of :func:`torch.compile`.
 
     Raises:
         ValueError: If there is no such backend.
@@ -22,10 +22,10 @@ def check_backend(backend: str) -> None:
 
 
 def compile_blocks(unet: nn.Module, backend: str) -> None:
-    """Compile every residual and every transformer block in place, each for the shapes that it meets.
+    """Compile every residual and every transformer block in place, each for the shapes of its inputs.
 
-    Modules, parameters and their names stay what they are. A batch of another size is compiled anew: draw or
-    train with one, or leave compilation out inside ``torch.compiler.set_stance("force_eager")``.
+    Modules, parameters and their names do not change. A batch of another size is compiled again: use one
+    size, or leave compilation out inside ``torch.compiler.set_stance("force_eager")``.
 
     Args:
         unet: The U-Net.

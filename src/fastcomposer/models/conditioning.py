@@ -1,9 +1,8 @@
-"""From prompts and reference images to what the U-Net attends to: the only place where subjects are fused."""
+"""Prompts and reference images as conditioning of the U-Net: the only file that fuses subjects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithPr
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fastcomposer.models.fusion import Fusion
-from fastcomposer.models.text import TextConditioner
-from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt
+from fastcomposer.prompt import ParsedPrompt, parse_prompt
 
 
 class ReferenceNormalizer(nn.Module):
@@ -33,25 +31,6 @@ class ReferenceNormalizer(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """Conditioning of B prompts with up to K subjects each.
-
-    Attributes:
-        text_embeds: (B, T, d) hidden states of the text encoder.
-        prompt_embeds: (B, T, d) the same with every subject fused into its word.
-        subject_embeds: (B, K, e) projected image embeddings; zero in empty slots.
-        subject_token_idx: (B, K) long, position of each subject's word; 0 in empty slots.
-        subject_present: (B, K) bool.
-    """
-
-    text_embeds: Tensor
-    prompt_embeds: Tensor
-    subject_embeds: Tensor
-    subject_token_idx: Tensor
-    subject_present: Tensor
-
-
 def check_widths(
     text_configs: Sequence[CLIPTextConfig | None],
     vision_config: CLIPVisionConfig | None,
@@ -60,14 +39,7 @@ def check_widths(
     base: str = "the base model",
     image_encoder: str = "given",
 ) -> None:
-    """Refuse parts that cannot work together.
-
-    Args:
-        text_configs: Configurations of the text encoders, ``None`` for one that is not there.
-        vision_config: Configuration of the image encoder, ``None`` where there is none.
-        fusion: The fusion.
-        base: Name of the base model, for messages.
-        image_encoder: Name of the image encoder, for messages.
+    """Refuse parts of other widths than the fusion's; ``None`` stands for a part that is not there.
 
     Raises:
         ValueError: If the widths differ.
@@ -75,9 +47,10 @@ def check_widths(
     widths = tuple(None if config is None else config.hidden_size for config in text_configs)
     pairs = zip(fusion.text_dims, widths, strict=False)
     if len(widths) != len(fusion.text_dims) or any(width not in (own, None) for own, width in pairs):
+        own, found = (" and ".join(str(one) for one in some if one) for some in (fusion.text_dims, widths))
         raise ValueError(
-            f"the fusion is {_listed(fusion.text_dims)} wide, but the text encoder of {base} is "
-            f"{_listed([width for width in widths if width])} wide: they belong to different models"
+            f"the fusion is {own} wide, but the text encoder of {base} is {found} wide: they belong to "
+            "different models"
         )
     projected = fusion.image_dim if vision_config is None else vision_config.projection_dim
     if fusion.image_dim != projected:
@@ -85,10 +58,6 @@ def check_widths(
             f"the image encoder {image_encoder} projects to {projected} numbers, but the fusion of {base} "
             f"takes {fusion.image_dim}: choose an image_encoder with projection_dim {fusion.image_dim}"
         )
-
-
-def _listed(widths: Sequence[int]) -> str:
-    return " and ".join(map(str, widths))
 
 
 def encode_references(
@@ -103,8 +72,8 @@ def encode_references(
         image_encoder: CLIP vision encoder with projection.
         normalizer: CLIP's mean and standard deviation.
         pixels: (..., 3, R, R) in [0, 1].
-        present: (...) bool, which of them matter. On the CPU the others are not encoded and come as zeros;
-            elsewhere that would have to wait for the device, and costs more than it saves.
+        present: (...) bool. On the CPU, absent references are not encoded and become zeros; on an
+            accelerator, leaving them out would wait for the device and cost more than it saves.
 
     Returns:
         (..., d).
@@ -141,23 +110,21 @@ def fuse_references(
     references: Sequence[Sequence[Tensor]],
     image_encoder: CLIPVisionModelWithProjection,
     fusion: Fusion,
-) -> EncodedPrompts:
-    """Fuse every prompt's references into its text embeddings.
+) -> Tensor:
+    """Fuse every prompt's references into its text embeddings (B, T, d).
 
     Args:
         text_embeds: (B, T, d) hidden states of the text encoder for ``parsed``.
         parsed: B prompts.
-        references: For each prompt a reference (3, R, R) in [0, 1] of each subject, or several (N, 3, R, R),
-            in the order of its markers.
+        references: For each prompt the references (N, 3, R, R) in [0, 1] of each subject, in the order of
+            its markers.
         image_encoder: CLIP vision encoder with projection.
         fusion: Subject fusion of the same width.
     """
     device = text_embeds.device
     token_idx, present = subject_slots(parsed, device)
     subject_embeds = text_embeds.new_zeros(*token_idx.shape, fusion.image_dim)
-    subjects = [
-        reference if reference.ndim == 4 else reference[None] for row in references for reference in row
-    ]
+    subjects = [subject for row in references for subject in row]
     if subjects:
         # Only real references are encoded: prompts with fewer subjects must not pay for empty slots.
         pixels = torch.cat(subjects).to(device=device, dtype=torch.float32)
@@ -167,38 +134,7 @@ def fuse_references(
         there = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
         pooled = fusion.pool(several, there.to(device))
         subject_embeds = pad_sequence(list(pooled.split([len(row) for row in references])), batch_first=True)
-    prompt_embeds = fusion(text_embeds, subject_embeds, token_idx, present)
-    return EncodedPrompts(text_embeds, prompt_embeds, subject_embeds, token_idx, present)
-
-
-def encode_prompts(
-    prompts: Sequence[str],
-    references: Sequence[Sequence[Tensor]] | None,
-    *,
-    tokenizer: Any,
-    text: TextConditioner,
-    image_encoder: CLIPVisionModelWithProjection,
-    fusion: Fusion,
-) -> EncodedPrompts:
-    """Encode prompts with their references.
-
-    Args:
-        prompts: B captions with a ``<|image|>`` marker after each subject's class word.
-        references: See :func:`fuse_references`; ``None`` where no prompt has any.
-        tokenizer: CLIP tokenizer.
-        text: Encodes their text.
-        image_encoder: CLIP vision encoder with projection.
-        fusion: Subject fusion.
-
-    Raises:
-        PromptError: If there are not as many lists of references as prompts, or a prompt is malformed (see
-            :func:`fastcomposer.prompt.parse_prompt`).
-        ValueError: If there is no tokenizer.
-    """
-    rows = [[] for _ in prompts] if references is None else list(references)
-    parsed = parse_prompts(prompts, [len(row) for row in rows], tokenizer, fusion)
-    input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=text.encoder.device)
-    return fuse_references(text.encode(input_ids).tokens, parsed, rows, image_encoder, fusion)
+    return fusion(text_embeds, subject_embeds, token_idx, present)
 
 
 def parse_prompts(
@@ -207,16 +143,14 @@ def parse_prompts(
     """Parse prompts and check their subjects against the references given, if any, and the model's limit.
 
     Raises:
-        PromptError: See :func:`encode_prompts`.
+        PromptError: See :func:`fastcomposer.prompt.parse_prompt`.
         ValueError: If there is no tokenizer.
     """
     if tokenizer is None:
         raise ValueError(
             "this model has no tokenizer, so it cannot read prompts: put one into the base folder's "
-            "tokenizer/, or give embeddings in place of prompts"
+            "tokenizer/, or give embeddings instead of prompts"
         )
-    if num_references is not None and len(num_references) != len(prompts):
-        raise PromptError(f"{len(num_references)} lists of references for {len(prompts)} prompts")
     counts = [None] * len(prompts) if num_references is None else num_references
     most = None if fusion is None else fusion.config.max_subjects
     return [

@@ -59,7 +59,7 @@ class _Mlp(nn.Module):
 
 
 class ReferenceAttention(nn.Module):
-    """Weights the references of a subject by what they show, and adds them up.
+    """Weighted sum of a subject's references.
 
     ``e = Σ_n w_n · e_n`` with ``w = softmax_n(q · W LN(e_n) / √d)``. The query q starts at zero, so an
     untrained module gives the mean. The values are the embeddings themselves: one reference stays as it is.
@@ -181,7 +181,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         width = text_embeds.shape[-1]
         words = text_embeds.gather(1, subject_token_idx.unsqueeze(-1).expand(-1, -1, width))
         fused = self.fuse(words, subject_embeds.to(text_embeds.dtype)).to(text_embeds.dtype)
-        # Each token looks up its slot instead of each slot writing its token: empty slots then need no place
+        # Each token looks up its slot instead of each slot writing its token: empty slots then need no token
         # to write to, and no shape depends on values that the host would have to wait for.
         tokens = torch.arange(text_embeds.shape[1], device=text_embeds.device)
         owners = (tokens[None, :, None] == subject_token_idx[:, None, :]) & subject_present[:, None, :]
@@ -192,14 +192,14 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
 class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A fusion for each of two text encoders, whose states lie side by side (Stable Diffusion XL).
 
-    A subject's word is at the same place for both, and each encoder's part of it is fused with the same image
+    A subject's word has the same position in both; each encoder's state of it is fused with the same image
     embedding. Saved pipelines name this class by its module, so neither can be renamed.
 
     Args:
         embed_dims: Widths d₁ and d₂ of the text encoders.
         max_subjects: See :class:`SubjectFusion`.
         mode: See :class:`FusionConfig`.
-        pooling: See :class:`FusionConfig`; what comes of it goes to both.
+        pooling: See :class:`FusionConfig`; both take the pooled embedding.
         image_dim: Width e of the image encoder's embedding.
     """
 
@@ -245,7 +245,7 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(
         self, text_embeds: Tensor, subject_embeds: Tensor, subject_token_idx: Tensor, subject_present: Tensor
     ) -> Tensor:
-        """Replace the word embedding of every subject in both parts of (B, T, d₁ + d₂).
+        """Replace the word embedding of every subject in both encoders' states, (B, T, d₁ + d₂).
 
         Args are those of :meth:`SubjectFusion.forward`.
         """
@@ -270,10 +270,10 @@ def _pooled(embeds: Tensor, present: Tensor, attention: ReferenceAttention | Non
 
 
 def _with_own_memory(loaded: Any) -> Any:
-    """Copy the weights of what ``from_pretrained`` gave.
+    """Copy the weights that ``from_pretrained`` has mapped from a file.
 
-    Mapped from a file they lie at odd addresses, where products with a single row round differently. Copied,
-    they give the images of the model that was saved, bit for bit.
+    There they lie at odd addresses, where products with a single row round differently. Copied, they give the
+    images of the model that was saved, bit for bit.
     """
     for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
         parameter.data = parameter.data.clone()

@@ -1,9 +1,9 @@
-"""Where a model's parts come from: folder, hub id, file or nowhere, checked before any weight is read."""
+"""Find and load a model's parts, which are checked before any weight is read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -17,9 +17,15 @@ from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVi
 
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.models.random_init import RandomSource
-from fastcomposer.models.single_file import SingleFileSource, is_single_file
-from fastcomposer.models.source import ModelSource, declares, existing_file, with_dtype
+from fastcomposer.models.published_checkpoint import existing_file
+from fastcomposer.models.source import (
+    ModelSource,
+    RandomSource,
+    SingleFileSource,
+    declares,
+    is_single_file,
+    with_dtype,
+)
 from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
 from fastcomposer.utils.assets import asset
 from fastcomposer.utils.settings import base_fingerprint
@@ -46,10 +52,8 @@ def open_source(
         image_encoder: Folder or hub id, of an encoder or of a model with an ``image_encoder/``; ``None`` is
             the base's own where it has one, else CLIP ViT-L/14.
         architecture: Folder with the configurations of a single file's or random model's parts.
-        weights: ``pretrained``, or ``random`` for those parts without weights; neither base nor image encoder
-            is looked at then, and nothing is downloaded.
-        variant: Which of the base's files to load; see
-            :meth:`~fastcomposer.models.networks.Networks.from_pretrained`.
+        weights: ``pretrained``, or ``random`` for the architecture alone, with nothing to download.
+        variant: See :meth:`~fastcomposer.models.networks.Networks.from_pretrained`.
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
     Raises:
@@ -61,17 +65,17 @@ def open_source(
     if weights not in get_args(Weights):
         raise ValueError(f"model.weights={weights}: one of {', '.join(get_args(Weights))}")
     kind: type[ModelSource] = ModelSource
-    place = base
+    configs = base
     if weights == "random":
         kind, image_encoder = RandomSource, None
-        base = place = _needed(architecture, "model.weights=random")
+        base = configs = _needed(architecture, "model.weights=random")
     elif is_single_file(base):
         base = existing_file(base, "base model")
         if variant is not None:
             raise ValueError(f"model.variant={variant}: the single file {base} has none; name another file")
-        kind, place = SingleFileSource, _needed(architecture, f"the single file {base}")
+        kind, configs = SingleFileSource, _needed(architecture, f"the single file {base}")
         image_encoder = image_encoder or DEFAULT_IMAGE_ENCODER
-    configs = _checked(place, "base model" if kind is ModelSource else "architecture")
+    configs = _checked(configs, "base model" if kind is ModelSource else "architecture")
     encoder = None if image_encoder is None else _checked(image_encoder, "image encoder")
     index: Any = _read("base model", configs, lambda: DiffusionPipeline.load_config(configs, **options))
     subfolder = ""
@@ -80,7 +84,14 @@ def open_source(
         encoder, subfolder = (configs, "image_encoder") if own else (DEFAULT_IMAGE_ENCODER, "")
     elif (Path(encoder) / "image_encoder").is_dir():
         subfolder = "image_encoder"
-    text, vision = _read_configs(index, configs, encoder, subfolder, options)
+    read_text = partial(CLIPTextConfig.from_pretrained, configs, **options)
+    text = tuple(
+        _read("text encoder of base model", configs, partial(read_text, subfolder=name))
+        for name in ENCODERS
+        if declares(index, name)
+    )
+    read_vision = partial(CLIPVisionConfig.from_pretrained, encoder, subfolder=subfolder, **options)
+    vision = _read("image encoder", encoder, read_vision)
     base = configs if kind is ModelSource else str(base)
     source = kind(base, configs, index, encoder, subfolder, text, vision, options, variant)
     _check_saved_fusion(source)
@@ -89,41 +100,13 @@ def open_source(
     return source
 
 
-def _read_configs(
-    index: Mapping[str, Any], configs: str, encoder: str, subfolder: str, options: Mapping[str, Any]
-) -> tuple[tuple[CLIPTextConfig, ...], CLIPVisionConfig]:
-    """Configurations of the text encoders and of the image encoder."""
-    text = [
-        _read(
-            "text encoder of base model",
-            configs,
-            partial(CLIPTextConfig.from_pretrained, configs, subfolder=name, **options),
-        )
-        for name in ENCODERS
-        if declares(index, name)
-    ]
-    vision = _read(
-        "image encoder",
-        encoder,
-        partial(CLIPVisionConfig.from_pretrained, encoder, subfolder=subfolder, **options),
-    )
-    return tuple(text), vision
-
-
 def source_fingerprint(
     base: str | Path,
     architecture: str | Path | None = None,
     weights: Weights = "pretrained",
     variant: str | None = None,
 ) -> str:
-    """What tells the base of :func:`open_source` from others; nothing of it is loaded.
-
-    Args:
-        base: See there, as all that follow.
-        architecture: See there.
-        weights: See there.
-        variant: See there.
-    """
+    """Fingerprint of the base of :func:`open_source`, which has the same arguments; nothing is loaded."""
     if weights == "random":
         return f"random {base_fingerprint(_needed(architecture, 'model.weights=random'))}"
     if is_single_file(base):
@@ -141,7 +124,7 @@ def load_tokenizer(
     """Load the CLIP tokenizer of a base model, the first where it has two.
 
     Args:
-        base: See :func:`open_source`, as all that follow.
+        base: See :func:`open_source`, as for all arguments.
         image_encoder: A single file's tokenizer is there.
         architecture: See there.
         weights: See there.
@@ -168,28 +151,26 @@ def load_networks(
     Raises:
         ValueError: If weights are missing, or the saved pipeline's fusion is of another kind than asked for.
     """
+    fusion: Any = fusion_class(len(source.text_configs))
     if kind is not None and source.has("fusion"):
-        own = source.config(fusion_class(len(source.text_configs)), "fusion")
+        own = source.config(fusion, "fusion")
         saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"))
         if saved != kind:
             raise ValueError(
                 f"the pipeline {source.base} brings a fusion of mode {saved.mode} that pools by "
                 f"{saved.pooling}: set method.model.fusion to these"
             )
-    kind = kind or FusionConfig()
     dtype = dtype or torch.float32
-    networks = {
-        name: source.load(cls, name, dtype) for name, cls in _classes(source).items() if name != "fusion"
-    }
+    networks = {name: source.load(cls, name, dtype) for name, cls in _classes(source).items()}
     if source.has("fusion"):
-        return networks | {"fusion": source.load(fusion_class(len(source.text_configs)), "fusion", dtype)}
+        return networks | {"fusion": source.load(fusion, "fusion", dtype)}
     return networks | {"fusion": with_dtype(_new_fusion(source, max_subjects, kind), dtype)}
 
 
 def configured_networks(source: ModelSource, max_subjects: int | None) -> dict[str, nn.Module]:
     """Build every network from its configuration, for weights that come from elsewhere."""
     networks = {name: source.configured(cls, name) for name, cls in _classes(source).items()}
-    return networks | {"fusion": _new_fusion(source, max_subjects, FusionConfig())}
+    return networks | {"fusion": _new_fusion(source, max_subjects)}
 
 
 def _classes(source: ModelSource) -> dict[str, Any]:
@@ -201,8 +182,9 @@ def _classes(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig) -> Any:
-    return new_fusion(source.text_configs, source.vision_config.projection_dim, max_subjects, kind)
+def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None) -> Any:
+    projection_dim = source.vision_config.projection_dim
+    return new_fusion(source.text_configs, projection_dim, max_subjects, kind or FusionConfig())
 
 
 def _check_saved_fusion(source: ModelSource) -> None:
@@ -210,13 +192,8 @@ def _check_saved_fusion(source: ModelSource) -> None:
         cls: Any = fusion_class(len(source.text_configs))
         with torch.device("meta"):
             fusion = cls.from_config(source.config(cls, "fusion"))
-        check_widths(
-            source.text_configs,
-            source.vision_config,
-            fusion,
-            base=source.base,
-            image_encoder=source.image_encoder,
-        )
+        names = {"base": source.base, "image_encoder": source.image_encoder}
+        check_widths(source.text_configs, source.vision_config, fusion, **names)
 
 
 def _needed(architecture: str | Path | None, what: str) -> str | Path:
@@ -238,9 +215,9 @@ def _checked(path: str | Path, what: str) -> str:
     return path
 
 
-def _read(what: str, place: str, read: Callable[[], _Read]) -> _Read:
+def _read(what: str, path: str, read: Callable[[], _Read]) -> _Read:
     try:
         return read()
     except (OSError, ValueError) as error:
-        where = "" if Path(place).is_dir() else ": there is no such folder, and the hub did not give it"
-        raise FileNotFoundError(f"{what} {place} has no readable configuration{where} ({error})") from error
+        where = "" if Path(path).is_dir() else ": there is no such folder, and the hub did not give it"
+        raise FileNotFoundError(f"{what} {path} has no readable configuration{where} ({error})") from error

@@ -1,8 +1,8 @@
-"""The networks of a FastComposer model: where they come from, what of them is trained, where they go."""
+"""The networks of a FastComposer model: loaded, chosen for training, and saved."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,25 +13,16 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from fastcomposer.models.conditioning import (
-    EncodedPrompts,
-    ReferenceNormalizer,
-    check_widths,
-    encode_prompts,
-)
+from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths
 from fastcomposer.models.fusion import Fusion, FusionConfig
-from fastcomposer.models.loading import (
-    Weights,
-    configured_networks,
-    load_networks,
-    open_source,
-)
+from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
 from fastcomposer.models.published_checkpoint import (
+    existing_file,
     load_published,
     read_checkpoint,
     write_published,
 )
-from fastcomposer.models.source import ModelSource, existing_file, with_dtype
+from fastcomposer.models.source import ModelSource, with_dtype
 from fastcomposer.models.text import TextConditioner
 
 _NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
@@ -46,7 +37,7 @@ class Networks(nn.Module):
         text_encoder: CLIP text encoder.
         image_encoder: CLIP vision encoder with projection.
         fusion: Subject fusion of the text encoders' widths and that of the projection.
-        noise_scheduler: Adds noise in training; its ``prediction_type`` says what the U-Net predicts.
+        noise_scheduler: Adds noise in training; its ``prediction_type`` is that of the U-Net.
         tokenizer: CLIP tokenizer; needed for prompts, not for batches.
         sampling_scheduler: Scheduler of the pipelines made from this model; the noise scheduler by default.
         source: Where the parts were loaded from.
@@ -58,7 +49,7 @@ class Networks(nn.Module):
         replaced: Names of the tensors in which a checkpoint differs from the base.
 
     Raises:
-        ValueError: If widths differ, or of two encoders the tokenizers' vocabularies, or one is missing.
+        ValueError: If widths or the tokenizers' vocabularies differ, or one of two tokenizers is missing.
     """
 
     # diffusers gives its models' configurations no types.
@@ -123,9 +114,9 @@ class Networks(nn.Module):
                 ``image_encoder/``, else CLIP ViT-L/14.
             architecture: Folder with the configurations of a single file's or random model's parts, such as
                 ``data/architectures/sd15``.
-            weights: ``pretrained``, or ``random`` for the architecture with weights drawn, offline.
+            weights: ``pretrained``, or ``random`` for the architecture with random weights, offline.
             variant: Which of the base's files to load, such as ``fp16`` for ``*.fp16.safetensors``; ``None``
-                for those without a variant in their name. An image encoder from elsewhere has none.
+                for those without a variant in their name. Not for an image encoder from elsewhere.
             max_subjects: Most subjects in one prompt, for a new fusion.
             fusion: Kind of a new fusion; the paper's by default.
             dtype: Data type of the weights; float32 by default.
@@ -165,15 +156,15 @@ class Networks(nn.Module):
 
         Args:
             checkpoint: ``pytorch_model.bin`` in the released layout, or the same as ``.safetensors``.
-            base: See :meth:`from_pretrained`.
-            image_encoder: See :meth:`from_pretrained`; only its configuration is read, and the tokenizer
-                beside it where the base is a single file.
-            architecture: See :meth:`from_pretrained`.
-            weights: See :meth:`from_pretrained`; ``random`` takes the architecture alone.
-            variant: See :meth:`from_pretrained`; for the base's safety checker.
+            base: See :meth:`from_pretrained`, as for the arguments that follow.
+            image_encoder: Only its configuration is read, and the tokenizer beside it where the base is a
+                single file.
+            architecture: See there.
+            weights: See there; ``random`` takes the architecture alone.
+            variant: Of the base's safety checker.
             max_subjects: Most subjects in one prompt; the released model was trained with at most 4.
-            dtype: Data type of the weights; float32 by default.
-            hub_options: See :meth:`from_pretrained`.
+            dtype: See there.
+            hub_options: See there.
             **options: Further arguments of the constructor.
 
         Raises:
@@ -241,7 +232,7 @@ class Networks(nn.Module):
         return self
 
     def adopt_fusion(self, kind: FusionConfig) -> None:
-        """Put a new fusion of another kind in the present one's place, trained or frozen as that is."""
+        """Replace the fusion by a new one of another kind, trained or frozen as the present one is."""
         old = self.fusion
         if old.kind == kind:
             return
@@ -260,7 +251,7 @@ class Networks(nn.Module):
         return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
 
     def changed_state_dict(self) -> dict[str, Tensor]:
-        """Tensors that the base does not give, by name: those trained or replaced by a checkpoint."""
+        """Tensors that are trained or were replaced by a checkpoint, by name."""
         return {
             name: value.detach()
             for name, value in self.named_parameters()
@@ -272,21 +263,8 @@ class Networks(nn.Module):
         networks = {name: getattr(self, name) for name in _NETWORKS}
         return {name: network for name, network in networks.items() if network is not None}
 
-    def encode_prompts(
-        self, prompts: Sequence[str], references: Sequence[Sequence[Tensor]] | None = None
-    ) -> EncodedPrompts:
-        """Encode prompts with references: :func:`fastcomposer.models.conditioning.encode_prompts`."""
-        return encode_prompts(
-            prompts,
-            references,
-            tokenizer=self.tokenizer,
-            text=self.text,
-            image_encoder=self.image_encoder,
-            fusion=self.fusion,
-        )
-
     def pipeline_parts(self) -> dict[str, Any]:
-        """Components of any pipeline of this model: the networks, a tokenizer, and a scheduler of its own."""
+        """Components of any pipeline of this model: networks, tokenizer, and a scheduler of its own."""
         scheduler = type(self.sampling_scheduler).from_config(self.sampling_scheduler.config)
         return {**self.networks(), "tokenizer": self.tokenizer, "scheduler": scheduler}
 
@@ -294,8 +272,8 @@ class Networks(nn.Module):
         """Write the weights in the layout of the released ``pytorch_model.bin``.
 
         Raises:
-            ValueError: If the fusion is of a kind that the released code does not know.
+            ValueError: If the fusion is of a kind that the released code does not have.
         """
         if self.fusion.kind != FusionConfig():
-            raise ValueError(f"the released layout knows the paper's fusion alone, not {self.fusion.kind}")
+            raise ValueError(f"the released layout has the paper's fusion alone, not {self.fusion.kind}")
         return write_published(self.networks(), path)

@@ -19,8 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastcomposer.models.source import existing_file
-
 # Published prefix to the name of the component.
 _COMPONENTS = {
     "unet": "unet",
@@ -43,10 +41,7 @@ _POSITION_IDS = {
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a checkpoint file without running anything that a pickle may carry.
-
-    Args:
-        path: ``.safetensors`` file, or a file written by ``torch.save``.
+    """Read a checkpoint file: :func:`read_saved`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -58,13 +53,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def existing_file(path: str | Path, what: str) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{what} {file} does not exist")
+    return file
+
+
 def read_saved(file: Path, what: str) -> Any:
-    """Read what a file holds without running anything that a pickle may carry.
+    """Read a file without running anything that a pickle may carry.
 
     Args:
         file: ``.safetensors`` file, or a file written by ``torch.save``, mapped into memory where its format
             allows it.
-        what: What the file is, for messages.
+        what: Name of the file, for messages.
 
     Raises:
         ValueError: If it cannot be read, or holds objects of other classes than those of plain data.
@@ -88,11 +95,8 @@ def read_saved(file: Path, what: str) -> Any:
 def is_published(file: Path) -> bool:
     """Whether a file of weights is in the released layout, by the names of its tensors.
 
-    Args:
-        file: See :func:`read_saved`.
-
     Raises:
-        ValueError: See there.
+        ValueError: See :func:`read_saved`.
     """
     try:
         if file.suffix == ".safetensors":
@@ -116,7 +120,7 @@ def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]
     Args:
         modules: ``unet``, ``vae``, ``text_encoder``, ``image_encoder`` and ``fusion``.
         state: Published name to tensor.
-        origin: Where the state comes from, for messages.
+        origin: File of the state, for messages.
 
     Raises:
         ValueError: If names are missing or unexpected, or shapes differ; all of them are listed. Positions
@@ -127,11 +131,7 @@ def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]
 
 
 def current_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state in the published layout under today's names, ``component.parameter``.
-
-    Args:
-        state: Published name to tensor; ``position_ids`` that say nothing are left out.
-    """
+    """A published state under today's names, ``component.parameter``, without ``position_ids`` in order."""
     return {
         _current_name(name): tensor
         for name, tensor in state.items()
@@ -162,8 +162,7 @@ def write_published(modules: Mapping[str, nn.Module], path: str | Path) -> Path:
 
     Args:
         modules: See :func:`load_published`.
-        path: File to write, replaced at once when complete; ``.safetensors``, or any other name for
-            ``torch.save``.
+        path: File to write, replaced when complete: ``.safetensors``, or any other name for ``torch.save``.
     """
     file = Path(path).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,11 +183,11 @@ def load_exact(
     Args:
         modules: Component name to module.
         state: Full name to tensor.
-        problem: How the message starts if they do not fit.
-        only: Full names that are expected; ``None`` for all of the components' own.
+        problem: Start of the message if they do not fit.
+        only: Full names that are expected; ``None`` for all of the components.
 
     Returns:
-        Full names of the tensors that are other numbers than before.
+        Full names of the tensors that changed.
 
     Raises:
         ValueError: If names are missing or unexpected, or shapes differ; all of them are listed.

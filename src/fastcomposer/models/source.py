@@ -1,8 +1,10 @@
-"""A base model whose configurations have been read: the parts that a model is made of."""
+"""Sources of a model's parts: a folder or hub id, a single file, or an architecture with random weights."""
 
 from __future__ import annotations
 
+import json
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +13,8 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.modeling_utils import ModelMixin as DiffusersModel
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 from transformers import (
@@ -22,7 +25,13 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from fastcomposer.models.published_checkpoint import read_saved
 from fastcomposer.models.text import ENCODERS
+from fastcomposer.utils.assets import packaged
+
+# Merges of the embedded base: CLIP's own 48 894 are not in this repository.
+_WORDS = packaged("data/mini/tokenizer/tokenizer.json")
+_SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class ModelSource:
     """A base model and an image encoder whose configurations have been read and fit each other.
 
     Attributes:
-        base: Where the weights are: a folder in the diffusers layout, or a hub id.
-        configs: Where the configurations are; the base itself but for other sources than this one.
+        base: Folder in the diffusers layout or hub id of the weights.
+        configs: Folder or hub id of the configurations; the base itself but for the other sources.
         index: The ``model_index.json`` there.
         image_encoder: Folder or hub id of the image encoder.
         image_encoder_subfolder: Folder inside ``image_encoder``; empty where it is the encoder itself.
@@ -61,7 +70,7 @@ class ModelSource:
         return {name: cls for name, cls in ENCODERS.items() if self.has(name)}
 
     def text_config_of(self, tokenizer: str) -> CLIPTextConfig | None:
-        """Configuration of the text encoder that reads ``tokenizer`` or ``tokenizer_2``."""
+        """Configuration of the text encoder of ``tokenizer`` or ``tokenizer_2``."""
         configs = zip(self.text_encoders, self.text_configs, strict=True)
         return {name.replace("text_encoder", "tokenizer"): config for name, config in configs}.get(tokenizer)
 
@@ -82,23 +91,23 @@ class ModelSource:
 
         Raises:
             FileNotFoundError: If the base has no files of the variant.
-            ValueError: If the file lacks some of them, which would stay random.
+            ValueError: If the files lack weights, which would stay random.
         """
-        place, variant = self.base, self.variant
+        base, variant = self.base, self.variant
         if cls is CLIPVisionModelWithProjection:
-            place, subfolder = self.image_encoder, self.image_encoder_subfolder
-            variant = variant if place == self.base else None  # another model has files of its own
-        named = {"torch_dtype" if issubclass(cls, DiffusersModel) else "dtype": dtype, "variant": variant}
+            base, subfolder = self.image_encoder, self.image_encoder_subfolder
+            variant = variant if base == self.base else None  # another model has files of its own
+        named = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": dtype, "variant": variant}
         try:
             with _without_report():
                 module, info = cls.from_pretrained(
-                    place, subfolder=subfolder, output_loading_info=True, **named, **self.options
+                    base, subfolder=subfolder, output_loading_info=True, **named, **self.options
                 )
         except OSError as error:
             if variant is None:
                 raise
-            raise _without_variant(variant, place, subfolder) from error
-        refuse_missing(cls, place, info["missing_keys"])
+            raise _without_variant(variant, base, subfolder) from error
+        _refuse_missing(cls, base, info["missing_keys"])
         return module
 
     def check_variant(self) -> None:
@@ -107,16 +116,14 @@ class ModelSource:
         Raises:
             FileNotFoundError: With the first part that has none.
         """
+        if self.variant is None:
+            return
         parts = ["vae", "unet", *self.text_encoders]
         if self.image_encoder == self.base:
             parts.append(self.image_encoder_subfolder)
         for part in parts:
             folder = Path(self.base) / part
-            if (
-                self.variant is not None
-                and folder.is_dir()
-                and not any(folder.glob(f"*.{self.variant}[.-]*"))
-            ):
+            if folder.is_dir() and not any(folder.glob(f"*.{self.variant}[.-]*")):
                 raise _without_variant(self.variant, self.base, part)
 
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
@@ -150,23 +157,130 @@ class ModelSource:
         return checker, extractor
 
 
-def with_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a network whose weights are of a type.
+class SingleFileSource(ModelSource):
+    """A single file in Stability's layout, whose parts' configurations are those of an architecture.
 
-    The plain cast: that of diffusers' models warns of layers to keep in float32 even where there are none.
+    Image encoder and tokenizer are not in such a file. CLIP ViT-L/14, which is the image encoder, comes with
+    the tokenizer that Stable Diffusion's text encoders were trained with.
     """
+
+    def load(self, cls: Any, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
+        """Load a network with its weights.
+
+        Raises:
+            ValueError: If the file cannot be read or is of another architecture.
+        """
+        if cls is CLIPVisionModelWithProjection:
+            return super().load(cls, subfolder, dtype)
+        config: dict[str, Any] = {"config": self.configs, "subfolder": subfolder, "local_files_only": True}
+        checkpoint = read_saved(Path(self.base), "base model")
+        while "state_dict" in checkpoint:
+            checkpoint = checkpoint["state_dict"]
+        try:
+            if issubclass(cls, ModelMixin):
+                network = cls.from_single_file(checkpoint, **config)
+            else:
+                network = create_diffusers_clip_model_from_ldm(cls, checkpoint, **config)
+        except NotImplementedError as error:  # a missing tensor has a shape and no numbers
+            raise ValueError(
+                f"{subfolder} of the file {self.base} lacks weights of architecture {self.configs}"
+            ) from error
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{subfolder} of the file {self.base} does not fit architecture {self.configs}: {error}"
+            ) from error
+        _refuse_missing(cls, self.base, (n for n, value in network.state_dict().items() if value.is_meta))
+        return with_dtype(network, dtype)
+
+    def safety_checker(self) -> tuple[None, None]:
+        """Two times ``None``: such a file has none."""
+        return None, None
+
+    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
+        """The tokenizer beside the image encoder, padded as the text encoder's configuration says.
+
+        Raises:
+            FileNotFoundError: If there is none, or another.
+        """
+        config = self.text_config_of(subfolder)
+        if config is None:
+            return None
+        tokenizer = CLIPTokenizer.from_pretrained(self.image_encoder, **self.options)
+        # Where there are no files, the library makes an empty one.
+        if tokenizer.eos_token_id != config.eos_token_id:
+            raise FileNotFoundError(
+                f"no tokenizer of CLIP in {self.image_encoder}: a single file has none, so it must be there"
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)  # type: ignore[arg-type]
+        return tokenizer
+
+
+class RandomSource(ModelSource):
+    """An architecture with random weights, the same ones each time: for tests and dry runs, offline."""
+
+    def load(self, cls: Any, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
+        """Build a network with random weights, which depend on the part's name alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(subfolder.encode()))
+            return with_dtype(self.configured(cls, subfolder), dtype).eval()
+
+    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
+        """The architecture's tokenizer, or a stand-in for CLIP's where it has none."""
+        if self.has(subfolder):
+            return super().tokenizer(subfolder)
+        config = self.text_config_of(subfolder)
+        return None if config is None else _stand_in_tokenizer(config)
+
+
+def _stand_in_tokenizer(config: CLIPTextConfig) -> CLIPTokenizer:
+    """Make a tokenizer for an untrained text encoder; a trained one would understand none of it.
+
+    It splits words as the embedded base does and has the start, end and padding tokens of the encoder.
+
+    Raises:
+        ValueError: If the encoder's vocabulary is too small.
+    """
+    model = json.loads(_WORDS.read_text(encoding="utf-8"))["model"]
+    special: Any = {"<|startoftext|>": config.bos_token_id, "<|endoftext|>": config.eos_token_id}
+    words = {word: index for word, index in model["vocab"].items() if word not in special}
+    if max(words.values()) >= min(special.values()):
+        raise ValueError(
+            f"a vocabulary of {config.vocab_size} with its end at {config.eos_token_id} has no room for "
+            f"the {len(words)} words of {_WORDS.parent}"
+        )
+    pads = {index: word for word, index in (words | special).items()}
+    return CLIPTokenizer(
+        vocab=words | special,
+        merges=[tuple(merge) for merge in model["merges"]],  # type: ignore[misc]
+        pad_token=pads[config.pad_token_id],  # type: ignore[index]
+        model_max_length=config.max_position_embeddings,
+    )
+
+
+def with_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast weights without the warning of diffusers' own cast about layers to keep in float32."""
     return nn.Module.to(network, dtype)
 
 
-def _without_variant(variant: str, place: str, part: str) -> FileNotFoundError:
-    return FileNotFoundError(f"model.variant={variant}: {part}/ of {place} has no weights of this variant")
+def declares(index: Mapping[str, Any], component: str) -> bool:
+    """Whether a ``model_index.json`` names a component."""
+    return bool((index.get(component) or (None,))[0])
+
+
+def is_single_file(base: str | Path) -> bool:
+    """Whether a base is named as a single file, rather than as a folder or hub id."""
+    return Path(base).suffix in _SINGLE_FILES and not Path(base).expanduser().is_dir()
+
+
+def _without_variant(variant: str, base: str, part: str) -> FileNotFoundError:
+    return FileNotFoundError(f"model.variant={variant}: {part}/ of {base} has no weights of this variant")
 
 
 @contextmanager
 def _without_report() -> Iterator[None]:
     """Keep transformers from listing what a file has beyond a network, such as the text half of a CLIP.
 
-    What is missing is refused by :func:`refuse_missing`; an error over shapes refers to the list.
+    Missing weights are refused by :func:`_refuse_missing`; an error over shapes refers to the list.
     """
     log = logging.getLogger("transformers.modeling_utils")
     log.addFilter(_is_needed)
@@ -181,30 +295,8 @@ def _is_needed(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in message or "MISMATCH" in message or "CONVERSION" in message
 
 
-def refuse_missing(cls: Any, place: str, missing: Iterable[Any]) -> None:
-    """Refuse weights that are not all there.
-
-    Raises:
-        ValueError: If any is missing; names the first.
-    """
+def _refuse_missing(cls: Any, base: str, missing: Iterable[Any]) -> None:
     names = sorted(map(str, missing))
     if names:
         listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-        raise ValueError(f"{cls.__name__} from {place} lacks {len(names)} weights: {listed}")
-
-
-def existing_file(path: str | Path, what: str) -> Path:
-    """Return the path of a file.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{what} {file} does not exist")
-    return file
-
-
-def declares(index: Mapping[str, Any], component: str) -> bool:
-    """Whether a ``model_index.json`` names a component."""
-    return bool((index.get(component) or (None,))[0])
+        raise ValueError(f"{cls.__name__} from {base} lacks {len(names)} weights: {listed}")

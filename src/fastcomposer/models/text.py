@@ -1,8 +1,8 @@
-"""What the U-Net is told of a text: the only place that knows whether one encoder reads it or two.
+"""Text conditioning of the U-Net, by one text encoder or two.
 
 Stable Diffusion has one CLIP text encoder and attends to its last hidden states. Stable Diffusion XL (Podell
-et al. 2023, section 2) has two: it attends to the states before the last of both, side by side, and is told
-the second encoder's pooled embedding and the sizes of the image with the timestep.
+et al. 2023, section 2) has two: it attends to the states before the last of both, side by side, and takes the
+second encoder's pooled embedding and the sizes of the image with the timestep.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ class TextConditioner:
     Args:
         text_encoder: The first encoder.
         text_encoder_2: The second one, or ``None``.
-        tokenizer: The first encoder's tokenizer; needed where there are two encoders, as is the next.
+        tokenizer: The first encoder's tokenizer; both are needed where there are two encoders.
         tokenizer_2: The second one's: the same vocabulary, with other padding.
-        zero_empty: Whether an empty prompt gives zeros, as ``force_zeros_for_empty_prompt`` has it in
-            sampling.
+        zero_empty: Whether an empty prompt gives zeros: ``force_zeros_for_empty_prompt`` in sampling.
 
     Raises:
         ValueError: If a tokenizer is missing or the vocabularies differ.
@@ -87,7 +86,7 @@ class TextConditioner:
         return input_ids.masked_fill(end.cumsum(dim=1) > end, self.tokenizer_2.pad_token_id)
 
     def added_condition(self, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor] | None:
-        """What the U-Net takes beside the tokens: nothing with one encoder.
+        """The U-Net's ``added_cond_kwargs``: ``None`` with one encoder.
 
         Args:
             pooled: (B, p) of :class:`TextStates`.
@@ -119,24 +118,17 @@ def fusion_class(num_encoders: int) -> type[SubjectFusion] | type[PairedFusion]:
 def new_fusion(
     text_configs: Sequence[CLIPTextConfig], image_dim: int, max_subjects: int | None, kind: FusionConfig
 ) -> Fusion:
-    """Make an untrained fusion.
-
-    Args:
-        text_configs: Of each text encoder.
-        image_dim: Width of the image encoder's projection.
-        max_subjects: Most subjects in one prompt.
-        kind: Its kind.
-    """
+    """Make an untrained fusion for text encoders, an image encoder's projection width, and a kind."""
     widths = [config.hidden_size for config in text_configs]
     if len(widths) == 1:
-        # Not named where it is the text's: such a fusion is the released model's.
+        # Left out where it is the text's, as in the released model.
         other = None if image_dim == widths[0] else image_dim
         return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, image_dim=other)
     return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim)
 
 
 def check_tokenizers(first: Any, second: Any) -> None:
-    """Refuse a second tokenizer with other words, since a subject's word must be at one place for both.
+    """Refuse a second tokenizer with other words, since a subject's word must have one position in both.
 
     Raises:
         ValueError: If the vocabularies differ.

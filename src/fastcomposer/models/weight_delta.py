@@ -1,7 +1,7 @@
 """Trained weights as differences from a base, in 8 bits: a quarter of the size, and nearly the same numbers.
 
-A row of a matrix (or the output channel of a convolution) is stored as whole numbers from -127 to 127 and one
-scale. What is rounded is what training changed, not the weight, so the error is a few thousandths of that.
+A row of a matrix (or the output channel of a convolution) is stored as integers from -127 to 127 and one
+scale. The change by training is rounded, not the weight, so the error is a few thousandths of the change.
 """
 
 from __future__ import annotations
@@ -13,18 +13,13 @@ import torch
 from torch import Tensor, nn
 
 BASE_DIGEST = "base_digest"
-"""Key in a file's metadata: what the differences are to be added to."""
+"""Key in a file's metadata: digest of the weights that the differences are added to."""
 SCALE = ".scale"
 """Suffix of the tensor that holds a tensor's scales."""
 
 
 def base_weights(networks: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
-    """The base's own tensors among ``names``; the fusion has none there.
-
-    Args:
-        networks: The base's networks by name.
-        names: Names such as ``unet.conv_in.weight``.
-    """
+    """Tensors of the base's networks among names such as ``unet.conv_in.weight``; it has no fusion."""
     wanted = set(names)
     return {
         f"{part}.{name}": value.detach().cpu().float()
@@ -36,7 +31,7 @@ def base_weights(networks: Mapping[str, nn.Module], names: Iterable[str]) -> dic
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """What tells weights from others, whatever their order."""
+    """Digest of weights, whatever their order."""
     found = hashlib.sha256()
     for name in sorted(weights):
         found.update(f"{name} {tuple(weights[name].shape)}\n".encode())
@@ -45,12 +40,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def encode_differences(trained: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encode what is in the base as 8-bit differences, the rest in float16.
-
-    Args:
-        trained: Tensors by name.
-        base: Tensors of the base, of the same shapes.
-    """
+    """Encode tensors by name: 8-bit differences from those in the base, float16 for the others."""
     state: dict[str, Tensor] = {}
     for name, value in trained.items():
         if name not in base:

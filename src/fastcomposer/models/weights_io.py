@@ -18,12 +18,12 @@ from fastcomposer.models.loading import load_networks
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import (
     current_state,
+    existing_file,
     has_published_names,
     load_exact,
     read_saved,
     refuse_second_encoder,
 )
-from fastcomposer.models.source import existing_file
 from fastcomposer.models.weight_delta import (
     BASE_DIGEST,
     base_weights,
@@ -58,15 +58,15 @@ def save_trained_weights(
     length: TrainingLength | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write what of a model is not its base's.
+    """Write the tensors of a model that are trained or came from other weights than its base's.
 
     Args:
-        model: The model; what is trained of it, or came from other weights, goes into the file.
-        path: File to write, ``.safetensors``; replaced at once when complete.
+        model: The model.
+        path: File to write, ``.safetensors``; replaced when complete.
         precision: ``float16`` halves the file; ``int8`` quarters it: differences from the base, see
             :mod:`fastcomposer.models.weight_delta`.
-        length: How long they were trained, where it is known; :func:`read_training_length` gives it back.
-        weights: What goes into the file, where the model has but a part of each tensor.
+        length: How long they were trained, where it is known: :func:`read_training_length`.
+        weights: Tensors to write, where the model holds local shards.
 
     Raises:
         ValueError: If the precision is unknown, or differences are wanted of a model that was not loaded from
@@ -101,7 +101,7 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
 
     Args:
         model: The model; its fusion becomes one of the file's kind.
-        keep_fusion: Leave the fusion of the kind that it is; a pooling that the file lacks stays new.
+        keep_fusion: Keep the kind of the model's fusion; a pooling that the file lacks stays new.
         path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
             where it has one), a file in the released layout (``.safetensors``, or of ``torch.save``), which
             replaces every network, or the folder of a run or download with one of them.
@@ -139,7 +139,7 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
         model.networks(),
         state,
         f"checkpoint {file} does not fit the base model",
-        # What is not in the file of a training stays as the base has it.
+        # Tensors that the file of a training lacks stay as the base has them.
         needed | state.keys(),
     )
 
@@ -154,23 +154,15 @@ def _needed(model: Networks, content: _Content) -> set[str]:
 
 
 def read_training_length(path: str | Path) -> TrainingLength:
-    """Read how long trained weights were trained; zero where their file does not say so.
+    """Read how long trained weights were trained; zero where their file does not record it.
 
-    Args:
-        path: See :func:`load_trained_weights`.
-
-    Raises:
-        FileNotFoundError: If there is none; the message names the path.
-        ValueError: If the file cannot be read.
+    Args and errors are those of :func:`load_trained_weights`.
     """
     return _read(find_weights_file(Path(path).expanduser())).length
 
 
 def find_weights_file(path: Path) -> Path:
     """Find the file that :func:`load_trained_weights` reads.
-
-    Args:
-        path: See there.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -186,13 +178,13 @@ def find_weights_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Content:
-    """Tensors of a file by name.
+    """Content of a file of weights.
 
     Attributes:
-        state: The tensors.
-        base_digest: Where they are differences, digest of what they differ from.
+        state: Tensors by name.
+        base_digest: Of int8 differences: digest of the weights that they differ from.
         length: How long they were trained.
-        fusion: Kind of the fusion; files from before there were several do not say it.
+        fusion: Kind of the fusion; the paper's where the file does not record it.
         published: Whether the file is in the released layout and holds every network.
     """
 

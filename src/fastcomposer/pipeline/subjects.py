@@ -232,7 +232,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             [torch.stack([prepare_reference(image, size) for image in images]) for images in row]
             for row in rows
         ]
-        return fuse_references(text, parsed, references, self.image_encoder, self.fusion).prompt_embeds
+        return fuse_references(text, parsed, references, self.image_encoder, self.fusion)
 
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         factor = self.vae_scale_factor
