@@ -14,9 +14,9 @@ from torch import Tensor
 class SubjectBatch:
     """Training samples with their subjects.
 
-    B samples, K subject slots, image H×W, reference R×R. Where subjects have up to N references, the first is
-    in its usual place and the others in ``extra_pixel_values``, which is left out for N = 1. A dataset yields
-    samples with B = 1; :meth:`collate` joins them.
+    B samples, K subject slots, image H×W, reference R×R. Of up to N references of a subject, the first is in
+    ``subject_pixel_values`` and the others in ``extra_pixel_values``, which is left out for N = 1. A dataset
+    yields samples with B = 1; :meth:`collate` joins them.
 
     Attributes:
         pixel_values: (B, 3, H, W) float in [-1, 1].
@@ -26,13 +26,13 @@ class SubjectBatch:
         subject_present: (B, K) bool, which slots hold a subject.
         subject_masks: (B, K, H, W) float, 0 or 1.
         extra_pixel_values: Optional (B, K, N − 1, 3, R, R) float in [0, 1]: further references.
-        extra_present: (B, K, N − 1) bool, which of those there are; with ``extra_pixel_values``.
+        extra_present: (B, K, N − 1) bool, which of those are present; with ``extra_pixel_values``.
         latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
         text_embeds: Optional (B, 77, d): hidden states of the text encoder for ``input_ids``.
         pooled_text_embeds: Optional (B, p): pooled embeddings of the second text encoder, where there is one.
         size_conditions: Optional (B, 6) long, in pixels: height and width of the image as it was, top and
-            left of the crop at the size it was resized to, height and width of the crop. Models with a second
-            text encoder are told; (H, W, 0, 0, H, W) where it is left out.
+            left of the crop at the size it was resized to, height and width of the crop. Conditions models
+            with a second text encoder; (H, W, 0, 0, H, W) where it is left out.
         record_ids: Names of the records, for messages.
     """
 
@@ -54,7 +54,7 @@ class SubjectBatch:
         return self.input_ids.shape[0]
 
     def references(self) -> tuple[Tensor, Tensor]:
-        """All references of all subjects, and which of them there are.
+        """All references of all subjects, and which of them are present.
 
         Returns:
             (B, K, N, 3, R, R) float in [0, 1], and (B, K, N) bool, nothing of which is set in empty slots.

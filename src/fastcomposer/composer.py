@@ -1,4 +1,4 @@
-"""FastComposer: the networks together with their training losses and the pipelines that draw with them."""
+"""FastComposer: the networks with their training losses and pipelines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TARGETS = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class TrainingLosses:
-    """Losses of one batch with what they were computed from.
+    """Losses of one batch, and intermediate results.
 
     Attributes:
         loss: Scalar total, ``denoise_loss + localization_weight · localization_loss``.
@@ -57,7 +57,7 @@ class FastComposer(Networks):
 
     Args:
         *networks: See :class:`~fastcomposer.models.networks.Networks`.
-        loss_config: What the training loss is made of; may be replaced at any time.
+        loss_config: Settings of the training loss; may be replaced at any time.
         attention_implementation: See :class:`~fastcomposer.models.attention_capture.AttentionCapture`.
         **parts: See :class:`~fastcomposer.models.networks.Networks`.
 
@@ -83,12 +83,11 @@ class FastComposer(Networks):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, base: str | Path, **options: Any) -> Self:
-        """Load weights in any layout: those that a training left, on top of their base, or the released ones.
+        """Load weights in any layout: those of a training, on top of their base, or the released ones.
 
         Args:
-            checkpoint: See :func:`~fastcomposer.models.weights_io.load_trained_weights`. Of the released
-                layout every network is taken, and of the base only configurations and tokenizer are read, as
-                by :meth:`from_published_checkpoint`.
+            checkpoint: See :func:`~fastcomposer.models.weights_io.load_trained_weights`; the released layout
+                is loaded by :meth:`from_published_checkpoint`.
             base: See :meth:`from_pretrained`.
             **options: Further arguments that :meth:`from_published_checkpoint` takes as well.
 
@@ -105,7 +104,7 @@ class FastComposer(Networks):
 
     @property
     def loss_config(self) -> LossConfig:
-        """What the training loss is made of."""
+        """Settings of the training loss."""
         return self._loss_config
 
     @loss_config.setter
@@ -118,13 +117,13 @@ class FastComposer(Networks):
 
     @property
     def localized_layers(self) -> tuple[str, ...]:
-        """Names of the attention modules that the localization loss watches."""
+        """Names of the attention modules of the localization loss."""
         return () if self._attention is None else self._attention.layers
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in the U-Net and in the image encoder.
 
-        Use this rather than the U-Net's own method, which does not know that attention maps are collected.
+        Use this rather than the U-Net's own method, which does not collect attention maps.
         """
         self.unet.enable_gradient_checkpointing(self._checkpoint)
         self.image_encoder.activation_checkpointing_enable({"use_reentrant": False})
@@ -159,17 +158,17 @@ class FastComposer(Networks):
         return self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.parameters
 
     def sample_latents(self, moments: Tensor, generator: Source = None) -> Tensor:
-        """Draw scaled latents (B, C, h, w) in float32 from posterior moments (B, 2C, h, w)."""
+        """Sample scaled latents (B, C, h, w) in float32 from posterior moments (B, 2C, h, w)."""
         posterior = DiagonalGaussianDistribution(moments.float())
         return posterior.sample(generator) * self.vae.config.scaling_factor  # type: ignore[arg-type]
 
     @torch.no_grad()
     def encode_latents(self, batch: SubjectBatch, generator: Source = None) -> Tensor:
-        """Draw the scaled latents (B, C, h, w) of a batch.
+        """Sample the scaled latents (B, C, h, w) of a batch.
 
         Args:
-            batch: B samples; its ``latent_moments`` take the encoder's place where present.
-            generator: Source of the draw.
+            batch: B samples; its ``latent_moments`` replace the encoder where present.
+            generator: Source of the random numbers.
 
         Raises:
             ValueError: If the image size does not fit the model.
@@ -182,7 +181,7 @@ class FastComposer(Networks):
 
     @torch.no_grad()
     def encode_captions(self, batch: SubjectBatch) -> TextStates:
-        """Encode a batch's captions, unless its ``text_embeds`` take the encoders' place."""
+        """Encode a batch's captions, unless it has ``text_embeds``."""
         if batch.text_embeds is not None:
             return TextStates(batch.text_embeds, batch.pooled_text_embeds)
         return self.text.encode(batch.input_ids)
@@ -194,7 +193,7 @@ class FastComposer(Networks):
 
         Args:
             batch: B samples with K slots.
-            text: Its captions, where they are encoded already.
+            text: Its encoded captions, where there are some.
             skip_empty: See :meth:`training_losses`.
         """
         text_embeds = (text or self.encode_captions(batch)).tokens.to(self.fusion.dtype)
@@ -219,15 +218,15 @@ class FastComposer(Networks):
         """Denoising and localization losses of a batch (docs/method.md, eq. 1–5).
 
         Args:
-            batch: B samples; ``latent_moments`` and ``text_embeds`` are used in place of the frozen encoders
-                where present.
+            batch: B samples; ``latent_moments`` and ``text_embeds`` replace the frozen encoders where
+                present.
             noise: (B, C, h, w); drawn where not given.
             timesteps: (B,) long, in [0, number of training steps); drawn uniformly where not given.
             latents: (B, C, h, w) scaled latents; encoded from the images where not given.
-            generator: Source of everything drawn here; a list has one for each sample.
-            skip_empty: On the CPU, do not encode what lies in empty slots; no loss depends on it, and their
+            generator: Source of all random numbers; a list has one for each sample.
+            skip_empty: On the CPU, do not encode empty slots; no loss depends on them, and their
                 ``subject_embeds`` are zeros then.
-            mask_generator: Source of the draw whether the loss of all samples is masked
+            mask_generator: Source of the Bernoulli draw that masks the loss of all samples
                 (``mask_loss_per_sample=false``); ``generator`` where not given.
 
         Raises:
@@ -270,7 +269,7 @@ class FastComposer(Networks):
 
     @staticmethod
     def _sizes(batch: SubjectBatch) -> Tensor:
-        """(B, 6) or (6,) sizes that Stable Diffusion XL is told."""
+        """(B, 6) or (6,) sizes of Stable Diffusion XL's conditioning."""
         if batch.size_conditions is not None:
             return batch.size_conditions
         size = batch.pixel_values.shape[-2:]
@@ -284,7 +283,7 @@ class FastComposer(Networks):
         added: dict[str, Tensor] | None,
         subject_token_idx: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Call the U-Net; with the localized layers' attention to the subjects' words."""
+        """Predictions of the U-Net, and the localized layers' attention to the subjects' words."""
         inputs = (noisy.to(self.unet.dtype), timesteps, prompt_embeds.to(self.unet.dtype))
         if added is not None:
             added = {name: value.to(self.unet.dtype) for name, value in added.items()}
@@ -301,7 +300,7 @@ class FastComposer(Networks):
             return self.unet(*inputs, added_cond_kwargs=added).sample, maps
 
     def _loss_mask(self, batch: SubjectBatch, size: tuple[int, int], generator: Source) -> Tensor | None:
-        """(B, 1, h, w) factor of the denoising error, all 1 where the draw is against masking."""
+        """(B, 1, h, w) factor of the denoising error; all 1 where it is not masked."""
         config = self.loss_config
         if config.mask_loss_probability == 0:
             return None

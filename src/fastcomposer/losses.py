@@ -14,22 +14,22 @@ from torch import Tensor
 _EPSILON = 1e-5
 
 Localization = Literal["balanced_l1", "cross_entropy", "token_compose"]
-"""What the localization loss is; each has a function below."""
+"""Kinds of localization loss; each has a function below."""
 LayerLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From maps (B, heads, P, K), masks (B, K, P) and presence (B, K) of one layer to a scalar."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the training loss is made of; the defaults are the paper's.
+    """Settings of the training loss; the defaults are the paper's.
 
     Attributes:
         localization_weight: Weight of the localization loss in the total, at least 0. At 0 it is still
             measured, without gradients.
         num_localized_blocks: How many of the U-Net's cross-attention blocks, counted from the middle, are
             localized; 0 leaves the localization loss out altogether.
-        localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``; takes
-            the place of ``num_localized_blocks``.
+        localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``, in
+            place of ``num_localized_blocks``.
         localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, ``token_compose``, or a
             :data:`LayerLoss` of one's own.
         normalize_localization: Divide each map by its maximum over positions first; ``balanced_l1`` only.
@@ -183,12 +183,12 @@ def balanced_l1(maps: Tensor, masks: Tensor, subject_present: Tensor, *, normali
 
 
 def subject_cross_entropy(maps: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
-    """Cross-entropy of one layer: whose position is this?
+    """Cross-entropy of one layer over the subjects at each position.
 
     ``L = −Σ_p Σ_i m_i(p) · log(a_i(p) / Σ_j a_j(p)) / Σ_p Σ_i m_i(p)``: attention divided among the subjects
     alone, compared with the mask at the positions that belong to one; mean over heads and batch. After the
     attention loss of DreamCreature (Ng et al. 2023, arXiv 2311.15477), there over parts of one creature. It
-    tells subjects apart and nothing else: a single subject has loss 0 wherever its attention lies.
+    only separates subjects: a single subject has loss 0 wherever its attention lies.
 
     Args:
         maps: (B, heads, P, K) softmax columns of the subjects' tokens over P positions.
@@ -201,8 +201,8 @@ def subject_cross_entropy(maps: Tensor, masks: Tensor, subject_present: Tensor) 
     present = subject_present[:, None, None, :]
     # Added before dividing, so that a position no subject attends to counts as evenly divided.
     attention = (maps.float() + _EPSILON) * present
-    share = attention / (attention.sum(-1, keepdim=True) + (~present).all(-1, keepdim=True))
-    surprise = -torch.where(present, share, 1.0).log()  # (B, heads, P, K)
+    fraction = attention / (attention.sum(-1, keepdim=True) + (~present).all(-1, keepdim=True))
+    surprise = -torch.where(present, fraction, 1.0).log()  # (B, heads, P, K)
     inside = masks.transpose(1, 2).unsqueeze(1) * present  # (B, 1, P, K)
     loss = (surprise * inside).sum((2, 3)) / (inside.sum((2, 3)) + _EPSILON)
     return loss.mean()

@@ -13,7 +13,7 @@ MARKER = "<|image|>"
 
 
 class PromptError(ValueError):
-    """A caption whose subjects cannot be placed; the message names the caption and the place."""
+    """A caption whose subjects cannot be located; the message names the caption and the position."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def check_references(caption: str, num_references: int) -> None:
 
     Args:
         caption: Text with markers.
-        num_references: Number of subjects that there are references of.
+        num_references: Number of subjects with references.
 
     Raises:
         PromptError: If the numbers differ.
@@ -110,7 +110,7 @@ def parse_prompt(
 ) -> ParsedPrompt:
     """Tokenize a caption and find the token of every subject's word.
 
-    The ids are those of the caption without markers; a subject's token is found by its place in the text.
+    The ids are those of the caption without markers; a subject's token is found by its offset in the text.
 
     Args:
         caption: Text with ``<|image|>`` directly after each subject's class word.
@@ -153,7 +153,7 @@ def parse_prompt(
 
 
 def ends_in_word(text: str) -> bool:
-    """Whether text, but for space after it, ends in a digit or in a letter with its marks."""
+    """Whether text, without trailing space, ends in a digit or in a letter with its marks."""
     # Marks are accents written apart, and vowels of Devanagari, Thai and other scripts.
     marks = {character for character in text if unicodedata.category(character).startswith("M")}
     return re.search(r"\w$", text.rstrip().rstrip("".join(marks))) is not None
@@ -167,8 +167,8 @@ def _check_places(caption: str, tokenizer: Any) -> None:
             continue
         added = tokenizer.get_added_vocab().keys() - {*tokenizer.all_special_tokens}
         if not any(map(piece.rstrip().endswith, added)):
-            place = len(MARKER.join(pieces[: number + 1]))
+            offset = len(MARKER.join(pieces[: number + 1]))
             raise PromptError(
-                f"marker {number + 1} at character {place} has no word before it in prompt {caption!r}; "
+                f"marker {number + 1} at character {offset} has no word before it in prompt {caption!r}; "
                 "it belongs directly after the subject's class word"
             )
