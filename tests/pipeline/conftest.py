@@ -1,13 +1,14 @@
-"""Fixtures of the pipeline's tests: one on a tiny model."""
+"""Fixtures of the pipeline's tests: both pipelines on tiny models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tiny_pipeline import SCHEDULERS
+from tiny_architectures import narrow
+from tiny_pipeline import with_scheduler
 
-from fastcomposer import FastComposer, FastComposerPipeline
+from fastcomposer import FastComposer, FastComposerPipeline, FastComposerXLPipeline
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,13 @@ def shared(tiny_base: Path, published_checkpoint: Path) -> FastComposerPipeline:
 
 @pytest.fixture
 def pipe(shared: FastComposerPipeline) -> FastComposerPipeline:
-    """A pipeline of its own scheduler, so that tests may change it."""
-    fresh = FastComposerPipeline(**{**shared.components, "scheduler": SCHEDULERS["ddim"]()})
-    fresh.set_progress_bar_config(disable=True)
-    return fresh
+    return with_scheduler(shared, "ddim")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> FastComposerXLPipeline:
+    folder = narrow("sdxl", tmp_path_factory.mktemp("xl") / "sdxl")
+    pipe = FastComposer.from_pretrained("no/base", architecture=folder, weights="random").to_pipeline()
+    assert isinstance(pipe, FastComposerXLPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

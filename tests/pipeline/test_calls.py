@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion
-from tiny_pipeline import ONE, SIZE, TWO, reference, seeded, stable_diffusion
+from tiny_pipeline import ONE, SIZE, TWO, reference, seeded
 
 from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion
 from fastcomposer.pipeline import stable_diffusion as ours
-from fastcomposer.prompt import strip_markers
 
 
 class TestBatches:
@@ -40,17 +39,13 @@ class TestBatches:
         assert torch.equal(embeds(TWO, [[a], [c]]), embeds(TWO, [a, c]))
         assert torch.allclose(embeds(TWO, [[a, a, a], c]), embeds(TWO, [a, c]), atol=1e-5)
         first, second = (both != embeds(TWO, None))[0].any(-1).nonzero().flatten().tolist()
-        # The second subject is the same, the first between those of each image alone.
         assert torch.allclose(both[0, second], embeds(TWO, [a, c])[0, second], atol=1e-5)
-        assert not torch.allclose(both[0, first], embeds(TWO, [a, c])[0, first], atol=1e-4)
-        assert not torch.allclose(both[0, first], embeds(TWO, [b, c])[0, first], atol=1e-4)
+        for other in (a, b):
+            assert not torch.allclose(both[0, first], embeds(TWO, [other, c])[0, first], atol=1e-4)
         # The same for a list of prompts, one level deeper.
         rows = embeds([TWO, ONE], [[[a, b], c], [b]])
         assert torch.allclose(rows[0], both[0], atol=1e-5)
         assert torch.allclose(rows[1], embeds(ONE, b)[0], atol=1e-5)
-        images = pipe(TWO, references=[[a, b], [c]], generator=seeded(), output_type="np", **SIZE).images
-        again = pipe(TWO, references=[[a, b], c], generator=seeded(), output_type="np", **SIZE).images
-        assert np.array_equal(images, again)
 
     def test_nesting_that_does_not_fit_is_refused_before_anything_runs(
         self, pipe: FastComposerPipeline
@@ -86,15 +81,6 @@ class TestBatches:
         for prompt in ({"prompt_embeds": text}, {"prompt": TWO}):
             again = pipe(**prompt, **embeds, generator=seeded(), output_type="np", **SIZE).images
             assert np.array_equal(again, expected)
-
-    def test_encode_prompt_is_that_of_stable_diffusion(self, pipe: FastComposerPipeline) -> None:
-        device = torch.device("cpu")
-        ours = pipe.encode_prompt([ONE, TWO], device, 2, True, ["a", "b"])
-        theirs = stable_diffusion(pipe).encode_prompt(
-            [*map(strip_markers, (ONE, TWO))], device, 2, True, ["a", "b"]
-        )
-        for embeds, expected in zip(ours, theirs, strict=True):
-            assert embeds is not None and torch.equal(embeds, expected)
 
     def test_clip_skip_takes_an_earlier_layer(self, pipe: FastComposerPipeline) -> None:
         device = torch.device("cpu")

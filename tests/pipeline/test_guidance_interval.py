@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from PIL import Image
+from tiny_pipeline import BETAS, ONE, reference, seeded
 
-from fastcomposer import FastComposer, FastComposerPipeline
+from fastcomposer import FastComposerPipeline
 from fastcomposer.pipeline.schedulers import guided_calls
 from fastcomposer.pipeline.variants import Variant
 
-PROMPT = "a photo of a man <|image|> on the beach"
-FACE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
 OPTIONS: dict[str, Any] = {
     "height": 32,
     "width": 32,
@@ -28,25 +24,12 @@ OPTIONS: dict[str, Any] = {
     "guidance_scale": 5.0,
     "output_type": "latent",
 }
-BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_base: Path, published_checkpoint: Path) -> FastComposerPipeline:
-    pipeline = FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base).to_pipeline()
-    pipeline.scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
 
 
 def rows_of_calls(pipe: FastComposerPipeline, **options: Any) -> tuple[list[int], torch.Tensor]:
     rows: list[int] = []
     hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    latents = pipe(PROMPT, references=[FACE], generator=seeded(), **(OPTIONS | options)).images
+    latents = pipe(ONE, references=[reference(0)], generator=seeded(3), **(OPTIONS | options)).images
     hook.remove()
     return rows, latents
 
@@ -58,20 +41,9 @@ def test_noise_levels_decide() -> None:
     sigmas = [math.sqrt((1 - a) / a) for a in alphas.tolist()]
     assert sigmas[0] == pytest.approx(14.6, abs=0.1)
     low, high = sigmas[3], sigmas[1]  # above the first, up to the second
-    assert guided_calls(timesteps, scheduler, low * 1.0001, high * 1.0001) == (
-        False,
-        True,
-        True,
-        False,
-        False,
-    )
-    assert guided_calls(timesteps, scheduler, low * 0.9999, high * 0.9999) == (
-        False,
-        False,
-        True,
-        True,
-        False,
-    )
+    inside = [1.0001, 0.9999]
+    found = [guided_calls(timesteps, scheduler, low * factor, high * factor) for factor in inside]
+    assert found == [(False, True, True, False, False), (False, False, True, True, False)]
     assert guided_calls(timesteps, scheduler, 0, math.inf) == (True,) * 5
 
 
@@ -120,16 +92,18 @@ def test_it_is_guidance_by_hand(pipe: FastComposerPipeline) -> None:
 
 def test_variants_take_it_too(pipe: FastComposerPipeline) -> None:
     options = {**OPTIONS, "guidance_interval": (0.5, 5.0)}
-    variants = [Variant([FACE], alpha) for alpha in (0.5, 1.0)]
-    drawn = pipe.sample_variants(PROMPT, variants, generator=seeded(), **options).images
+    variants = [Variant([reference(0)], alpha) for alpha in (0.5, 1.0)]
+    drawn = pipe.sample_variants(ONE, variants, generator=seeded(3), **options).images
     for variant, image in zip(variants, drawn, strict=True):
-        alone = pipe(PROMPT, references=[FACE], alpha=variant.alpha, generator=seeded(), **options).images
+        alone = pipe(
+            ONE, references=[reference(0)], alpha=variant.alpha, generator=seeded(3), **options
+        ).images
         assert torch.equal(image, alone)
 
 
 def test_attention_is_recorded_with_and_without_guidance(pipe: FastComposerPipeline) -> None:
     options = {**OPTIONS, "guidance_interval": (0.5, 5.0), "return_attention": 1}
-    maps = pipe(PROMPT, references=[FACE], generator=seeded(), **options).attention_maps
+    maps = pipe(ONE, references=[reference(0)], generator=seeded(3), **options).attention_maps
     assert maps.shape[:3] == (1, 1, 1)
     assert 0 < maps.mean() < 0.5
 

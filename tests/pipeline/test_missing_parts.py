@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_architectures import narrow
 from tiny_pipeline import ONE, SIZE, reference, seeded
 
-from fastcomposer import FastComposer, FastComposerPipeline, FastComposerXLPipeline, SubjectFusion
+from fastcomposer import FastComposerPipeline, FastComposerXLPipeline, SubjectFusion
 from fastcomposer.models.fusion import PairedFusion
 
 CALL: dict[str, Any] = {**SIZE, "output_type": "np", "guidance_scale": 5.0}
@@ -27,12 +26,6 @@ NEEDS = {  # what a call needs that only says what it wants
     "image_encoder": {"prompt": ONE, "references": [reference(0)]},
     "fusion": {"prompt": ONE, "references": [reference(0)]},
 }
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> FastComposerXLPipeline:
-    folder = narrow("sdxl", tmp_path_factory.mktemp("xl") / "sdxl")
-    return FastComposer.from_pretrained("no/base", architecture=folder, weights="random").to_pipeline()
 
 
 @pytest.fixture(params=["stable_diffusion", "stable_diffusion_xl"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from tiny_pipeline import ONE, SCHEDULERS, SIZE, TWO, reference, seeded, stable_diffusion
+from tiny_pipeline import scheduler as made
 
 from fastcomposer import FastComposerPipeline
 from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule
@@ -25,7 +26,7 @@ class TestReferenceNumbers:
     def test_final_latents(
         self, scheduler: str, start: int, alpha: float, pipe: FastComposerPipeline, golden: Golden
     ) -> None:
-        pipe.scheduler = SCHEDULERS[scheduler]()
+        pipe.scheduler = made(scheduler)
         tensors = golden.tensors
         latents = pipe(
             prompt_embeds=tensors["sample.text_embeds"],
@@ -89,15 +90,15 @@ class TestDelayedConditioning:
         assert conditioning.repeated(3).at(0, guided=False).shape == (6, 1, 1)
         assert not DelayedConditioning(text, None, negative, 0).sees_subjects(5)
 
-    @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+    @pytest.mark.parametrize("scheduler", SCHEDULERS)
     def test_alpha_zero_is_stable_diffusion_bit_for_bit(
         self, scheduler: str, pipe: FastComposerPipeline
     ) -> None:
-        pipe.scheduler = SCHEDULERS[scheduler]()
+        pipe.scheduler = made(scheduler)
         options = {**SIZE, "guidance_scale": 5.0, "output_type": "np"}
         ours = pipe(TWO, references=[reference(0), reference(1)], alpha=0, generator=seeded(), **options)
         plain = stable_diffusion(pipe)
-        plain.scheduler = SCHEDULERS[scheduler]()
+        plain.scheduler = made(scheduler)
         theirs = plain(strip_markers(TWO), generator=seeded(), **options)
         assert np.array_equal(ours.images, theirs.images)
 
@@ -140,9 +141,9 @@ class TestDelayedConditioning:
             if name not in ("kwargs", "callback_on_step_end_tensor_inputs"):
                 assert parameters[name].default == parameter.default
 
-    @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+    @pytest.mark.parametrize("scheduler", SCHEDULERS)
     def test_subjects_and_alpha_change_the_image(self, scheduler: str, pipe: FastComposerPipeline) -> None:
-        pipe.scheduler = SCHEDULERS[scheduler]()
+        pipe.scheduler = made(scheduler)
         images = {
             (alpha, seed): pipe(
                 ONE,

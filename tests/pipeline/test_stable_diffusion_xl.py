@@ -11,10 +11,9 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 from diffusers.callbacks import SDXLCFGCutoffCallback
-from PIL import Image
-from tiny_architectures import narrow
+from tiny_pipeline import reference, seeded
 
-from fastcomposer import FastComposer, FastComposerXLPipeline
+from fastcomposer import FastComposerXLPipeline
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "np"}
 HALF: dict[str, Any] = {"num_inference_steps": 10, "denoising_end": 0.5, "output_type": "latent"}
@@ -22,26 +21,14 @@ MAN = "a man <|image|> on the beach"
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory) -> FastComposerXLPipeline:
-    folder = narrow("sdxl", tmp_path_factory.mktemp("xl") / "sdxl")
-    pipe = FastComposer.from_pretrained("no/base", architecture=folder, weights="random").to_pipeline()
-    assert isinstance(pipe, FastComposerXLPipeline)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe(large: FastComposerXLPipeline) -> FastComposerXLPipeline:
+    return large
 
 
 @pytest.fixture(scope="module")
 def stock(pipe: FastComposerXLPipeline) -> StableDiffusionXLPipeline:
     parts = {name: part for name, part in pipe.components.items() if name != "fusion"}
     return StableDiffusionXLPipeline(**parts)
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def image() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -91,9 +78,9 @@ def test_signature_begins_with_that_of_stable_diffusion_xl() -> None:
 
 
 def test_embeddings_stand_in_for_prompt_and_references(pipe: FastComposerXLPipeline) -> None:
-    expected = pipe(MAN, references=[image()], alpha=0.5, generator=seeded(), **SIZE).images
+    expected = pipe(MAN, references=[reference(0)], alpha=0.5, generator=seeded(), **SIZE).images
     text, negative, pooled, negative_pooled = pipe.encode_prompt(MAN)
-    fused, *_ = pipe.encode_prompt(MAN, references=[image()])
+    fused, *_ = pipe.encode_prompt(MAN, references=[reference(0)])
     assert text.shape == fused.shape == (1, 77, 80) and pooled.shape == (1, 40)
     found = pipe(
         prompt_embeds=text,
@@ -116,7 +103,7 @@ def test_callbacks_are_given_what_they_ask_for(pipe: FastComposerXLPipeline) -> 
         return {"add_time_ids": torch.zeros_like(tensors["add_time_ids"])}
 
     names = ["add_text_embeds", "add_time_ids", "subject_prompt_embeds"]
-    given = {**SIZE, "references": [image()], "output_type": "latent"}
+    given = {**SIZE, "references": [reference(0)], "output_type": "latent"}
     changed = pipe(
         MAN,
         generator=seeded(),
@@ -130,7 +117,7 @@ def test_callbacks_are_given_what_they_ask_for(pipe: FastComposerXLPipeline) -> 
 
 def test_references_go_with_one_prompt(pipe: FastComposerXLPipeline) -> None:
     with pytest.raises(ValueError, match="prompt_2: with references, both encoders must read"):
-        pipe(MAN, prompt_2="a man", references=[image()], **SIZE)
+        pipe(MAN, prompt_2="a man", references=[reference(0)], **SIZE)
 
 
 def test_tokenizers_must_place_subjects_alike(pipe: FastComposerXLPipeline) -> None:
@@ -143,5 +130,5 @@ def test_a_half_precision_copy_draws(pipe: FastComposerXLPipeline, tmp_path: Pat
     pipe.save_pretrained(tmp_path)
     half = FastComposerXLPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert half.fusion.dtype == torch.bfloat16
-    images = half(MAN, references=[image()], alpha=1.0, generator=seeded(), **SIZE).images
+    images = half(MAN, references=[reference(0)], alpha=1.0, generator=seeded(), **SIZE).images
     assert np.isfinite(images).all()

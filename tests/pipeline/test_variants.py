@@ -1,4 +1,4 @@
-"""Variants of a prompt share the steps that see the text alone, and come out as if each were drawn alone."""
+"""Variants of a prompt share the steps that see the text alone, and equal single calls."""
 
 from __future__ import annotations
 
@@ -7,43 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_pipeline import ALL_SCHEDULERS, ONE, TWO, reference, with_scheduler
 
 from fastcomposer import FastComposer, FastComposerPipeline, PromptError
 from fastcomposer.pipeline.variants import Variant
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-    "euler": ("EulerDiscreteScheduler", {"steps_offset": 1}),
-    "ancestral": ("EulerAncestralDiscreteScheduler", {"steps_offset": 1}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
-    "runge_kutta": ("PNDMScheduler", {"skip_prk_steps": False, "steps_offset": 1}),
-    "dpm": ("DPMSolverMultistepScheduler", {"steps_offset": 1}),
-    "sde": ("DPMSolverMultistepScheduler", {"steps_offset": 1, "algorithm_type": "sde-dpmsolver++"}),
-    "single": ("DPMSolverSinglestepScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {"steps_offset": 1}),
-    "unipc": ("UniPCMultistepScheduler", {"steps_offset": 1}),
-    "deis": ("DEISMultistepScheduler", {"steps_offset": 1}),
-    "lms": ("LMSDiscreteScheduler", {"steps_offset": 1}),
-    "kdpm2": ("KDPM2DiscreteScheduler", {"steps_offset": 1}),
-    "kdpm2_ancestral": ("KDPM2AncestralDiscreteScheduler", {"steps_offset": 1}),
-    "ddpm": ("DDPMScheduler", {"clip_sample": False, "steps_offset": 1}),
-}
 KEEPING_STATE = ["ancestral", "pndm", "runge_kutta", "dpm", "sde", "heun", "unipc", "lms"]
-"""Of every kind: what the scheduler keeps, in lists or alone, and what it draws."""
-ONE = "a photo of a man <|image|> on the beach"
-TWO = "a man <|image|> and a woman <|image|>, smiling"
+"""One of every kind: state in lists or alone, and random numbers."""
 SIZE: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 5, "guidance_scale": 3.0}
-
-
-def reference(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -54,19 +28,6 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 def shared(small_base: Path) -> FastComposerPipeline:
     torch.manual_seed(0)  # of the fusion's weights
     return FastComposer.from_pretrained(small_base).to_pipeline()
-
-
-@pytest.fixture
-def pipe(shared: FastComposerPipeline) -> FastComposerPipeline:
-    return with_scheduler(shared, "ddim")
-
-
-def with_scheduler(pipe: FastComposerPipeline, name: str) -> FastComposerPipeline:
-    cls, options = SCHEDULERS[name]
-    scheduler = getattr(diffusers, cls)(**BETAS, **options)
-    fresh = FastComposerPipeline(**{**pipe.components, "scheduler": scheduler})
-    fresh.set_progress_bar_config(disable=True)
-    return fresh
 
 
 @contextmanager
@@ -81,7 +42,7 @@ def counted(pipe: FastComposerPipeline) -> Iterator[list[int]]:
 
 
 class TestSameAsAlone:
-    @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+    @pytest.mark.parametrize("scheduler", list(ALL_SCHEDULERS))
     def test_bit_for_bit_in_batches_of_one_variant(
         self, scheduler: str, shared: FastComposerPipeline
     ) -> None:
@@ -122,35 +83,6 @@ class TestSameAsAlone:
                     **options,
                 ).images
                 assert (images[row] - alone[0]).abs().max() < 1e-4
-
-    def test_randomness_of_the_scheduler_is_the_same_for_every_variant(
-        self, pipe: FastComposerPipeline
-    ) -> None:
-        options = {**SIZE, "eta": 1.0, "output_type": "latent"}
-        same = [Variant([reference(0)], 0.4)] * 3
-        images = pipe.sample_variants(ONE, same, generator=seeded(1, 2), batch_size=4, **options).images
-        alone = pipe(ONE, references=[reference(0)], alpha=0.4, generator=seeded(2), **options).images
-        for variant in images:
-            assert (variant[1] - alone[0]).abs().max() < 1e-4
-        without = {**options, "eta": 0.0}
-        calm = pipe.sample_variants(ONE, same[:1], generator=seeded(1, 2), **without).images[0]
-        assert (calm - images[0]).abs().max() > 0.1
-
-    def test_the_first_steps_are_those_of_the_text_alone(self, pipe: FastComposerPipeline) -> None:
-        """What is shared is the base model's own run, whoever the subjects are."""
-        seen: list[torch.Tensor] = []
-        hook = pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-        options = {**SIZE, "output_type": "latent"}
-        pipe("a photo of a man on the beach", alpha=0.0, generator=seeded(3), **options)
-        text_only, seen[:] = list(seen), []
-        variants = [Variant([reference(0)], 0.4), Variant([reference(1)], 0.4)]
-        pipe.sample_variants(ONE, variants, generator=seeded(3), **options)
-        hook.remove()
-        assert len(seen) == 3 + 2 * 2
-        for call in range(3):
-            assert torch.equal(seen[call], text_only[call])
-        assert torch.equal(seen[3], seen[5])
-        assert not torch.equal(seen[4], seen[6])
 
     def test_output_types_negative_prompt_and_given_latents(self, pipe: FastComposerPipeline) -> None:
         latents = torch.randn(2, 4, 8, 8, generator=seeded(0)[0])
@@ -225,19 +157,6 @@ class TestCost:
             assert output.unet_calls[10] == pytest.approx(10)
             assert output.unet_calls[9] == pytest.approx(9 + 1 / 10)
             assert output.unet_calls[8] == pytest.approx(8 + 1 / 10 + 1 / 9)
-
-    def test_fifteen_subjects_cost_at_most_60_percent(self, pipe: FastComposerPipeline) -> None:
-        options = {**SIZE, "num_inference_steps": 10, "output_type": "latent"}
-        men, women = ([Variant([reference(i)], 0.5) for i in range(n)] for n in (8, 7))
-        with counted(pipe) as rows:
-            outputs = [
-                pipe.sample_variants(prompt, people, generator=seeded(0, 1), batch_size=8, **options)
-                for prompt, people in (("a man <|image|>", men), ("a woman <|image|>", women))
-            ]
-        naive = 15 * 2 * 10
-        assert sum(rows) == 2 * (5 + 8 * 5 + 5 + 7 * 5) <= 0.6 * naive
-        assert max(rows) == 8
-        assert sum(sum(output.unet_calls) for output in outputs) == pytest.approx(sum(rows))
 
     def test_the_same_references_are_encoded_once(self, pipe: FastComposerPipeline) -> None:
         calls: list[int] = []

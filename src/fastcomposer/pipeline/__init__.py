@@ -1,8 +1,8 @@
 """The pipelines: one sampler, with delayed subject conditioning.
 
-- how steps are taken: ``schedulers``, ``sampling``
-- what a call is given: ``subjects``; several ways to draw one prompt: ``variants``
-- the two pipelines: ``stable_diffusion``, ``stable_diffusion_xl``; which of them a model is for: ``kinds``
+- steps: ``schedulers``, ``sampling``
+- a call's subjects: ``subjects``; several variants of one prompt: ``variants``
+- the two pipelines: ``stable_diffusion``, ``stable_diffusion_xl``; the class for a model: ``kinds``
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two pipelines: which of them a model or a saved folder is for."""
+"""The pipeline class of a model or a saved folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ def pipeline_class(components: Container[str]) -> Any:
 
 
 def open_pipeline(folder: str | Path, **options: Any) -> Any:
-    """Load a saved pipeline, whichever of the two it is.
-
-    Args:
-        folder: Where ``save_pretrained`` wrote it.
-        **options: Arguments of ``from_pretrained``.
-    """
+    """Load a saved pipeline of either class, with the arguments of ``from_pretrained``."""
     index: Any = DiffusionPipeline.load_config(folder)
     return pipeline_class(index).from_pretrained(folder, **options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
     rescale_noise_cfg,
     retrieve_timesteps,
@@ -28,7 +29,7 @@ class Schedule:
         num_steps: Number of steps N.
         order: Calls per step: 2 for schedulers of second order, which make 2N − 1 calls.
         guided: For each call whether guidance is applied; ``None`` for every call.
-        runge_kutta_calls: Calls of the Runge-Kutta steps that some schedulers begin with, four each.
+        runge_kutta_calls: Calls of the Runge-Kutta steps at the start of some schedulers, four each.
     """
 
     timesteps: Tensor
@@ -89,56 +90,23 @@ def check_interval(interval: Sequence[float]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class AddedConditioning:
-    """What Stable Diffusion XL's U-Net is told beside the tokens, at every call the same.
-
-    Attributes:
-        pooled: (N, p) pooled embeddings of N images' prompts.
-        sizes: (N, 6) sizes and crop, see :meth:`~fastcomposer.models.text.TextConditioner.added_condition`.
-        negative_pooled: (N, p) of the negative prompts, or ``None`` without guidance.
-        negative_sizes: (N, 6) that go with them, or ``None``.
-    """
-
-    pooled: Tensor
-    sizes: Tensor
-    negative_pooled: Tensor | None = None
-    negative_sizes: Tensor | None = None
-
-    def repeated(self, count: int) -> AddedConditioning:
-        """Repeat every prompt for several images."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return AddedConditioning(*(_repeated(value, count) for value in values))  # type: ignore[arg-type]
-
-    def at(self, *, guided: bool) -> dict[str, Tensor]:
-        """Tensors under the names that callbacks know: N rows, or 2N with the negative prompts first."""
-        pooled, sizes = self.pooled, self.sizes
-        if guided and self.negative_pooled is not None and self.negative_sizes is not None:
-            pooled = torch.cat([self.negative_pooled, pooled])
-            sizes = torch.cat([self.negative_sizes, sizes])
-        return {"add_text_embeds": pooled, "add_time_ids": sizes}
-
-
-def _repeated(value: Tensor | None, count: int) -> Tensor | None:
-    return None if value is None else value.repeat_interleave(count, dim=0)
-
-
-@dataclass(frozen=True)
 class DelayedConditioning:
-    """What the U-Net attends to, call by call: text alone, then text with subjects (docs/method.md, eq. 6).
+    """Embeddings for each U-Net call: text alone, then text with subjects (docs/method.md, eq. 6).
 
     Attributes:
         text: (N, T, d) embeddings of N images' prompts.
         subject: (N, T, d) with the subjects fused in, or ``None`` for text alone.
         negative: (N, T, d) of the negative prompts, or ``None`` without guidance.
         first_subject_call: Index of the first U-Net call that sees the subjects.
-        added: What comes beside the tokens, or ``None``.
+        added: Further conditions by the names that callbacks use, of prompts and of negative prompts:
+            Stable Diffusion XL's pooled embeddings (N, p) and sizes (N, 6).
     """
 
     text: Tensor
     subject: Tensor | None
     negative: Tensor | None
     first_subject_call: int
-    added: AddedConditioning | None = None
+    added: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def repeated(self, count: int) -> DelayedConditioning:
         """Repeat every prompt for several images."""
@@ -147,7 +115,10 @@ class DelayedConditioning:
             text=self.text.repeat_interleave(count, dim=0),
             subject=_repeated(self.subject, count),
             negative=_repeated(self.negative, count),
-            added=None if self.added is None else self.added.repeated(count),
+            added={
+                name: (value.repeat_interleave(count, dim=0), _repeated(negative, count))
+                for name, (value, negative) in self.added.items()
+            },
         )
 
     def sees_subjects(self, call: int) -> bool:
@@ -157,73 +128,54 @@ class DelayedConditioning:
     def at(self, call: int, *, guided: bool) -> Tensor:
         """Embeddings of a call: (N, T, d), or (2N, T, d) with the negative prompts first."""
         prompt = self.subject if self.subject is not None and self.sees_subjects(call) else self.text
-        return torch.cat([self.negative, prompt]) if guided and self.negative is not None else prompt
+        return _joined(prompt, self.negative, guided)
 
     def tensors(self, call: int, *, guided: bool) -> dict[str, Tensor]:
-        """All that a call depends on, under the names that callbacks know."""
-        told = {} if self.added is None else self.added.at(guided=guided)
-        return {"prompt_embeds": self.at(call, guided=guided), **told}
+        """Tensors of a call by the names that callbacks use, with N or 2N rows as :meth:`at`."""
+        added = {name: _joined(*pair, guided) for name, pair in self.added.items()}
+        return {"prompt_embeds": self.at(call, guided=guided), **added}
+
+
+def _repeated(value: Tensor | None, count: int) -> Tensor | None:
+    return None if value is None else value.repeat_interleave(count, dim=0)
+
+
+def _joined(value: Tensor, negative: Tensor | None, guided: bool) -> Tensor:
+    return torch.cat([negative, value]) if guided and negative is not None else value
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a sampling run passes on at every step.
+    """Options of every step of a sampling run.
 
     Attributes:
         scheduler: Arguments of the scheduler's step.
         added_condition: Further conditions of the U-Net, such as an IP-Adapter's.
         attention: Averages the subjects' attention, where asked for.
-        callback: Called after every step.
-        callback_inputs: Names of the tensors that it is given.
-        latents_callback: Called after every whole step with its last call, timestep and latents.
+        callback: Called after every U-Net call.
+        callback_inputs: Names of its tensors.
+        latents_callback: Called after every step with its last call, timestep and latents.
     """
 
     scheduler: dict[str, Any]
     added_condition: dict[str, Any] | None = None
     attention: AttentionAverage | None = None
     callback: Callable[..., Any] | None = None
-    callback_inputs: tuple[str, ...] = ("latents",)
+    callback_inputs: Sequence[str] = ("latents",)
     latents_callback: Callable[[int, Tensor, Tensor], None] | None = None
 
 
-class DelayedConditioningPipeline:
+class DelayedConditioningPipeline(DiffusionPipeline):
     """Stable Diffusion's loop, over embeddings that depend on the step.
 
-    This and what builds on it is mixed into diffusers' pipelines of Stable Diffusion and of Stable Diffusion
-    XL, which have all that is used here under the same names.
+    A mixin of diffusers' pipelines of Stable Diffusion and of Stable Diffusion XL, which have all that is
+    used here under the same names.
     """
 
-    unet: Any
-    vae: Any
     scheduler: Any
-    image_processor: Any
-    vae_scale_factor: int
-    guidance_scale: float
-    guidance_rescale: float
-    do_classifier_free_guidance: bool
-    cross_attention_kwargs: dict[str, Any] | None
-    interrupt: bool
-    progress_bar: Any
-    run_safety_checker: Any
-    get_guidance_scale_embedding: Any
-    _execution_device: Any
-    _num_timesteps: int
-    _guidance_scale: float
-    _guidance_rescale: float
-    _clip_skip: Any
-    _cross_attention_kwargs: Any
-    _interrupt: bool
 
     def _need(self, purpose: str, *parts: str) -> None:
-        """Refuse a call for which parts are missing.
-
-        Args:
-            purpose: What needs them, and what would do without.
-            *parts: Names of components.
-
-        Raises:
-            ValueError: With those that this pipeline was made without.
-        """
+        """Refuse a call for which this pipeline lacks components; ``purpose`` completes the message."""
         missing = [name for name in parts if getattr(self, name) is None]
         if missing:
             raise ValueError(f"this pipeline has no {' and no '.join(missing)}: {purpose}")
@@ -240,7 +192,7 @@ class DelayedConditioningPipeline:
         clip_skip: int | None,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Keep where diffusers looks for them the arguments that its pipelines show as properties."""
+        """Set the arguments that diffusers' pipelines have as properties."""
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
         self._interrupt = False
@@ -252,7 +204,7 @@ class DelayedConditioningPipeline:
         sigmas: list[float] | None,
         guidance_interval: Sequence[float] | None = None,
     ) -> Schedule:
-        """Set the scheduler's timesteps, which also forgets what it knew of an earlier run."""
+        """Set the scheduler's timesteps, which also resets its state."""
         interval = None if guidance_interval is None else check_interval(guidance_interval)
         calls, num_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
@@ -270,11 +222,13 @@ class DelayedConditioningPipeline:
         options: StepOptions,
         calls: range,
     ) -> Tensor:
-        """Carry latents (N, C, h, w) through consecutive U-Net calls, all of them from noise to image."""
+        """Run latents (N, C, h, w) through consecutive U-Net calls; all calls lead from noise to image."""
         guidance_embedding = self._guidance_embedding(latents)
-        state: dict[str, Any] = {"latents": latents}
-        state |= {"negative_prompt_embeds": conditioning.negative}
-        state |= {"subject_prompt_embeds": conditioning.subject}
+        state: dict[str, Any] = {
+            "latents": latents,
+            "negative_prompt_embeds": conditioning.negative,
+            "subject_prompt_embeds": conditioning.subject,
+        }
         joined: bool | None = None
         with self.progress_bar(total=sum(map(schedule.ends_step, calls))) as progress:
             for call in calls:
@@ -283,16 +237,16 @@ class DelayedConditioningPipeline:
                 timestep = schedule.timesteps[call]
                 guided = self.do_classifier_free_guidance and schedule.guides(call)
                 inputs = torch.cat([state["latents"]] * 2) if guided else state["latents"]
-                # Joined anew only where the subjects come in or there are other rows, so that what a callback
-                # sets lasts until then.
-                anew = conditioning.sees_subjects(call) is not joined
+                # Joined again only where the subjects come in or the number of rows changes, so that tensors
+                # set by a callback last until then.
+                changed = conditioning.sees_subjects(call) is not joined
                 for name, value in conditioning.tensors(call, guided=guided).items():
-                    if anew or len(state[name]) != len(inputs):
+                    if changed or len(state[name]) != len(inputs):
                         state[name] = value
                 joined = conditioning.sees_subjects(call)
                 inputs = self.scheduler.scale_model_input(inputs, timestep)
-                watch = options.attention
-                with nullcontext() if watch is None else watch.step(call, len(inputs)):
+                capture = options.attention
+                with nullcontext() if capture is None else capture.step(call, len(inputs)):
                     prediction = self.unet(
                         inputs,
                         timestep,
@@ -344,7 +298,7 @@ class DelayedConditioningPipeline:
         generator: Generator | list[Generator] | None,
         dtype: torch.dtype,
     ) -> tuple[Any, list[bool] | None]:
-        """Decode, check and convert: images and the safety checker's verdicts."""
+        """Decode, check and convert; returns images and the safety checker's verdicts."""
         images, unsafe = latents, None
         if output_type != "latent":
             scaled = latents / self.vae.config.scaling_factor

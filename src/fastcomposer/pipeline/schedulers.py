@@ -1,4 +1,4 @@
-"""The scheduler that a sampler's settings name, in place of the base's own, and its levels of noise."""
+"""The scheduler of a sampler's settings, in place of the base's own, and its noise levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def split_scheduler(sampler: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
-    """Part a sampler's settings into its scheduler and the arguments of the pipeline call.
+    """Split a sampler's settings into its scheduler and the arguments of the pipeline call.
 
     Args:
         sampler: Arguments of the pipeline call; ``scheduler`` among them is ``None`` for the base's own, or
@@ -31,12 +31,7 @@ def split_scheduler(sampler: Mapping[str, Any]) -> tuple[Mapping[str, Any] | Non
 
 
 def use_scheduler(pipeline: Any, scheduler: Mapping[str, Any] | None) -> None:
-    """Give a pipeline the scheduler of :func:`split_scheduler`.
-
-    Args:
-        pipeline: Its scheduler's settings, such as noise levels, hold where the new one names no others.
-        scheduler: Its name and settings; ``None`` changes nothing.
-    """
+    """Set the scheduler of :func:`split_scheduler`, if any; other settings stay those of the present one."""
     if scheduler is not None:
         settings = {key: value for key, value in scheduler.items() if key != "name"}
         pipeline.scheduler = _scheduler_class(scheduler).from_config(pipeline.scheduler.config, **settings)
@@ -49,18 +44,18 @@ def guided_calls(timesteps: Tensor, scheduler: Any, low: float, high: float) -> 
 
     Args:
         timesteps: (calls,) of the schedule.
-        scheduler: Knows ᾱ of every training timestep.
-        low: σ below which, and at which, there is none.
+        scheduler: Has ᾱ of every training timestep as ``alphas_cumprod``.
+        low: σ up to which there is none.
         high: σ above which there is none.
 
     Raises:
-        ValueError: If the scheduler knows no ᾱ.
+        ValueError: If the scheduler has no ᾱ.
     """
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"guidance_interval: {type(scheduler).__name__} has no noise levels to compare with")
     alphas = scheduler.alphas_cumprod.double().cpu()
-    places = timesteps.detach().double().cpu().round().long().clamp(0, len(alphas) - 1)
-    sigmas = ((1 - alphas) / alphas).sqrt()[places]
+    indices = timesteps.detach().double().cpu().round().long().clamp(0, len(alphas) - 1)
+    sigmas = ((1 - alphas) / alphas).sqrt()[indices]
     return tuple(((sigmas > low) & (sigmas <= high)).tolist())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +21,8 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import SubjectFusion
-from fastcomposer.pipeline.sampling import DelayedConditioning
-from fastcomposer.pipeline.subjects import Request, latents_callback, tensor_inputs
+from fastcomposer.pipeline.sampling import DelayedConditioning, StepOptions
+from fastcomposer.pipeline.subjects import latents_callback, tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FastComposerPipelineOutput(StableDiffusionPipelineOutput):
-    """Images, and where the subjects' words attended.
+    """Images, and the attention to the subjects' words.
 
     Attributes:
         images: List of PIL images, array (N, H, W, 3) or tensor, by ``output_type``.
@@ -47,9 +47,8 @@ class FastComposerPipelineOutput(StableDiffusionPipelineOutput):
 class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
     """Stable Diffusion with images of the subjects beside the prompt (docs/method.md, eq. 6).
 
-    What works on a ``StableDiffusionPipeline`` works on this one; ``references`` and ``alpha`` come on top.
-    Any part may be ``None``, as to encode prompts alone or to sample from embeddings alone; a call that needs
-    it says so.
+    A ``StableDiffusionPipeline`` that also takes ``references`` and ``alpha``. Any part may be ``None``, to
+    encode prompts alone or to sample from embeddings alone; a call that needs it raises.
 
     Args:
         vae: Autoencoder.
@@ -183,7 +182,7 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             return_dict: Whether to return an output object rather than a tuple.
             cross_attention_kwargs: Arguments for attention processors; ``scale`` is that of LoRA layers.
-            guidance_rescale: Share in [0, 1] of rescaling guided predictions to the unguided spread.
+            guidance_rescale: Factor in [0, 1] of rescaling guided predictions to the unguided spread.
             clip_skip: How many of the text encoder's last layers to leave out.
             callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step.
             callback_on_step_end_tensor_inputs: Names of its tensors; ``subject_prompt_embeds`` is one more.
@@ -204,17 +203,17 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
 
         Raises:
             PromptError: If markers and references do not match; only with α = 0 may references be left out.
-            TypeError: If there is an argument of another name.
+            TypeError: If there is an unknown argument.
             ValueError: If another argument is out of range or contradicts another, or a part is missing.
         """
-        told = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
+        step_callback = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._need_to_sample(output_type)
         size = self._image_size(height, width)
         embeds = (prompt_embeds, negative_prompt_embeds)
-        images = (ip_adapter_image, ip_adapter_image_embeds)
+        image_prompts = (ip_adapter_image, ip_adapter_image_embeds)
         every = kwargs.get("callback_steps")
-        self.check_inputs(prompt, *size, every, negative_prompt, *embeds, *images, inputs)
+        self.check_inputs(prompt, *size, every, negative_prompt, *embeds, *image_prompts, inputs)
         subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
         self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
         schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
@@ -223,15 +222,27 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
-        repeats, callback = num_images_per_prompt or 1, callback_on_step_end
-        request = Request(
-            size, subjects, repeats, eta, generator, latents, images, output_type, callback, inputs
+        options = StepOptions(
+            self.prepare_extra_step_kwargs(generator, eta),
+            callback=callback_on_step_end,
+            callback_inputs=inputs,
+            latents_callback=step_callback,
         )
-        request = replace(request, latents_callback=told)
-        drawn, unsafe, maps = self._sample(DelayedConditioning(text, None, negative, 0), schedule, request)
+        images, unsafe, maps = self._sample(
+            DelayedConditioning(text, None, negative, 0),
+            schedule,
+            subjects,
+            options,
+            size=size,
+            repeats=num_images_per_prompt or 1,
+            generator=generator,
+            latents=latents,
+            image_prompts=image_prompts,
+            output_type=output_type,
+        )
         if not return_dict:
-            return (drawn, unsafe) if maps is None else (drawn, unsafe, maps)
-        return FastComposerPipelineOutput(images=drawn, nsfw_content_detected=unsafe, attention_maps=maps)
+            return (images, unsafe) if maps is None else (images, unsafe, maps)
+        return FastComposerPipelineOutput(images=images, nsfw_content_detected=unsafe, attention_maps=maps)
 
     def encode_prompt(
         self,
@@ -246,19 +257,10 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
         clip_skip: int | None = None,
         references: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Encode prompts as Stable Diffusion does, markers left out; with references, the subjects fused in.
+        """Encode prompts without their markers, as Stable Diffusion does; references are fused in.
 
-        Args:
-            prompt: One prompt or B of them.
-            device: Where to.
-            num_images_per_prompt: How often to repeat each.
-            do_classifier_free_guidance: Whether the negative prompt is needed.
-            negative_prompt: What to guide away from; the empty prompt by default.
-            prompt_embeds: (B, T, d) in place of ``prompt``.
-            negative_prompt_embeds: (B, T, d) in place of ``negative_prompt``.
-            lora_scale: Scale of LoRA layers in the text encoder.
-            clip_skip: How many of the text encoder's last layers to leave out.
-            references: See :meth:`__call__`; ``None`` for text-only embeddings.
+        Arguments are those of ``StableDiffusionPipeline.encode_prompt``; ``references`` are those of
+        :meth:`__call__`.
 
         Returns:
             (B·n, T, d) of the prompts and, with guidance, of the negative prompts.
@@ -294,7 +296,7 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
     def _earlier_states(
         self, captions: Any, clip_skip: int, device: torch.device, lora_scale: float | None
     ) -> Tensor:
-        """Hidden states of an earlier layer; diffusers looks for them in a ``text_model`` that is gone."""
+        """Hidden states of an earlier layer; diffusers reads them from ``text_model``, which is gone."""
         tokens = self.tokenizer(
             self.maybe_convert_prompt(captions, self.tokenizer),
             padding="max_length",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +25,8 @@ from transformers import (
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.text import check_tokenizers
-from fastcomposer.pipeline.sampling import AddedConditioning, DelayedConditioning, Schedule
-from fastcomposer.pipeline.subjects import Request, latents_callback, tensor_inputs
+from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions
+from fastcomposer.pipeline.subjects import latents_callback, tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _Size = tuple[int, int]
 
 @dataclass
 class FastComposerXLPipelineOutput(StableDiffusionXLPipelineOutput):
-    """Images, and where the subjects' words attended.
+    """Images, and the attention to the subjects' words.
 
     Attributes:
         images: List of PIL images, array (N, H, W, 3) or tensor, by ``output_type``.
@@ -52,8 +52,8 @@ class FastComposerXLPipelineOutput(StableDiffusionXLPipelineOutput):
 class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # type: ignore[misc]
     """Stable Diffusion XL with images of the subjects beside the prompt (docs/method.md, eq. 6).
 
-    What works on a ``StableDiffusionXLPipeline`` works on this one; ``references`` and ``alpha`` come on top.
-    Any part may be ``None``; a call that needs it says so.
+    A ``StableDiffusionXLPipeline`` that also takes ``references`` and ``alpha``. Any part may be ``None``; a
+    call that needs it raises.
 
     Args:
         vae: Autoencoder.
@@ -180,9 +180,9 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         """Sample images of the subjects.
 
         Arguments are those of ``StableDiffusionXLPipeline``; ``references``, ``alpha``,
-        ``subject_prompt_embeds`` (B, T, d₁ + d₂), ``return_attention``, ``guidance_interval`` and what is
-        deprecated are those of :class:`~fastcomposer.pipeline.stable_diffusion.FastComposerPipeline`. The
-        markers are those of ``prompt``; the pooled embedding that the U-Net is told stays that of the text.
+        ``subject_prompt_embeds`` (B, T, d₁ + d₂), ``return_attention``, ``guidance_interval`` and deprecated
+        ones are those of :class:`~fastcomposer.pipeline.stable_diffusion.FastComposerPipeline`. Markers are
+        read from ``prompt``; the pooled embedding stays that of the text.
 
         Returns:
             Images and, where asked for, attention maps.
@@ -190,17 +190,17 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         Raises:
             PromptError: If markers and references do not match; only with α = 0 may references be left out.
             ValueError: If another argument is out of range or contradicts another, or ``prompt_2`` comes with
-                references: a subject's word must be at one place for both encoders.
+                references: a subject's word must have one position in both encoders.
         """
-        told = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
+        step_callback = latents_callback(kwargs, getattr(self.scheduler, "order", 1))
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._need_to_sample(output_type)
         size = self._image_size(height, width)
         every = kwargs.get("callback_steps")
         texts = (prompt, prompt_2, *size, every, negative_prompt, negative_prompt_2)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
-        images = (ip_adapter_image, ip_adapter_image_embeds)
-        self.check_inputs(*texts, *embeds, *images, inputs)
+        image_prompts = (ip_adapter_image, ip_adapter_image_embeds)
+        self.check_inputs(*texts, *embeds, *image_prompts, inputs)
         subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
         if prompt_2 is not None and any(subjects.rows):
             raise ValueError("prompt_2: with references, both encoders must read the words of prompt")
@@ -218,17 +218,28 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         negative_sizes = sizes
         if negative_original_size is not None and negative_target_size is not None:
             negative_sizes = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
-        repeats, callback = num_images_per_prompt or 1, callback_on_step_end
-        request = Request(
-            size, subjects, repeats, eta, generator, latents, images, output_type, callback, inputs
+        options = StepOptions(
+            self.prepare_extra_step_kwargs(generator, eta),
+            callback=callback_on_step_end,
+            callback_inputs=inputs,
+            latents_callback=step_callback,
         )
-        num_calls = self._calls_until_end(schedule.timesteps)
-        request = replace(request, num_calls=num_calls, latents_callback=told)
-        conditioning = self._conditioning(encoded, sizes, negative_sizes)
-        drawn, _, maps = self._sample(conditioning, schedule, request)
+        images, _, maps = self._sample(
+            self._conditioning(encoded, sizes, negative_sizes),
+            schedule,
+            subjects,
+            options,
+            size=size,
+            repeats=num_images_per_prompt or 1,
+            generator=generator,
+            latents=latents,
+            image_prompts=image_prompts,
+            output_type=output_type,
+            num_calls=self._calls_until_end(schedule.timesteps),
+        )
         if not return_dict:
-            return (drawn,) if maps is None else (drawn, maps)
-        return FastComposerXLPipelineOutput(images=drawn, attention_maps=maps)
+            return (images,) if maps is None else (images, maps)
+        return FastComposerXLPipelineOutput(images=images, attention_maps=maps)
 
     def encode_prompt(
         self,
@@ -281,12 +292,12 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def _image_size(self, height: int | None, width: int | None) -> _Size:
-        """As Stable Diffusion XL has it: one side may be given without the other."""
+        """As in Stable Diffusion XL, one side may be given without the other."""
         rows, columns = super()._image_size(None, None)
         return super()._image_size(height or rows, width or columns)
 
     def _schedule(self, *arguments: Any) -> Schedule:
-        """Set the timesteps, and begin with the first also where rounding has made the second the same."""
+        """Set the timesteps, and begin with the first even where rounding has made the second the same."""
         schedule = super()._schedule(*arguments)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
@@ -308,23 +319,24 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         sizes: tuple[_Size, _Size, _Size],
         negative_sizes: tuple[_Size, _Size, _Size],
     ) -> DelayedConditioning:
-        """Join what :meth:`encode_prompt` gave with sizes before, of the crop's corner, and wanted."""
+        """Join encoded prompts with the original size, the crop's corner and the target size."""
         text, negative, pooled, negative_pooled = encoded
-        told, negative_told = (
+        wanted, negative_wanted = (
             self._get_add_time_ids(*given, text.dtype, pooled.shape[-1]).to(text.device).expand(len(text), -1)
             for given in (sizes, negative_sizes)
         )
-        guided = self.do_classifier_free_guidance
-        added = AddedConditioning(
-            pooled.to(text.device),
-            told,
-            negative_pooled.to(text.device) if guided and negative_pooled is not None else None,
-            negative_told if guided else None,
-        )
-        return DelayedConditioning(text, None, negative if guided else None, 0, added)
+        if not self.do_classifier_free_guidance:
+            negative = negative_pooled = negative_wanted = None
+        elif negative_pooled is not None:
+            negative_pooled = negative_pooled.to(text.device)
+        added = {
+            "add_text_embeds": (pooled.to(text.device), negative_pooled),
+            "add_time_ids": (wanted, negative_wanted),
+        }
+        return DelayedConditioning(text, None, negative, 0, added)
 
     def _calls_until_end(self, timesteps: Tensor) -> int | None:
-        """How many calls ``denoising_end`` leaves to this pipeline, the rest being another's."""
+        """Number of calls until ``denoising_end``, where another pipeline continues."""
         end = self.denoising_end
         if not isinstance(end, float) or not 0 < end < 1:
             return None

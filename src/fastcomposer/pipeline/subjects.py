@@ -1,8 +1,8 @@
-"""Prompts with subjects as embeddings: what a sampling run is given, checked before anything is computed."""
+"""Prompts with subjects, checked before anything is computed, and sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +26,11 @@ _FOR_REFERENCES = "references need it; or give subject_prompt_embeds, or alpha=0
 
 @dataclass(frozen=True)
 class Subjects:
-    """Who is to be drawn, which :meth:`SubjectPromptPipeline._check_subjects` has checked.
+    """Subjects of a call, checked by :meth:`SubjectPromptPipeline._check_subjects`.
 
     Attributes:
-        parsed: B prompts; none where embeddings stand in for them.
-        rows: References of each, several of each subject.
+        parsed: B prompts; none where embeddings are given in place of them.
+        rows: For each prompt and each subject its references.
         alpha: Ratio of steps that see the subjects.
         prompt_embeds: (B, T, d) in place of references.
         num_groups: Number of groups of steps to average attention over; 0 for none.
@@ -43,51 +43,15 @@ class Subjects:
     num_groups: int
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a pipeline is called for, beside the text: arguments that every pipeline has.
-
-    Attributes:
-        size: Height and width in pixels.
-        subjects: Who.
-        repeats: Images of each prompt.
-        eta: η of DDIM.
-        generator: One, or one for each image.
-        latents: (B·n, C, h, w) initial noise.
-        image_prompts: Images for IP-Adapters, and embeddings in place of them.
-        output_type: ``pil``, ``np``, ``pt`` or ``latent``.
-        callback: Called after every step.
-        callback_inputs: Names of its tensors.
-        num_calls: U-Net calls to make of those in the schedule; ``None`` for all.
-        latents_callback: See :func:`latents_callback`.
-    """
-
-    size: tuple[int, int]
-    subjects: Subjects
-    repeats: int
-    eta: float
-    generator: Generator | list[Generator] | None
-    latents: Tensor | None
-    image_prompts: tuple[Any, Any]
-    output_type: str | None
-    callback: Callable[..., Any] | None
-    callback_inputs: Sequence[str] | None
-    num_calls: int | None = None
-    latents_callback: Callable[[int, Tensor, Tensor], None] | None = None
-
-
-def tensor_inputs(callback: Any, names: list[str] | None) -> list[str] | None:
-    """Names of the tensors that a callback is given: those it says itself, or the caller's."""
-    known = isinstance(callback, PipelineCallback | MultiPipelineCallbacks)
-    return callback.tensor_inputs if known else names
+def tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
+    """Names of a callback's tensors: its own where it has some, or the caller's; the latents by default."""
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        return callback.tensor_inputs
+    return ["latents"] if names is None else names
 
 
 def latents_callback(options: Mapping[str, Any], order: int) -> Callable[[int, Tensor, Tensor], None] | None:
-    """Make what diffusers had before ``callback_on_step_end``, and still takes, ready for the loop.
-
-    Args:
-        options: ``callback``, called as ``callback(step, timestep, latents)``, and ``callback_steps``.
-        order: Calls per step.
+    """Make a callback of ``callback`` and ``callback_steps``, which diffusers still takes.
 
     Raises:
         TypeError: If there is any other option.
@@ -108,15 +72,6 @@ def latents_callback(options: Mapping[str, Any], order: int) -> Callable[[int, T
 class SubjectPromptPipeline(DelayedConditioningPipeline):
     """Stable Diffusion's prompts, with markers and reference images."""
 
-    image_encoder: Any
-    fusion: Any
-    tokenizer: Any
-    maybe_convert_prompt: Any
-    maybe_free_model_hooks: Any
-    prepare_latents: Any
-    prepare_extra_step_kwargs: Any
-    prepare_ip_adapter_image_embeds: Any
-
     def _conditions(
         self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: tuple[int, int]
     ) -> DelayedConditioning:
@@ -124,65 +79,58 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         raise NotImplementedError
 
     def _sample(
-        self, texts: DelayedConditioning, schedule: Schedule, request: Request
+        self,
+        texts: DelayedConditioning,
+        schedule: Schedule,
+        subjects: Subjects,
+        options: StepOptions,
+        *,
+        size: tuple[int, int],
+        repeats: int,
+        generator: Generator | list[Generator] | None,
+        latents: Tensor | None,
+        image_prompts: tuple[Any, Any],
+        output_type: str | None,
+        num_calls: int | None = None,
     ) -> tuple[Any, list[bool] | None, Tensor | None]:
-        """Sample what a pipeline was called for, once its text is encoded.
+        """Sample ``repeats`` images of a height and width from the encoded text of each of B prompts.
 
-        Args:
-            texts: The text of B prompts.
-            schedule: The U-Net calls.
-            request: Everything else.
+        ``image_prompts`` are images for IP-Adapters, and embeddings in place of them; ``num_calls`` is the
+        number of U-Net calls to make of those in the schedule, ``None`` for all.
 
         Returns:
             Images, verdicts of the safety checker, and attention maps where they are asked for.
         """
-        device, repeats, subjects = texts.text.device, request.repeats, request.subjects
+        device, dtype = texts.text.device, texts.text.dtype
         first = schedule.first_subject_call(subjects.alpha)
         subject = self._subject_embeds(texts.text, subjects) if first < schedule.num_calls else None
         conditioning = replace(texts, subject=subject, first_subject_call=first).repeated(repeats)
-        count = len(conditioning.text)
-        added = self._image_prompts(request, schedule, device, count)
-        latents = self.prepare_latents(
-            count,
-            self.unet.config.in_channels,
-            *request.size,
-            texts.text.dtype,
-            device,
-            request.generator,
-            request.latents,
-        )
+        count, channels = len(conditioning.text), self.unet.config.in_channels
+        added = self._image_prompts(image_prompts, schedule, device, count)
+        latents = self.prepare_latents(count, channels, *size, dtype, device, generator, latents)
         attention = None
         if subjects.num_groups:
             slots = subject_slots(subjects.parsed, device)
             attention = self._attention(slots, repeats, latents, schedule, subjects.num_groups)
-        options = StepOptions(
-            self.prepare_extra_step_kwargs(request.generator, request.eta),
-            added,
-            attention,
-            request.callback,
-            ("latents",) if request.callback_inputs is None else tuple(request.callback_inputs),
-            request.latents_callback,
-        )
-        calls = range(schedule.num_calls if request.num_calls is None else request.num_calls)
+        options = replace(options, added_condition=added, attention=attention)
+        calls = range(schedule.num_calls if num_calls is None else num_calls)
         self._num_timesteps = len(calls)
         latents = self._denoise(latents, schedule, conditioning, options, calls)
-        images, unsafe = self._finish(latents, request.output_type, request.generator, texts.text.dtype)
+        images, unsafe = self._finish(latents, output_type, generator, dtype)
         self.maybe_free_model_hooks()
         return images, unsafe, None if attention is None else attention.result()
 
     def _image_prompts(
-        self, request: Request, schedule: Schedule, device: torch.device, count: int
+        self, given: tuple[Any, Any], schedule: Schedule, device: torch.device, count: int
     ) -> dict[str, Any] | None:
-        """What IP-Adapters tell the U-Net of N images, where there are image prompts."""
-        if all(given is None for given in request.image_prompts):
+        """Conditions of IP-Adapters for N images, where there are image prompts."""
+        if given[0] is None and given[1] is None:
             return None
         if schedule.guided is not None:
             raise ValueError("guidance_interval: not together with an IP-Adapter")
-        if request.image_prompts[0] is not None:
+        if given[0] is not None:
             self._need("ip_adapter_image needs it; or give ip_adapter_image_embeds", "image_encoder")
-        embeds = self.prepare_ip_adapter_image_embeds(
-            *request.image_prompts, device, count, self.do_classifier_free_guidance
-        )
+        embeds = self.prepare_ip_adapter_image_embeds(*given, device, count, self.do_classifier_free_guidance)
         return {"image_embeds": embeds}
 
     def _attention(
@@ -193,7 +141,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         schedule: Schedule,
         num_groups: int,
     ) -> AttentionAverage:
-        """Make what averages the attention to the subjects' words, in so many images of each prompt."""
+        """Average the attention to the subjects' words, over ``repeats`` images of each prompt."""
         idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
         size = (latents.shape[-2], latents.shape[-1])
         return AttentionAverage(self.unet, idx, present, size, schedule.num_calls, num_groups)
@@ -206,12 +154,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         return strip_markers(prompt) if isinstance(prompt, str) else [*map(strip_markers, prompt)]
 
     def _with_references(self, text: Tensor, prompt: Any, references: Any) -> Tensor:
-        """Fuse references into encoded prompts, where there are some.
-
-        Raises:
-            PromptError: If markers and references do not match.
-            ValueError: If there is no prompt, or no part to encode references with.
-        """
+        """Fuse references into encoded prompts, where there are some."""
         if references is None:
             return text
         if prompt is None:
@@ -247,7 +190,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
     def _check_subjects(
         self, prompt: Any, references: Any, alpha: float, subject_prompt_embeds: Tensor | None, attention: int
     ) -> Subjects:
-        """Parse the prompts and sort the references, which must match before anything is computed."""
+        """Parse the prompts and sort the references, which must match."""
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
         if attention < 0:
@@ -261,7 +204,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             return Subjects([], [], alpha, subject_prompt_embeds, attention)
         count = 1 if isinstance(prompt, str) else len(prompt)
         rows = [[] for _ in range(count)] if references is None else reference_rows(prompt, references)
-        # Whoever gives markers without references meant to give some, unless nothing would come of them.
+        # Markers without references are a mistake, unless no step would see the subjects.
         optional = references is None and (alpha == 0 or subject_prompt_embeds is not None)
         if any(rows) and alpha > 0:
             self._need(_FOR_REFERENCES, "image_encoder", "fusion")

@@ -1,4 +1,4 @@
-"""Several ways to draw one prompt, which share the steps that see the text alone."""
+"""Several variants of one prompt, which share the steps that see the text alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastcomposer.pipeline.subjects import SubjectPromptPipeline, Subjects
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to draw a prompt.
+    """Subjects and α of one image of a prompt.
 
     Attributes:
         references: The subjects' images in the order of the markers, as for one prompt of the pipeline's
@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class VariantsOutput:
-    """What was drawn, and what it cost.
+    """Images of all variants, and their cost.
 
     U-Net calls are counted in rows: one is one image going through the U-Net once, with or without its
     partner for guidance.
@@ -44,8 +44,8 @@ class VariantsOutput:
         nsfw_content_detected: For each variant the safety checker's verdicts; ``None`` without one.
         attention_maps: For each variant (n, G, K, h, w), see :meth:`VariantPipeline.sample_variants`;
             ``None`` for variants that see no subjects, or unless asked for.
-        unet_calls: For each variant the calls that it alone took plus an even part of those that it shares
-            with others; their sum is the number of calls that were made.
+        unet_calls: For each variant its own calls plus an even part of those that it shares with others;
+            their sum is the number of calls made.
     """
 
     images: list[Any]
@@ -53,23 +53,10 @@ class VariantsOutput:
     attention_maps: list[Tensor | None]
     unet_calls: list[float]
 
-    @classmethod
-    def of(cls, count: int, unet_calls: list[float]) -> VariantsOutput:
-        """Make room for so many variants."""
-        return cls([None] * count, [None] * count, [None] * count, unet_calls)
-
-    def put(
-        self, variant: int, own: slice, images: Any, unsafe: list[bool] | None, maps: Tensor | None
-    ) -> None:
-        """Keep what is a variant's own of what several variants have drawn."""
-        self.images[variant] = images[own]
-        self.nsfw_content_detected[variant] = None if unsafe is None else unsafe[own]
-        self.attention_maps[variant] = None if maps is None else maps[own]
-
 
 @dataclass(frozen=True)
 class _Branching:
-    """Where n images of V variants part.
+    """Plan of n images of V variants.
 
     Attributes:
         schedule: The U-Net calls.
@@ -78,7 +65,7 @@ class _Branching:
         starts: For each variant the index of the first call that sees the subjects.
         width: Most variants in one call.
         eta: η of DDIM.
-        slots: Positions and presence (1, K) of the subjects' words, whose attention is wanted, or ``None``.
+        slots: Positions and presence (1, K) of the subjects' words where their attention is wanted.
         num_groups: Number of groups of calls to average it over.
         callback: Called after every call.
     """
@@ -94,7 +81,7 @@ class _Branching:
     callback: Callable[..., Any] | None
 
     def conditioning(self, rows: int, members: Sequence[int]) -> DelayedConditioning:
-        """What N images of some variants see; without variants, what all see before they part."""
+        """Conditioning of N images of some variants; without variants, of the calls that all share."""
         subject = None
         if members:
             chosen = [embeds for v in members if (embeds := self.subjects[v]) is not None]
@@ -102,7 +89,7 @@ class _Branching:
         return replace(self.text.repeated(rows), subject=subject)
 
     def calls_of(self, count: int) -> list[float]:
-        """Calls of n images of each variant, those before variants part divided among them evenly."""
+        """Calls of n images of each variant, with shared calls divided evenly."""
         calls = [float(self.schedule.num_calls - start) for start in self.starts]
         done = 0
         for start in sorted({*self.starts}):
@@ -119,7 +106,7 @@ class _Point:
 
     Attributes:
         latents: (N, C, h, w).
-        scheduler: The scheduler with what it keeps of earlier calls.
+        scheduler: The scheduler with its state.
         generators: One for each image.
     """
 
@@ -128,7 +115,7 @@ class _Point:
     generators: list[Generator]
 
     def branch(self, copies: int) -> _Point:
-        """Start so many runs from here, one after the other along N, and leave this one as it is."""
+        """Start several runs from here, one after the other along N, and leave this one unchanged."""
         rows = list(range(len(self.latents))) * copies
         index = torch.tensor(rows, device=self.latents.device)
         scheduler = copy.deepcopy(self.scheduler)
@@ -139,27 +126,17 @@ class _Point:
 
 
 def _take(value: Any, index: Tensor, latents: Tensor) -> Any:
-    """Choose rows of what multistep schedulers keep for every image, alone or in lists."""
+    """Select rows of the state that multistep schedulers keep for every image, alone or in lists."""
     if isinstance(value, Tensor) and value.ndim == latents.ndim and len(value) == len(latents):
         return value.index_select(0, index)
     return [_take(entry, index, latents) for entry in value] if type(value) is list else value
 
 
-def _check(prompt: Any, variants: Sequence[Variant], count: int, batch_size: int | None) -> None:
-    """Refuse what cannot be drawn; ``count`` is the number of generators."""
-    if not isinstance(prompt, str):
-        raise TypeError(f"sample_variants takes one prompt, not {type(prompt).__name__}")
-    if not variants or not count:
-        raise ValueError("sample_variants takes at least one variant and one generator")
-    if batch_size is not None and batch_size < count:
-        raise ValueError(f"batch_size={batch_size}: less than the {count} images of a variant")
-
-
 class VariantPipeline(SubjectPromptPipeline):
-    """Draws variants of a prompt from the same noise.
+    """Samples variants of a prompt from the same noise.
 
     The steps that see the text alone depend on nothing but prompt, noise and scheduler (docs/method.md, eq.
-    6): they are taken once, and every variant goes on from where its subjects come in.
+    6): they are taken once, and every variant continues where its subjects come in.
     """
 
     @torch.no_grad()
@@ -186,34 +163,16 @@ class VariantPipeline(SubjectPromptPipeline):
         guidance_interval: Sequence[float] | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> VariantsOutput:
-        """Draw n images of every variant, each variant from the same n noises.
+        """Sample n images of every variant, each variant from the same n noises.
 
         The images are those of the pipeline's call for each variant with ``num_images_per_prompt=n``: the
         same bits where ``batch_size`` is n, and up to rounding where variants share a batch.
 
-        Args:
-            prompt: A prompt with a ``<|image|>`` marker after each subject's class word.
-            variants: Subjects and α of each.
-            generator: A generator for each of n images. It draws the image's noise; what a scheduler draws
-                after that is the same for every variant.
-            batch_size: Most images in one U-Net call, at least n; n by default.
-            height: This and all that follows as in the pipeline's call.
-            width: Pixels.
-            num_inference_steps: Number of steps.
-            timesteps: The scheduler's timesteps.
-            sigmas: The scheduler's noise levels.
-            guidance_scale: Guidance against the negative prompt.
-            negative_prompt: What to guide away from.
-            eta: η of DDIM.
-            latents: (n, C, h, w) initial noise of unit variance.
-            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
-            guidance_rescale: Share of rescaling guided predictions.
-            clip_skip: How many of the text encoder's last layers to leave out.
-            return_attention: Number of groups of consecutive calls to average the subjects' attention over;
-                unlike in the pipeline's call, not over those that see the text alone. 0 for none.
-            guidance_interval: Noise levels between which guidance is applied.
-            callback_on_step_end: As in the pipeline's call, with the latents alone; once for what variants
-                share, and after they part once for every batch.
+        ``generator`` is a generator for each of the n images. It draws the image's noise; what a scheduler
+        draws after that is the same for every variant. ``batch_size`` is the most images in one U-Net call,
+        at least n; n by default. ``return_attention`` averages over groups of the calls that see the subjects
+        alone. ``callback_on_step_end`` gets the latents alone, once for shared calls, and after these once
+        for every batch. Everything else is as in the pipeline's call, for one prompt.
 
         Raises:
             PromptError: If markers and references of a variant do not match.
@@ -221,7 +180,12 @@ class VariantPipeline(SubjectPromptPipeline):
         """
         generators = [generator] if isinstance(generator, Generator) else list(generator)
         count = len(generators)
-        _check(prompt, variants, count, batch_size)
+        if not isinstance(prompt, str):
+            raise TypeError(f"sample_variants takes one prompt, not {type(prompt).__name__}")
+        if not variants or not count:
+            raise ValueError("sample_variants takes at least one variant and one generator")
+        if batch_size is not None and batch_size < count:
+            raise ValueError(f"batch_size={batch_size}: less than the {count} images of a variant")
         self._need_to_sample(output_type)
         size = self._image_size(height, width)
         checked = [
@@ -230,47 +194,33 @@ class VariantPipeline(SubjectPromptPipeline):
         ]
         self._begin(guidance_scale, guidance_rescale, clip_skip)
         schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
-        conditions = self._conditions(prompt, negative_prompt, clip_skip, size)
-        plan = self._plan(
-            schedule, conditions, checked, (batch_size or count) // count, eta, callback_on_step_end
-        )
-        channels, dtype = self.unet.config.in_channels, conditions.text.dtype
-        noise = self.prepare_latents(
-            count, channels, *size, dtype, self._execution_device, generators, latents
-        )
-        return self._draw(_Point(noise, self.scheduler, generators), plan, output_type)
-
-    def _plan(
-        self,
-        schedule: Schedule,
-        text: DelayedConditioning,
-        checked: Sequence[Subjects],
-        width: int,
-        eta: float,
-        callback: Callable[..., Any] | None,
-    ) -> _Branching:
-        """Lay down where variants part: each where its subjects come in, those without any never."""
-        end, groups = schedule.num_calls, checked[0].num_groups
+        text = self._conditions(prompt, negative_prompt, clip_skip, size)
+        end, device, dtype = schedule.num_calls, self._execution_device, text.text.dtype
         starts = [schedule.first_subject_call(subjects.alpha) for subjects in checked]
         embeds = self._embeds_of_variants(text.text, checked, [start < end for start in starts])
         starts = [end if own is None else start for own, start in zip(embeds, starts, strict=True)]
-        slots = subject_slots(checked[0].parsed, self._execution_device) if groups else None
-        return _Branching(schedule, text, embeds, starts, width, eta, slots, groups, callback)
-
-    def _draw(self, point: _Point, plan: _Branching, output_type: str | None) -> VariantsOutput:
-        """Carry n images of every variant from noise to images."""
-        count, generators, dtype = len(point.latents), point.generators, plan.text.text.dtype
-        self._num_timesteps = plan.schedule.num_calls
-        output = VariantsOutput.of(len(plan.starts), plan.calls_of(count))
+        slots = subject_slots(checked[0].parsed, device) if return_attention else None
+        per_call = (batch_size or count) // count
+        plan = _Branching(
+            schedule, text, embeds, starts, per_call, eta, slots, return_attention, callback_on_step_end
+        )
+        channels = self.unet.config.in_channels
+        noise = self.prepare_latents(count, channels, *size, dtype, device, generators, latents)
+        own_scheduler, self._num_timesteps = self.scheduler, end
+        empty: list[Any] = [None] * len(variants)
+        output = VariantsOutput([*empty], [*empty], [*empty], plan.calls_of(count))
         try:
-            for members, final, maps in self._walk(point, plan):
+            for members, final, maps in self._walk(_Point(noise, own_scheduler, generators), plan):
                 images, unsafe = self._finish(final, output_type, generators, dtype)
-                for place, v in enumerate(members):
+                for number, v in enumerate(members):
                     # Variants that never see their subjects are one and the same.
-                    first = 0 if len(final) == count else place * count
-                    output.put(v, slice(first, first + count), images, unsafe, maps)
+                    first = 0 if len(final) == count else number * count
+                    own_rows = slice(first, first + count)
+                    output.images[v] = images[own_rows]
+                    output.nsfw_content_detected[v] = None if unsafe is None else unsafe[own_rows]
+                    output.attention_maps[v] = None if maps is None else maps[own_rows]
         finally:
-            self.scheduler = point.scheduler
+            self.scheduler = own_scheduler
         self.maybe_free_model_hooks()
         return output
 
