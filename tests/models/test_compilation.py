@@ -63,15 +63,9 @@ def test_compiled_models_are_saved_copied_and_drawn_with(model: FastComposer, tm
     def draw() -> Any:
         pipeline = model.to_pipeline(safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
-        options: dict[str, Any] = {
-            "height": 32,
-            "width": 32,
-            "num_inference_steps": 3,
-            "output_type": "latent",
-        }
-        options["generator"] = torch.Generator().manual_seed(0)
-        reference = torch.full((3, 32, 32), 0.5)
-        return pipeline("a man <|image|>", references=[reference], alpha=0.6, **options).images
+        size = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
+        generator, reference = torch.Generator().manual_seed(0), torch.full((3, 32, 32), 0.5)
+        return pipeline("a man <|image|>", references=[reference], generator=generator, **size).images
 
     plain = draw()
     compile_blocks(model.unet, "eager")
