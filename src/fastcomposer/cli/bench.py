@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, show_table
-from fastcomposer.utils.files import write_atomically
 
 SUITES = (
     "scenes",
@@ -98,6 +97,8 @@ def measure_speed(config: DictConfig) -> None:
 
 
 def _write_json(file: Path, content: Any) -> None:
+    from fastcomposer.utils.files import write_atomically
+
     write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
