@@ -98,7 +98,7 @@ def prepared(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepa
 def test_photos_in_the_layout_of_ffhq_are_prepared(run: Run, prepared: Prepared) -> None:
     root, photos = prepared.root, prepared.photos
     assert f"{photos} records made; the data folder is {root}" in prepared.out
-    assert f"{photos + 1} photos: {photos} are records, 1 are not" in prepared.out
+    assert f"{photos + 1} photos: {photos} are records, 1 are left out" in prepared.out
     names = read_ids(root, "all")
     assert names[0] == "00000-00000"  # five characters name the folder, as the layout of FFHQ does
     assert [len(read_ids(root, split)) for split in ("train", "test")] == [6, 2]

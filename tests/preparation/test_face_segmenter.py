@@ -78,6 +78,6 @@ def test_outlines_of_dark_clothes_are_those_of_an_exact_solution(monkeypatch: py
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"data\.segmenter\.threshold=1\.5: must lie between 0 and 1"):
         FaceSegmenter(threshold=1.5)
-    with pytest.raises(ValueError, match=r"data\.segmenter\.side=8: at least 32"):
+    with pytest.raises(ValueError, match=r"data\.segmenter\.side=8: must be at least 32"):
         FaceSegmenter(side=8)
     assert FaceSegmenter(side=64).settings["side"] == 64

@@ -54,8 +54,8 @@ def test_captions_in_a_file_come_first(album: Path, kind: str) -> None:
     ("name", "content", "message"),
     [
         ("c.csv", "name,text\n", "needs the columns file and caption"),
-        ("c.json", "[1]", "must be an object of caption by path"),
-        ("c.json", "{", "neither .csv nor JSON"),
+        ("c.json", "[1]", "must be a .csv file, or a JSON object"),
+        ("c.json", "{", "must be a .csv file, or a JSON object"),
         ("c.json", '{"other.jpg": "a man"}', r"names none of the photos .*other\.jpg"),
         (None, "", "cannot be read"),
     ],

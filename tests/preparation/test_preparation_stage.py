@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,23 @@ from PIL import Image
 
 from fastcomposer.data.records import read_ids, read_record
 from fastcomposer.preparation.captioners import GivenCaptions
-from fastcomposer.preparation.interfaces import Match, Photo, Segmentation, SegmentedPhoto
-from fastcomposer.preparation.photo_preparation import prepare_photos
+from fastcomposer.preparation.interfaces import Match, Matcher, Photo, Segmentation, SegmentedPhoto
 from fastcomposer.preparation.phrases import WordPhrases
-from fastcomposer.preparation.preparation_stage import PhotoLimits
+from fastcomposer.preparation.preparation_stage import PhotoLimits, prepare_photos
 from fastcomposer.preparation.segmenters import SegmentMaps
 
 WORDS = {"person": ["man", "woman"]}
 LIMITS = PhotoLimits(min_side=16, max_side=None, min_area=0.02, test_share=0.25)
 
 
-class InOrder:
+@dataclass
+class InOrder(Matcher):
     """Matches phrases and regions in their order."""
 
-    settings: Mapping[str, Any] = {"matcher": "in order"}
+    choice = "in order"
 
-    def load(self) -> None:
-        pass
-
-    def match(self, scenes: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
-        pairs = (range(min(len(scene.phrases), len(scene.regions))) for scene in scenes)
+    def match(self, photos: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
+        pairs = (range(min(len(photo.phrases), len(photo.regions))) for photo in photos)
         return [tuple(Match(n, n, 0.5) for n in numbers) for numbers in pairs]
 
 
@@ -212,7 +210,7 @@ def test_it_goes_on_where_it_stopped(prepare: Prepare, tmp_path: Path) -> None:
 
 def test_other_settings_are_seen(prepare: Prepare, tmp_path: Path) -> None:
     prepare()
-    with pytest.raises(ValueError, match=r"under other settings \(min_area: 0\.02, not 0\.4\)") as caught:
+    with pytest.raises(ValueError, match=r"with other settings \(min_area: 0\.02, not 0\.4\)") as caught:
         prepare(limits=PhotoLimits(min_side=16, max_side=None, min_area=0.4))
     assert "data.prepare.restart=true" in str(caught.value)
     (tmp_path / "data" / "mine.txt").write_text("kept")

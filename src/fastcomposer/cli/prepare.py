@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,7 +12,7 @@ from fastcomposer.cli.common import command, model_parts, quieten_lightning
 
 @command("prepare")
 def main(config: DictConfig) -> None:
-    """Make a data folder, or a cache or shards of one."""
+    """Prepare a data folder, its cache or its shards."""
     from fastcomposer.utils.lock import sole_run
 
     if config.cache is not None:
@@ -27,34 +26,29 @@ def main(config: DictConfig) -> None:
 
 
 def make_folder(config: DictConfig) -> None:
-    """Call the function that the data configuration names under ``prepare``."""
+    """Make the data folder as ``data.prepare`` configures."""
     if config.data.prepare is None:
-        raise ValueError(
-            "this data choice is ready-made: data.prepare is null, so there is nothing to prepare"
-        )
+        raise ValueError("data.prepare is null: this dataset needs no preparation")
 
     from hydra.utils import instantiate
 
-    from fastcomposer.utils.lock import sole_run
+    from fastcomposer.utils.lock import is_first_process, sole_run
 
-    log: Callable[[str], None] = print
-    end: Callable[..., None] = conclude
-    if "trainer" in config.data.prepare:  # several processes may be at work
-        from lightning.pytorch.utilities import rank_zero_only
-
+    if "trainer" in config.data.prepare:
         quieten_lightning()
-        log, end = rank_zero_only(print), rank_zero_only(conclude)
-    root = Path(config.data.root)
-    with sole_run(root):
+    with sole_run(config.data.root):
         made = instantiate(config.data.prepare)
-    log(f"{made} records made; the data folder is {config.data.root}")
-    page = root / "preparation" / "report.html"
-    end(
+    if not is_first_process():
+        return
+    print(f"{made} records made; the data folder is {config.data.root}")
+    root = Path(config.data.root)
+    report = root / "preparation" / "report.html"
+    conclude(
         {
             "records": root,
             "references": root / "references",
-            "50 records with their masks": page,
-            "photos left out": page.with_name("left_out.csv"),
+            "records with their masks": report,
+            "photos left out": report.with_name("left_out.csv"),
         }
     )
 
@@ -71,7 +65,7 @@ def split_up(config: DictConfig) -> None:
 def fill_cache(config: DictConfig) -> None:
     """Precompute VAE moments and text states of the data's records."""
     if "cache" not in config.data.module:
-        raise ValueError(f"cache={config.cache}: this data choice has no records to precompute states of")
+        raise ValueError(f"cache={config.cache}: this dataset has no records to precompute")
 
     from hydra.utils import instantiate
 

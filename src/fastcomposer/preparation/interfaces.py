@@ -1,46 +1,37 @@
-"""What the parts of the preparation hand to each other, and what each part must offer.
-
-A part that holds a network is an ``nn.Module``: Lightning moves it to the device.
-"""
+"""What a captioner, a segmenter, a phrase finder and a matcher take and return, and what they share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from fastcomposer.utils.settings import base_fingerprint
+
+# Folders of weights inside a model's own folder: spaCy has some.
+_WEIGHTS = ("", "parser", "tagger", "tok2vec")
+
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo that could be read.
+    """A photo in memory."""
 
-    Attributes:
-        photo_id: Name of its record.
-        path: Where it lies.
-        image: RGB, upright.
-    """
-
-    photo_id: str
+    photo_id: str  # of its record
     path: Path
-    image: Image.Image
+    image: Image.Image  # RGB, upright
 
 
 @dataclass(frozen=True)
 class Region:
-    """A segment of a photo, before anybody said what it is called.
+    """A segment of a photo that is not matched with a phrase yet."""
 
-    Attributes:
-        id: Value of its pixels in the segment map.
-        label: Class name, as ``coco_label`` on disk.
-    """
-
-    id: int
-    label: str
+    id: int  # value of its pixels in the segment map
+    label: str  # class name, coco_label on disk
 
 
 @dataclass(frozen=True)
@@ -48,8 +39,8 @@ class Segmentation:
     """Segments of a photo.
 
     Attributes:
-        segment_map: (H, W) integers, as large as the photo; pixels of no region have an id of their own.
-        regions: Regions; each has at least one pixel.
+        segment_map: (H, W) integers, of the photo's size; pixels of no region have an id of their own.
+        regions: Regions, each with at least one pixel.
     """
 
     segment_map: np.ndarray
@@ -57,101 +48,147 @@ class Segmentation:
 
     @cached_property
     def areas(self) -> dict[int, float]:
-        """Share of the image that each region covers, by id."""
+        """Fraction of the image that each region covers, by id."""
         ids, counts = np.unique(self.segment_map, return_counts=True)
         pixels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
         return {region.id: pixels.get(region.id, 0) / self.segment_map.size for region in self.regions}
 
     def box(self, region_id: int) -> tuple[int, int, int, int]:
         """Smallest x1, y1, x2, y2 around a region, the second corner exclusive."""
-        mask = self.segment_map == region_id
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        rows, columns = np.nonzero(self.segment_map == region_id)
+        return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """A phrase of a caption that names one subject.
+    """A phrase of a caption that names one subject."""
 
-    Attributes:
-        text: The phrase with what the caption goes on to say of the subject.
-        end: Character offset in the caption just after the subject's word.
-        word: That word, in lower case.
-        label: Label of the regions that it may name.
-    """
-
-    text: str
-    end: int
-    word: str
-    label: str
+    text: str  # up to the next phrase
+    end: int  # character offset in the caption just after the subject's word
+    word: str  # the subject's word, in lower case
+    label: str  # of the regions that it may name
 
 
 @dataclass(frozen=True)
 class SegmentedPhoto:
-    """What is to be matched of one photo.
-
-    Attributes:
-        photo: The photo.
-        segmentation: All its segments.
-        regions: Those that may be subjects.
-        phrases: Phrases that may name them.
-    """
+    """The input of a matcher."""
 
     photo: Photo
     segmentation: Segmentation
-    regions: tuple[Region, ...]
-    phrases: tuple[NounPhrase, ...]
+    regions: tuple[Region, ...]  # those that may be subjects
+    phrases: tuple[NounPhrase, ...]  # those that may name them
 
 
 @dataclass(frozen=True)
 class Match:
-    """A phrase and the region that it names.
-
-    Attributes:
-        phrase: Position in the scene's phrases.
-        region: Position in its regions.
-        similarity: How well they fit; of CLIP the cosine.
-    """
+    """A phrase and the region that it names, by their indices in the photo."""
 
     phrase: int
     region: int
-    similarity: float
+    similarity: float  # cosine, where CLIP matched them
 
 
-class Component(Protocol):
-    """What all parts have in common."""
+class Component:
+    """Base of the four parts of the preparation; their subclasses are dataclasses.
+
+    Attributes:
+        component: Name of the part.
+        choice: Name of the subclass; both are stored with the settings of a prepared folder.
+        network: A module that Lightning moves to the device; set by :meth:`load`.
+    """
+
+    component: ClassVar[str]
+    choice: ClassVar[str]
+    network: Any = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that decides what comes out, in plain values."""
+        """Everything that determines the output, in plain values; models by a digest of their weights."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        if "model" in own:
+            own["model"] = base_fingerprint(own["model"], parts=_WEIGHTS)
+        return {self.component: self.choice, **own}
 
     def load(self) -> None:
-        """Read weights; called once, before the part is used and only if there is something to do."""
+        """Load weights; called once, and only if there are photos to process."""
 
 
-class Captioner(Component, Protocol):
-    """Says what is to be seen."""
+class Captioner(Component):
+    """Captions photos."""
+
+    component = "captioner"
 
     def caption(self, photos: Sequence[Photo]) -> list[str | None]:
-        """One caption each, ``None`` where there is nothing to say."""
+        """Return a caption of each photo, ``None`` where there is none."""
+        raise NotImplementedError
 
 
-class Segmenter(Component, Protocol):
-    """Divides images into segments."""
+class Segmenter(Component):
+    """Segments photos."""
+
+    component = "segmenter"
 
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
-        """Segments of each."""
+        """Return the segments of each photo."""
+        raise NotImplementedError
 
 
-class PhraseFinder(Component, Protocol):
-    """Finds the phrases that name subjects."""
+class PhraseFinder(Component):
+    """Finds the phrases of captions that name subjects."""
+
+    component = "phrases"
 
     def find(self, captions: Sequence[str]) -> list[tuple[NounPhrase, ...]]:
-        """Phrases of each caption, in its order."""
+        """Return the phrases of each caption, in its order."""
+        raise NotImplementedError
 
 
-class Matcher(Component, Protocol):
-    """Decides which phrase names which region."""
+class Matcher(Component):
+    """Matches phrases with regions."""
 
-    def match(self, scenes: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
-        """Pairs of each scene; no phrase and no region is in two of them, and their labels agree."""
+    component = "matcher"
+
+    def match(self, photos: Sequence[SegmentedPhoto]) -> list[tuple[Match, ...]]:
+        """Return the pairs of each photo: one-to-one, and of equal label."""
+        raise NotImplementedError
+
+
+def check_fractions(part: str, **values: float) -> None:
+    """Refuse numbers outside [0, 1].
+
+    Raises:
+        ValueError: With the key.
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{part}.{name}={value}: must lie between 0 and 1")
+
+
+def load_with_processor(
+    network: Any, processor: Any, model: str, key: str, unused: Collection[str] = ()
+) -> tuple[Any, Any]:
+    """Load a network of transformers for inference in float32, and its preprocessing.
+
+    Args:
+        network: Auto class of the network.
+        processor: Auto class of its preprocessing.
+        model: Folder or hub id.
+        key: Config key of ``model``, for messages.
+        unused: Weights that may be missing because the output does not depend on them.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If weights are missing, which would stay random.
+    """
+    try:
+        loaded, info = network.from_pretrained(model, output_loading_info=True)
+        prepare = processor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{key}={model}: no folder or hub id with a model for {network.__name__} and its preprocessing: "
+            f"{error}"
+        ) from error
+    missing = sorted(set(map(str, info["missing_keys"])) - set(unused))
+    if missing:
+        raise ValueError(f"{key}={model}: {len(missing)} weights are missing: {', '.join(missing[:12])}")
+    return loaded.float().eval().requires_grad_(False), prepare

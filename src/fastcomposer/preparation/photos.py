@@ -1,28 +1,28 @@
-"""The photos of a folder: which there are, what they are called, what is said of them, their pixels."""
+"""The photos of a folder: their ids, captions and pixels."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from pydantic import TypeAdapter, ValidationError
 
 from fastcomposer.data.pixels import eight_bit, is_narrow
 from fastcomposer.utils.settings import digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
-"""Files that count as photos; those that Pillow cannot open are listed, not passed over."""
+"""Endings of photos; those that Pillow cannot open are listed as left out."""
 
-_NO_NAME = re.compile(r"[\s\\]+")  # what would not survive a list of one id a line
+_NO_NAME = re.compile(r"[\s\\]+")  # characters that an id list of one id a line cannot hold
 
 
 class UnusablePhotoError(ValueError):
-    """A photo that cannot become a record; the message says why in a line."""
+    """A photo that cannot become a record, with the reason in one line."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -33,20 +33,14 @@ class UnusablePhotoError(ValueError):
 class PhotoFile:
     """A photo on disk.
 
-    Attributes:
-        photo_id: Name of its record: the path inside the source without ending, its parts joined by ``-``,
-            spaces as ``_``.
-        path: Where it lies.
-        name: Path inside the source.
-        caption: What somebody said of it, ``None`` where nobody did.
-        twin: Name of another file with the same ``photo_id``, which takes precedence.
+    Its id is the path inside the source without ending, its parts joined by ``-``, spaces as ``_``.
     """
 
-    photo_id: str
+    photo_id: str  # of its record
     path: Path
-    name: str
-    caption: str | None = None
-    twin: str | None = None
+    name: str  # path inside the source
+    caption: str | None = None  # None where none is given
+    twin: str | None = None  # another file with the same photo_id, which takes precedence
 
     @property
     def fingerprint(self) -> str:
@@ -60,10 +54,10 @@ def list_photos(
     """List the photos of a folder and all folders in it, in the order of their names.
 
     Args:
-        source: The folder; hidden files and folders in it are left alone.
+        source: The folder; hidden files and folders in it are skipped.
         captions: JSON file, an object of caption by path inside the source, or CSV file with the columns
             ``file`` and ``caption``. Photos that it does not name may have a ``.txt`` file beside them.
-        leave_out: Folder inside the source that is no part of it, as the data folder may be.
+        leave_out: Folder inside the source to skip, such as the data folder.
 
     Raises:
         FileNotFoundError: If there is no such folder or file, or the folder holds no photo.
@@ -74,15 +68,14 @@ def list_photos(
         raise FileNotFoundError(f"source={source}: no such folder")
     given = {} if captions is None else read_captions(Path(captions).expanduser())
     found: list[Path] = []
-    for place, folders, files in os.walk(folder):
-        inside = Path(place)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and (leave_out is None or (inside / name).resolve() != leave_out.resolve())
-        )
-        found += [inside / n for n in files if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+    for name, folders, files in os.walk(folder):
+        path = Path(name)
+        folders[:] = [
+            n
+            for n in folders
+            if not n.startswith(".") and (leave_out is None or (path / n).resolve() != leave_out.resolve())
+        ]
+        found += [path / n for n in files if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
     if not found:
         raise FileNotFoundError(f"source={source}: holds no photo ({', '.join(SUFFIXES)})")
     photos: dict[str, PhotoFile] = {}
@@ -90,11 +83,11 @@ def list_photos(
     for path in sorted(found):
         name = path.relative_to(folder).as_posix()
         photo_id = _NO_NAME.sub("_", "-".join(Path(name).with_suffix("").parts))
-        caption = given.get(name) or _sidecar(path)
+        photo = PhotoFile(photo_id, path, name, given.get(name) or _sidecar(path))
         if photo_id in photos:
-            twins.append(PhotoFile(photo_id, path, name, caption, twin=photos[photo_id].name))
+            twins.append(replace(photo, twin=photos[photo_id].name))
         else:
-            photos[photo_id] = PhotoFile(photo_id, path, name, caption)
+            photos[photo_id] = photo
     names = {photo.name for photo in [*photos.values(), *twins]}
     if given and not names & given.keys():
         shown = next(iter(given))
@@ -112,29 +105,29 @@ def read_captions(file: Path) -> Mapping[str, str]:
     key = f"data.prepare.captions={file}"
     try:
         text = file.read_text(encoding="utf-8-sig")
+        if file.suffix.lower() == ".csv":
+            rows = csv.DictReader(text.splitlines())
+            if not {"file", "caption"} <= set(rows.fieldnames or ()):
+                raise ValueError("a CSV file needs the columns file and caption in its first line")
+            captions = {row["file"]: row["caption"] or "" for row in rows}
+        else:
+            captions = TypeAdapter(dict[str, str]).validate_json(text)
     except OSError as error:
         raise FileNotFoundError(f"{key}: cannot be read: {error}") from None
-    if file.suffix.lower() == ".csv":
-        rows = csv.DictReader(text.splitlines())
-        if not {"file", "caption"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{key}: a CSV file needs the columns file and caption in its first line")
-        return {row["file"]: _one_line(row["caption"] or "") for row in rows}
-    try:
-        content = json.loads(text)
+    except ValidationError:
+        raise ValueError(f"{key}: must be a .csv file, or a JSON object of caption by path") from None
     except ValueError as error:
-        raise ValueError(f"{key}: neither .csv nor JSON: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise ValueError(f"{key}: must be an object of caption by path inside the source")
-    return {name: _one_line(caption) for name, caption in content.items()}
+        raise ValueError(f"{key}: {error}") from None
+    return {name: _one_line(caption) for name, caption in captions.items()}
 
 
 def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.Image:
-    """Read a photo's pixels, upright as its EXIF orientation says.
+    """Read a photo's pixels, turned upright by its EXIF orientation.
 
     Args:
         photo: The photo.
-        min_side: Shorter sides below are refused.
-        max_side: Shorter sides above are reduced to this; ``None`` for none.
+        min_side: Minimum shorter side in pixels.
+        max_side: Larger shorter sides are reduced to this; ``None`` for no limit.
 
     Returns:
         RGB; transparent parts become white.

@@ -1,19 +1,46 @@
-"""Noun phrases that name subjects, with their places in the caption, by spaCy."""
+"""Noun phrases that name subjects, and their offsets in the caption, by spaCy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcomposer.preparation.interfaces import NounPhrase
-from fastcomposer.utils.settings import base_fingerprint
+from fastcomposer.preparation.interfaces import NounPhrase, PhraseFinder
 
 Words = Mapping[str, Sequence[str]]
 """Label of regions → words, in the singular, that name one of them."""
 
 
-class ParsedPhrases:
+@dataclass
+class _ClassWords(PhraseFinder):
+    """Phrases of the class words that a pipeline of spaCy finds."""
+
+    words: Words
+
+    def __post_init__(self) -> None:
+        self._nlp: Any = None
+        self._labels = {word.lower(): label for label, group in self.words.items() for word in group}
+        if not self._labels:
+            raise ValueError("data.phrases.words: names no word, so no phrase could name a subject")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that determines the phrases."""
+        return {**super().settings, "words": dict(sorted(self._labels.items()))}
+
+    def find(self, captions: Sequence[str]) -> list[tuple[NounPhrase, ...]]:
+        """Find the phrases of each caption."""
+        return [_phrases(doc, self._heads(doc), self._labels) for doc in self._nlp.pipe(captions)]
+
+    def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
+        """First token and head of each phrase."""
+        raise NotImplementedError
+
+
+@dataclass
+class ParsedPhrases(_ClassWords):
     """Noun chunks of a spaCy pipeline with a parser, whose head is one of the class words.
 
     Args:
@@ -25,26 +52,22 @@ class ParsedPhrases:
         ValueError: If there are no words.
     """
 
-    def __init__(self, words: Words, model: str = "en_core_web_sm") -> None:
+    choice = "parsed"
+    model: str = "en_core_web_sm"
+
+    def __post_init__(self) -> None:
         import spacy
 
-        self._labels = _label_by_word(words)
-        if not (spacy.util.is_package(model) or Path(model).is_dir()):
+        super().__post_init__()
+        if not (spacy.util.is_package(self.model) or Path(self.model).is_dir()):
             raise FileNotFoundError(
-                f"data.phrases.model={model}: spaCy's pipeline is not installed; get it with "
-                f"`python -m spacy download {model}`, name the folder of an unpacked one, or take "
+                f"data.phrases.model={self.model}: this spaCy pipeline is not installed; get it with "
+                f"`python -m spacy download {self.model}`, name the folder of an unpacked one, or use "
                 "data/phrases=words, which needs none"
             )
-        self.model = model
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See :class:`~fastcomposer.preparation.interfaces.Component`."""
-        model = base_fingerprint(self.model, parts=("", "parser", "tagger", "tok2vec"))
-        return {"phrases": "parsed", "model": model, "words": dict(sorted(self._labels.items()))}
 
     def load(self) -> None:
-        """Read the pipeline.
+        """Load the pipeline.
 
         Raises:
             ValueError: If it does not parse.
@@ -55,19 +78,15 @@ class ParsedPhrases:
         if not self._nlp("a man").has_annotation("DEP"):
             raise ValueError(f"data.phrases.model={self.model}: phrases need a pipeline with a parser")
 
-    def find(self, captions: Sequence[str]) -> list[tuple[NounPhrase, ...]]:
-        """Find phrases."""
-        return [_phrases(doc, self._heads(doc), self._labels) for doc in self._nlp.pipe(captions)]
-
     def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
-        """First token and head of each chunk that counts."""
         for chunk in doc.noun_chunks:
             if chunk.root.lower_ in self._labels:
                 yield chunk.start, chunk.root.i
 
 
-class WordPhrases:
-    """Class words wherever they stand, with the words before them back to an article; needs no model.
+@dataclass
+class WordPhrases(_ClassWords):
+    """Class words wherever they occur, with the words before them back to an article; needs no model.
 
     Args:
         words: Class words.
@@ -76,13 +95,7 @@ class WordPhrases:
         ValueError: If there are none.
     """
 
-    def __init__(self, words: Words) -> None:
-        self._labels = _label_by_word(words)
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See :class:`~fastcomposer.preparation.interfaces.Component`."""
-        return {"phrases": "words", "words": dict(sorted(self._labels.items()))}
+    choice = "words"
 
     def load(self) -> None:
         """Make tokenizer and matcher."""
@@ -93,12 +106,7 @@ class WordPhrases:
         self._matcher = PhraseMatcher(self._nlp.vocab, attr="LOWER")
         self._matcher.add("subject", [self._nlp.make_doc(word) for word in self._labels])
 
-    def find(self, captions: Sequence[str]) -> list[tuple[NounPhrase, ...]]:
-        """Find phrases."""
-        return [_phrases(doc, self._heads(doc), self._labels) for doc in self._nlp.pipe(captions)]
-
     def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
-        """First token and last token of each class word that names somebody."""
         from spacy.util import filter_spans
 
         done = 0
@@ -117,22 +125,15 @@ _ARTICLES = frozenset(("a", "an", "the", "one", "another", "this", "that", "his"
 _POSSESSIVES = frozenset(("'s", "’s"))
 
 
-def _label_by_word(words: Words) -> dict[str, str]:
-    labels = {word.lower(): label for label, group in words.items() for word in group}
-    if not labels:
-        raise ValueError("data.phrases.words: names no word, so no phrase could name a subject")
-    return labels
-
-
 def _phrases(doc: Any, heads: Iterator[tuple[int, int]], labels: Mapping[str, str]) -> tuple[NounPhrase, ...]:
-    """Make phrases of (first token, head): each reaches to the next one, without words that only join."""
-    places = list(heads)
+    """Make phrases of (first token, head): each ends before the next one, without trailing stop words."""
+    tokens = list(heads)
     found = []
-    for number, (start, head) in enumerate(places):
-        stop = places[number + 1][0] if number + 1 < len(places) else len(doc)
+    for number, (start, head) in enumerate(tokens):
+        stop = tokens[number + 1][0] if number + 1 < len(tokens) else len(doc)
         while stop - 1 > head and (doc[stop - 1].is_stop or doc[stop - 1].is_punct):
             stop -= 1
-        # A class word may be of several tokens; its label is that of the longest that ends here.
+        # A class word may have several tokens; the longest one that ends here counts.
         word = next(
             text for i in range(start, head + 1) if (text := doc[i : head + 1].text.lower()) in labels
         )

@@ -1,113 +1,87 @@
-"""What a preparation made and what it left out: as numbers, as a list, and as a page with samples."""
+"""The result of a preparation: statistics, the list of photos left out, and a page with samples."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
+from typing import Any, BinaryIO
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastcomposer.preparation.photos import PhotoFile
 from fastcomposer.preparation.record_images import Sample, draw_sample
-from fastcomposer.preparation.record_store import Outcome, PreparedFolder
+from fastcomposer.preparation.record_store import Outcome, PreparedFolder, write_json
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.settings import digest
 
 REPORT = "report.html"
 _SIDES = (256, 384, 512, 768, 1024, 1536, 2048)  # pixels
-_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # shares of the image
+_AREAS = (1, 2, 5, 10, 20, 40)  # percent of the image
 _EXAMPLES = 3
+_CHARTS = {
+    "subjects_per_record": "Subjects per photo",
+    "words": "Words",
+    "sides": "Shorter side of the records",
+    "areas": "Area of a subject in the image",
+    "similarities": "Similarity of a subject with its phrase",
+}
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Counts over a source of photos.
-
-    Attributes:
-        photos: Photos found.
-        records: Those that became records.
-        subjects: Subjects in them.
-        subjects_per_record: Records by number of subjects.
-        words: Subjects by the word that names them.
-        sides: Records by shorter side in pixels.
-        areas: Subjects by share of the image.
-        similarities: Subjects by similarity with their phrase.
-        dropped: Photos that are no records, by reason.
-        left_out: Segments and phrases that are no subjects, by kind and reason.
-    """
-
-    photos: int
-    records: int
-    subjects: int
-    subjects_per_record: Mapping[str, int]
-    words: Mapping[str, int]
-    sides: Mapping[str, int]
-    areas: Mapping[str, int]
-    similarities: Mapping[str, int]
-    dropped: Mapping[str, int]
-    left_out: Mapping[str, int]
-
-
-def summarize(outcomes: Sequence[Outcome]) -> Statistics:
-    """Count what became of photos."""
+def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Count photos, records and subjects, and the reasons why anything is left out."""
     made = [outcome for outcome in outcomes if outcome.reason is None]
-    counts = sorted(Counter(len(outcome.words) for outcome in made).items())
-    areas = [100 * area for outcome in made for area in outcome.areas]
-    return Statistics(
-        photos=len(outcomes),
-        records=len(made),
-        subjects=sum(len(outcome.words) for outcome in made),
-        subjects_per_record={str(number): count for number, count in counts},
-        words=_frequent(word for outcome in made for word in outcome.words),
-        sides=_binned((min(outcome.size) for outcome in made), _SIDES, "px"),
-        areas=_binned(areas, [100 * edge for edge in _AREAS], "%"),
-        similarities=_binned(
-            (value for outcome in made for value in outcome.similarities), _tenths(made), "", "{:.2f}"
-        ),
-        dropped=_frequent(outcome.reason for outcome in outcomes if outcome.reason is not None),
-        left_out=_frequent(
+    subjects = sorted(Counter(len(outcome.words) for outcome in made).items())
+    similarities = [value for outcome in made for value in outcome.similarities]
+    return {
+        "photos": len(outcomes),
+        "records": len(made),
+        "subjects": sum(len(outcome.words) for outcome in made),
+        "subjects_per_record": {str(number): count for number, count in subjects},
+        "words": _frequent(word for outcome in made for word in outcome.words),
+        "sides": _binned((min(outcome.size) for outcome in made), _SIDES, "px"),
+        "areas": _binned((100 * area for outcome in made for area in outcome.areas), _AREAS, "%"),
+        "similarities": _binned(similarities, _tenths(similarities), "", "{:.2f}"),
+        "dropped": _frequent(outcome.reason for outcome in outcomes if outcome.reason is not None),
+        "left_out": _frequent(
             f"{entry.what}: {entry.reason}" for outcome in outcomes for entry in outcome.left_out
         ),
-    )
+    }
 
 
 def write_report(
     folder: PreparedFolder, photos: Sequence[PhotoFile], outcomes: Sequence[Outcome], samples: int
-) -> Statistics:
+) -> None:
     """Write ``statistics.json``, ``left_out.csv`` and ``report.html`` into ``preparation/``.
 
     Args:
-        folder: The folder.
+        folder: The data folder.
         photos: All photos.
-        outcomes: What became of each.
-        samples: Records to show, chosen by their names alone.
+        outcomes: Outcome of each.
+        samples: Number of records to show, selected by a digest of their ids.
     """
     statistics = summarize(outcomes)
-    _write(
-        folder.folder / "statistics.json", json.dumps(asdict(statistics), indent=2, ensure_ascii=False) + "\n"
-    )
+    write_json(folder.folder / "statistics.json", statistics)
     dropped = [outcome for outcome in outcomes if outcome.reason is not None]
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("file", "reason", "detail"))
-    writer.writerows((outcome.file, outcome.reason, outcome.detail) for outcome in dropped)
-    _write(folder.folder / "left_out.csv", table.getvalue())
-
+    rows = [(outcome.file, outcome.reason, outcome.detail) for outcome in dropped]
+    csv.writer(table, lineterminator="\n").writerows([("file", "reason", "detail"), *rows])
     names = [p.photo_id for p, outcome in zip(photos, outcomes, strict=True) if outcome.reason is None]
     chosen = sorted(sorted(names, key=lambda name: digest([name]))[:samples])
-    shown = [draw_sample(folder.root, name) for name in chosen]
-    _write(folder.folder / REPORT, render_page(statistics, dropped, shown))
-    return statistics
+    page = render_page(statistics, dropped, [draw_sample(folder.root, name) for name in chosen])
+    for name, text in (("left_out.csv", table.getvalue()), (REPORT, page)):
+        write_atomically(folder.folder / name, partial(_write, text=text))
 
 
-def render_page(statistics: Statistics, dropped: Sequence[Outcome], samples: Sequence[Sample]) -> str:
-    """Render the page: one HTML file that needs nothing besides itself."""
+def _write(stream: BinaryIO, text: str) -> None:
+    stream.write(text.encode())
+
+
+def render_page(statistics: dict[str, Any], dropped: Sequence[Outcome], samples: Sequence[Sample]) -> str:
+    """Render the page as one HTML file without external resources."""
     examples: dict[str, list[str]] = {}
     for outcome in dropped:
         shown = examples.setdefault(str(outcome.reason), [])
@@ -120,13 +94,7 @@ def render_page(statistics: Statistics, dropped: Sequence[Outcome], samples: Seq
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts = (
-        ("Subjects per photo", statistics.subjects_per_record),
-        ("Words", statistics.words),
-        ("Shorter side of the records", statistics.sides),
-        ("Share of the image that a subject covers", statistics.areas),
-        ("Similarity of a subject with its phrase", statistics.similarities),
-    )
+    charts = [(title, statistics[name]) for name, title in _CHARTS.items()]
     page = environment.get_template("preparation.html.j2")
     return page.render(statistics=statistics, charts=charts, examples=examples, samples=samples)
 
@@ -137,27 +105,19 @@ def _frequent(names: Iterable[str]) -> dict[str, int]:
 
 
 def _binned(values: Iterable[float], edges: Sequence[float], unit: str, form: str = "{:g}") -> dict[str, int]:
-    """Count values between edges; the first edge belongs to the bin above it. Empty ends are left away."""
-    names = [f"< {form.format(edges[0])} {unit}"] if edges else []
-    names += [f"{form.format(a)} – {form.format(b)} {unit}" for a, b in pairwise(edges)]
-    names += [f"≥ {form.format(edges[-1])} {unit}"] if edges else []
-    counts = [0] * len(names)
-    for value in values:
-        counts[sum(value >= edge for edge in edges)] += 1
-    filled = [place for place, count in enumerate(counts) if count]
-    kept = range(filled[0], filled[-1] + 1) if filled else range(0)
-    return {names[place].strip(): counts[place] for place in kept}
+    """Count values between edges, without empty bins at the ends; an edge belongs to the bin above it."""
+    counts = Counter(sum(value >= edge for edge in edges) for value in values)
+    if not counts:
+        return {}
+    shown = [form.format(edge) for edge in edges]
+    names = [f"< {shown[0]}", *(f"{low} – {high}" for low, high in pairwise(shown)), f"≥ {shown[-1]}"]
+    return {f"{names[i]} {unit}".strip(): counts[i] for i in range(min(counts), max(counts) + 1)}
 
 
-def _tenths(made: Sequence[Outcome]) -> list[float]:
-    """Edges that divide the range of similarities into ten."""
-    values = [value for outcome in made for value in outcome.similarities]
+def _tenths(values: Sequence[float]) -> list[float]:
+    """Edges that divide the range of values into ten."""
     if not values:
         return []
     low, high = min(values), max(values)
     step = max((high - low) / 10, 0.01)
     return [low + step * number for number in range(1, 10)]
-
-
-def _write(file: Path, text: str) -> None:
-    write_atomically(file, lambda stream: stream.write(text.encode()))

@@ -1,44 +1,50 @@
-"""Preparation of photos as a prediction of Lightning, under any of its strategies."""
+"""Preparation of a folder of photos, as a prediction of Lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from fastcomposer.data.records import Record, RecordError, Segment
 from fastcomposer.preparation.interfaces import (
     Captioner,
     Match,
     Matcher,
+    NounPhrase,
     Photo,
     PhraseFinder,
     Segmentation,
     SegmentedPhoto,
     Segmenter,
 )
-from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, open_photo
-from fastcomposer.preparation.preparation_page import write_report
+from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, list_photos, open_photo
+from fastcomposer.preparation.preparation_page import REPORT, write_report
 from fastcomposer.preparation.record_store import LeftOut, Outcome, PreparedFolder
 from fastcomposer.prompt import MARKER
-from fastcomposer.utils.settings import differences, digest
 from fastcomposer.utils.stages import ResumableStage
 
 _READERS = 4
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
 class PhotoLimits:
-    """What counts.
+    """Which photos and segments are used.
 
     Attributes:
-        min_side: Photos whose shorter side has fewer pixels are left out.
-        max_side: Shorter sides above are reduced to this; ``None`` for none.
-        min_area: Segments that cover a smaller share of the image are no subjects.
+        min_side: Photos with a smaller shorter side, in pixels, are left out.
+        max_side: Larger shorter sides are reduced to this; ``None`` for no limit.
+        min_area: Segments that cover a smaller fraction of the image are not used.
         min_subjects: Photos with fewer subjects are left out; 0 keeps those without any.
-        test_share: Share of the records to hold out.
-        samples: Photos to show on the page.
+        test_share: Fraction of the records to hold out.
+        samples: Number of photos on the page.
 
     Raises:
         ValueError: If one is out of range, with its key.
@@ -65,40 +71,96 @@ class PhotoLimits:
                 raise ValueError(f"data.prepare.limits.{name}={getattr(self, name)}: must not be negative")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The four parts of the preparation, in the order of their work."""
+def prepare_photos(
+    root: str | Path,
+    source: str | Path | None,
+    captioner: Captioner,
+    segmenter: Segmenter,
+    phrases: PhraseFinder,
+    matcher: Matcher,
+    trainer: L.Trainer,
+    limits: PhotoLimits | None = None,
+    captions: str | Path | None = None,
+    batch_size: int = 8,
+    quality: int = 95,
+    restart: bool = False,
+) -> int:
+    """Make a data folder of photos: records, id lists, index, and a page of statistics.
+
+    Every photo becomes a record, or is listed in ``<root>/preparation/left_out.csv`` with the reason. Called
+    again, it processes what is missing, on any number of processes.
+
+    Args:
+        root: Data folder, created if missing.
+        source: Folder of the photos.
+        captioner: Captions the photos that have no caption yet.
+        segmenter: Divides photos into segments.
+        phrases: Finds the phrases that name subjects.
+        matcher: Matches phrases with segments.
+        trainer: Runs the preparation; its precision is that of the networks.
+        limits: Which photos and segments are used; ``None`` for the defaults.
+        captions: File of captions (:func:`~fastcomposer.preparation.photos.list_photos`).
+        batch_size: Photos that go through the networks together.
+        quality: JPEG quality of the records, 1 to 100.
+        restart: Delete the records that an earlier preparation of ``root`` made.
+
+    Returns:
+        Number of records that this call made, on the first process.
+
+    Raises:
+        FileNotFoundError: If the source, the captions or weights are missing.
+        ValueError: If a setting is out of range, or ``root`` was prepared with other settings.
+    """
+    if source is None:
+        raise ValueError("source: name the folder of the photos, as in source=photos/")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"data.prepare.quality={quality}: must lie between 1 and 100")
+    if batch_size < 1:
+        raise ValueError(f"data.prepare.batch_size={batch_size}: must be at least 1")
+    if trainer.precision not in _PRECISIONS:
+        raise ValueError(f"trainer.precision={trainer.precision}: must be one of {', '.join(_PRECISIONS)}")
+    limits = limits or PhotoLimits()
+    files = list_photos(source, captions, leave_out=Path(root))
+    parts = Parts(captioner, segmenter, phrases, matcher)
+    settings = {name: dict(part.settings) for name, part in parts._asdict().items()}
+    settings |= {name: getattr(limits, name) for name in ("min_side", "max_side", "min_area", "min_subjects")}
+    folder = PreparedFolder(root, {**settings, "precision": trainer.precision}, quality)
+    stage = PreparationStage(parts, folder, files, limits, batch_size)
+    if getattr(rank_zero_only, "rank", 0) == 0:  # before other processes start or wait
+        folder.open(restart)
+    trainer.predict(stage, return_predictions=False)
+    if trainer.is_global_zero:
+        left_out, page = len(files) - stage.records, folder.folder / REPORT
+        print(f"{len(files)} photos: {stage.records} are records, {left_out} are left out; see {page}")
+    return stage.made
+
+
+class Parts(NamedTuple):
+    """The four components, in the order of their work."""
 
     captioner: Captioner
     segmenter: Segmenter
     phrases: PhraseFinder
     matcher: Matcher
 
-    def settings(self) -> dict[str, Any]:
-        """All that decides what comes out of them."""
-        return {name: dict(getattr(self, name).settings) for name in self.__dataclass_fields__}
-
 
 @dataclass
 class _Work:
-    """A photo on its way."""
+    """A photo on its way to a record."""
 
     file: PhotoFile
     photo: Photo
     caption: str = ""
-    segmentation: Segmentation | None = None
-    scene: SegmentedPhoto | None = None
-    left_out: tuple[LeftOut, ...] = ()
 
 
 class PreparationStage(ResumableStage):
     """Makes records of photos.
 
     Args:
-        parts: What captions, segments, finds phrases and matches.
-        folder: Where to, opened.
+        parts: The four components.
+        folder: The data folder.
         files: All photos.
-        limits: What counts.
+        limits: Which photos and segments are used.
         batch_size: Photos that go through the networks together.
     """
 
@@ -110,76 +172,71 @@ class PreparationStage(ResumableStage):
         folder: PreparedFolder,
         files: Sequence[PhotoFile],
         limits: PhotoLimits,
-        batch_size: int = 8,
+        batch_size: int,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.prepare.batch_size={batch_size}: must be at least 1")
         self.parts, self.folder, self.files, self.limits = parts, folder, list(files), limits
         self.batch_size = batch_size
-        # Those that are modules become part of this one, which Lightning moves.
-        self.captioner, self.segmenter, self.matcher = parts.captioner, parts.segmenter, parts.matcher
         self.records, self.made = 0, 0
         self._missing: list[int] = []
 
     def setup(self, stage: str) -> None:
-        """Look up what is missing, and load weights if something is.
-
-        Raises:
-            ValueError: If this process would make other records than the first one.
-        """
-        photos = digest([[file.name, file.caption] for file in self.files])
-        own = {**self.folder.decides, "photos": photos}
-        changed = differences(self.trainer.strategy.broadcast(own), own)
-        if changed:
-            raise ValueError(f"process {self.global_rank} has other settings: {'; '.join(changed)}")
+        """Look up which photos are missing, and load weights if there are any."""
+        self.files = self.trainer.strategy.broadcast(self.files)  # tasks are indices into this list
         if self.trainer.is_global_zero:
-            places = range(len(self.files))
-            self._missing = [place for place in places if self.folder.outcome(self.files[place]) is None]
+            outcomes = enumerate(map(self.folder.outcome, self.files))
+            self._missing = [number for number, outcome in outcomes if outcome is None]
         if self.trainer.strategy.broadcast(len(self._missing)):
-            for part in (self.parts.captioner, self.parts.segmenter, self.parts.phrases, self.parts.matcher):
+            for part in self.parts:
                 part.load()
+            networks = (part.network for part in self.parts)
+            self.networks = nn.ModuleList(network for network in networks if isinstance(network, nn.Module))
 
     def missing_tasks(self) -> list[tuple[int, ...]]:
-        """Batches of photos that have come to no end yet."""
+        """Batches of photos without an outcome."""
         size = self.batch_size
         return [tuple(self._missing[i : i + size]) for i in range(0, len(self._missing), size)]
 
     def images_of(self, task: tuple[int, ...]) -> int:
-        """See :class:`ResumableStage`."""
+        """Number of photos of a batch."""
         return len(task)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
-        """Take a batch of photos all the way; returns how many."""
+        """Process a batch of photos; returns their number."""
         files = [self.files[number] for number in self.tasks[batch]]
         with ThreadPoolExecutor(_READERS) as pool:
             opened = list(pool.map(self._open, files))
-        works = [work for work in opened if work is not None]
-        works = self._described(self._captioned(works))
-        scenes = [work.scene for work in works if work.scene is not None]
-        for work, matches in zip(works, self.parts.matcher.match(scenes), strict=True):
-            self._write(work, matches)
+        works = self._captioned([work for work in opened if work is not None])
+        segmented = self._segmented(works)
+        works = [work for work, _ in segmented]
+        phrases = self.parts.phrases.find([work.caption for work in works]) if works else []
+        candidates = [
+            self._candidates(work.photo, segmentation, named)
+            for (work, segmentation), named in zip(segmented, phrases, strict=True)
+        ]
+        matched = self.parts.matcher.match([photo for photo, _ in candidates])
+        for work, (photo, left_out), matches in zip(works, candidates, matched, strict=True):
+            self._write(work, photo, left_out, matches)
         return len(files)
 
     def finish(self) -> None:
-        """Write id lists, index, the list of what was left out, and the page."""
+        """Write id lists, index, the list of photos that are left out, and the page."""
         outcomes = [self.folder.outcome(file) for file in self.files]
         unfinished = [f.name for f, outcome in zip(self.files, outcomes, strict=True) if outcome is None]
         if unfinished:
-            raise ValueError(f"{len(unfinished)} photos changed meanwhile ({unfinished[0]}): prepare again")
+            raise ValueError(
+                f"{len(unfinished)} photos changed during the preparation ({unfinished[0]}): prepare again"
+            )
         ends = [outcome for outcome in outcomes if outcome is not None]
         self.records = self.folder.write_lists(self.files, ends, self.limits.test_share)
-        self.made = sum(ends[place].reason is None for place in self._missing)
+        self.made = sum(ends[number].reason is None for number in self._missing)
         write_report(self.folder, self.files, ends, self.limits.samples)
-
-    # --- the way of a photo --------------------------------------------------------------------------------
 
     def _open(self, file: PhotoFile) -> _Work | None:
         try:
             if file.twin is not None:
-                raise UnusablePhotoError(
-                    "same name as another photo", f"{file.twin} would have the same record"
-                )
+                detail = f"{file.twin} would have the same record"
+                raise UnusablePhotoError("same name as another photo", detail)
             image = open_photo(file, self.limits.min_side, self.limits.max_side)
         except UnusablePhotoError as error:
             self._leave_out(file, error)
@@ -187,70 +244,65 @@ class PreparationStage(ResumableStage):
         return _Work(file, Photo(file.photo_id, file.path, image))
 
     def _captioned(self, works: Sequence[_Work]) -> list[_Work]:
-        """Give captions: those that somebody wrote, or the captioner's."""
+        """Caption photos: from the captions file or a ``.txt`` file, else by the captioner."""
         asked = [work for work in works if work.file.caption is None]
         made = self.parts.captioner.caption([work.photo for work in asked]) if asked else []
-        by_id = {work.photo.photo_id: caption for work, caption in zip(asked, made, strict=True)}
+        captions = {work.file.name: caption for work, caption in zip(asked, made, strict=True)}
         kept = []
         for work in works:
-            caption = work.file.caption or by_id.get(work.photo.photo_id)
-            if not caption:
+            work.caption = work.file.caption or captions.get(work.file.name) or ""
+            if not work.caption:
                 self._leave_out(work.file, UnusablePhotoError("no caption"), work)
-            elif MARKER in caption:
-                self._leave_out(work.file, UnusablePhotoError("marker in the caption", caption), work)
+            elif MARKER in work.caption:
+                self._leave_out(work.file, UnusablePhotoError("marker in the caption", work.caption), work)
             else:
-                work.caption = caption
                 kept.append(work)
         return kept
 
-    def _described(self, works: Sequence[_Work]) -> list[_Work]:
-        """Find segments and phrases, and say which may go together."""
-        found = zip(works, self._segmentations(works), strict=True)
-        works = [replace(work, segmentation=entry) for work, entry in found if entry is not None]
-        phrases = self.parts.phrases.find([work.caption for work in works]) if works else []
-        for work, named in zip(works, phrases, strict=True):
-            assert work.segmentation is not None
-            labels = {phrase.label for phrase in named}
-            regions, left_out = [], []
-            for region in work.segmentation.regions:
-                if region.label not in labels:
-                    left_out.append(LeftOut("segment", region.label, "not named in the caption"))
-                elif work.segmentation.areas[region.id] < self.limits.min_area:
-                    left_out.append(LeftOut("segment", region.label, "too small"))
-                else:
-                    regions.append(region)
-            work.scene = SegmentedPhoto(work.photo, work.segmentation, tuple(regions), named)
-            work.left_out = tuple(left_out)
-        return works
-
-    def _segmentations(self, works: Sequence[_Work]) -> list[Segmentation | None]:
-        """Segments of each photo; ``None`` where there can be none, which is then listed."""
+    def _segmented(self, works: Sequence[_Work]) -> list[tuple[_Work, Segmentation]]:
+        """Segment photos; a batch with an unusable photo is repeated one by one."""
         if not works:
             return []
         try:
-            return list(self.parts.segmenter.segment([work.photo for work in works]))
+            return list(zip(works, self.parts.segmenter.segment([work.photo for work in works]), strict=True))
         except UnusablePhotoError as error:
             if len(works) == 1:
                 self._leave_out(works[0].file, error, works[0])
-                return [None]
-        return [entry for work in works for entry in self._segmentations([work])]
+                return []
+        return [entry for work in works for entry in self._segmented([work])]
 
-    def _write(self, work: _Work, matches: Sequence[Match]) -> None:
-        """Bring a photo to its end: a record, or the list."""
-        assert work.scene is not None
-        scene, segmentation = work.scene, work.scene.segmentation
-        pairs = [(scene.phrases[m.phrase], scene.regions[m.region], m.similarity) for m in matches]
-        named = {match.phrase for match in matches}
-        shown = {match.region for match in matches}
-        left_out = (
-            *work.left_out,
-            *(
-                LeftOut("segment", r.label, "no phrase")
-                for i, r in enumerate(scene.regions)
-                if i not in shown
-            ),
-            *(LeftOut("phrase", p.text, "no segment") for i, p in enumerate(scene.phrases) if i not in named),
-        )
+    def _candidates(
+        self, photo: Photo, segmentation: Segmentation, phrases: tuple[NounPhrase, ...]
+    ) -> tuple[SegmentedPhoto, list[LeftOut]]:
+        """Select the segments that a phrase may name."""
+        labels = {phrase.label for phrase in phrases}
+        regions, left_out = [], []
+        for region in segmentation.regions:
+            if region.label not in labels:
+                left_out.append(LeftOut("segment", region.label, "not named in the caption"))
+            elif segmentation.areas[region.id] < self.limits.min_area:
+                left_out.append(LeftOut("segment", region.label, "too small"))
+            else:
+                regions.append(region)
+        return SegmentedPhoto(photo, segmentation, tuple(regions), phrases), left_out
+
+    def _write(
+        self, work: _Work, photo: SegmentedPhoto, left_out: list[LeftOut], matches: Sequence[Match]
+    ) -> None:
+        """Write a record, or list the photo as left out."""
+        segmentation = photo.segmentation
+        pairs = [(photo.phrases[m.phrase], photo.regions[m.region], m.similarity) for m in matches]
+        phrases, regions = {match.phrase for match in matches}, {match.region for match in matches}
+        left_out += [
+            LeftOut("segment", region.label, "no phrase")
+            for number, region in enumerate(photo.regions)
+            if number not in regions
+        ]
+        left_out += [
+            LeftOut("phrase", phrase.text, "no segment")
+            for number, phrase in enumerate(photo.phrases)
+            if number not in phrases
+        ]
         outcome = Outcome(
             work.file.name,
             work.file.fingerprint,
@@ -258,7 +310,7 @@ class PreparationStage(ResumableStage):
             words=tuple(phrase.word for phrase, _, _ in pairs),
             areas=tuple(round(segmentation.areas[region.id], 4) for _, region, _ in pairs),
             similarities=tuple(round(similarity, 4) for _, _, similarity in pairs),
-            left_out=left_out,
+            left_out=tuple(left_out),
         )
         segments = tuple(
             Segment(region.id, segmentation.box(region.id), phrase.end, region.label)
@@ -266,23 +318,24 @@ class PreparationStage(ResumableStage):
         )
         try:
             if len(pairs) < self.limits.min_subjects:
-                raise UnusablePhotoError(self._why_none(scene, len(pairs)), work.caption)
+                raise UnusablePhotoError(_reason(photo, len(pairs)), work.caption)
             record = Record(work.file.photo_id, work.caption, segments)
             self.folder.write_subjects(work.file, record, work.photo.image, segmentation.segment_map, outcome)
         except (UnusablePhotoError, RecordError) as error:
             if isinstance(error, RecordError):
                 error = UnusablePhotoError("no valid record", str(error))
-            listed = replace(outcome, reason=error.reason, detail=error.detail)
-            self.folder.write_left_out(work.file, listed)
-
-    def _why_none(self, scene: SegmentedPhoto, subjects: int) -> str:
-        if not scene.phrases:
-            return "no subject named in the caption"
-        if not scene.regions:
-            return "no segment of a subject"
-        return "phrases and segments do not match" if not subjects else "too few subjects"
+            self.folder.write_left_out(work.file, replace(outcome, reason=error.reason, detail=error.detail))
 
     def _leave_out(self, file: PhotoFile, error: UnusablePhotoError, work: _Work | None = None) -> None:
         size = (0, 0) if work is None else work.photo.image.size
         outcome = Outcome(file.name, file.fingerprint, size, error.reason, error.detail)
         self.folder.write_left_out(file, outcome)
+
+
+def _reason(photo: SegmentedPhoto, subjects: int) -> str:
+    """Why a photo has too few subjects."""
+    if not photo.phrases:
+        return "no subject named in the caption"
+    if not photo.regions:
+        return "no segment of a subject"
+    return "too few subjects" if subjects else "phrases and segments do not match"

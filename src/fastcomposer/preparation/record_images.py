@@ -1,11 +1,11 @@
-"""Records to look at: the photo with its subjects' masks laid over it, and the caption in their colours."""
+"""Images of records: the photo with its subjects' masks, and the caption in their colours."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,28 +17,15 @@ _STRENGTH = 0.45
 _SIDE = 320  # pixels of the longer side on the page
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a caption.
-
-    Attributes:
-        text: The part.
-        color: ``#rrggbb`` of the subject that its last word names; ``None`` for none.
-    """
+class Piece(NamedTuple):
+    """A part of a caption; ``color`` is ``#rrggbb`` of the subject that its last word names."""
 
     text: str
     color: str | None
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A record on the page.
-
-    Attributes:
-        name: Id of the record.
-        source: Image as a ``data:`` address.
-        caption: The caption in pieces.
-    """
+class Sample(NamedTuple):
+    """A record on the page: its id, its image as a ``data:`` address, and its caption."""
 
     name: str
     source: str
@@ -46,12 +33,7 @@ class Sample:
 
 
 def draw_sample(root: Path, record_id: str) -> Sample:
-    """Draw a record.
-
-    Args:
-        root: Data folder.
-        record_id: The record.
-    """
+    """Draw the masks and boxes of a record's subjects on its image."""
     loaded = read_record(root, record_id)
     subjects = sorted(loaded.record.segments, key=lambda segment: segment.end)
     pixels = loaded.image.astype(np.float32)
@@ -73,12 +55,7 @@ def draw_sample(root: Path, record_id: str) -> Sample:
 
 
 def color_words(caption: str, ends: list[int]) -> tuple[Piece, ...]:
-    """Divide a caption so that the word before each offset is a piece in its subject's colour.
-
-    Args:
-        caption: The caption.
-        ends: Offsets just after each subject's word, ascending.
-    """
+    """Divide a caption so that the word before each of the ascending offsets has its subject's colour."""
     pieces, done = [], 0
     for number, end in enumerate(ends):
         start = max(caption.rfind(" ", 0, end) + 1, done)

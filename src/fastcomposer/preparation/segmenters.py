@@ -1,70 +1,64 @@
-"""Segments: from a network, or from maps that are there already."""
+"""Segments by a network, or from existing segment maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from fastcomposer.preparation.interfaces import Photo, Region, Segmentation
+from fastcomposer.preparation.interfaces import (
+    Photo,
+    Region,
+    Segmentation,
+    Segmenter,
+    check_fractions,
+    load_with_processor,
+)
 from fastcomposer.preparation.photos import UnusablePhotoError
-from fastcomposer.preparation.pretrained_networks import load_with_processor
-from fastcomposer.utils.settings import base_fingerprint
 
-# Networks that answer with logits of classes and of masks for each query.
+# Networks that predict logits of classes and of masks for each query.
 KINDS = ("mask2former", "maskformer")
 # transformers gives every Swin a final norm. The backbone does not use it, and released files lack it.
 _UNUSED = frozenset(f"model.pixel_level_module.encoder.swin.layernorm.{name}" for name in ("weight", "bias"))
 
 
-class PretrainedSegmenter(nn.Module):
+@dataclass
+class PretrainedSegmenter(Segmenter):
     """Mask2Former or MaskFormer, trained for panoptic or for instance segmentation.
 
-    A pixel belongs to the segment whose mask, weighted by its class, is likeliest there, or to none. Nothing
-    is fused: every person is a segment of their own.
+    A pixel belongs to the segment whose mask, weighted by its class, has the highest probability there, or
+    to none. Segments are not fused: every person is a segment of their own.
 
     Args:
         model: Folder or hub id.
-        threshold: A segment's class must be likelier than this.
-        mask_threshold: Least probability with which a pixel belongs to a segment.
-        overlap: Least share of a mask that must not be hidden by others.
+        threshold: Minimum probability of a segment's class, exclusive.
+        mask_threshold: Minimum probability with which a pixel belongs to a segment.
+        overlap: Minimum fraction of a mask that other segments do not hide.
 
     Raises:
-        ValueError: If a probability or the share is outside [0, 1].
+        ValueError: If a probability or the fraction is outside [0, 1].
     """
 
-    def __init__(
-        self, model: str, threshold: float = 0.8, mask_threshold: float = 0.5, overlap: float = 0.8
-    ) -> None:
-        super().__init__()
-        for name, value in (
-            ("threshold", threshold),
-            ("mask_threshold", mask_threshold),
-            ("overlap", overlap),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"data.segmenter.{name}={value}: must lie between 0 and 1")
-        self.model = model
-        self.threshold, self.mask_threshold, self.overlap = threshold, mask_threshold, overlap
-        self.network: Any = None
+    choice = "pretrained"
+    model: str
+    threshold: float = 0.8
+    mask_threshold: float = 0.5
+    overlap: float = 0.8
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See :class:`~fastcomposer.preparation.interfaces.Component`."""
-        return {
-            "segmenter": "pretrained",
-            "model": base_fingerprint(self.model, parts=("",)),
-            "threshold": self.threshold,
-            "mask_threshold": self.mask_threshold,
-            "overlap": self.overlap,
-        }
+    def __post_init__(self) -> None:
+        check_fractions(
+            "data.segmenter",
+            threshold=self.threshold,
+            mask_threshold=self.mask_threshold,
+            overlap=self.overlap,
+        )
 
     def load(self) -> None:
-        """Read the weights.
+        """Load the weights.
 
         Raises:
             FileNotFoundError: If there is no such model.
@@ -82,31 +76,29 @@ class PretrainedSegmenter(nn.Module):
 
     @torch.no_grad()
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
-        """Segment photos.
+        """Segment photos; the segments of a photo do not depend on the rest of the batch.
 
-        What is found in a photo does not depend on the others. The processor pads a batch to one size, and
-        these networks take the padding for a part of the photo, so it is cut off again, and photos of one
-        size go through the network together.
+        The processor pads a batch to one size, and these networks take the padding for a part of the photo.
+        So it is cut off, and photos of one size go through the network together.
         """
         inputs = self._processor(images=[photo.image for photo in photos], return_tensors="pt")
         by_size: dict[tuple[int, int], list[int]] = {}
         for number, mask in enumerate(inputs["pixel_mask"].bool()):
-            size = int(mask.any(1).sum()), int(mask.any(0).sum())
-            by_size.setdefault(size, []).append(number)
+            by_size.setdefault((int(mask.any(1).sum()), int(mask.any(0).sum())), []).append(number)
         found: dict[int, Segmentation] = {}
         for (height, width), numbers in by_size.items():
             pixels = inputs["pixel_values"][numbers, :, :height, :width]
             outputs = self.network(pixel_values=pixels.to(self.network.device))
-            logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
-            for number, (classes, masks) in zip(numbers, logits, strict=True):
+            logits = zip(numbers, outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
+            for number, classes, masks in logits:
                 found[number] = self._segmentation(classes.float(), masks.float(), photos[number])
         return [found[number] for number in range(len(photos))]
 
     def _segmentation(self, classes: Tensor, masks: Tensor, photo: Photo) -> Segmentation:
-        """Divide a photo among the queries that found something.
+        """Assign pixels to the queries that found something.
 
-        The post-processing of transformers gives every pixel to the likeliest mask, however unlikely it is:
-        where the background fails the ``threshold``, a person floods the photo.
+        The post-processing of transformers gives every pixel to the most probable mask, however low its
+        probability: where the background fails ``threshold``, a person covers the photo.
 
         Args:
             classes: (Q, C + 1) logits; the last class is nothing.
@@ -121,33 +113,26 @@ class PretrainedSegmenter(nn.Module):
         if not kept.any():
             return Segmentation(segment_map, ())
         probabilities = functional.interpolate(masks[kept][None], size, mode="bilinear")[0].sigmoid()
-        likeliest = (probabilities * scores[kept, None, None]).argmax(0)
+        winner = (probabilities * scores[kept, None, None]).argmax(0)
         for query, label in enumerate(labels[kept].tolist()):
             mask = probabilities[query] >= self.mask_threshold
-            seen = mask & (likeliest == query)
+            seen = mask & (winner == query)
             if seen.any() and seen.sum() >= self.overlap * mask.sum():
                 regions.append(Region(len(regions) + 1, self.network.config.id2label[label]))
                 segment_map[seen.cpu().numpy()] = regions[-1].id
         return Segmentation(segment_map, tuple(regions))
 
 
-class SegmentMaps:
-    """Takes segments from maps beside the photos: 2-D ``.npy`` files of integers, 0 for no segment.
+@dataclass
+class SegmentMaps(Segmenter):
+    """Reads segment maps beside the photos: 2-D ``.npy`` files of integers, 0 for no segment.
 
     Args:
         label: Label of all segments.
     """
 
-    def __init__(self, label: str = "person") -> None:
-        self.label = label
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See :class:`~fastcomposer.preparation.interfaces.Component`."""
-        return {"segmenter": "maps", "label": self.label}
-
-    def load(self) -> None:
-        """Nothing to read."""
+    choice = "maps"
+    label: str = "person"
 
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
         """Read the map of each photo.
