@@ -41,7 +41,7 @@ def studio() -> Studio:
 
 @pytest.fixture(scope="session")
 def order(examples: list[Example]) -> Callable[..., Order]:
-    """Somebody's wish: two people on the beach, but for what is given."""
+    """A request: two people on the beach, with the given changes."""
 
     def make(**changes: Any) -> Order:
         people = tuple((read_reference(file, PageLimits()),) for file in examples[0].references)

@@ -47,7 +47,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The command with two sampling steps, one drawing at a time."""
+    """The command with two sampling steps, one request at a time."""
     folder, temporary = tmp_path_factory.mktemp("called"), tmp_path_factory.mktemp("temporary")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -112,7 +112,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Any]:
         page.on("request", see)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(served.address)
-        expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible(timeout=PATIENCE)
         return page
 
     yield open_
@@ -130,7 +130,7 @@ def people(page: Page) -> Any:
     return page.locator("#fc-people img")
 
 
-def drawn(page: Page) -> Any:
+def generated(page: Page) -> Any:
     return page.locator("#fc-gallery img")
 
 
@@ -143,7 +143,7 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
     upload(page, *examples[0].references)
     expect(people(page)).to_have_count(2, timeout=PATIENCE)
     notice = page.locator("#fc-notice")
-    expect(notice).to_contain_text("Write what the image should show", timeout=PATIENCE)
+    expect(notice).to_contain_text("Write a prompt", timeout=PATIENCE)
     page.locator("#fc-prompt textarea").fill("a man and a woman on the beach")
     expect(notice).to_contain_text("There are images of 2 people, but no word is marked", timeout=PATIENCE)
     words = page.locator("#fc-words")
@@ -154,16 +154,16 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
     expect(words.get_by_role("button", name="woman, person 2")).to_be_focused(timeout=PATIENCE)
     expect(notice).not_to_be_visible(timeout=PATIENCE)
 
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(generated(page)).to_have_count(2, timeout=PATIENCE)
     expect(page.locator("#fc-looks img")).to_have_count(2, timeout=PATIENCE)
     with page.expect_download() as download:
         page.locator("#fc-save").click()
     file = tmp_path / download.value.suggested_filename
     download.value.save_as(file)
-    facts: Any = read_metadata(file)
+    metadata: Any = read_metadata(file)
     assert file.name == "a_man_and_a_woman_on_the_beach_42.png"
-    assert (facts["prompt"], facts["seed"], facts["alpha"]) == (PROMPT, 42, 0.8)
+    assert (metadata["prompt"], metadata["seed"], metadata["alpha"]) == (PROMPT, 42, 0.8)
     with Image.open(file) as image:
         assert image.size == (64, 64)
 
@@ -171,7 +171,7 @@ def test_two_people_from_upload_to_file(open_page: Any, examples: list[Example],
     expect(page.locator("#fc-strip img")).to_have_count(5, timeout=PATIENCE)
     page.locator("#fc-strip button").nth(1).click()
     expect(page.get_by_label("number input for α")).to_have_value("0.4", timeout=PATIENCE)
-    expect(drawn(page)).to_have_count(1, timeout=PATIENCE)
+    expect(generated(page)).to_have_count(1, timeout=PATIENCE)
 
 
 def test_people_are_moved_and_removed(open_page: Any, examples: list[Example]) -> None:
@@ -187,33 +187,38 @@ def test_people_are_moved_and_removed(open_page: Any, examples: list[Example]) -
     expect(page.locator("#fc-notice")).to_contain_text(
         "2 words are marked, but there are images of one person"
     )
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("2 words are marked", timeout=PATIENCE)
 
 
-def test_several_images_are_of_one_person(open_page: Any, examples: list[Example], tmp_path: Path) -> None:
+def test_several_images_of_a_person_on_a_phone(
+    open_page: Any, examples: list[Example], tmp_path: Path
+) -> None:
     page = open_page(width=390)
     upload(page, *examples[2].references, examples[1].references[0])
     page.locator("#fc-prompt textarea").fill("a man <|image|> and a woman <|image|> on the beach")
-    expect(page.locator("#fc-notice")).to_contain_text("say so below them", timeout=PATIENCE)
-    page.get_by_role("button", name="Person 2 is the same as person 1").click()
+    expect(page.locator("#fc-notice")).to_contain_text("click “Same as” below them", timeout=PATIENCE)
+    page.get_by_role("button", name="Merge person 2 with person 1").click()
     expect(page.locator("#fc-people li")).to_have_count(2, timeout=PATIENCE)
     expect(people(page)).to_have_count(3)
     expect(page.get_by_alt_text("Person 1: ")).to_have_count(2)
     expect(page.locator("#fc-notice")).not_to_be_visible(timeout=PATIENCE)
     assert not scrolls_sideways(page)
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(generated(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Compare α").click()
+    expect(page.locator("#fc-strip img")).to_have_count(5, timeout=PATIENCE)
+    assert not scrolls_sideways(page)
     with page.expect_download() as download:
         page.locator("#fc-save").click()
     download.value.save_as(tmp_path / "two.png")
-    facts: Any = read_metadata(tmp_path / "two.png")
-    assert [len(digests) for digests in facts["reference_digests"]] == [2, 1]
-    page.get_by_role("button", name="The images of person 1 are of several people").click()
+    metadata: Any = read_metadata(tmp_path / "two.png")
+    assert [len(digests) for digests in metadata["reference_digests"]] == [2, 1]
+    page.get_by_role("button", name="Separate the images of person 1").click()
     expect(page.locator("#fc-people li")).to_have_count(3, timeout=PATIENCE)
 
 
-def test_what_is_no_image_or_too_large_is_refused(open_page: Any, tmp_path: Path) -> None:
+def test_other_and_large_files_are_refused(open_page: Any, tmp_path: Path) -> None:
     page = open_page()
     Image.effect_noise((700, 700), 90).save(tmp_path / "large.png")
     assert 300_000 < (tmp_path / "large.png").stat().st_size < 1_200_000
@@ -234,42 +239,30 @@ def test_what_is_no_image_or_too_large_is_refused(open_page: Any, tmp_path: Path
     expect(people(page)).to_have_count(0)
 
 
-def test_a_drawing_is_stopped(open_page: Any, examples: list[Example]) -> None:
+def test_a_request_is_stopped(open_page: Any, examples: list[Example]) -> None:
     page = open_page()
     page.get_by_role("button", name=examples[1].name).click()
     expect(people(page)).to_have_count(1, timeout=PATIENCE)
     page.get_by_role("button", name="More").click()
     page.get_by_label("number input for Steps").fill("100")
     page.get_by_label("number input for Steps").press("Enter")
-    other = open_page(width=390)  # all is ready before, since nobody waits for what is drawn already
+    other = open_page(width=390)  # all is ready before, because generating takes little time
     other.get_by_role("button", name=examples[1].name).click()
     expect(people(other)).to_have_count(1, timeout=PATIENCE)
     page.get_by_role("button", name="Compare α").click()
     stop = page.get_by_role("button", name="Stop")
     expect(page.locator("#fc-progress")).to_contain_text("of 380 steps", timeout=PATIENCE)
-    other.get_by_role("button", name="Draw", exact=True).click()  # somebody else has to wait
-    expect(other.locator("#fc-progress")).to_contain_text("Waiting for its turn", timeout=PATIENCE)
+    other.get_by_role("button", name="Generate", exact=True).click()  # another user has to wait
+    expect(other.locator("#fc-progress")).to_contain_text("Waiting in the queue", timeout=PATIENCE)
     stop.click()
-    expect(drawn(other)).to_have_count(2, timeout=PATIENCE)
+    expect(generated(other)).to_have_count(2, timeout=PATIENCE)
     expect(stop).not_to_be_visible(timeout=PATIENCE)
     expect(page.locator("#fc-progress progress")).not_to_be_visible()
     page.get_by_label("number input for Steps").fill("1")
     page.get_by_label("number input for Steps").press("Enter")
-    page.get_by_role("button", name="Draw", exact=True).click()  # the next one has its turn
-    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
+    page.get_by_role("button", name="Generate", exact=True).click()  # the next one has its turn
+    expect(generated(page)).to_have_count(2, timeout=PATIENCE)
     expect(page.locator("#fc-strip")).not_to_be_visible()
-
-
-def test_a_phone_shows_everything(open_page: Any, examples: list[Example]) -> None:
-    page = open_page(width=390)
-    assert not scrolls_sideways(page)
-    page.get_by_role("button", name=examples[0].name).click()
-    expect(people(page)).to_have_count(2, timeout=PATIENCE)
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(drawn(page)).to_have_count(2, timeout=PATIENCE)
-    page.get_by_role("button", name="Compare α").click()
-    expect(page.locator("#fc-strip img")).to_have_count(5, timeout=PATIENCE)
-    assert not scrolls_sideways(page)
 
 
 def test_a_photo_is_taken(open_page: Any) -> None:

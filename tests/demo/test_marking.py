@@ -1,4 +1,4 @@
-"""Words of a prompt, their marks, and what people are told of them."""
+"""Words of a prompt, their marks, and the advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastcomposer.prompt import MARKER
 TWO = f"a man {MARKER} and a woman {MARKER} on the beach"
 
 
-def test_words_know_their_place_and_person() -> None:
+def test_words_have_offsets_and_subjects() -> None:
     words = words_of(f"Ann's man {MARKER}, a well-known woman{MARKER}!")
     assert [word.text for word in words] == ["Ann's", "man", "a", "well-known", "woman"]
     assert [word.subject for word in words] == [None, 1, None, None, 2]
@@ -31,7 +31,7 @@ def test_a_click_marks_and_another_unmarks() -> None:
 def test_marking_keeps_what_stands_around() -> None:
     assert toggle_marker("the old man, smiling.", 2) == f"the old man {MARKER}, smiling."
     assert toggle_marker("Zoë 和 a man", 0) == f"Zoë {MARKER} 和 a man"
-    # A marker after no word is gone once somebody marks one.
+    # Marking a word removes a marker that follows no word.
     assert toggle_marker(f"{MARKER} a man, {MARKER} smiling", 1) == f" a man {MARKER}, smiling"
 
 
@@ -45,14 +45,14 @@ def test_subject_words_come_in_order() -> None:
     [
         (TWO, 2, None),
         ("a beach", 0, None),
-        (" ", 0, "Write what the image should show."),
+        (" ", 0, "Write a prompt."),
         (
             TWO,
             1,
             "2 words are marked, but there are images of one person. "
-            "Add one of the second person, or unmark a word.",
+            "Add the second person, or unmark a word.",
         ),
-        (TWO, 0, "2 words are marked, but there is no image. Add one of the first and the second person"),
+        (TWO, 0, "2 words are marked, but there is no image. Add the first and the second person"),
         (
             "a man",
             1,
@@ -65,11 +65,15 @@ def test_subject_words_come_in_order() -> None:
             "There are images of 3 people, but 2 words are marked. "
             "Click the word that names the third person, or remove an image. If images show the same",
         ),
-        (f"{MARKER} a man", 1, f"A marker {MARKER} stands after no word."),
-        (TWO + f", a man {MARKER} and a boy {MARKER}", 2, "At most 3 people fit into one image here."),
-        (TWO, 4, "At most 3 people fit into one image here. Say which images are of the same person"),
+        (f"{MARKER} a man", 1, f"A marker {MARKER} follows no word."),
+        (
+            TWO + f", a man {MARKER} and a boy {MARKER}",
+            2,
+            "This model takes at most 3 people. Unmark a word.",
+        ),
+        (TWO, 4, "This model takes at most 3 people. Remove a person. If images show the same person"),
     ],
 )
-def test_people_are_told_what_to_do(prompt: str, depicted: int, words: str | None) -> None:
-    told = advice(prompt, depicted, most=3)
-    assert told == words if words is None else told is not None and told.startswith(words)
+def test_advice_names_what_is_missing(prompt: str, depicted: int, words: str | None) -> None:
+    found = advice(prompt, depicted, most=3)
+    assert found == words if words is None else found is not None and found.startswith(words)

@@ -1,4 +1,4 @@
-"""What the page answers, without a browser."""
+"""Handlers of the page, without a browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
-from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, told, told_on_the_way
+from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, errors_on_page
 from fastcomposer.demo.studio import Order, Studio
 from fastcomposer.demo.uploads import PageLimits, Person, Reference, read_reference
 from fastcomposer.utils.provenance import read_metadata
@@ -36,9 +36,7 @@ def event(**data: Any) -> gr.EventData:
     return gr.EventData(None, data)
 
 
-def test_images_are_added_in_order_and_refused_in_words(
-    page: Page, two: list[Person], tmp_path: Path
-) -> None:
+def test_images_are_added_in_order_or_refused(page: Page, two: list[Person], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (man,), (woman,) = two
     files = [str(man.file), str(tmp_path / "notes.txt"), str(woman.file)]
@@ -47,35 +45,20 @@ def test_images_are_added_in_order_and_refused_in_words(
     assert [[image.name for image in person] for person in people] == [[man.name], [woman.name]]
     assert "notes.txt cannot be read as an image" in refused
     assert chips == ""
-    assert "Write what the image should show" in notice
+    assert "Write a prompt" in notice
     assert cards.count("<li>") == 2
     assert page.take_photo(None, "", people)[2] == people
 
 
-def test_images_are_arranged(page: Page, two: list[Person]) -> None:
-    people, _, notice, cards = page.arrange("a man", two, event(act="right", place=0))
-    assert people == [two[1], two[0]]
-    assert cards.index(two[1][0].name) < cards.index(two[0][0].name)
-    assert "There are images of 2 people, but no word is marked" in notice
-    assert page.arrange("a man", two, event(act="remove", place=1))[0] == [two[0]]
-
-
 def test_images_of_the_same_person_are_one_card(page: Page, two: list[Person]) -> None:
-    together, _, notice, cards = page.arrange("a man <|image|>", two, event(act="join", place=1))
+    together, _, notice, cards = page.arrange("a man <|image|>", two, event(act="join", index=1))
     assert together == [(two[0][0], two[1][0])]
     assert (cards.count("<li>"), cards.count("<img")) == (1, 2)
     assert "<p" not in notice
-    apart, _, notice, cards = page.arrange("a man <|image|>", together, event(act="divide", place=0))
+    apart, _, notice, cards = page.arrange("a man <|image|>", together, event(act="divide", index=0))
     assert apart == two
     assert cards.count("<li>") == 2
-    assert "If images show the same person, say so below them" in notice
-
-
-def test_words_are_marked(page: Page, two: list[Person]) -> None:
-    prompt, chips, notice, _ = page.mark("a man", two[:1], event(act="mark", place=1))
-    assert prompt == "a man <|image|>"
-    assert 'aria-pressed="true" aria-label="man, person 1"' in chips
-    assert "<p" not in notice
+    assert "If images show the same person, click" in notice
 
 
 def test_what_people_type_is_escaped() -> None:
@@ -84,23 +67,21 @@ def test_what_people_type_is_escaped() -> None:
     assert "<img src=x" not in parts.cards([(evil,)])
 
 
-def test_drawing_tells_how_far_it_is_and_then_shows(
-    page: Page, two: list[Person], examples: list[Example]
-) -> None:
-    *on_the_way, last = page.draw(examples[0].prompt, two, *SETTINGS.values(), 0.5, 2)
+def test_progress_comes_before_images(page: Page, two: list[Person], examples: list[Example]) -> None:
+    *on_the_way, last = page.generate(examples[0].prompt, two, *SETTINGS.values(), 0.5, 2)
     assert all(answer[1:] == on_the_way[0][1:] and len(answer) == 2 + NUM_SHOWN for answer in on_the_way)
     assert all(" of 2 steps" in answer[0] for answer in on_the_way)
-    line, stop, placeholder, verdict, images, drawn, gallery, looking, looks, save = last
+    line, stop, placeholder, verdict, column, images, gallery, looking, looks, save = last
     assert (line, stop["visible"]) == ("", False)
-    assert (placeholder["visible"], images["visible"], looking["visible"]) == (False, True, True)
+    assert (placeholder["visible"], column["visible"], looking["visible"]) == (False, True, True)
     assert "<p" not in verdict
-    assert [one.seed for one in drawn] == [3, 4]
+    assert [one.seed for one in images] == [3, 4]
     assert [caption for _, caption in gallery["value"]] == ["seed 3 · α 0.5", "seed 4 · α 0.5"]
     assert [caption for _, caption in looks["value"]] == ["1 · man", "2 · woman"]
-    facts: Any = read_metadata(Path(save["value"]))
-    assert (facts["seed"], facts["alpha"]) == (3, 0.5)
+    metadata: Any = read_metadata(Path(save["value"]))
+    assert (metadata["seed"], metadata["alpha"]) == (3, 0.5)
     other: Any = read_metadata(
-        Path(page.choose(drawn, gr.SelectData(None, {"index": 1, "value": None}))[2]["value"])
+        Path(page.choose(images, gr.SelectData(None, {"index": 1, "value": None}))[2]["value"])
     )
     assert other["seed"] == 4
 
@@ -119,67 +100,57 @@ def test_a_comparison_gives_its_alpha(page: Page, two: list[Person], examples: l
     ("changes", "words"),
     [
         ({"prompt": "a man"}, "There are images of 2 people, but no word is marked"),
-        ({"seed": None}, "The seed is a whole number from 0"),
-        ({"seed": -1}, "The seed is a whole number from 0"),
-        ({"steps": 11}, "Steps: from 1 to 10"),
+        ({"seed": None}, "The seed must be an integer from 0"),
+        ({"seed": -1}, "The seed must be an integer from 0"),
+        ({"steps": 11}, "The number of steps must lie between 1 and 10"),
     ],
 )
-def test_wrong_orders_are_told_at_once(
+def test_invalid_requests_are_refused_before_the_queue(
     page: Page, two: list[Person], examples: list[Example], changes: dict[str, Any], words: str
 ) -> None:
     wanted = {"prompt": examples[0].prompt, "people": two, **SETTINGS}
-    assert "Waiting for its turn" in page.begin(*wanted.values())
-    with pytest.raises(ValueError, match=words):
+    assert "Waiting in the queue" in page.begin(*wanted.values())
+    with pytest.raises(gr.Error, match=words):
         page.begin(*{**wanted, **changes}.values())
 
 
-def test_images_that_are_gone_are_told(page: Page, two: list[Person], examples: list[Example]) -> None:
+def test_expired_images_are_refused(page: Page, two: list[Person], examples: list[Example]) -> None:
     gone = [(replace(two[0][0], file=Path("gone.png")),), two[1]]
-    with pytest.raises(ValueError, match="An image has been deleted meanwhile"):
+    with pytest.raises(ValueError, match="An uploaded image has expired"):
         page.order(examples[0].prompt, gone, **SETTINGS)
 
 
-def test_withheld_images_are_told_and_not_saved(page: Page, order: Callable[..., Order]) -> None:
+def test_blocked_images_are_not_saved(page: Page, order: Callable[..., Order]) -> None:
     from fastcomposer.demo.studio import GeneratedImage
 
     black = GeneratedImage(order(), Image.new("RGB", (64, 64)), 0.5, 1, withheld=True)
     _, verdict, _, _, _, looking, _, save = page.shown([black, replace(black, withheld=False)])
-    assert "The safety checker withheld 1 of 2" in verdict
+    assert "The safety checker blocked 1 of 2" in verdict
     assert (looking["visible"], save["visible"]) == (False, False)
 
 
-def test_who_leaves_ends_the_drawing(page: Page, two: list[Person], examples: list[Example]) -> None:
-    answers = page.draw(examples[0].prompt, two, *{**SETTINGS, "steps": 10}.values(), 0.5, 2)
+def test_closing_the_page_cancels_the_request(page: Page, two: list[Person], examples: list[Example]) -> None:
+    answers: Any = page.generate(examples[0].prompt, two, *{**SETTINGS, "steps": 10}.values(), 0.5, 2)
     next(answers)
     answers.close()  # as Gradio does
-    assert page.studio.draw(
+    assert page.studio.generate(
         page.order(examples[0].prompt, two, **SETTINGS), [1.0], 1, lambda done, total: None
     )
 
 
-def test_errors_are_words() -> None:
-    def wrong() -> None:
-        raise ValueError("The seed is odd.")
-
-    def broken() -> None:
-        raise KeyError("x")
-
-    def slow() -> Any:
-        yield 1
-        raise ValueError("It is late.")
-
-    with pytest.raises(gr.Error, match="The seed is odd"):
-        told(wrong)()
-    with pytest.raises(gr.Error, match="not with what you did"):
-        told(broken)()
-    with pytest.raises(gr.Error, match="It is late"):
-        list(told_on_the_way(slow)())
+def test_expected_errors_are_shown_and_others_logged() -> None:
+    for error, message in (
+        (ValueError("The seed is odd."), "The seed is odd"),
+        (KeyError("x"), "The page failed"),
+    ):
+        with pytest.raises(gr.Error, match=message), errors_on_page():
+            raise error
 
 
-def test_what_is_not_read_of_a_prompt_is_told_and_drawn_without(page: Page, two: list[Person]) -> None:
+def test_a_truncated_prompt_is_reported_and_used(page: Page, two: list[Person]) -> None:
     prompt = f"a man <|image|> and a woman <|image|> by the {'sea ' * 100}"
     _, notice, _ = page.state(prompt, two)
-    assert "This is longer than the model reads: it does not see “" in notice
-    assert "sea sea sea” and what follows." in notice
+    assert "The prompt is too long." in notice
+    assert "sea sea sea” on." in notice
     assert page.order(prompt, two, *SETTINGS.values()).prompt == prompt
     assert "There are images of 2 people" in page.state(f"a man {'sea ' * 100}", two)[1]  # this comes first

@@ -1,4 +1,4 @@
-"""Where the page is served."""
+"""The address of the page."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import pytest
 from fastcomposer.demo.server import Address
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        message = rf"server\.port={port} on 127\.0\.0\.1: Address already in use; choose another"
+        message = rf"server\.port={port} on 127\.0\.0\.1: Address already in use; set another"
         with pytest.raises(ValueError, match=message):
             Address(port=port).check()
     Address(port=port).check()
 
 
-def test_an_address_of_another_machine_is_told() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ValueError, match=r"server\.port=7860 on 192\.0\.2\.1: Cannot assign"):
         Address(host="192.0.2.1").check()
-    with pytest.raises(ValueError, match=r"server\.host=no such name: this machine knows no such address"):
+    with pytest.raises(ValueError, match=r"server\.host=no such name: not an address of this machine"):
         Address(host="no such name").check()
-    with pytest.raises(ValueError, match=r"server\.port=0: ports are numbers from 1 to 65535"):
+    with pytest.raises(ValueError, match=r"server\.port=0: must lie between 1 and 65535"):
         Address(port=0).check()

@@ -1,4 +1,4 @@
-"""Drawing for the page: the pipeline's own images, and files that say how they came about."""
+"""Images of the page: those of the pipeline, with their settings in the file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Make = Callable[..., Order]
 
 
 def ignore(done: int, total: int) -> None:
-    """Somebody who does not want to know."""
+    """Ignore progress."""
 
 
 def test_images_are_those_of_the_pipeline(studio: Studio, order: Make) -> None:
     wanted = order()
     alphas, calls = [0.0, 0.5, 1.0], []
-    drawn = studio.draw(wanted, alphas, 2, lambda done, total: calls.append((done, total)))
+    made = studio.generate(wanted, alphas, 2, lambda done, total: calls.append((done, total)))
     # All four steps of text alone; then two and four of their own.
     assert calls == [(i + 1, 10) for i in range(10)]
-    for alpha, images in zip(alphas, drawn, strict=True):
+    for alpha, images in zip(alphas, made, strict=True):
         expected = studio.pipeline(
             wanted.prompt,
             references=[[str(reference.file)] for (reference,) in wanted.references],
@@ -45,17 +45,15 @@ def test_images_are_those_of_the_pipeline(studio: Studio, order: Make) -> None:
             (5, alpha, False),
             (6, alpha, False),
         ]
-    assert drawn[0][0].attention is None
-    assert drawn[1][0].attention is not None
-    assert drawn[1][0].attention.shape == (2, 16, 16)
+    assert made[0][0].attention is None
+    assert made[1][0].attention is not None
+    assert made[1][0].attention.shape == (2, 16, 16)
 
 
-def test_several_images_of_a_person_are_drawn_from_together(
-    studio: Studio, order: Make, tmp_path: Path
-) -> None:
+def test_several_images_of_a_person_are_combined(studio: Studio, order: Make, tmp_path: Path) -> None:
     (man,), (woman,) = order().references
     wanted = order(prompt="a man <|image|> at home", references=((man, woman),), steps=2)
-    ((one,),) = studio.draw(wanted, [1.0], 1, ignore)
+    ((one,),) = studio.generate(wanted, [1.0], 1, ignore)
     expected = studio.pipeline(
         wanted.prompt,
         references=[[str(man.file), str(woman.file)]],
@@ -65,41 +63,48 @@ def test_several_images_of_a_person_are_drawn_from_together(
         generator=Generator().manual_seed(5),
     ).images[0]
     np.testing.assert_array_equal(np.asarray(one.image), np.asarray(expected))
-    ((alone,),) = studio.draw(order(prompt=wanted.prompt, references=((man,),), steps=2), [1.0], 1, ignore)
+    ((alone,),) = studio.generate(
+        order(prompt=wanted.prompt, references=((man,),), steps=2), [1.0], 1, ignore
+    )
     assert np.abs(np.asarray(alone.image, dtype=float) - np.asarray(expected)).max() > 8
     (tmp_path / "one.png").write_bytes(studio.png(one))
-    facts: Any = read_metadata(tmp_path / "one.png")
-    assert facts["reference_digests"] == [[man.digest, woman.digest]]
+    metadata: Any = read_metadata(tmp_path / "one.png")
+    assert metadata["reference_digests"] == [[man.digest, woman.digest]]
 
 
-def test_text_alone_is_drawn_too(studio: Studio, order: Make) -> None:
+def test_a_prompt_without_people(studio: Studio, order: Make) -> None:
     calls: list[tuple[int, int]] = []
     plain = order(prompt="a beach", references=(), steps=2)
-    ((one,),) = studio.draw(plain, [0.8], 1, lambda done, total: calls.append((done, total)))
+    ((one,),) = studio.generate(plain, [0.8], 1, lambda done, total: calls.append((done, total)))
     assert calls == [(1, 2), (2, 2)]
     assert one.attention is None
     assert overlays(one) == []
 
 
-def test_the_file_says_everything_but_who_it_is(studio: Studio, order: Make, tmp_path: Path) -> None:
+def test_the_file_holds_all_settings_but_no_people(studio: Studio, order: Make, tmp_path: Path) -> None:
     wanted = order(negative_prompt="snow", steps=2)
-    ((one,),) = studio.draw(wanted, [0.6], 1, ignore)
+    ((one,),) = studio.generate(wanted, [0.6], 1, ignore)
     file = tmp_path / file_name(one)
     assert file.name == "a_man_and_a_woman_on_the_beach_5.png"
     file.write_bytes(studio.png(one))
-    facts: Any = read_metadata(file)
-    assert facts["version"] == __version__
-    assert (facts["prompt"], facts["seed"], facts["alpha"], facts["num_images"]) == (wanted.prompt, 5, 0.6, 1)
-    assert facts["checkpoint"] == studio.settings["checkpoint"]
-    assert facts["model"] == studio.settings["model"]
+    metadata: Any = read_metadata(file)
+    assert metadata["version"] == __version__
+    assert (metadata["prompt"], metadata["seed"], metadata["alpha"], metadata["num_images"]) == (
+        wanted.prompt,
+        5,
+        0.6,
+        1,
+    )
+    assert metadata["checkpoint"] == studio.settings["checkpoint"]
+    assert metadata["model"] == studio.settings["model"]
     chosen = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "snow", "alpha": 0.6}
-    assert facts["sampler"] == {**chosen, "scheduler": None}
-    assert facts["reference_digests"] == [[reference.digest] for (reference,) in wanted.references]
-    assert wanted.references[0][0].name not in json.dumps(facts)
+    assert metadata["sampler"] == {**chosen, "scheduler": None}
+    assert metadata["reference_digests"] == [[reference.digest] for (reference,) in wanted.references]
+    assert wanted.references[0][0].name not in json.dumps(metadata)
     assert b"trainedAlgorithmicMedia" in file.read_bytes()
 
 
-def test_generate_draws_it_again(
+def test_the_command_generates_it_again(
     studio: Studio, order: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from command_line import called
@@ -108,7 +113,7 @@ def test_generate_draws_it_again(
 
     monkeypatch.chdir(tmp_path)
     wanted = order(negative_prompt="snow", steps=3)
-    ((one,),) = studio.draw(wanted, [0.6], 1, ignore)
+    ((one,),) = studio.generate(wanted, [0.6], 1, ignore)
     file = tmp_path / file_name(one)
     file.write_bytes(studio.png(one))
     status, _, err = called(generate, f"settings={file}", "output=again")
@@ -123,7 +128,7 @@ def test_generate_draws_it_again(
 
 
 def test_each_person_has_an_overlay(studio: Studio, order: Make) -> None:
-    ((one,),) = studio.draw(order(steps=2), [1.0], 1, ignore)
+    ((one,),) = studio.generate(order(steps=2), [1.0], 1, ignore)
     seen = overlays(one)
     assert [caption for _, caption in seen] == ["1 · man", "2 · woman"]
     assert {image.size for image, _ in seen} == {(384, 384)}
@@ -139,19 +144,18 @@ def test_a_safety_checker_stays_on(checked_pipeline: Path, studio: Studio, order
     checked = Studio(pipeline, {**studio.settings, "sampler": sampler})
     assert checked.checks_safety
     assert not studio.checks_safety  # the embedded base has none
-    ((one,),) = checked.draw(order(prompt="a man", references=(), steps=1), [0.0], 1, ignore)
+    ((one,),) = checked.generate(order(prompt="a man", references=(), steps=1), [0.0], 1, ignore)
     assert one.withheld
     assert np.asarray(one.image).max() == 0
 
 
-@pytest.mark.parametrize("error", [InterruptedError("gone")])
-def test_who_has_left_is_not_drawn_for(studio: Studio, order: Make, error: Exception) -> None:
+def test_a_cancelled_request_ends(studio: Studio, order: Make) -> None:
     def leave(done: int, total: int) -> None:
-        raise error
+        raise InterruptedError("gone")
 
     with pytest.raises(InterruptedError):
-        studio.draw(order(), [1.0], 1, leave)
-    assert len(studio.draw(order(steps=1), [1.0], 1, ignore)) == 1  # and the next one has their turn
+        studio.generate(order(), [1.0], 1, leave)
+    assert len(studio.generate(order(steps=1), [1.0], 1, ignore)) == 1  # the next one runs
 
 
 def test_the_end_of_a_long_prompt_is_not_read(studio: Studio) -> None:

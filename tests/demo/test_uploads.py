@@ -1,4 +1,4 @@
-"""What is taken as somebody's image, and what is not."""
+"""Which files are accepted as reference images."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_cut_and_empty_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedImageError, match="cannot be read"):
         read_reference(tmp_path / "cut.png", LIMITS)
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
-    with pytest.raises(RefusedImageError, match="transparent everywhere"):
+    with pytest.raises(RefusedImageError, match="fully transparent"):
         read_reference(tmp_path / "clear.png", LIMITS)
 
 
@@ -99,6 +99,6 @@ def test_images_of_the_same_person_are_joined_and_divided() -> None:
     assert joined(people, 1) == [(a, b), (c,)]
     assert joined(joined(people, 2), 1) == [(a, b, c)]
     assert divided([(c,), (a, b)], 1) == [(c,), (a,), (b,)]
-    for place in (-1, 0, 3):
-        assert joined(people, place) == people
+    for index in (-1, 0, 3):
+        assert joined(people, index) == people
     assert divided(people, 3) == people == [(a,), (b,), (c,)]

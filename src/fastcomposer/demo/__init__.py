@@ -1,1 +1,1 @@
-"""The page in the browser: what it decides, what it draws with, and how it looks."""
+"""The demo page in the browser."""

@@ -1,4 +1,4 @@
-"""Things to try on the page, with people whom nobody needs to ask."""
+"""Examples on the page, with rendered people."""
 
 from __future__ import annotations
 
@@ -22,25 +22,15 @@ _TRIES = (
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and who is in it.
+    """A prompt with its reference images."""
 
-    Attributes:
-        name: What it is called on the page.
-        prompt: Text with markers.
-        references: An image for each marker.
-    """
-
-    name: str
-    prompt: str
-    references: tuple[Path, ...]
+    name: str  # of its button
+    prompt: str  # with markers
+    references: tuple[Path, ...]  # one for each marker
 
 
 def held_out_examples(folder: str | Path) -> list[Example]:
-    """Render people of the mini world whom no model has seen.
-
-    Args:
-        folder: Where their images go; those that are there stay.
-    """
+    """Render held-out people of the mini world into a folder."""
     identities = held_out_identities()
     made = []
     for name, prompt, people in _TRIES:

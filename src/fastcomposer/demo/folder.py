@@ -1,4 +1,4 @@
-"""The folder of a page while it runs: it deletes what it made itself, and nothing else."""
+"""The temporary folder of a running page; nothing else is ever deleted."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "page-"
-"""How names of such folders begin."""
+"""Prefix of the names of such folders."""
 MARKER = ".fastcomposer-page"
-"""File inside that tells such a folder from others. It is locked for as long as the page runs."""
+"""File that identifies such a folder; locked while the page runs."""
 _FILES = "files"
 
 
 @contextlib.contextmanager
 def page_folder(output: Path) -> Iterator[Path]:
-    """Make a folder for the files of a page, and delete it at the end of the block.
+    """Create a folder in ``output`` for the files of a page, and delete it at the end of the block.
 
-    Folders that killed pages left in ``output`` are deleted first: directories, not links to some, whose name
-    begins with ``page-``, that hold the marker, and whose marker no process has locked. Links inside are
-    deleted as such.
-
-    Args:
-        output: Where the folder is made; made itself when missing.
+    Folders of killed pages are deleted first: directories (not links) whose name begins with ``page-`` and
+    whose marker no process has locked. Links inside are deleted, not followed.
 
     Yields:
         Absolute path of an empty folder inside the new one.
@@ -66,7 +62,7 @@ def _delete(folder: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the lock could be had; on a disk without locks it cannot, and leftovers stay."""
+    """Try to lock; on a disk without locks this fails, and old folders stay."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

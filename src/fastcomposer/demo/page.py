@@ -1,12 +1,13 @@
-"""The page: which part calls what, and where its answer goes."""
+"""Handlers of the page's events."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,233 +32,205 @@ from fastcomposer.demo.uploads import (
 STRIP = (0.0, 0.4, 0.6, 0.8, 1.0)
 """Values of α in the comparison."""
 NUM_SHOWN = 8
-"""Number of parts that :meth:`Page.shown` fills."""
+"""Number of outputs of :meth:`Page.shown`."""
 MOST_SEED = 2**31 - 1
 """Largest seed."""
-_LATEST = 0.1  # seconds between two looks at how far a drawing is
+_INTERVAL = 0.1  # seconds between two updates of the progress bar
 _log = logging.getLogger(__name__)
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Show what goes wrong in words; defects of ours go to the terminal."""
-
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except gr.Error:
-            raise
-        except Exception as error:
-            raise _shown(error) from None
-
-    return call
-
-
-def _shown(error: Exception) -> gr.Error:
-    if isinstance(error, ValueError | OSError):
-        return gr.Error(str(error), title="That does not work", duration=12, print_exception=False)
-    _log.exception("in the page", exc_info=error)
-    words = "Something is wrong with this page, not with what you did. Its terminal says what."
-    return gr.Error(words, title="Sorry", print_exception=False)
+@contextmanager
+def errors_on_page() -> Iterator[None]:
+    """Show expected errors on the page; log others in the terminal."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except (ValueError, OSError) as error:
+        raise gr.Error(str(error), title="Invalid input", duration=12, print_exception=False) from None
+    except Exception as error:
+        _log.exception("in the page", exc_info=error)
+        message = "The page failed. The terminal shows the error."
+        raise gr.Error(message, title="Internal error", print_exception=False) from None
 
 
 class Page:
-    """Answers what people do on the page.
+    """Handlers of the page's events; each returns the values of its outputs.
 
     Args:
-        studio: Draws.
-        limits: What is taken.
+        studio: Generates the images.
+        limits: Limits of the page.
     """
 
     def __init__(self, studio: Studio, limits: PageLimits) -> None:
         self.studio, self.limits = studio, limits
 
-    def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
-        """Words, advice and images, as they are shown."""
-        words = advice(prompt, len(people), self.studio.max_subjects) or too_long(self.studio.unread(prompt))
-        return parts.chips(prompt), parts.notice(words), parts.cards(people)
+    def _state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
+        message = advice(prompt, len(people), self.studio.max_subjects)
+        message = message or too_long(self.studio.unread(prompt))
+        return parts.chips(prompt), parts.notice(message), parts.cards(people)
 
+    @errors_on_page()
+    def state(self, prompt: str, people: list[Person]) -> tuple[str, str, str]:
+        """Show words, advice and people."""
+        return self._state(prompt, people)
+
+    @errors_on_page()
     def add(self, files: list[str] | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
-        """Take uploaded images as of a person each, and say of each one that is not taken why."""
+        """Add a person for each uploaded image, and show why others are refused."""
         added, refused = [*people], []
         for file in files or []:
             try:
                 added.append((read_reference(Path(file), self.limits),))
             except RefusedImageError as refusal:
                 refused.append(str(refusal))
-        return None, parts.notice(" ".join(refused) or None), added, *self.state(prompt, added)
+        return None, parts.notice(" ".join(refused) or None), added, *self._state(prompt, added)
 
     def take_photo(self, file: str | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
-        """Take an image from the camera."""
+        """Add an image from the camera."""
         return self.add(None if file is None else [file], prompt, people)
 
+    @errors_on_page()
     def arrange(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
-        """Move or remove a person, or say which images are of the same."""
-        place = int(event.place)
+        """Move, remove, merge or separate people."""
+        index = int(event.index)
         match str(event.act):
             case "remove":
-                people = [person for number, person in enumerate(people) if number != place]
+                people = [person for number, person in enumerate(people) if number != index]
             case "join":
-                people = joined(people, place)
+                people = joined(people, index)
             case "divide":
-                people = divided(people, place)
+                people = divided(people, index)
             case act:
-                people = moved(people, place, -1 if act == "left" else 1)
-        return people, *self.state(prompt, people)
+                people = moved(people, index, -1 if act == "left" else 1)
+        return people, *self._state(prompt, people)
 
+    @errors_on_page()
     def mark(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
-        """Mark a word, or take its mark away."""
-        prompt = toggle_marker(prompt, int(event.place))
-        return prompt, *self.state(prompt, people)
+        """Mark or unmark a word."""
+        prompt = toggle_marker(prompt, int(event.index))
+        return prompt, *self._state(prompt, people)
 
+    @errors_on_page()
     def try_example(self, example: Example) -> tuple[Any, ...]:
-        """Fill in a prompt and its images."""
+        """Fill in the prompt and the images of an example."""
         people = [(read_reference(file, self.limits),) for file in example.references]
-        return example.prompt, people, *self.state(example.prompt, people)
+        return example.prompt, people, *self._state(example.prompt, people)
 
     def order(
         self, prompt: str, people: list[Person], seed: Any, steps: Any, guidance: Any, negative: str
     ) -> Order:
-        """What is wanted, checked.
+        """Validate a request.
 
         Raises:
-            ValueError: If something is missing or out of range, in words for the person.
+            ValueError: If something is missing or out of range, with a message for the user.
         """
-        words = advice(prompt, len(people), self.studio.max_subjects)
-        if words is not None:
-            raise ValueError(words)
+        message = advice(prompt, len(people), self.studio.max_subjects)
+        if message is not None:
+            raise ValueError(message)
         if any(not reference.file.exists() for person in people for reference in person):
-            raise ValueError("An image has been deleted meanwhile. Add it again.")
+            raise ValueError("An uploaded image has expired. Add it again.")
         if seed is None or not 0 <= int(seed) <= MOST_SEED:
-            raise ValueError(f"The seed is a whole number from 0 to {MOST_SEED}.")
+            raise ValueError(f"The seed must be an integer from 0 to {MOST_SEED}.")
         if not 1 <= int(steps) <= self.limits.steps:
-            raise ValueError(f"Steps: from 1 to {self.limits.steps}.")
+            raise ValueError(f"The number of steps must lie between 1 and {self.limits.steps}.")
         return Order(prompt, tuple(people), int(seed), int(steps), float(guidance), negative.strip())
 
-    def begin(self, *wanted: Any) -> str:
-        """Check what is wanted at once, so that nobody waits for a refusal."""
-        self.order(*wanted)
+    @errors_on_page()
+    def begin(self, *request: Any) -> str:
+        """Validate a request before it waits in the queue."""
+        self.order(*request)
         return parts.WAITING
 
-    def draw(
-        self,
-        prompt: str,
-        people: list[Person],
-        seed: Any,
-        steps: Any,
-        guidance: Any,
-        negative: str,
-        alpha: float,
-        count: float,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Draw, and say how far it is."""
-        if not 1 <= int(count) <= self.limits.images:
-            raise ValueError(f"Images: from 1 to {self.limits.images}.")
-        order = self.order(prompt, people, seed, steps, guidance, negative)
-        for line, made in self._at_work(order, [float(alpha)], int(count)):
-            skipped = [gr.skip()] * NUM_SHOWN
-            yield (line, gr.update(visible=made is None), *(skipped if made is None else self.shown(made[0])))
+    def generate(self, *request: Any) -> Iterator[tuple[Any, ...]]:
+        """Generate images; takes the arguments of :meth:`order`, α and the number of images."""
+        with errors_on_page():
+            *wanted, alpha, count = request
+            if not 1 <= int(count) <= self.limits.images:
+                raise ValueError(f"The number of images must lie between 1 and {self.limits.images}.")
+            for line, made in self._progress(self.order(*wanted), [float(alpha)], int(count)):
+                shown = [gr.skip()] * NUM_SHOWN if made is None else self.shown(made[0])
+                yield line, gr.update(visible=made is None), *shown
 
-    def compare(
-        self, prompt: str, people: list[Person], seed: Any, steps: Any, guidance: Any, negative: str
-    ) -> Iterator[tuple[Any, ...]]:
-        """Draw one seed at several α, and say how far it is."""
-        order = self.order(prompt, people, seed, steps, guidance, negative)
-        for line, made in self._at_work(order, STRIP, 1):
-            if made is None:
-                yield line, gr.update(visible=True), *[gr.skip()] * 4
-                continue
-            strip = [images[0] for images in made]
-            shown = [(self._file(drawn), f"α {drawn.alpha:g}") for drawn in strip]
-            seen = gr.update(visible=False), gr.update(visible=True), strip, gr.update(value=shown)
-            yield line, gr.update(visible=False), *seen
+    def compare(self, *request: Any) -> Iterator[tuple[Any, ...]]:
+        """Generate one seed at several α; takes the arguments of :meth:`order`."""
+        with errors_on_page():
+            for line, made in self._progress(self.order(*request), STRIP, 1):
+                if made is None:
+                    yield line, gr.update(visible=True), *[gr.skip()] * 4
+                    continue
+                strip = [images[0] for images in made]
+                entries = [(self._file(image), f"α {image.alpha:g}") for image in strip]
+                seen = gr.update(visible=False), gr.update(visible=True), strip, gr.update(value=entries)
+                yield line, gr.update(visible=False), *seen
 
     def stopped(self) -> tuple[Any, ...]:
-        """What is left of a drawing that was stopped."""
+        """Hide progress bar and stop button."""
         return "", gr.update(visible=False)
 
-    def shown(self, drawn: list[GeneratedImage]) -> tuple[Any, ...]:
-        """Images for the result, the first of them chosen."""
-        entries = [(self._file(one), f"seed {one.seed} · α {one.alpha:g}") for one in drawn]
-        withheld = sum(one.withheld for one in drawn)
-        verdict = f"The safety checker withheld {withheld} of {len(drawn)}: try another seed or prompt."
+    def shown(self, images: list[GeneratedImage]) -> tuple[Any, ...]:
+        """Show images, the first of them selected."""
+        entries = [(self._file(image), f"seed {image.seed} · α {image.alpha:g}") for image in images]
+        withheld = sum(image.withheld for image in images)
+        verdict = f"The safety checker blocked {withheld} of {len(images)}. Try another seed or prompt."
         return (
             gr.update(visible=False),
             parts.notice(verdict if withheld else None),
             gr.update(visible=True),
-            drawn,
+            images,
             gr.update(value=entries, columns=min(2, len(entries)), selected_index=0),
-            *self.details(drawn[0]),
+            *self.details(images[0]),
         )
 
-    def details(self, one: GeneratedImage) -> tuple[Any, ...]:
-        """Where the words of an image look, and its file."""
-        seen = overlays(one)
+    def details(self, image: GeneratedImage) -> tuple[Any, ...]:
+        """Show the attention of an image, and offer its file."""
+        seen = overlays(image)
         columns = min(3, max(2, len(seen)))
-        save = gr.update(value=self._file(one), visible=not one.withheld)
+        save = gr.update(value=self._file(image), visible=not image.withheld)
         return gr.update(visible=bool(seen)), gr.update(value=seen, columns=columns), save
 
-    def choose(self, drawn: list[GeneratedImage], event: gr.SelectData) -> tuple[Any, ...]:
-        """Look at one of several images."""
-        return self.details(drawn[int(event.index)])
+    @errors_on_page()
+    def choose(self, images: list[GeneratedImage], event: gr.SelectData) -> tuple[Any, ...]:
+        """Select one of several images."""
+        return self.details(images[int(event.index)])
 
+    @errors_on_page()
     def choose_alpha(self, strip: list[GeneratedImage], event: gr.SelectData) -> tuple[Any, ...]:
-        """Take the α of an image in the comparison, and look at the image."""
-        one = strip[int(event.index)]
-        return one.alpha, *self.shown([one])
+        """Select an image of the comparison and its α."""
+        image = strip[int(event.index)]
+        return image.alpha, *self.shown([image])
 
-    def _file(self, drawn: GeneratedImage) -> str:
-        """Where an image can be fetched; deleted with all others of the page."""
-        return save_bytes_to_cache(self.studio.png(drawn), file_name(drawn), get_upload_folder())
+    def _file(self, image: GeneratedImage) -> str:
+        """Write an image into the folder of uploads, which is deleted with the page."""
+        return save_bytes_to_cache(self.studio.png(image), file_name(image), get_upload_folder())
 
-    def _at_work(
+    def _progress(
         self, order: Order, alphas: Sequence[float], count: int
     ) -> Iterator[tuple[str, list[list[GeneratedImage]] | None]]:
-        """Draw in another thread, and tell from time to time how far it is; the images come last."""
-        calls: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-        made: list[list[list[GeneratedImage]]] = []
-        failed: list[BaseException] = []
-        left = threading.Event()
+        """Generate in another thread; yields progress bars, and the images at the end."""
+        latest: deque[tuple[int, int]] = deque(maxlen=1)
+        result: Future[list[list[GeneratedImage]]] = Future()
+        cancelled = threading.Event()
 
         def on_call(done: int, total: int) -> None:
-            if left.is_set():
-                raise InterruptedError("nobody is waiting for it any more")
-            calls.put((done, total))
+            if cancelled.is_set():
+                raise InterruptedError("the request was cancelled")
+            latest.append((done, total))
 
         def work() -> None:
             try:
-                made.append(self.studio.draw(order, alphas, count, on_call))
+                result.set_result(self.studio.generate(order, alphas, count, on_call))
             except BaseException as error:
-                failed.append(error)
+                result.set_exception(error)
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
             while thread.is_alive():
-                thread.join(_LATEST)
-                latest = None
-                while not calls.empty():
-                    latest = calls.get()
-                if latest is not None:
-                    yield parts.progress(*latest), None
+                thread.join(_INTERVAL)
+                if latest:
+                    yield parts.progress(*latest.pop()), None
         finally:
-            left.set()
+            cancelled.set()
             thread.join()
-        if failed:
-            raise failed[0]
-        yield "", made[0]
-
-
-def told_on_the_way(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """As :func:`told`, for answers that come piece by piece."""
-
-    @wraps(function)
-    def call(*args: Any) -> Iterator[Any]:
-        try:
-            yield from function(*args)
-        except gr.Error:
-            raise
-        except Exception as error:
-            raise _shown(error) from None
-
-    return call
+        yield "", result.result()

@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML; whatever people typed or named is escaped."""
+"""HTML of the page; text and file names of users are escaped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ const chosen = { key: null };
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-act]');
   if (!button) return;
-  chosen.key = `button[data-act="${button.dataset.act}"][data-place="${button.dataset.place}"]`;
-  trigger('click', { act: button.dataset.act, place: Number(button.dataset.place) });
+  chosen.key = `button[data-act="${button.dataset.act}"][data-index="${button.dataset.index}"]`;
+  trigger('click', { act: button.dataset.act, index: Number(button.dataset.index) });
 });
 watch('value', () => {
   const again = chosen.key && element.querySelector(chosen.key);
@@ -23,7 +23,7 @@ watch('value', () => {
   chosen.key = null;
 });
 """
-"""Script of the pieces with buttons: says which was pressed, and keeps the keyboard there when redrawn."""
+"""Script of HTML with buttons: reports clicks, and keeps the keyboard focus after an update."""
 
 ON_PROGRESS = """
 let shown = false;
@@ -35,40 +35,33 @@ watch('value', () => {
   shown = Boolean(bar);
 });
 """
-"""Script of the progress bar: brings it into view when it appears, on phones above all."""
+"""Script of the progress bar: scrolls it into view when it appears."""
 
 PLACEHOLDER = (
-    '<div class="fc-empty"><p>Images appear here.</p>'
-    "<p>Start with one of the examples on top, or with images of your own.</p></div>"
+    '<div class="fc-empty"><p>Generated images appear here.</p>'
+    "<p>Start with an example above, or with your own images.</p></div>"
 )
-"""What stands where images will."""
 WAITING = (
-    '<div class="fc-progress" role="status"><progress aria-label="Drawing"></progress>'
-    "<span>Waiting for its turn</span></div>"
+    '<div class="fc-progress" role="status"><progress aria-label="Progress"></progress>'
+    "<span>Waiting in the queue</span></div>"
 )
-"""What stands where a drawing will tell how far it is."""
 
 
 def header(subtitle: str) -> str:
-    """Title of the page.
-
-    Args:
-        subtitle: What is loaded.
-    """
+    """Title of the page."""
     return (
         '<header class="fc-header"><h1>FastComposer</h1>'
-        "<p>New images of people from one image each. "
-        "Nothing is trained: add images, say who is who, draw.</p>"
+        "<p>Generate images of people from one reference image of each, without training.</p>"
         f'<p class="fc-loaded">{escape(subtitle)}</p></header>'
     )
 
 
 def consent(limits: PageLimits) -> str:
-    """Whom to depict, and what becomes of the images."""
+    """Consent, and how long images are kept."""
     return (
-        '<p class="fc-consent"><strong>Only people who have agreed.</strong> '
-        "Images stay on the machine that runs this page, and are deleted after "
-        f"{limits.minutes:g} minutes. Every drawn image says in its file that it was generated.</p>"
+        '<p class="fc-consent"><strong>Obtain consent from everyone you depict.</strong> '
+        "Images stay on the machine that runs this page and are deleted after "
+        f"{limits.minutes:g} minutes. The file of a generated image states that it was generated.</p>"
     )
 
 
@@ -78,83 +71,73 @@ def section(title: str, hint: str) -> str:
 
 
 def cards(people: Sequence[Person]) -> str:
-    """The people in order, each with their images, their number and what can be done with them."""
-    if not people:
-        return ""
-    last = len(people) - 1
-    items = "".join(
-        f'<li>{_images(person, place)}<span class="fc-number" aria-hidden="true">{place + 1}</span>'
-        '<div class="fc-tools">'
-        + _tool("left", place, "←", f"Move person {place + 1} to the left", place == 0)
-        + _tool("remove", place, "✕", f"Remove person {place + 1}", False)
-        + _tool("right", place, "→", f"Move person {place + 1} to the right", place == last)
-        + "</div>"
-        + _sameness(person, place)
-        + "</li>"
-        for place, person in enumerate(people)
-    )
-    return f'<ol class="fc-cards" aria-label="People, in the order of the marked words">{items}</ol>'
+    """The people in order, each with their images, number and buttons."""
+    items = []
+    for index, person in enumerate(people):
+        number = index + 1
+        images = "".join(
+            f'<img src="{reference.thumbnail}" alt="Person {number}: {escape(reference.name)}">'
+            for reference in person
+        )
+        tools = [
+            _button("left", index, "←", f"Move person {number} to the left", disabled=index == 0),
+            _button("remove", index, "✕", f"Remove person {number}"),
+            _button("right", index, "→", f"Move person {number} to the right", number == len(people)),
+        ]
+        same = []
+        if index:
+            same.append(
+                _button("join", index, f"Same as {index}", f"Merge person {number} with person {index}")
+            )
+        if len(person) > 1:
+            same.append(_button("divide", index, "Separate", f"Separate the images of person {number}"))
+        items.append(
+            f'<li><div class="fc-images">{images}</div>'
+            f'<span class="fc-number" aria-hidden="true">{number}</span>'
+            f'<div class="fc-tools">{"".join(tools)}</div>'
+            + (f'<div class="fc-same">{"".join(same)}</div>' if same else "")
+            + "</li>"
+        )
+    label = "People, in the order of the marked words"
+    return f'<ol class="fc-cards" aria-label="{label}">{"".join(items)}</ol>' if items else ""
 
 
 def chips(prompt: str) -> str:
-    """The prompt with a button for every word, pressed where the word names a person."""
-    text, place, pieces = split_markers(prompt)[0], 0, []
+    """The prompt with a button for each word, pressed where the word names a person."""
+    text, end, pieces = split_markers(prompt)[0], 0, []
     words = words_of(prompt)
     if not words:
         return ""
     for number, word in enumerate(words):
-        pieces.append(escape(text[place : word.start]))
+        pieces.append(escape(text[end : word.start]))
         badge = "" if word.subject is None else f"<b>{word.subject}</b>"
         label = word.text if word.subject is None else f"{word.text}, person {word.subject}"
         pieces.append(
-            f'<button type="button" data-act="mark" data-place="{number}" '
+            f'<button type="button" data-act="mark" data-index="{number}" '
             f'aria-pressed="{str(word.subject is not None).lower()}" aria-label="{escape(label)}">'
             f"{escape(word.text)}{badge}</button>"
         )
-        place = word.end
+        end = word.end
     return (
         f'<p class="fc-chips" role="group" aria-label="Mark the words that name people">{"".join(pieces)}</p>'
     )
 
 
-def notice(words: str | None, kind: str = "warning") -> str:
-    """A line that is read aloud when it changes; empty for nothing to say."""
-    inside = "" if words is None else f'<p class="fc-notice fc-{kind}">{escape(words)}</p>'
+def notice(message: str | None) -> str:
+    """A message that screen readers announce; empty for none."""
+    inside = "" if message is None else f'<p class="fc-notice">{escape(message)}</p>'
     return f'<div role="status" aria-live="polite">{inside}</div>'
 
 
 def progress(done: int, total: int) -> str:
-    """How far a drawing is."""
+    """Progress of a request."""
     return (
         '<div class="fc-progress" role="status">'
-        f'<progress max="{total}" value="{done}" aria-label="Drawing"></progress>'
+        f'<progress max="{total}" value="{done}" aria-label="Progress"></progress>'
         f"<span>{done} of {total} steps</span></div>"
     )
 
 
-def _images(person: Person, place: int) -> str:
-    shown = "".join(
-        f'<img src="{reference.thumbnail}" alt="Person {place + 1}: {escape(reference.name)}">'
-        for reference in person
-    )
-    return f'<div class="fc-images">{shown}</div>'
-
-
-def _sameness(person: Person, place: int) -> str:
-    """Say that a person is the one before, or that the images are of several."""
-    made = []
-    if place:
-        made.append(("join", f"Same as {place}", f"Person {place + 1} is the same as person {place}"))
-    if len(person) > 1:
-        made.append(("divide", "Separate", f"The images of person {place + 1} are of several people"))
-    buttons = "".join(
-        f'<button type="button" data-act="{act}" data-place="{place}" aria-label="{label}" title="{label}">'
-        f"{words}</button>"
-        for act, words, label in made
-    )
-    return f'<div class="fc-same">{buttons}</div>' if made else ""
-
-
-def _tool(act: str, place: int, sign: str, label: str, disabled: bool) -> str:
-    named = f'aria-label="{label}" title="{label}"{" disabled" if disabled else ""}'
-    return f'<button type="button" data-act="{act}" data-place="{place}" {named}>{sign}</button>'
+def _button(act: str, index: int, text: str, label: str, disabled: bool = False) -> str:
+    state = f'aria-label="{label}" title="{label}"{" disabled" if disabled else ""}'
+    return f'<button type="button" data-act="{act}" data-index="{index}" {state}>{text}</button>'

@@ -1,4 +1,4 @@
-"""Serves the page: nothing of it leaves the machine, and nothing is written outside its folder."""
+"""The server of the page, which writes into its own folder only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fastcomposer.demo.uploads import PageLimits
 if TYPE_CHECKING:
     from fastcomposer.demo.examples import Example
 
-_HARD_LIMIT = 4  # of the limit in megabytes: what is beyond is refused while it comes in
+_HARD_LIMIT = 4  # times megabytes: larger uploads are refused while they arrive
 
-# Gradio's own additions to a page.
+# Without Gradio's additions to a page.
 _PLAIN: Mapping[str, Any] = {
     "quiet": True,
     "show_error": True,
@@ -32,12 +32,12 @@ _PLAIN: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page is served.
+    """Address of the page.
 
     Attributes:
-        host: Name or number of the machine's address; ``0.0.0.0`` for all of them.
+        host: Host name or number; ``0.0.0.0`` for all interfaces.
         port: Port.
-        share: Whether Gradio's servers pass the page on to the world, under an address of theirs.
+        share: Publish the page through Gradio's servers, under a public address.
     """
 
     host: str = "127.0.0.1"
@@ -45,24 +45,24 @@ class Address:
     share: bool = False
 
     def check(self) -> None:
-        """See whether the port is free.
+        """Check that the port is free, before a model is loaded.
 
         Raises:
             ValueError: If it is not, or this machine has no such address.
         """
         if not 0 < self.port < 65536:
-            raise ValueError(f"server.port={self.port}: ports are numbers from 1 to 65535")
+            raise ValueError(f"server.port={self.port}: must lie between 1 and 65535")
         try:
-            kind, _, _, _, place = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            kind, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
         except OSError:
-            raise ValueError(f"server.host={self.host}: this machine knows no such address") from None
+            raise ValueError(f"server.host={self.host}: not an address of this machine") from None
         with socket.socket(kind, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(place)
+                probe.bind(address)
             except OSError as error:
                 raise ValueError(
-                    f"server.port={self.port} on {self.host}: {error.strerror}; choose another, such as "
+                    f"server.port={self.port} on {self.host}: {error.strerror}; set another, such as "
                     f"server.port={self.port + 1}"
                 ) from None
 
@@ -75,22 +75,22 @@ def serve(
     output: Path,
     examples: Callable[..., Sequence[Example]] | None = None,
 ) -> None:
-    """Serve the page until somebody ends it.
+    """Serve the page until the process ends.
 
     Args:
-        pipeline: Draws.
-        settings: See :class:`~fastcomposer.demo.studio.Studio`.
-        address: Where.
-        limits: What is taken.
-        output: Uploads and images are in a new folder inside while the page runs, and deleted with that
-            folder; see :func:`~fastcomposer.demo.folder.page_folder`.
-        examples: Takes a folder and gives things to try; ``None`` for none.
+        pipeline: A FastComposer pipeline.
+        settings: Settings of the pipeline (:class:`~fastcomposer.demo.studio.Studio`).
+        address: Address of the page.
+        limits: Limits of the page.
+        output: Uploads and images lie in a new folder inside, which is deleted at the end
+            (:func:`~fastcomposer.demo.folder.page_folder`).
+        examples: Returns examples, given a folder for their images; ``None`` for none.
     """
     with page_folder(output) as files:
-        # Gradio takes these from the environment alone, some of them when it is imported.
+        # Gradio reads these from the environment, partly at import.
         os.environ["GRADIO_TEMP_DIR"] = str(files / "uploads")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio looks whether its own server is there
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # of Gradio's check of its own server
 
         from fastcomposer.demo.layout import CSS, build, theme
         from fastcomposer.demo.studio import Studio
@@ -109,7 +109,7 @@ def serve(
                 prevent_thread_lock=True,
                 **_PLAIN,
             )
-            print(f"The page is at {here} (Ctrl-C ends it)", flush=True)
+            print(f"The page is at {here} (Ctrl-C stops it)", flush=True)
             blocks.block_thread()
         finally:
             blocks.close(verbose=False)

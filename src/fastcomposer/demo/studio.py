@@ -1,4 +1,4 @@
-"""What the page draws with: a pipeline, and what its images say of themselves."""
+"""Generation of the page's images, and the settings in their files."""
 
 from __future__ import annotations
 
@@ -27,20 +27,11 @@ _LARGE = 384  # pixels; smaller images are enlarged for overlays, so that these 
 
 @dataclass(frozen=True)
 class Order:
-    """What somebody wants drawn.
+    """A request for images."""
 
-    Attributes:
-        prompt: Text with markers.
-        references: Images of the person of each marker.
-        seed: Of the first image; further ones count up.
-        steps: Sampling steps.
-        guidance: Guidance scale.
-        negative_prompt: What to guide away from; empty for nothing.
-    """
-
-    prompt: str
-    references: tuple[Person, ...]
-    seed: int
+    prompt: str  # with markers
+    references: tuple[Person, ...]  # of the person of each marker
+    seed: int  # of the first image; the following ones count up
     steps: int
     guidance: float
     negative_prompt: str = ""
@@ -48,15 +39,15 @@ class Order:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image, and how it came about.
+    """An image and its settings.
 
     Attributes:
-        order: What was wanted.
+        order: The request.
         image: The image.
-        alpha: Ratio of steps that saw the references.
-        seed: Its own.
-        withheld: Whether the safety checker objected; the image is black then.
-        attention: (K, h, w) attention to the K marked words; ``None`` where none was seen.
+        alpha: Fraction of the steps that use the references.
+        seed: Its seed.
+        withheld: Whether the safety checker blocked it; the image is black then.
+        attention: (K, h, w) attention to the K marked words; ``None`` where there is none.
     """
 
     order: Order
@@ -68,12 +59,12 @@ class GeneratedImage:
 
 
 class Studio:
-    """Draws with one pipeline, one order at a time.
+    """Generates images with one pipeline, one request at a time.
 
     Args:
         pipeline: A FastComposer pipeline.
-        settings: What it was made from, as plain values: ``model``, ``checkpoint`` and ``sampler``, whose
-            entries are arguments of the pipeline's call.
+        settings: Plain values of ``model``, ``checkpoint`` and ``sampler``, which has arguments of the
+            pipeline's call.
     """
 
     def __init__(self, pipeline: Any, settings: Mapping[str, Any]) -> None:
@@ -81,13 +72,13 @@ class Studio:
         ours = ("scheduler", "alpha", "num_inference_steps", "guidance_scale", "negative_prompt")
         self._options = {key: value for key, value in settings["sampler"].items() if key not in ours}
         self._turn = threading.Lock()
-        # One of its own: asked while somebody's prompt is encoded, the pipeline's would change under it.
+        # A copy: tokenizers are not thread-safe, and the pipeline uses its own.
         self._tokenizer, self._reading = copy.deepcopy(pipeline.tokenizer), threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
     @property
     def max_subjects(self) -> int | None:
-        """Most people in one image; ``None`` for any number."""
+        """Maximum number of people in one image; ``None`` for no limit."""
         return self.pipeline.fusion.config.max_subjects
 
     @property
@@ -96,11 +87,7 @@ class Studio:
         return getattr(self.pipeline, "safety_checker", None) is not None
 
     def unread(self, prompt: str) -> str:
-        """The end of a prompt that is too long for the text encoder; empty where all of it is read.
-
-        Args:
-            prompt: Text with markers.
-        """
+        """The end of a prompt that the text encoder truncates; empty where it fits."""
         if self._tokenizer is None:
             return ""
         text = strip_markers(prompt)
@@ -108,20 +95,20 @@ class Studio:
             tokens = self._tokenizer(
                 text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
             )
-        kept = self._tokenizer.model_max_length - 2  # begin and end have a place each
+        kept = self._tokenizer.model_max_length - 2  # without the start and end tokens
         beyond = tokens.offset_mapping[kept:]
         return text[beyond[0][0] :].strip() if beyond else ""
 
-    def draw(
+    def generate(
         self, order: Order, alphas: Sequence[float], count: int, on_call: Callable[[int, int], None]
     ) -> list[list[GeneratedImage]]:
-        """Draw so many images for each α; the steps that see the text alone are taken once for all.
+        """Generate images for each α; they share their text-only steps.
 
         Args:
-            order: What is wanted.
-            alphas: Ratios of steps that see the references, in [0, 1].
-            count: Images for each, from as many seeds.
-            on_call: Told after every U-Net call how many are done and how many there are.
+            order: The request.
+            alphas: Fractions of the steps that use the references, in [0, 1].
+            count: Images for each α, with consecutive seeds.
+            on_call: Called after every U-Net call with the number of finished calls and of all calls.
 
         Raises:
             PromptError: If markers and references do not match.
@@ -150,79 +137,74 @@ class Studio:
                 callback_on_step_end=count_call,
                 **self._options,
             )
-        drawn = []
-        for v, alpha in enumerate(alphas):
-            unsafe, maps = output.nsfw_content_detected[v], output.attention_maps[v]
-            drawn.append(
-                [
-                    GeneratedImage(
-                        order,
-                        image,
-                        alpha,
-                        seeds[i],
-                        withheld=unsafe is not None and bool(unsafe[i]),
-                        attention=None if maps is None else maps[i, 0],
-                    )
-                    for i, image in enumerate(output.images[v])
-                ]
+        return [
+            [
+                GeneratedImage(
+                    order,
+                    image,
+                    alpha,
+                    seed,
+                    withheld=unsafe is not None and bool(unsafe[i]),
+                    attention=None if maps is None else maps[i, 0],
+                )
+                for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
+            ]
+            for alpha, images, unsafe, maps in zip(
+                alphas, output.images, output.nsfw_content_detected, output.attention_maps, strict=True
             )
-        return drawn
+        ]
 
-    def png(self, drawn: GeneratedImage) -> bytes:
-        """An image as PNG with all its settings, under the names of the command ``generate``.
+    def png(self, generated: GeneratedImage) -> bytes:
+        """An image as PNG with all settings of the command ``generate``.
 
-        Of the references it has digests: neither names nor images of people are in the file.
+        The references are stored as digests: the file holds neither their names nor their images.
         """
-        order = drawn.order
+        order = generated.order
         sampler = {
             **self.settings["sampler"],
-            "alpha": drawn.alpha,
+            "alpha": generated.alpha,
             "num_inference_steps": order.steps,
             "guidance_scale": order.guidance,
             "negative_prompt": order.negative_prompt or None,
         }
-        facts = {
+        metadata = {
             **self.settings,
             "sampler": sampler,
             "prompt": order.prompt,
             "reference_digests": [[reference.digest for reference in person] for person in order.references],
-            "alpha": drawn.alpha,
+            "alpha": generated.alpha,
             "num_images": 1,
-            "seed": drawn.seed,
+            "seed": generated.seed,
         }
         data = io.BytesIO()
-        drawn.image.save(data, "PNG", pnginfo=image_text(facts))
+        generated.image.save(data, "PNG", pnginfo=image_text(metadata))
         return data.getvalue()
 
     def _num_calls(self, steps: int, alphas: Sequence[float]) -> int:
-        """U-Net calls of a drawing that has begun: those before variants part, then each variant's own."""
+        """U-Net calls of the running request: shared ones, then those of each α."""
         calls: int = self.pipeline.num_timesteps
         schedule = Schedule(torch.arange(calls), steps, getattr(self.pipeline.scheduler, "order", 1))
         starts = [schedule.first_subject_call(alpha) for alpha in alphas]
         return max(starts) + sum(calls - start for start in starts)
 
 
-def file_name(drawn: GeneratedImage) -> str:
-    """Name for the file of an image: its prompt and seed."""
-    name = re.sub(r"\W+", "_", strip_markers(drawn.order.prompt)).strip("_")[:60] or "image"
-    return f"{name}_{drawn.seed}.png"
+def file_name(generated: GeneratedImage) -> str:
+    """File name of an image: its prompt and seed."""
+    name = re.sub(r"\W+", "_", strip_markers(generated.order.prompt)).strip("_")[:60] or "image"
+    return f"{name}_{generated.seed}.png"
 
 
-def overlays(drawn: GeneratedImage) -> list[tuple[Image.Image, str]]:
-    """Show for each marked word which pixels attended to it.
-
-    Returns:
-        For each person an image, bright where their word was looked at, and the word with their number.
-    """
-    if drawn.attention is None or drawn.withheld:
+def overlays(generated: GeneratedImage) -> list[tuple[Image.Image, str]]:
+    """For each person an image that is bright where it attends to their word, and its caption."""
+    if generated.attention is None or generated.withheld:
         return []
-    image = drawn.image
+    image = generated.image
     if max(image.size) < _LARGE:
         factor = _LARGE // max(image.size)
         size = (image.width * factor, image.height * factor)
         image = image.resize(size, Image.Resampling.BICUBIC)
-    words = subject_words(drawn.order.prompt)
+    words = subject_words(generated.order.prompt)
     return [
         (attention_overlay(image, attention), f"{number} · {word}")
-        for number, (word, attention) in enumerate(zip(words, drawn.attention, strict=False), start=1)
+        for number, (word, attention) in enumerate(zip(words, generated.attention, strict=False), start=1)
     ]

@@ -1,4 +1,4 @@
-"""Reference images as people hand them in: checked before anything of them is used."""
+"""Uploaded reference images, checked before use."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from fastcomposer.data.pixels import eight_bit
 from fastcomposer.utils.settings import file_digest
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""Formats that are read, by the names that Pillow gives them."""
+"""Accepted formats, by their names in Pillow."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-"""How names of such files end."""
+"""Endings of such files."""
 _THUMBNAIL = 224  # pixels
 _Item = TypeVar("_Item")
 
 
 class RefusedImageError(ValueError):
-    """A file that is not taken as a reference; the message is for the person who chose it."""
+    """A file that is not accepted as a reference image, with a message for the user."""
 
 
 @dataclass(frozen=True)
 class PageLimits:
-    """What the page takes.
+    """Limits of the page.
 
     Attributes:
-        megabytes: Most of a file.
-        megapixels: Most of an image.
-        images: Most that are drawn at once.
-        steps: Most sampling steps.
-        waiting: Most drawings that wait for their turn.
-        minutes: How long files are kept.
+        megabytes: Maximum size of a file.
+        megapixels: Maximum size of an image.
+        images: Maximum number of images of one request.
+        steps: Maximum number of sampling steps.
+        waiting: Maximum number of waiting requests.
+        minutes: Time after which files are deleted.
+
+    Raises:
+        ValueError: If a limit is not positive.
     """
 
     megabytes: float = 20.0
@@ -48,11 +51,6 @@ class PageLimits:
     minutes: float = 60.0
 
     def __post_init__(self) -> None:
-        """Refuse what would leave nothing to do.
-
-        Raises:
-            ValueError: If a limit is not positive.
-        """
         for name, value in vars(self).items():
             if value <= 0:
                 raise ValueError(f"limits.{name} must be positive, not {value}")
@@ -60,19 +58,12 @@ class PageLimits:
 
 @dataclass(frozen=True)
 class Reference:
-    """An image of one person.
-
-    Attributes:
-        file: The image.
-        name: What the person's file is called.
-        digest: Of the file's content.
-        thumbnail: A small upright copy as a ``data:`` address.
-    """
+    """An image of one person."""
 
     file: Path
-    name: str
-    digest: str
-    thumbnail: str
+    name: str  # of the uploaded file
+    digest: str  # of the file's content
+    thumbnail: str  # a small upright copy, as a data: address
 
 
 Person: TypeAlias = tuple[Reference, ...]
@@ -80,14 +71,10 @@ Person: TypeAlias = tuple[Reference, ...]
 
 
 def read_reference(file: Path, limits: PageLimits) -> Reference:
-    """Take a file as somebody's image.
-
-    Args:
-        file: The file.
-        limits: What is taken.
+    """Read an uploaded file as a reference image.
 
     Raises:
-        RefusedImageError: If it is too large, or no image that can be read.
+        RefusedImageError: If it is too large, or not a readable image.
     """
     size = file.stat().st_size
     if size > limits.megabytes * 1e6:
@@ -96,7 +83,7 @@ def read_reference(file: Path, limits: PageLimits) -> Reference:
         )
     image = ImageOps.exif_transpose(_opened(file, limits))
     if "A" in image.getbands() and image.getchannel("A").getextrema()[1] == 0:
-        raise RefusedImageError(f"{file.name} is transparent everywhere: there is nobody to see.")
+        raise RefusedImageError(f"{file.name} is fully transparent.")
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = io.BytesIO()
     image.convert("RGBA").save(data, "WEBP", quality=85)
@@ -105,11 +92,11 @@ def read_reference(file: Path, limits: PageLimits) -> Reference:
 
 
 def _opened(file: Path, limits: PageLimits) -> Image.Image:
-    """All pixels of an image, once its header has told how many there are."""
-    unreadable = f"{file.name} cannot be read as an image. PNG, JPEG and WebP files can."
+    """Decode an image, after its header has shown that it is small enough."""
+    unreadable = f"{file.name} cannot be read as an image. Use PNG, JPEG or WebP."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # megapixels is the limit
             opened = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
         raise RefusedImageError(_too_many(file, limits)) from None
@@ -129,39 +116,27 @@ def _too_many(file: Path, limits: PageLimits, size: tuple[int, int] | None = Non
     found = "" if size is None else f" ({size[0]} × {size[1]})"
     return (
         f"{file.name} has too many pixels{found}. Images may have up to {limits.megapixels:g} million: "
-        "make it smaller first."
+        "resize it first."
     )
 
 
-def joined(people: Sequence[Person], place: int) -> list[Person]:
-    """Take a person and the one before for the same.
-
-    Args:
-        people: Images of each person; the list stays as it is.
-        place: Of the later one, from 0; one that has none before changes nothing.
-    """
-    if not 0 < place < len(people):
+def joined(people: Sequence[Person], index: int) -> list[Person]:
+    """Merge the person at ``index`` with the one before; without one before, nothing changes."""
+    if not 0 < index < len(people):
         return [*people]
-    return [*people[: place - 1], (*people[place - 1], *people[place]), *people[place + 1 :]]
+    return [*people[: index - 1], (*people[index - 1], *people[index]), *people[index + 1 :]]
 
 
-def divided(people: Sequence[Person], place: int) -> list[Person]:
-    """Take each image of a person for somebody else; see :func:`joined`."""
-    if not 0 <= place < len(people):
+def divided(people: Sequence[Person], index: int) -> list[Person]:
+    """Make a person of each image of the person at ``index``."""
+    if not 0 <= index < len(people):
         return [*people]
-    return [*people[:place], *((reference,) for reference in people[place]), *people[place + 1 :]]
+    return [*people[:index], *((reference,) for reference in people[index]), *people[index + 1 :]]
 
 
-def moved(items: list[_Item], place: int, by: int) -> list[_Item]:
-    """Move an item so many places along a list, as far as there are some.
-
-    Args:
-        items: The list, which stays as it is.
-        place: Of the item, from 0.
-        by: Places towards the end; negative towards the start.
-    """
-    if not 0 <= place < len(items):
-        return [*items]
-    rest = [*items[:place], *items[place + 1 :]]
-    goal = min(max(place + by, 0), len(rest))
-    return [*rest[:goal], items[place], *rest[goal:]]
+def moved(items: Sequence[_Item], index: int, by: int) -> list[_Item]:
+    """Move the item at ``index`` by some positions, at most to an end of the list."""
+    rest = [*items]
+    if 0 <= index < len(rest):
+        rest.insert(max(index + by, 0), rest.pop(index))
+    return rest
