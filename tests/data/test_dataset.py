@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,13 +136,6 @@ def test_subjects_cropped_away_are_left_out(folder: Path, build: Build) -> None:
     sample = dataset[0]  # columns 18 to 42 are the centre
     assert sample.subject_token_idx[0, 0] == 5
     assert sample.subject_masks[0, 0, 4:20, 12:22].sum() == sample.subject_masks.sum() == 160
-
-
-def test_boxes_beyond_the_image(folder: Path, build: Build) -> None:
-    add_record(folder, "0000000", replace(LEFT, bbox=(-9, 4, 10, 99)))
-    sample = build(reference_size=20)[0]
-    wanted = torch.from_numpy(photo(0)[4:24, 0:10]).permute(2, 0, 1) / 255  # 10 wide, so padded by 5
-    assert (sample.subject_pixel_values[0, 0, :, :, 5:15] - wanted).abs().max() < 0.03
 
 
 # --- references --------------------------------------------------------------------------------------------
@@ -300,15 +292,6 @@ def test_no_readable_record_is_an_error(folder: Path, build: Build) -> None:
         build("test", on_bad_record="skip")[0]
 
 
-def test_bad_json_is_counted_too(folder: Path, build: Build) -> None:
-    path = record_path(folder, "0000005", ".json")
-    path.write_text(json.dumps({"caption": CAPTION}))
-    with pytest.warns(UserWarning, match="1 of 8 records"):
-        dataset = build(on_bad_record="skip")
-    assert len(dataset) == 7
-    assert dataset.bad_records() == {"0000005": f"{path}: segments: field is missing"}
-
-
 # --- determinism -------------------------------------------------------------------------------------------
 
 
@@ -332,14 +315,6 @@ def test_samples_depend_on_seed_epoch_and_index_alone(build: Build) -> None:
     assert not torch.equal(other.subject_pixel_values, forward[0].subject_pixel_values)
 
 
-def test_drawing_leaves_the_global_random_state(build: Build) -> None:
-    dataset = build(flip=0.5, augmentation=PUBLISHED)
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    dataset[0]
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)
-
-
 def test_the_epoch_of_plain_indices(build: Build) -> None:
     dataset = build(flip=0.5, augmentation=PUBLISHED)
     dataset.set_epoch(5)
@@ -348,13 +323,6 @@ def test_the_epoch_of_plain_indices(build: Build) -> None:
     assert not equal(dataset[2], dataset[(6, 2)])
     with pytest.raises(IndexError, match="index 8 of 8 records"):
         dataset[8]
-
-
-def test_samples_are_collated(build: Build) -> None:
-    dataset = build(augmentation=PUBLISHED)
-    batch = SubjectBatch.collate([dataset[0], dataset[1]])
-    assert batch.subject_masks.shape == (2, 4, 24, 24)
-    assert batch.record_ids == ("0000000", "0000001")
 
 
 def test_a_full_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,16 +134,10 @@ def test_bad_people_are_named(people: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"resolution": 12}, r"method\.images\.resolution=12"),
-        ({"batch_size": 0}, r"method\.images\.batch_size=0"),
-        ({"flip": 2}, r"method\.images\.flip=2"),
-        ({"scales": [1.4, 0.4]}, r"method\.images\.scales=\[1\.4, 0\.4\]"),
-    ],
+    "settings", [{"resolution": 12}, {"batch_size": 0}, {"flip": 2}, {"scales": [1.4, 0.4]}]
 )
-def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_settings_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"method\.images\s.*{next(iter(settings))}"):
         PortraitSettings(**{"resolution": 16, **settings})
 
 

@@ -19,7 +19,7 @@ import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -90,7 +90,7 @@ class CachePart:
     input_ids: Tensor
     states: Tensor
     pooled: Tensor
-    bad: Mapping[str, str] = field(default_factory=dict)
+    bad: Mapping[str, str]
 
 
 def part_file(folder: str | Path, number: int) -> Path:
@@ -99,20 +99,13 @@ def part_file(folder: str | Path, number: int) -> Path:
 
 
 def part_files(folder: str | Path) -> dict[int, Path]:
-    """The parts that are there, by number."""
+    """Existing parts, by number."""
     found = ((_PART.fullmatch(file.name), file) for file in sorted(Path(folder).glob("part-*.safetensors")))
     return {int(match[1]): file for match, file in found if match is not None}
 
 
 def write_part(folder: str | Path, number: int, part: CachePart, made_from: Mapping[str, Any]) -> None:
-    """Write a part atomically.
-
-    Args:
-        folder: Folder of the cache.
-        number: Of the part.
-        part: Its content.
-        made_from: See :func:`describe_cache`.
-    """
+    """Write a part atomically; ``made_from`` is that of :func:`describe_cache`."""
     names = ("digests", "moments", "captions", "input_ids", "states", "pooled")
     tensors = {name: getattr(part, name).cpu().contiguous() for name in names}
     moments, states = tensors["moments"], zip(tensors["states"], tensors["pooled"], strict=True)
@@ -137,12 +130,7 @@ def _tables_checksum(records: str, tensors: Mapping[str, Tensor]) -> int:
 
 
 def read_part_records(file: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
-    """Read which records a part holds, which of its records were bad and why, and what it was made from.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        StaleCacheError: If it is damaged.
-    """
+    """Read which records a part holds, which of its records were bad and why, and what it was made from."""
     with _naming_damage(file), safe_open(file, framework="pt") as part:
         records = json.loads(part.metadata()["records"])
         return records["ids"], records["bad"], records["made_from"]
@@ -179,11 +167,7 @@ class PartReader:
             )
 
     def read(self, row: int, *, flip: bool) -> dict[str, Tensor]:
-        """Read and verify the moments and states of a record.
-
-        Raises:
-            StaleCacheError: If they are damaged.
-        """
+        """Read and verify the moments and states of a record."""
         caption = int(self.captions[row])
         with _naming_damage(self._path):
             moments = self._file.get_slice("moments")[row : row + 1, int(flip)]
@@ -214,11 +198,7 @@ def verify_part(file: Path) -> PartReader:
 
 @contextmanager
 def _naming_damage(file: Path) -> Iterator[None]:
-    """Name a part that cannot be read, and say how to mend it.
-
-    Raises:
-        StaleCacheError: If reading it failed inside the block.
-    """
+    """Turn errors of reading a part into a :class:`StaleCacheError` that names it and the remedy."""
     try:
         yield
     except (FileNotFoundError, StaleCacheError):
@@ -258,12 +238,12 @@ def describe_target(settings: SampleSettings) -> dict[str, Any]:
 
 
 def describe_cache(target: Mapping[str, Any], weights: Mapping[str, str], precision: str) -> dict[str, Any]:
-    """Describe what a cache is made from; each part carries it, too.
+    """Describe what a cache is made from; each part stores it, too.
 
     Args:
         target: See :func:`describe_target`.
         weights: Digests of the networks by name.
-        precision: Name of the type that moments and states are kept in.
+        precision: Name of the type of moments and states.
     """
     return {"version": _VERSION, "target": dict(target), "weights": dict(weights), "precision": precision}
 
@@ -275,14 +255,14 @@ def write_manifest(folder: str | Path, made_from: Mapping[str, Any]) -> None:
 
 
 def check_manifest(folder: str | Path, made_from: Mapping[str, Any], restart: bool) -> None:
-    """Refuse to go on with a cache that was made from something else, and to remove files that are of none.
+    """Refuse to continue a cache that was made from something else, and to remove files that are of none.
 
     A manifest that is missing or damaged while the parts were made from the same is written anew.
 
     Args:
         folder: Of the cache.
         made_from: See :func:`describe_cache`.
-        restart: Whether what is there is to be removed.
+        restart: Whether existing parts are to be removed.
 
     Raises:
         StaleCacheError: With what differs.
@@ -290,15 +270,16 @@ def check_manifest(folder: str | Path, made_from: Mapping[str, Any], restart: bo
     path, parts = Path(folder) / _MANIFEST, part_files(folder)
     if not parts or (restart and path.exists()):
         return
+    stored = None
     try:
         stored = read_manifest(folder)
-        changes = cache_differences(stored, made_from) if stored is not None else []
+        changes = [] if stored is None else cache_differences(stored, made_from)
         problem = StaleCacheError(
             f"cache={folder} was made from something else: {'; '.join(changes)}; cache=<other> makes one "
             "beside it, restart=true makes it anew"
         )
     except StaleCacheError as error:
-        stored, changes, problem = None, [], error
+        changes, problem = [], error
     if stored is not None and not changes:
         return
     if not path.exists():
@@ -319,7 +300,7 @@ def _all_made_from(parts: Collection[Path], made_from: Mapping[str, Any]) -> boo
 
 
 def cache_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Tell what two caches are made from otherwise, see :func:`describe_cache`."""
+    """Differences between what two caches are made from, see :func:`describe_cache`."""
     changes = target_differences(stored["target"], wanted["target"])
     changes += differences(stored["weights"], wanted["weights"], "weights")
     return changes + differences(stored["precision"], wanted["precision"], "precision")
@@ -332,19 +313,17 @@ def clear(folder: str | Path) -> None:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """Read what a cache is made from; ``None`` where there is no cache.
-
-    Raises:
-        StaleCacheError: If it is of another version of the format, or unreadable.
-    """
+    """Read what a cache is made from; ``None`` where there is no cache."""
     path = Path(folder) / _MANIFEST
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_bytes())
         version = content["version"]
-        if version == _VERSION:
-            _check_fields(content)
+        if version == _VERSION:  # every field that is compared later: a damaged file may lack any
+            itemgetter("weights", "precision")(content)
+            itemgetter("resolution", "decoding")(content["target"])
+            bytes.fromhex(content["target"]["crop"])
     except (ValueError, LookupError, TypeError) as error:
         raise StaleCacheError(f"{path} is unreadable ({error!r}); {restart(folder)}") from None
     if version != _VERSION:
@@ -352,18 +331,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return content
 
 
-def _check_fields(content: Mapping[str, Any]) -> None:
-    """Look for every field that is compared later; a damaged file may lack any."""
-    itemgetter("weights", "precision")(content)
-    itemgetter("resolution", "decoding")(content["target"])
-    bytes.fromhex(content["target"]["crop"])
-
-
 def target_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Tell how targets were made otherwise: as from :func:`describe_target`."""
+    """Differences between how targets were made, see :func:`describe_target`."""
     settings = [{key: by[key] for key in ("resolution", "decoding")} for by in (stored, wanted)]
-    found = differences(settings[0], settings[1])
-    if found:
+    if found := differences(settings[0], settings[1]):
         return found
     one, other = (
         np.frombuffer(bytes.fromhex(side["crop"]), np.uint8).astype(int) for side in (stored, wanted)
@@ -404,7 +375,7 @@ class StateCache:
     @cached_property
     def _records(self) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
         """Part and row of each record; why others were bad."""
-        places: dict[str, tuple[int, int]] = {}
+        rows: dict[str, tuple[int, int]] = {}
         bad: dict[str, str] = {}
         for number, file in part_files(self.folder).items():
             with _naming_damage(file):
@@ -412,26 +383,16 @@ class StateCache:
                 changes = cache_differences(made_from, self.manifest)
             if changes:
                 self._refuse([f"{file.name} was made from something else: {'; '.join(changes)}"])
-            places.update((record_id, (number, row)) for row, record_id in enumerate(ids))
+            rows.update((record_id, (number, row)) for row, record_id in enumerate(ids))
             bad.update(reasons)
-        return places, bad
+        return rows, bad
 
     def check_target(self, target: Mapping[str, Any]) -> None:
-        """Refuse a cache of targets that were made otherwise.
-
-        Args:
-            target: See :func:`describe_target`.
-
-        Raises:
-            StaleCacheError: With what differs.
-        """
+        """Refuse a cache of targets that were made otherwise, see :func:`describe_target`."""
         self._refuse(target_differences(self.manifest["target"], target), restart(self.folder))
 
     def check_weights(self, weights: Mapping[str, str]) -> None:
-        """Refuse a cache of other networks.
-
-        Args:
-            weights: Digests by name, as the cache was made with.
+        """Refuse a cache of networks with other digests, by name.
 
         Raises:
             StaleCacheError: With what differs.
@@ -439,13 +400,9 @@ class StateCache:
         self._refuse(differences(self.manifest["weights"], weights, "weights"), restart(self.folder))
 
     def check_records(self, record_ids: Collection[str]) -> None:
-        """Refuse a cache that lacks some records.
-
-        Raises:
-            StaleCacheError: With how many and the first of them.
-        """
-        places, bad = self._records
-        missing = [record_id for record_id in record_ids if record_id not in places and record_id not in bad]
+        """Refuse a cache that lacks some records."""
+        rows, bad = self._records
+        missing = [record_id for record_id in record_ids if record_id not in rows and record_id not in bad]
         if missing:
             problem = f"{len(missing)} of {len(record_ids)} records are missing, {missing[0]} first"
             parts = part_files(self.folder)
@@ -453,25 +410,12 @@ class StateCache:
             self._refuse([problem + (f", and {part_file('', gaps[0])}" if gaps else "")])
 
     def read(self, loaded: LoadedRecord, input_ids: Sequence[int], *, flip: bool) -> dict[str, Tensor]:
-        """Read what a batch may carry of a record.
-
-        Args:
-            loaded: The record.
-            input_ids: Token ids of the sample.
-            flip: Whether the sample is mirrored.
-
-        Returns:
-            ``latent_moments`` (1, 2C, h, w), ``text_embeds`` (1, 77, d) and, of a second text encoder,
-            ``pooled_text_embeds`` (1, p).
-
-        Raises:
-            StaleCacheError: If the record has changed since, is not there, or is damaged.
-        """
+        """Read the moments and text states of a sample."""
         record_id = loaded.record.record_id
-        places, bad = self._records
-        if record_id not in places:
+        rows, bad = self._records
+        if record_id not in rows:
             self._refuse([f"record {record_id} is missing ({bad.get(record_id, 'new')})"])
-        number, row = places[record_id]
+        number, row = rows[record_id]
         if number not in self._open:
             self._open[number] = PartReader(part_file(self.folder, number))
         part = self._open[number]

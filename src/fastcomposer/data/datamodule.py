@@ -26,7 +26,7 @@ _BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}
 
 
 class _ResumableLoader(DataLoader[SubjectBatch]):
-    """A loader whose position is kept by the data module; these methods tell the trainer that it is kept."""
+    """A loader whose position the data module keeps; the trainer looks for these methods."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -99,11 +99,7 @@ class SubjectDataModule(LightningDataModule):
         return describe_target(self.settings)
 
     def setup(self, stage: str | None = None) -> None:
-        """Index the data; a second call does nothing.
-
-        Raises:
-            ValueError: If nothing in the training data has one of the labels.
-        """
+        """Index the data; a second call does nothing."""
         if self.train_dataset is None and stage in (None, "fit"):
             train, labels = self._dataset(self.train_split, self.settings), self.settings.labels
             if labels and not any(train.index.num_subjects(i, labels) for i in train.record_ids):
@@ -120,11 +116,7 @@ class SubjectDataModule(LightningDataModule):
         return SubjectDataset(self.root, split, self.tokenizer, settings, records=records, cache=self.cache)
 
     def manifest(self) -> dict[str, Any]:
-        """Describe the data in plain values.
-
-        Returns:
-            ``root``, and for each split the result of :func:`~fastcomposer.data.index.describe_records`.
-        """
+        """Describe the data in plain values."""
         self.setup("fit")
         found = {self.train_split: self.train_dataset, self.val_split: self.val_dataset}
         labels = self.settings.labels
@@ -132,12 +124,7 @@ class SubjectDataModule(LightningDataModule):
         return {"root": str(self.root), **splits}
 
     def check_data(self, split: str) -> None:
-        """Look for the data of a split when the module is made.
-
-        Raises:
-            FileNotFoundError: If the folder is missing.
-            RecordError: If an id list is missing or empty.
-        """
+        """Look for the data of a split when the module is made."""
         if not Path(self.root).is_dir():
             raise FileNotFoundError(f"root: no data folder at {self.root}")
         read_ids(self.root, split)
@@ -151,11 +138,7 @@ class SubjectDataModule(LightningDataModule):
         return EpochSampler(dataset, self.batch_size, **options)
 
     def train_dataloader(self) -> DataLoader[SubjectBatch]:
-        """Return the training loader, which begins where the trainer is.
-
-        Raises:
-            ValueError: If the records of an epoch do not fill one batch.
-        """
+        """Return the training loader, which begins where the trainer is."""
         self.setup("fit")
         assert self.train_dataset is not None
         rank, world = self._rank_and_world()
@@ -186,7 +169,7 @@ class SubjectDataModule(LightningDataModule):
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
             collate_fn=SubjectBatch.collate,
-            # The loader draws a number for its workers each epoch: not from the global random state.
+            # For the number that the loader draws for its workers each epoch.
             generator=torch.Generator().manual_seed(self.settings.seed),
             **options,
         )
@@ -197,34 +180,27 @@ class SubjectDataModule(LightningDataModule):
     # --- resuming ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place in the data after the last batch that the trainer finished.
+        """Return the position in the data after the last batch that the trainer finished.
 
         Returns:
-            ``batches`` trained on, the ``epoch`` of the data from 0, the ``samples`` of it that are done,
-            counted over all processes, and what the order depends on: ``seed`` and number of ``records``.
+            ``batches`` trained on, the ``epoch`` of the data from 0, its finished ``samples``, counted over
+            all processes, and the ``seed`` and number of ``records`` that the order depends on.
         """
         if self.train_dataset is None:
             return {}
         per_epoch, per_batch = self._sizes()
         epoch, batches = divmod(self._batches_done(), per_epoch)
-        place = {"batches": self._batches_trained(), "epoch": epoch, "samples": batches * per_batch}
-        return {**place, "seed": self.settings.seed, "records": len(self.train_dataset)}
+        position = {"batches": self._batches_trained(), "epoch": epoch, "samples": batches * per_batch}
+        return {**position, "seed": self.settings.seed, "records": len(self.train_dataset)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from where a checkpoint stopped; the trainer calls it before it makes the loader.
-
-        On another number of processes or with another batch size the run continues after the samples that
-        are done, to within a batch.
-
-        Raises:
-            ValueError: If the checkpoint's order of samples was of another seed.
-        """
+        """Continue where a checkpoint stopped; the trainer calls this before it makes the loader."""
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
         if state["seed"] != self.settings.seed:
             raise ValueError(
                 f"data.seed is {self.settings.seed}, but the checkpoint was trained with {state['seed']}: "
-                "the batches that would have come cannot be drawn with another seed"
+                "another seed would change the order of the remaining batches"
             )
         self.setup("fit")
         assert self.train_dataset is not None
@@ -248,18 +224,17 @@ class SubjectDataModule(LightningDataModule):
 
     def _batches_done(self) -> int:
         """Return how many batches of the data, counted from the first epoch, have been trained on."""
-        trainer, place = self._resumed
+        trainer, start = self._resumed
         if trainer is not self.trainer:  # of an earlier run
-            place = _BEGINNING
+            start = _BEGINNING
         per_epoch, per_batch = self._sizes()
-        before = place["epoch"] * per_epoch + place["samples"] // per_batch
-        return before + self._batches_trained() - place["batches"]
+        before = start["epoch"] * per_epoch + start["samples"] // per_batch
+        return before + self._batches_trained() - start["batches"]
 
     def _batches_trained(self) -> int:
-        """Return the trainer's count of batches since the run began, over all resumptions.
+        """Return the trainer's count of finished batches since the run began, over all resumptions.
 
-        The count is of finished batches: what workers have prepared, or an interrupted step was given, has
-        not been trained on. It is a total, because the trainer's epochs may be shorter than the data's.
+        It is a total, because the trainer's epochs may be shorter than the data's.
         """
         if self.trainer is None:
             return 0
@@ -269,17 +244,14 @@ class SubjectDataModule(LightningDataModule):
 class StreamingDataModule(SubjectDataModule):
     """Training and validation data out of shards (:mod:`fastcomposer.data.shards`).
 
-    A sample is the one that the data folder gives for the same record, bit for bit. With ``window=None``
-    the order is the folder's too; a window makes few shards do for a while, which an object store or a slow
-    disk needs. References out of other records (``other_image``) are read where those lie: over an object
-    store this fetches shards out of turn.
+    Samples equal those of the data folder bit for bit. With ``window=None`` the order is the folder's too; a
+    window reads few shards at a time, which an object store or a slow disk needs. References out of other
+    records (``other_image``) fetch shards out of turn.
 
     Args:
         root: Folder of shards, or URL.
-        *arguments: See :class:`SubjectDataModule`.
         local: Folder to keep downloaded shards in.
         window: Shards mixed at a time; ``None`` mixes all.
-        **settings: See :class:`SubjectDataModule`.
 
     Raises:
         ValueError: If a setting is out of range, or ``other_image`` is asked of data without identities.
@@ -302,13 +274,7 @@ class StreamingDataModule(SubjectDataModule):
         super().__init__(root, *arguments, **settings)
 
     def check_data(self, split: str) -> None:
-        """Read the catalogue of a split.
-
-        Raises:
-            RecordError: If there are no shards of the split.
-            DamagedShardsError: If a file of the shards is missing or damaged.
-            ValueError: If ``other_image`` is asked of data without identities.
-        """
+        """Read the catalogue of a split."""
         self._tables[split] = ShardedRecords(str(self.root), split, self.local)
         if self.settings.reference == "other_image" and not self._tables[split].by_identity():
             raise ValueError(

@@ -93,8 +93,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         if share < 1:  # references come from the records that are trained on
             taken = frozenset(self.record_ids)
             self._by_identity = {
-                identity: [place for place in places if place[0] in taken]
-                for identity, places in self._by_identity.items()
+                identity: [position for position in shown if position[0] in taken]
+                for identity, shown in self._by_identity.items()
             }
         # References of other images are not cut out of what is decoded for the target.
         zoom = settings.augmentation is not None and settings.augmentation.zoom > 0
@@ -102,7 +102,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self._target_needs = NeededSize(settings.resolution, reference_size, zoom)
         self._reference_needs = NeededSize(1, settings.reference_size, zoom)
         # In shared memory, so that a record that two workers read counts once.
-        self._place = {record_id: place for place, record_id in enumerate(self.index.record_ids)}
+        self._positions = {record_id: position for position, record_id in enumerate(self.index.record_ids)}
         self._unreadable = _shared_flags(len(self.index.record_ids))
 
     def __len__(self) -> int:
@@ -115,8 +115,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
     def bad_records(self) -> dict[str, str]:
         """Return the reason for each bad record found so far, by all workers."""
         reasons = dict(self.index.bad_records)
-        for place in self._unreadable.nonzero().flatten().tolist():
-            record_id = self.index.record_ids[place]
+        for position in self._unreadable.nonzero().flatten().tolist():
+            record_id = self.index.record_ids[position]
             try:
                 self._decode(record_id, None)
             except RecordError as error:
@@ -126,12 +126,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         return reasons
 
     def __getitem__(self, index: int | tuple[int, int]) -> SubjectBatch:
-        """Return the sample of an index, or of an (epoch, index) pair.
-
-        Raises:
-            IndexError: If the index is out of range.
-            RecordError: If the record is bad under ``raise``, or every record is.
-        """
+        """Return the sample of an index, or of an (epoch, index) pair."""
         epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} records")
@@ -149,15 +144,15 @@ class SubjectDataset(Dataset[SubjectBatch]):
         except RecordError as error:
             if self.settings.on_bad_record == "raise":
                 raise
-            place = self._place[record_id]
-            if not self._unreadable[place]:
-                self._unreadable[place] = True
+            position = self._positions[record_id]
+            if not self._unreadable[position]:
+                self._unreadable[position] = True
                 logger.warning("bad record skipped: %s", error)
             return None
 
     def _decode(self, record_id: str, needed: NeededSize | None) -> LoadedRecord:
         files = self.index.files(record_id)
-        return decode_record(record_id, files, self.index.place, self.settings.labels, needed)
+        return decode_record(record_id, files, self.index.location, self.settings.labels, needed)
 
     def _sample(self, loaded: LoadedRecord, rng: np.random.Generator) -> SubjectBatch:
         flip = bool(rng.random() < self.settings.flip)
@@ -257,8 +252,8 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self, record_id: str, segment: Segment, rng: np.random.Generator
     ) -> Iterator[tuple[LoadedRecord, Segment]]:
         """Yield other records of an identity in random order, each with the segment of the identity."""
-        places = self._by_identity.get(segment.identity or "", ())
-        others = [place for place in places if place[0] != record_id]
+        shown = self._by_identity.get(segment.identity or "", ())
+        others = [position for position in shown if position[0] != record_id]
         for number in rng.permutation(len(others)):
             other_id, segment_id = others[number]
             other = self._read(other_id, replace(self._reference_needs, segment_id=segment_id))
@@ -274,26 +269,19 @@ class SubjectDataset(Dataset[SubjectBatch]):
 
     # --- precomputation ------------------------------------------------------------------------------------
 
-    def target(self, place: int) -> Target | None:
-        """Make the target of a record alone; ``None`` if the record is bad and to be skipped.
-
-        Args:
-            place: Position in :attr:`record_ids`.
-
-        Raises:
-            RecordError: If the record is bad under ``raise``.
-        """
-        loaded = self._read(self.record_ids[place], self._target_needs)
+    def target(self, position: int) -> Target | None:
+        """Make the target of a record alone; ``None`` if the record is bad and to be skipped."""
+        loaded = self._read(self.record_ids[position], self._target_needs)
         if loaded is None:
             return None
         pixels, _, prompt = self._compose(loaded, flip=False)
         digest = content_digest(loaded.image_file, loaded.record.caption)
         return Target(loaded.record.record_id, digest, pixels, prompt.input_ids)
 
-    def digest(self, place: int) -> bytes | None:
+    def digest(self, position: int) -> bytes | None:
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
         try:
-            return content_digest(*self.index.image_and_caption(self.record_ids[place]))
+            return content_digest(*self.index.image_and_caption(self.record_ids[position]))
         except (RecordError, OSError):
             return None
 

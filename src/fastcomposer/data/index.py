@@ -1,4 +1,4 @@
-"""The index of a data folder: which records are good, and who is seen where."""
+"""The index of a data folder: its good records, their labels and identities."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class RecordTable:
         record_ids: Good records in the order of the id list.
         bad_records: Reason for each bad record; empty unless they are skipped.
         segments: (id, label, identity) of each segment, by record.
-        place: Where they are, for messages.
+        location: Where they are, for messages.
     """
 
-    place: str | Path
+    location: str | Path
     record_ids: tuple[str, ...]
     bad_records: dict[str, str]
     segments: Segments
@@ -50,7 +50,8 @@ class RecordTable:
 
     def image_and_caption(self, record_id: str) -> tuple[bytes, str]:
         """Read the content of a record's image file, and its caption."""
-        raise NotImplementedError
+        files = self.files(record_id)
+        return files.jpg, str(json.loads(files.json)["caption"])
 
     def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
         """Count the segments of a record that carry one of the labels (any label when ``None``)."""
@@ -71,31 +72,29 @@ class RecordIndex(RecordTable):
 
     The JSON of every record is read once; the result is kept in ``<root>/.index_<split>.json``, which is
     rebuilt when the id list or a record's folder changes and is left out where the folder is read-only.
-    Pixels are not looked at here.
+    Pixels are not read.
+
+    Args:
+        root: Data folder.
+        split: ``train``, ``test`` or ``all``.
+        on_bad_record: ``raise`` at the first, or ``skip`` them with one warning.
+
+    Raises:
+        RecordError: If the id list is missing or empty, no record is good, or a record is bad under
+            ``raise``.
     """
 
     def __init__(self, root: str | Path, split: str, on_bad_record: str = "raise") -> None:
-        """Load or build the index.
-
-        Args:
-            root: Data folder.
-            split: ``train``, ``test`` or ``all``.
-            on_bad_record: ``raise`` at the first, or ``skip`` them with one warning.
-
-        Raises:
-            RecordError: If the id list is missing or empty, no record is good, or a record is bad under
-                ``raise``.
-        """
         if on_bad_record not in ON_BAD_RECORD:
             raise ValueError(
                 f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}, not {on_bad_record!r}"
             )
-        self.root = self.place = Path(root)
+        self.root = self.location = Path(root)
         ids = read_ids(root, split)
         path = self.root / f".index_{split}.json"
         key = _fingerprint(self.root / ID_LISTS[split], ids)
         self.segments = _load_index(path, key)
-        # A record that was bad is not in the file: it is read again, for it may have been mended in place.
+        # A record that was bad is not in the file and is read again: it may have been repaired.
         missing = [record_id for record_id in dict.fromkeys(ids) if record_id not in self.segments]
         self.bad_records = {}
         for record_id in missing:
@@ -110,20 +109,19 @@ class RecordIndex(RecordTable):
         if len(self.bad_records) < len(missing):
             _save_index(path, key, self.segments)
         self.record_ids = tuple(record_id for record_id in ids if record_id in self.segments)
-        if self.bad_records:
-            reasons = list(self.bad_records.values())
-            summary = f"{len(reasons)} of {len(ids)} records in {root} are bad and skipped: "
+        if reasons := list(self.bad_records.values()):
             shown = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
             if not self.record_ids:
                 raise RecordError(f"{self.root / ID_LISTS[split]}: no record is good: {shown}")
-            warnings.warn(summary + shown, stacklevel=2)
+            summary = f"{len(reasons)} of {len(ids)} records in {root} are bad and skipped: {shown}"
+            warnings.warn(summary, stacklevel=2)
 
     def files(self, record_id: str) -> RecordFiles:
         """See :class:`RecordTable`."""
         return read_files(self.root, record_id)
 
     def image_and_caption(self, record_id: str) -> tuple[bytes, str]:
-        """See :class:`RecordTable`."""
+        """See :class:`RecordTable`; the segment map is not read."""
         caption = read_json(self.root, record_id).caption
         return record_path(self.root, record_id, ".jpg").read_bytes(), caption
 
@@ -156,11 +154,7 @@ def _save_index(path: Path, key: str, segments: Segments) -> None:
 
 
 def describe_records(table: RecordTable, labels: Collection[str] | None) -> dict[str, Any]:
-    """Describe a split.
-
-    Args:
-        table: Its records; pixels are not looked at.
-        labels: Labels of the segments that count as subjects; ``None`` for all.
+    """Describe the records of a split in a few lines; pixels are not read.
 
     Returns:
         Plain values: how many ``records`` and ``bad_records``, ``subjects`` and ``identities`` there are,

@@ -1,4 +1,4 @@
-"""The pixels of a record: decoding, and checks against what its JSON says."""
+"""The pixels of a record: decoding, and checks against its JSON."""
 
 from __future__ import annotations
 
@@ -79,13 +79,7 @@ class NeededSize:
     segment_id: int | None = None
 
     def reduction(self, segments: Iterable[Segment], height: int, width: int) -> int:
-        """Return the largest factor by which an image may shrink: 8, 4, 2 or 1.
-
-        Args:
-            segments: Segments that may become references.
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
-        """
+        """Return the largest factor by which an image may shrink: 8, 4, 2 or 1."""
         sides = [height // max(self.height, 1)]
         for segment in segments:
             if self.reference and self.segment_id in (None, segment.id):
@@ -97,20 +91,13 @@ class NeededSize:
 def decode_image(
     content: bytes, path: Path, segments: Iterable[Segment] = (), needed: NeededSize | None = None
 ) -> tuple[np.ndarray, tuple[int, int], int]:
-    """Decode a photo.
-
-    Args:
-        content: Of a JPEG file. Other formats are decoded at full size.
-        path: Of the file, for messages.
-        segments: Segments that may become references.
-        needed: What is needed of the image; ``None`` for all pixels.
+    """Decode a JPEG at the size that is needed of it (``None``: at full size); other formats at full size.
 
     Returns:
         (ceil(H / r), ceil(W / r), 3) uint8 RGB, height and width in the file, and the factor r.
 
     Raises:
-        RecordError: If it cannot be read, has more than 179 million pixels (twice
-            ``PIL.Image.MAX_IMAGE_PIXELS``), or is narrow (:func:`is_narrow`).
+        RecordError: If it cannot be read, has more than 179 million pixels, or is narrow.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -128,10 +115,10 @@ def decode_image(
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """Bring an image of 16 bits a channel to 8; Pillow would make white of all that is brighter than 255.
+    """Bring an image of 16 bits a channel to 8; Pillow would clip all values above 255.
 
     Raises:
-        ValueError: If its pixels are floating-point numbers, of which nobody says what is white.
+        ValueError: If its pixels are floating-point numbers, whose range is unknown.
     """
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers")
@@ -144,12 +131,11 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read a whole image file; of an animation, the first image.
-
-    Of more than 179 million pixels (twice ``PIL.Image.MAX_IMAGE_PIXELS``) none is read.
+    """Read an image file; of an animation, the first image.
 
     Raises:
-        ValueError: If it cannot be read, naming the file.
+        ValueError: If it cannot be read or has more than 179 million pixels (twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``), naming the file.
     """
     try:
         with Image.open(path) as opened:

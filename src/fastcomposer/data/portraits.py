@@ -13,13 +13,15 @@ import lightning as L
 import numpy as np
 import torch
 from PIL import ImageOps
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.pixels import open_image
-from fastcomposer.data.transforms import pad_to_square
+from fastcomposer.data.transforms import Probability, Resolution, pad_to_square
 
 View = Literal["far", "whole", "close"]
 """How large the person is in an image; captions say so."""
@@ -62,9 +64,9 @@ class ReferenceSet:
             raise FileNotFoundError(f"data.people.{self.name}.images: no such file: {', '.join(missing)}")
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(title="method.images", extra="forbid"))
 class PortraitSettings:
-    """How images are drawn in a step.
+    """How images are sampled in a step.
 
     Attributes:
         resolution: Height and width in pixels.
@@ -77,24 +79,14 @@ class PortraitSettings:
         ValueError: If a value is out of its range.
     """
 
-    resolution: int
-    batch_size: int = 1
-    flip: float = 0.5
-    scales: tuple[float, float] | None = None
+    resolution: Resolution
+    batch_size: PositiveInt = 1
+    flip: Probability = 0.5
+    scales: tuple[PositiveFloat, PositiveFloat] | None = None
 
     def __post_init__(self) -> None:
-        if self.resolution < 8 or self.resolution % 8:
-            raise ValueError(f"method.images.resolution={self.resolution}: a positive multiple of 8")
-        if self.batch_size < 1:
-            raise ValueError(f"method.images.batch_size={self.batch_size}: at least 1")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"method.images.flip={self.flip}: a probability between 0 and 1")
-        if self.scales is not None:
-            object.__setattr__(self, "scales", tuple(self.scales))
-            if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
-                raise ValueError(
-                    f"method.images.scales={list(self.scales)}: the smallest and the largest, or null"
-                )
+        if self.scales is not None and self.scales[0] > self.scales[1]:
+            raise ValueError(f"scales={list(self.scales)}: the smallest and the largest, or null")
 
 
 @dataclass(frozen=True)
@@ -124,11 +116,10 @@ class PortraitBatch:
 
 
 def reference_sets(people: Mapping[str, Mapping[str, Any]] | None) -> tuple[ReferenceSet, ...]:
-    """Read who is to be learned from a configuration.
+    """Read the people to learn from a configuration.
 
     Args:
-        people: Name to ``word`` and ``images``: files, or a folder whose images are taken in the order
-            of their names.
+        people: Name to ``word`` and ``images``: files, or a folder, whose images are sorted by name.
 
     Raises:
         FileNotFoundError: If a file or folder does not exist.
@@ -175,14 +166,14 @@ def read_square(file: Path, size: int) -> Tensor:
 
 
 class Portraits:
-    """Draws from people's images; the same step always gives the same batch.
+    """Samples people's images; the same step always gives the same batch.
 
-    The person changes from step to step. What is transparent becomes a plain colour, another one each time.
+    The person changes from step to step. Transparent pixels become a plain colour, drawn anew each time.
 
     Args:
         people: Whose images.
-        settings: How they are drawn.
-        seed: Of all draws.
+        settings: How they are sampled.
+        seed: Seed of everything random.
     """
 
     def __init__(self, people: Sequence[ReferenceSet], settings: PortraitSettings, seed: int) -> None:
@@ -193,7 +184,7 @@ class Portraits:
         self.squares = [torch.stack([read_square(file, size) for file in p.images]) for p in people]
 
     def draw(self, step: int, rank: int = 0) -> PortraitBatch:
-        """Draw the batch of a step for one process."""
+        """Return the batch of a step for one process."""
         rng = np.random.default_rng([self.seed, rank, step])
         person = step % len(self.squares)
         drawn = [self._draw_one(person, rng) for _ in range(self.settings.batch_size)]
@@ -233,9 +224,9 @@ class PortraitDataModule(L.LightningDataModule):
     """Endless seeded batches of people's images.
 
     Args:
-        people: Who is to be learned.
-        settings: How images are drawn, which the method says.
-        seed: Of all draws.
+        people: People to learn.
+        settings: How images are sampled, a setting of the method.
+        seed: Seed of everything random.
 
     Raises:
         ValueError: If two people have one name, or the method does not learn from a few images.
@@ -256,7 +247,7 @@ class PortraitDataModule(L.LightningDataModule):
         self.people, self.settings, self.seed = tuple(people), settings, seed
 
     def train_dataloader(self) -> DataLoader[PortraitBatch]:
-        """Loader that goes on where a checkpoint left off."""
+        """Return a loader that continues where a checkpoint left off."""
         trainer, first, rank = self.trainer, 0, 0
         if trainer is not None:
             first, rank = trainer.global_step * trainer.accumulate_grad_batches, trainer.global_rank

@@ -1,4 +1,4 @@
-"""What a record is made of, and how a defect of one is told."""
+"""The parts of a record, and the error of a defect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """What a record's JSON says.
+    """The content of a record's JSON.
 
     Attributes:
         record_id: Name of the record.

@@ -45,11 +45,7 @@ def record_path(root: str | Path, record_id: str, suffix: str) -> Path:
 
 
 def read_ids(root: str | Path, split: str) -> list[str]:
-    """Read the id list of a split.
-
-    Args:
-        root: Data folder.
-        split: ``train``, ``test`` or ``all``.
+    """Read the id list of a split: ``train``, ``test`` or ``all``.
 
     Raises:
         ValueError: If the split is unknown.
@@ -102,8 +98,7 @@ def write_record(
 ) -> None:
     """Write one record; the same input gives the same bytes.
 
-    Each file is written beside its place and then renamed. The JSON comes last, so that a record whose
-    JSON exists is complete.
+    Files are written atomically, the JSON last, so that a record whose JSON exists is complete.
 
     Args:
         root: Data folder, made when missing.
@@ -139,15 +134,9 @@ def write_record(
 def _to_json(record: Record) -> bytes:
     segments = []
     for segment in record.segments:
-        entry: dict[str, Any] = {
-            "id": int(segment.id),
-            "bbox": [int(value) for value in segment.bbox],
-            "end": int(segment.end),
-            "coco_label": segment.label,
-        }
-        if segment.identity is not None:
-            entry["identity"] = segment.identity
-        segments.append(entry)
+        box, identity = [int(value) for value in segment.bbox], segment.identity
+        entry = {"id": int(segment.id), "bbox": box, "end": int(segment.end), "coco_label": segment.label}
+        segments.append(entry if identity is None else {**entry, "identity": identity})
     content = {"caption": record.caption, "segments": segments, **record.extra}
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
@@ -183,16 +172,7 @@ def _decode_json(content: bytes, path: Path, record_id: str) -> Record:
 
 
 def parse_record(content: Any, path: Path, record_id: str) -> Record:
-    """Turn the JSON of a record into a :class:`Record`.
-
-    Args:
-        content: What ``json.load`` returned.
-        path: Where it came from, for messages.
-        record_id: Name of the record.
-
-    Raises:
-        RecordError: For every defect, naming file and field.
-    """
+    """Turn the content of a record's JSON into a :class:`Record`; ``path`` is for messages."""
     if not isinstance(content, dict):
         raise record_error(path, "record", f"must be an object, not {type(content).__name__}")
     caption = _field(content, "caption", str, path, "caption")
@@ -253,7 +233,7 @@ def _field(content: dict[str, Any], key: str, kind: type, path: Path, name: str)
 
 
 def _check_text(value: str, path: Path, name: str) -> None:
-    """Refuse halves of characters, which JSON can hold; no tokenizer and no file takes them."""
+    """Refuse lone surrogates, which JSON can hold and no tokenizer or file takes."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -288,11 +268,7 @@ def read_record(
 
 
 def read_files(root: str | Path, record_id: str) -> RecordFiles:
-    """Read the files of a record as they are.
-
-    Raises:
-        RecordError: If one is missing or unreadable.
-    """
+    """Read the files of a record as they are."""
     path = record_path(root, record_id, ".json")
     return RecordFiles(
         _content(path, "record"),

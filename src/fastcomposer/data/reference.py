@@ -1,4 +1,4 @@
-"""Reference images as users hand them in: files, PIL images, arrays or tensors."""
+"""Reference images from users: files, PIL images, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ _NOISE_SEED = 0
 
 
 def prepare_reference(image: Any, size: int) -> Tensor:
-    """Turn a reference image into what the image encoder sees, as in training but without augmentation.
+    """Turn a reference image into input of the image encoder, as in training but without augmentation.
 
-    An image with transparency is cropped to what is seen of it, and its transparent pixels are replaced by
-    uniform noise from a fixed seed, as is done with the pixels outside a subject in training (docs/method.md,
-    recipe). The image is padded to a square with zeros and resized; where the square would be out of
-    proportion, the image is shrunk before (:func:`~fastcomposer.data.transforms.bounded_square`).
+    An image with transparency is cropped to its visible pixels, and its transparent pixels are replaced by
+    uniform noise from a fixed seed, as pixels outside a subject are in training (docs/method.md). The image
+    is padded to a square with zeros (:func:`~fastcomposer.data.transforms.pad_to_square`) and resized.
 
     Args:
         image: Path; PIL image, whose EXIF orientation is honoured; array (h, w), (h, w, 1), (h, w, 3) or
@@ -68,9 +67,8 @@ def prepare_reference(image: Any, size: int) -> Tensor:
 def reference_rows(prompt: str | Sequence[str], references: Any) -> list[list[list[Any]]]:
     """Sort references by prompt and subject.
 
-    What a level of nesting means depends on the prompt alone, never on the number of images. For one prompt,
-    a string, ``references`` has an entry for each subject; for a list of prompts, one such list for each of
-    them. A subject's entry is an image, or a list (or stack) of several images of that subject::
+    For one prompt, a string, ``references`` has an entry for each subject; for a list of prompts, one such
+    list for each. A subject's entry is an image, or a list (or stack) of several images of that subject::
 
         prompt                references
         "a man <|image|>"     me                               one image, alone or in a list
@@ -123,7 +121,7 @@ def _subjects(row: Any, name: str) -> list[list[Any]]:
 
 
 def _is_image(value: Any) -> bool:
-    """Whether this stands for one image; what is of no known type does, and is refused when it is read."""
+    """Whether this is one image; unknown types count as one and are refused when read."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim < 4
     return isinstance(value, str) or not isinstance(value, Sequence)
@@ -151,7 +149,7 @@ def _checked(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _opaque(pixels: Tensor) -> Tensor:
-    """Crop an image with opacity to what is seen of it, and put noise behind."""
+    """Crop an image with opacity to its visible pixels, and put noise behind."""
     if pixels.shape[0] == 3:
         return pixels
     seen = pixels[3] > 0
@@ -162,6 +160,6 @@ def _opaque(pixels: Tensor) -> Tensor:
     image, opacity = pixels[:3], pixels[3:]
     noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(_NOISE_SEED))
     if pixels.dtype == torch.uint8:
-        share = opacity.float() / 255
-        return (image * share + noise * 255 * (1 - share)).round().to(torch.uint8)
+        alpha = opacity.float() / 255
+        return (image * alpha + noise * 255 * (1 - alpha)).round().to(torch.uint8)
     return image * opacity + noise * (1 - opacity)

@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from fastcomposer.data.transforms import PUBLISHED, Probability, ReferenceAugmentation, elastic_kernel
+from fastcomposer.data.transforms import (
+    PUBLISHED,
+    Probability,
+    ReferenceAugmentation,
+    Resolution,
+    elastic_kernel,
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(title="data.module", extra="forbid"))
@@ -40,7 +46,7 @@ class SampleSettings:
         ValueError: If a value is out of range, with its key.
     """
 
-    resolution: Annotated[int, Field(ge=8, multiple_of=8)]
+    resolution: Resolution
     reference_size: PositiveInt
     max_subjects: PositiveInt = 4
     reference: Literal["same_image", "other_image"] = "same_image"

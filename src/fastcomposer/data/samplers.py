@@ -12,13 +12,12 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
-    """Draws permutation after permutation of a dataset as (epoch, index) pairs, from any batch on.
+    """Yields permutation after permutation of a dataset as (epoch, index) pairs, from any batch on.
 
-    Batches are counted through from the first epoch; each epoch has as many as it fills. One pass gives as
-    many batches as an epoch has, rounded up to whole steps, and goes on into the next epoch where one ends
-    within it. The epoch travels with the index, because workers that outlive an epoch keep their copy of the
-    dataset. The samples of all processes together are the same whatever their number. Being a
-    ``DistributedSampler`` keeps Lightning from putting its own in place of it.
+    Batches are counted from the first epoch; each epoch has as many as it fills. One pass has the batches of
+    an epoch, rounded up to full steps, and continues into the next epoch. The epoch travels with the index,
+    because workers that outlive an epoch keep their copy of the dataset. The samples of all processes
+    together do not depend on their number. Lightning does not replace a ``DistributedSampler``.
 
     Args:
         dataset: Anything with a length.
@@ -26,9 +25,9 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         num_replicas: Number of processes.
         rank: Number of this process.
         seed: Seed of the permutations.
-        position: Called when a pass begins: how many batches came before it. ``None`` begins with the epoch
+        position: Called when a pass begins; returns the batches before it. ``None`` begins with the epoch
             that was set.
-        step: Batches that are accumulated to one step, which a pass never breaks off.
+        step: Batches that are accumulated to one step, which a pass never splits.
     """
 
     def __init__(
@@ -77,17 +76,14 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
 
 
 class ShardSampler(EpochSampler):
-    """Draws permutations in which a few shards are mixed at a time.
+    """An :class:`EpochSampler` whose permutations mix a few shards at a time.
 
-    An epoch takes the shards in random order, so many at a time as a window has, and the records of each
-    window in random order. litdata's own order depends on the number of processes and of workers; this one
-    depends on (seed, epoch) alone, as :class:`EpochSampler`'s.
+    An epoch takes the shards in random order, a window at a time, and the records of each window in random
+    order. Unlike litdata's own order, this one depends on (seed, epoch) alone.
 
     Args:
-        *arguments: See :class:`EpochSampler`.
         shards: (N,) number of the shard of each sample.
         window: Shards mixed at a time.
-        **options: See :class:`EpochSampler`.
     """
 
     def __init__(self, *arguments: Any, shards: np.ndarray, window: int, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A subject cut out of an image, with something else around it."""
+"""A subject cut out of an image, on another background."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from fastcomposer.data.pixels import clamp_box
-
-BACKGROUNDS = ("noise", "black", "kept")
-"""What may stand around a subject in its reference."""
 
 
 def cut_out(
@@ -35,7 +32,7 @@ def cut_out(
         bbox: x1, y1, x2, y2 in pixels of the segment map; the part inside it is used.
         rng: Where the noise comes from.
         reduction: The factor r.
-        background: ``noise``; ``black``; or ``kept``: what the image shows there.
+        background: ``noise``, ``black``, or ``kept`` for the pixels of the image.
 
     Returns:
         (3, h, w) uint8, colours last in memory, which later steps take fastest.

@@ -18,17 +18,19 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
+from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.settings import differences, digest
 
 VERSION = 2
 MANIFEST = "shards.json"
-_BLOCK = 1 << 20
 _FIELDS = 4  # of a record: its id, JSON, image and compressed segment map
 
 
@@ -44,11 +46,6 @@ def chunk_file(split: str, number: int) -> str:
     return f"{split}/chunk-0-{number}.bin"
 
 
-def checks_file(split: str, number: int) -> str:
-    """Name of the file with the checksums of a chunk."""
-    return f"{split}/chunk-0-{number}.json"
-
-
 def index_file(split: str) -> str:
     """Name of litdata's index."""
     return f"{split}/index.json"
@@ -59,9 +56,9 @@ def catalogue_file(split: str) -> str:
     return f"{split}.index.json"  # litdata fetches names that end so without starting threads of its own
 
 
-def damaged(problem: str, place: str | Path) -> DamagedShardsError:
-    """Say which file has what wrong with it, and the command that repairs the shards it belongs to."""
-    where, then = str(place), ""
+def damaged(problem: str, location: str | Path) -> DamagedShardsError:
+    """Make an error of a file's problem, with the command that repairs the shards at a location."""
+    where, then = str(location), ""
     if is_remote(where):
         where, then = "<folder that they were copied from>", ", to be copied again"
     return DamagedShardsError(
@@ -75,7 +72,7 @@ def damaged(problem: str, place: str | Path) -> DamagedShardsError:
 
 @dataclass(frozen=True)
 class ChunkChecks:
-    """What is known of a chunk.
+    """Checksums of a chunk.
 
     Attributes:
         size: In bytes.
@@ -87,30 +84,42 @@ class ChunkChecks:
     crc32: int
     records: tuple[tuple[str, int], ...] = ()
 
+    @classmethod
+    def of(cls, chunk: Path, records: Iterable[tuple[str, int]] = ()) -> ChunkChecks:
+        """Compute them of a file."""
+        data = np.memmap(chunk, mode="r")
+        return cls(data.size, zlib.crc32(data.data), tuple(records))
+
+    @classmethod
+    def read(cls, file: Path) -> ChunkChecks:
+        """Read them from the file beside a chunk."""
+        content = unsealed(file.read_bytes())
+        try:
+            records = tuple((name, checksum) for name, checksum in content["records"])
+            return cls(content["bytes"], content["crc32"], records)
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"is damaged: {error!r}") from None
+
+    def write(self, file: Path) -> None:
+        """Write what :meth:`read` reads."""
+        data = sealed({"bytes": self.size, "crc32": self.crc32, "records": self.records})
+        write_atomically(file, lambda stream: stream.write(data))
+
     def problem(self, chunk: Path) -> str | None:
         """What is wrong with a chunk; ``None`` if it is as it was written."""
         problem = size_problem(chunk, self.size)
-        if problem is None and file_checksum(chunk) != self.crc32:
+        if problem is None and ChunkChecks.of(chunk).crc32 != self.crc32:
             return f"is damaged: its checksum is not {self.crc32:08x}"
         return problem
 
 
 def size_problem(file: Path, size: int) -> str | None:
-    """What is wrong with a file's size; ``None`` if it is what it should be."""
+    """What is wrong with a file's size; ``None`` if it is right."""
     try:
         found = file.stat().st_size
     except FileNotFoundError:
         return "is missing"
     return None if found == size else f"is damaged: it has {found} bytes, not {size}"
-
-
-def file_checksum(file: Path) -> int:
-    """CRC-32 of a file."""
-    checksum = 0
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def record_checksum(fields: Sequence[bytes]) -> int:
@@ -127,11 +136,7 @@ def sealed(content: dict[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """The content of :func:`sealed`.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """The content of :func:`sealed`."""
     try:
         content = dict(json.loads(data))
         stored = content.pop("digest")
@@ -142,37 +147,11 @@ def unsealed(data: bytes) -> dict[str, Any]:
     return content
 
 
-def read_checks(file: Path) -> ChunkChecks:
-    """Read the checksums of a chunk.
-
-    Raises:
-        FileNotFoundError: If they are not there.
-        ValueError: If they are damaged.
-    """
-    content = unsealed(file.read_bytes())
-    try:
-        records = tuple((name, checksum) for name, checksum in content["records"])
-        return ChunkChecks(content["bytes"], content["crc32"], records)
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"is damaged: {error!r}") from None
-
-
-def write_checks(checks: ChunkChecks) -> bytes:
-    """What :func:`read_checks` reads."""
-    return sealed({"bytes": checks.size, "crc32": checks.crc32, "records": checks.records})
-
-
 # --- litdata's index ---------------------------------------------------------------------------------------
 
 
 def litdata_index(sizes: Sequence[int], records_per_shard: int, records: int) -> dict[str, Any]:
-    """The index of a split.
-
-    Args:
-        sizes: Bytes of each chunk.
-        records_per_shard: Records in each chunk but the last.
-        records: Records of the split.
-    """
+    """The index of a split, of so many bytes in each chunk and so many records."""
     leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
     record = {"type": "builtins.tuple", "context": "null", "children_spec": [leaf] * _FIELDS}
     config = {
@@ -214,48 +193,33 @@ def index_problem(data: bytes, wanted: dict[str, Any]) -> str | None:
 # --- where they lie ----------------------------------------------------------------------------------------
 
 
-def is_remote(place: str) -> bool:
+def is_remote(location: str) -> bool:
     """Whether shards lie in an object store; ``local:<folder>`` is a folder that is treated as one."""
-    return "://" in place or place.startswith("local:")
+    return "://" in location or location.startswith("local:")
 
 
 class ShardStore:
-    """The files of a split, from a folder or an object store whose chunks are kept on a local disk.
+    """The files of a split, in a folder or in an object store whose chunks are kept on a local disk."""
 
-    Args:
-        place: Folder or URL.
-        split: Name of the split.
-        local: Folder to keep downloaded chunks in; litdata's own by default.
-    """
-
-    def __init__(self, place: str, split: str, local: str | Path | None) -> None:
-        self.place, self.split, self.local, self.remote = place.rstrip("/"), split, local, is_remote(place)
-        self.folder = Path(place) / split
+    def __init__(self, location: str, split: str, local: str | Path | None) -> None:
+        self.location, self.split, self.local = location.rstrip("/"), split, local
+        self.remote = is_remote(location)
+        self.folder = Path(location) / split
         if self.remote:
             from litdata.utilities.dataset_utilities import get_default_cache_dir
 
-            key = hashlib.sha256(self.place.encode()).hexdigest()[:16]
+            key = hashlib.sha256(self.location.encode()).hexdigest()[:16]
             self.folder = Path(local or get_default_cache_dir()) / split / key
 
     def read(self, name: str) -> bytes:
-        """Read a small file.
-
-        Raises:
-            FileNotFoundError: If it is not there.
-            OSError: If the store does not give it.
-        """
+        """Read a small file."""
         if not self.remote:
-            return (Path(self.place) / name).read_bytes()
+            return (Path(self.location) / name).read_bytes()
         with TemporaryDirectory() as folder:
             return self._download(name, Path(folder)).read_bytes()
 
     def check(self, chunks: Sequence[ChunkChecks]) -> None:
-        """Look for all chunks in a folder, and on a local disk for room for those of an object store.
-
-        Raises:
-            DamagedShardsError: If chunks are missing or have another size, with the first of them.
-            ValueError: If there is no room.
-        """
+        """Look for all chunks in a folder, and on a local disk for room for those of an object store."""
         if self.remote:
             self._check_room(sum(chunk.size for chunk in chunks))
             return
@@ -264,7 +228,7 @@ class ShardStore:
         problems = [f"{file} {problem}" for file, problem in zip(files, found, strict=True) if problem]
         if problems:
             more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
-            raise damaged(", ".join([*problems[:3], *more]), self.place)
+            raise damaged(", ".join([*problems[:3], *more]), self.location)
 
     def _check_room(self, size: int) -> None:
         kept = sum(file.stat().st_size for file in self.folder.glob("*.bin"))
@@ -274,28 +238,18 @@ class ShardStore:
         room = shutil.disk_usage(folder).free + kept
         if size > room:
             raise ValueError(
-                f"data.module.local={self.local}: split {self.split!r} of {self.place} takes "
+                f"data.module.local={self.local}: split {self.split!r} of {self.location} takes "
                 f"{size / 1e9:.1f} GB, but there is room for {room / 1e9:.1f} GB; name a larger disk's"
             )
 
     def fetch(self, number: int, checks: ChunkChecks, anew: bool = False) -> None:
-        """See to it that a chunk is a local file of the right size; what is downloaded is verified.
-
-        Args:
-            number: Of the chunk.
-            checks: Its size and checksum.
-            anew: Whether to download it even if it is there.
-
-        Raises:
-            DamagedShardsError: If it is missing or damaged.
-            OSError: If the store does not give it.
-        """
+        """Make sure that a chunk is a local file of the right size. Downloads are verified."""
         name = chunk_file(self.split, number)
         file = self.folder / Path(name).name
         if not self.remote:
             problem = size_problem(file, checks.size)
             if problem is not None:
-                raise damaged(f"{file} {problem}", self.place)
+                raise damaged(f"{file} {problem}", self.location)
         elif anew or size_problem(file, checks.size) is not None:
             self._keep(name, file, checks, anew)
 
@@ -312,18 +266,18 @@ class ShardStore:
                 try:
                     fetched = self._download(name, Path(folder))
                 except FileNotFoundError:
-                    raise damaged(f"{self.place}/{name} is missing", self.place) from None
+                    raise damaged(f"{self.location}/{name} is missing", self.location) from None
                 problem = checks.problem(fetched)
                 if problem is not None:
-                    raise damaged(f"{self.place}/{name} {problem}", self.place)
+                    raise damaged(f"{self.location}/{name} {problem}", self.location)
                 fetched.replace(file)
 
     def _download(self, name: str, folder: Path) -> Path:
         from litdata.streaming.downloader import get_downloader
 
-        remote, file = f"{self.place}/{name}", folder / Path(name).name
+        remote, file = f"{self.location}/{name}", folder / Path(name).name
         try:
-            get_downloader(self.place, str(folder), []).download_file(remote, str(file))
+            get_downloader(self.location, str(folder), []).download_file(remote, str(file))
         except FileNotFoundError:
             raise
         except Exception as error:  # whatever the store's client raises

@@ -41,9 +41,6 @@ def choose_subjects(
 
     Returns:
         The subjects in the order of their words, and the caption with a marker for each.
-
-    Raises:
-        PromptError: If the caption alone cannot be parsed.
     """
     areas = masks.sum(dim=(1, 2)).tolist()
     by_end: dict[int, SubjectCandidate] = {}  # the largest first

@@ -1,7 +1,7 @@
 """From the pixels of a record to the target image, the subjects' masks and their reference images.
 
-Images are uint8 tensors of shape (3, h, w) until the last step. Nothing here reads or moves the global
-random state: whatever is random takes a seed or a generator.
+Images are uint8 tensors of shape (3, h, w) until the last step. The global random state is neither read nor
+changed: whatever is random takes a seed or a generator.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the random numbers of one sample: the same wherever and whenever it is drawn.
-
-    Args:
-        seed: Seed of the run, not negative.
-        epoch: Number of the epoch from 0.
-        index: Position in the dataset.
-    """
+    """Return the random numbers of one sample, whatever process reads it."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, index))))
 
 
@@ -49,7 +43,6 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 
 # --- references --------------------------------------------------------------------------------------------
-
 
 _SQUARE_PIXELS = 4096**2
 _SQUARE_RATIO = 3  # of pixels of a square to those of the image in it
@@ -84,6 +77,7 @@ def pad_to_square(image: Tensor) -> Tensor:
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Resolution = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
 @dataclass(frozen=True, config=ConfigDict(title="data.module.augmentation", extra="forbid"))
@@ -165,12 +159,7 @@ class ReferenceTransform:
         return [(probability, step) for probability, step in steps if probability > 0]
 
     def __call__(self, crop: Tensor, seed: int) -> Tensor:
-        """Turn a (3, h, w) uint8 crop into (3, R, R) float in [0, 1].
-
-        Args:
-            crop: What :func:`cut_out` returned.
-            seed: Seed of the augmentation; the same seed and crop give the same image.
-        """
+        """Turn a (3, h, w) uint8 crop into (3, R, R) float in [0, 1]; the seed is the augmentation's."""
         if self.augmentation is None:
             return tvf.to_dtype(self._resize(crop), torch.float32, scale=True)
         with isolated_rng(seed):
@@ -184,7 +173,7 @@ class ReferenceTransform:
         if torch.rand(()) >= settings.zoom:
             return crop
         factor = 1 + float(torch.rand(())) * (settings.max_zoom - 1)
-        # The width stays whole, so cutting before enlarging shows the same part at less cost.
+        # The width is kept, so cutting before enlarging shows the same pixels at less cost.
         top = crop[:, : min(crop.shape[-2:]) if crop.shape[-2] > crop.shape[-1] else None]
         size = [int(factor * side) for side in top.shape[-2:]]
         return tvf.resize(top, size, antialias=True)
@@ -201,15 +190,14 @@ class SeparableBlur(v2.GaussianBlur):
         radius = self.kernel_size[0] // 2
         weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / params["sigma"][0]) ** 2)
         kernel = (weights / weights.sum()).tolist()
-        padded = functional.pad(inpt[None].float(), [radius] * 4, mode="reflect")[0]
-        height, width = inpt.shape[-2:]
-        rows = padded[:, :height] * kernel[0]
-        for offset, weight in enumerate(kernel[1:], start=1):
-            rows.add_(padded[:, offset : offset + height], alpha=weight)
-        blurred = rows[..., :width] * kernel[0]
-        for offset, weight in enumerate(kernel[1:], start=1):
-            blurred.add_(rows[..., offset : offset + width], alpha=weight)
-        return blurred.round_().to(torch.uint8)
+        image = functional.pad(inpt[None].float(), [radius] * 4, mode="reflect")[0]
+        for dim in (1, 2):
+            size = inpt.shape[dim]
+            blurred = image.narrow(dim, 0, size) * kernel[0]
+            for offset, weight in enumerate(kernel[1:], start=1):
+                blurred.add_(image.narrow(dim, offset, size), alpha=weight)
+            image = blurred
+        return image.round_().to(torch.uint8)
 
 
 class SeparableElastic(v2.ElasticTransform):
@@ -252,15 +240,7 @@ class TargetTransform:
         self.resolution = resolution
 
     def sizes(self, height: int, width: int) -> tuple[int, ...]:
-        """What a model may be told of an image's way here (``size_conditions`` of a batch).
-
-        Args:
-            height: Of the image as it was, in pixels.
-            width: As height.
-
-        Returns:
-            Height and width before, top and left of the crop, height and width of the target.
-        """
+        """Return ``size_conditions``: the image's size, top and left of the crop, the target's size."""
         return (height, width, 0, self._left(height, width), self.resolution, self.resolution)
 
     def _left(self, height: int, width: int) -> int:
@@ -269,17 +249,12 @@ class TargetTransform:
     def __call__(
         self, image: Tensor, segment_map: np.ndarray, segment_ids: Sequence[int], *, flip: bool
     ) -> tuple[Tensor, Tensor]:
-        """Transform a photo with the masks of some segments.
+        """Transform a (3, h, w) uint8 image with the masks of K segments.
 
-        Args:
-            image: (3, h, w) uint8 in any memory layout; the one with colours last is resized fastest. May be
-                smaller than the segment map, but of its shape.
-            segment_map: (h, w) integers.
-            segment_ids: K values of the map; K may be 0.
-            flip: Whether to mirror both left to right.
+        The image may be smaller than the (h, w) segment map, but of its shape.
 
         Returns:
-            The target, (3, H, W) float in [-1, 1], and the masks, (K, H, W) bool.
+            The target, (3, H, W) float in [-1, 1], and the masks, (K, H, W) bool; mirrored with ``flip``.
         """
         height, width = segment_map.shape
         side = self.resolution
@@ -308,7 +283,7 @@ class TargetTransform:
 
 
 def _nearest(size: int, resized: int) -> np.ndarray:
-    """Return where torch's ``nearest-exact`` takes its pixels from, in float32 as it computes them."""
+    """Return the source indices of torch's ``nearest-exact``, in float32 as it computes them."""
     scale = np.float32(size) / np.float32(resized)
-    places = ((np.arange(resized) + 0.5) * float(scale)).astype(np.float32)
-    return np.minimum(np.floor(places).astype(np.int64), size - 1)
+    centres = ((np.arange(resized) + 0.5) * float(scale)).astype(np.float32)
+    return np.minimum(np.floor(centres).astype(np.int64), size - 1)
