@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from markupsafe import Markup
@@ -49,66 +49,44 @@ def trial_plots(goal: Goal, jobs: Sequence[Job]) -> list[Plot]:
     ranked = goal.ranked(jobs)
     if len(ranked) < 2:
         return []
-    best = ranked[0][0]
-    course = sorted((job.number, value) for value, job in ranked)
-
-    def draw(axes: Axes) -> None:
-        numbers, values = zip(*course, strict=True)
-        so_far = [*accumulate(values, min if goal.direction == "minimize" else max)]
-        colour = COLOURS["series-2"]
-        axes.step(numbers, so_far, where="post", color=colour, linewidth=1.3, label="best so far")
-        _dots(axes, numbers, values, best)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("trial")
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
-
-    plots = [_plot(goal, "course", draw, f"{goal.objective} over the trials", course)]
+    course = [(str(job.number), value) for value, job in sorted(ranked, key=lambda pair: pair[1].number)]
+    plots = [_plot(goal, "course", "trial", f"{goal.objective} over the trials", course)]
     for number, key in enumerate(goal.ranges):
         points = [(job.chosen[key], value) for value, job in ranked if key in job.chosen]
-        drawing = _against(key, points, best, logarithmic="log" in goal.ranges[key])
-        plots.append(_plot(goal, f"key-{number}", drawing, f"{goal.objective} against {key}", points))
+        plots.append(_plot(goal, f"key-{number}", key, f"{goal.objective} against {key}", points))
     return plots
 
 
-def _against(
-    key: str, points: Sequence[tuple[str, float]], best: float, *, logarithmic: bool
-) -> Callable[[Axes], None]:
+def _plot(goal: Goal, name: str, key: str, title: str, points: Sequence[tuple[str, float]]) -> Plot:
     texts, values = zip(*points, strict=True)
+    better = min if goal.direction == "minimize" else max
+    numbers = [number for text in texts if (number := as_number(text)) is not None]
+    names = sorted(set(texts))
+    xs = numbers if len(numbers) == len(texts) else [float(names.index(text)) for text in texts]
 
     def draw(axes: Axes) -> None:
-        numbers = [number for text in texts if (number := as_number(text)) is not None]
-        if len(numbers) < len(texts):
-            names = sorted(set(texts))
-            _dots(axes, [names.index(text) for text in texts], values, best)
+        if key not in goal.ranges:  # over the trials
+            so_far, colour = [*accumulate(values, better)], COLOURS["series-2"]
+            axes.step(xs, so_far, where="post", color=colour, linewidth=1.3, label="best so far")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+        elif xs is not numbers:
             width = max(_LETTERS // len(names), _SHORTEST)
             axes.set_xticks(range(len(names)), [textwrap.fill(name, width) for name in names])
             axes.set_xlim(-0.5, len(names) - 0.5)
-        else:
-            if logarithmic:
-                axes.set_xscale("log")
-                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-                axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            _dots(axes, numbers, values, best)
+        elif "log" in goal.ranges[key]:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        best = values.index(better(values))
+        axes.plot(xs, values, "o", color=COLOURS["series-1"], markersize=4.5)
+        at = [xs[best]], [values[best]]
+        axes.plot(*at, "o", color=COLOURS["series-2"], markersize=8, fillstyle="none")
         axes.set_xlabel(key)
-
-    return draw
-
-
-def _dots(axes: Axes, xs: Sequence[float], values: Sequence[float], best: float) -> None:
-    axes.plot(xs, values, "o", color=COLOURS["series-1"], markersize=4.5)
-    at = values.index(best)
-    axes.plot([xs[at]], [best], "o", color=COLOURS["series-2"], markersize=8, fillstyle="none")
-
-
-def _plot(
-    goal: Goal, name: str, draw: Callable[[Axes], None], title: str, points: Sequence[tuple[object, float]]
-) -> Plot:
-    def drawn(axes: Axes) -> None:
-        draw(axes)
         axes.set_ylabel(goal.objective)
         axes.grid(color=COLOURS["rule"], linewidth=0.6)
 
     text = "; ".join(f"{x}: {value:.4g}" for x, value in points)
-    svg = figure(f"trials-{name}", _HEIGHT, drawn)
+    svg = figure(f"trials-{name}", _HEIGHT, draw)
     return Plot(Markup(svg), f"{title}. {text}.", f"{title}. The ring is the best.")
