@@ -88,7 +88,7 @@ def boxes_at(*lefts: float) -> torch.Tensor:
         ((4.0,), (0.0,), 0),  # overlap 6 / 14
         ((0.0, 1.0, 2.0), (0.0,), 1),  # too many for one head
         ((0.0, 30.0), (0.0, 30.0, 60.0), 2),
-        ((2.0, 6.0), (3.0, -1.0), 1),  # the surer one takes the only head that the other could have had
+        ((2.0, 6.0), (3.0, -1.0), 1),  # the higher score takes the only head that the other could have had
     ],
 )
 def test_matching(found: tuple[float, ...], truth: tuple[float, ...], matches: int) -> None:

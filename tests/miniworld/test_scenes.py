@@ -1,4 +1,4 @@
-"""The mini world: seeded, exact, and silent about who somebody is."""
+"""The mini world: seeded scenes, exact masks, and captions without features of identity."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ from PIL import Image
 
 from fastcomposer.data.records import read_ids, read_record
 from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES
-from fastcomposer.miniworld.avatars import (
-    BEARDS,
-    EXPRESSIONS,
-    HAIR,
-    HAIR_COLORS,
-    SKINS,
-    Appearance,
-    Identity,
-    render_avatar,
-)
+from fastcomposer.miniworld.avatars import BEARDS, SKINS, Appearance, Identity, render_avatar
 from fastcomposer.miniworld.render import (
     NUM_OTHER_IMAGES,
     other_looks,
@@ -87,15 +78,8 @@ def test_the_mask_is_where_the_person_changed_the_image() -> None:
     assert (changed & mask).sum() >= 0.9 * mask.sum()
 
 
-def test_captions_never_name_who_somebody_is(world: AvatarScenes) -> None:
-    secret = {
-        *SKINS.values(),
-        *(name for name in BEARDS.values() if name),
-        "hair",
-        "beard",
-        "moustache",
-        "skin",
-    }
+def test_captions_name_no_feature_of_identity(world: AvatarScenes) -> None:
+    secret = {*SKINS.values(), *filter(None, BEARDS.values()), "hair", "beard", "moustache", "skin"}
     for index in range(150):
         scene = world.scene("train", index)
         assert not [word for word in secret if re.search(rf"\b{word}\b", scene.caption)]
@@ -117,25 +101,13 @@ def test_some_clothes_are_kept_from_training(world: AvatarScenes) -> None:
     assert any(is_held_out(p.appearance) for i in range(120) for p in world.scene("test", i).people)
 
 
-def test_there_are_enough_combinations() -> None:
-    men = len(HAIR["man"]) * len(BEARDS)
-    women = len(HAIR["woman"])
-    assert (men + women) * len(SKINS) * len(HAIR_COLORS) * 9 > 70_000
-    assert min(len(CONTEXTS), len(STYLES), len(EXPRESSIONS) - 1) >= 10
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_every_style_changes_the_image_and_keeps_its_size(style: str) -> None:
-    image = draw_background("in a field of flowers", 64, np.random.default_rng(0))
-    styled = apply_style(style, image, np.random.default_rng(0))
-    assert styled.size == (64, 64)
-    assert styled.mode == "RGB"
-    assert np.abs(np.asarray(styled, int) - np.asarray(image, int)).mean() > 2
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_every_place_is_drawn_with_detail(context: str) -> None:
-    assert np.asarray(draw_background(context, 64, np.random.default_rng(0))).std() > 8
+def test_every_place_has_detail_and_every_style_changes_it() -> None:
+    images = [draw_background(context, 64, np.random.default_rng(0)) for context in CONTEXTS]
+    assert min(np.asarray(image).std() for image in images) > 8
+    for style in STYLES:
+        styled = apply_style(style, images[0], np.random.default_rng(0))
+        assert (styled.size, styled.mode) == ((64, 64), "RGB")
+        assert np.abs(np.asarray(styled, int) - np.asarray(images[0], int)).mean() > 2
 
 
 def test_expression_changes_the_face_and_identity_stays() -> None:
@@ -197,7 +169,7 @@ def test_references_are_neutral_and_the_other_images_of_the_same_person(tmp_path
             assert np.abs(image.astype(int) - reference).max() > 60
 
 
-def test_other_looks_differ_and_hide_nobody() -> None:
+def test_other_looks_differ_and_hide_no_face() -> None:
     for number in range(15):
         looks = other_looks(number)
         assert looks == other_looks(number)

@@ -50,10 +50,9 @@ class Row:
     """One figure of the card.
 
     Attributes:
-        part: Part of the base, by the name of its folder.
+        part: Folder of the part in the base.
         measure: What was measured, with its unit.
-        value: The figure.
-        at_least: Its target; ``None`` for no target.
+        at_least: Target of the value; ``None`` for no target.
     """
 
     part: str
@@ -73,14 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class HeldOutScenes:
-    """Renders of held-out people.
-
-    Attributes:
-        images: (N, 3, S, S) float in [0, 1].
-        captions: Captions that name no feature of identity.
-        rich_captions: Captions that name skin, hair and beard too, as in CLIP's training.
-        people: People of each scene, from left to right.
-    """
+    """N renders of held-out people, with images (N, 3, S, S) float in [0, 1]; see :class:`Scene`."""
 
     images: Tensor
     captions: tuple[str, ...]
@@ -117,8 +109,8 @@ def measure_base(
     Args:
         base: Folder of the base.
         scenes: Held-out renders.
-        sampler: Arguments of the pipeline call; ``None`` generates no images.
-        per_count: Generated images of one, of two and of three people.
+        sampler: See :func:`measure_generated`; ``None`` generates no images.
+        per_count: See :func:`measure_generated`.
     """
     missing = missing_parts(base)
     rows: list[Row] = []
@@ -171,19 +163,18 @@ def flops_of(base: Path, part: str) -> dict[str, int]:
     return found
 
 
-def _image(side: int) -> Tensor:
-    return torch.zeros(1, 3, side, side)
+def _square(side: int, channels: int = 3) -> Tensor:
+    return torch.zeros(1, channels, side, side)
 
 
-def _latents(vae: Any) -> Tensor:
+def _decode(vae: Any) -> Any:
     side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
-    return torch.zeros(1, vae.config.latent_channels, side, side)
+    return vae.decode(_square(side, vae.config.latent_channels))
 
 
 def _denoise(unet: Any) -> Any:
-    side = unet.config.sample_size
-    latents = torch.zeros(1, unet.config.in_channels, side, side)
-    return unet(latents, torch.zeros(1), torch.zeros(1, 77, unet.config.cross_attention_dim))
+    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
+    return unet(_square(unet.config.sample_size, unet.config.in_channels), torch.zeros(1), text)
 
 
 def _encode_text(encoder: Any) -> Any:
@@ -194,21 +185,18 @@ _CALLS: dict[str, tuple[Any, dict[str, Callable[[Any], Any]]]] = {
     "vae": (
         AutoencoderKL,
         {
-            "encode one image": lambda vae: vae.encode(_image(vae.config.sample_size)),
-            "decode one image": lambda vae: vae.decode(_latents(vae)),
+            "encode one image": lambda vae: vae.encode(_square(vae.config.sample_size)),
+            "decode one image": _decode,
         },
     ),
     "text_encoder": (CLIPTextModel, {"one prompt": _encode_text}),
     "image_encoder": (
         CLIPVisionModelWithProjection,
-        {"one reference": lambda encoder: encoder(pixel_values=_image(encoder.config.image_size))},
+        {"one reference": lambda encoder: encoder(pixel_values=_square(encoder.config.image_size))},
     ),
     "unet": (UNet2DConditionModel, {"one step of one sample": _denoise}),
-    "detector": (HeadDetector, {"one scene": lambda detector: detector(_image(64))}),
-    "embedder": (
-        IdentityEmbedder,
-        {"one head": lambda embedder: embedder(_image(embedder.config.crop_size))},
-    ),
+    "detector": (HeadDetector, {"one scene": lambda detector: detector(_square(64))}),
+    "embedder": (IdentityEmbedder, {"one head": lambda network: network(_square(network.config.crop_size))}),
 }
 
 
@@ -303,11 +291,7 @@ def held_out_pairs(
 ) -> Pairs:
     """Compare heads of two scenes that differ in clothing and in expression, from their true boxes.
 
-    Args:
-        embedder: The embedder.
-        scenes: Renders.
-        hidden: Fraction of each head's box, 0 to 1, behind a rectangle of random form, position and colour.
-        seed: Seed of the rectangles.
+    A rectangle of random form, position and colour covers the fraction ``hidden`` of each head's box.
     """
     people = [(scene, person) for scene, group in enumerate(scenes.people) for person in group]
     boxes = torch.cat(scenes.heads)
