@@ -199,7 +199,7 @@ def drop_conditions(
         empty_prompt: (77,) token ids of the empty prompt.
         caption_dropout: Probability that a sample loses both.
         subject_dropout: Probability that a subject is left out.
-        generator: Source of the draws; a list has one for each sample.
+        generator: Source of random numbers; a list has one for each sample.
         empty_states: Text states of the empty prompt, for a batch that carries text states.
 
     Returns:

@@ -74,7 +74,7 @@ def training_settings(config: Mapping[str, Any], trainer: Any, data: Any) -> dic
 
     Args:
         config: Of the training, in plain values.
-        trainer: Its trainer, which knows how many processes there are.
+        trainer: Its trainer, with the number of processes.
         data: Its data module; the training records are recorded as a digest where it has a ``manifest()``.
     """
     found: dict[str, Any] = {}

@@ -257,19 +257,14 @@ def test_dreambooth_learns_one_person(make: Make, fit: Make, people: tuple[Refer
         ("dreambooth", {"prior_weight": -1.0}, r"method\.prior_weight=-1"),
         ("dreambooth", {"rare_token": " "}, r"method\.rare_token"),
         ("dreambooth", {"templates": ["a photo"]}, r"method\.templates=\['a photo'\]"),
-        ("dreambooth", {"images": PortraitSettings(24)}, None),
-        ("custom_diffusion", {"images": PortraitSettings(8)}, None),
         ("textual_inversion", {"class_images": ClassImages("x")}, r"method\.class_images"),
         ("textual_inversion", {"cooldown": 2}, "cooldown=2"),
         ("textual_inversion", {"base": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],
 )
 def test_bad_settings_are_named_before_anything_loads(
-    make: Make, name: str, changes: Any, message: str | None, monkeypatch: pytest.MonkeyPatch
+    make: Make, name: str, changes: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if message is None:
-        make(name, **changes)
-        return
     monkeypatch.setattr("fastcomposer.models.loading.ModelSource.load", None)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make(name, **changes)

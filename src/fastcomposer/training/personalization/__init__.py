@@ -1,1 +1,1 @@
-"""Fine-tuning baselines: methods that learn one person, or a few, before they can draw them."""
+"""Fine-tuning baselines: methods that learn one person, or a few, before they generate them."""

@@ -23,7 +23,7 @@ class DreamBooth(PersonalizationModule):
         **more: See :class:`PersonalizationModule`.
 
     Raises:
-        ValueError: If several people are to be learned, who would share the one rare word; or see
+        ValueError: If several people are to be learned, for whom there is one rare word; or see
             :class:`PersonalizationModule`.
     """
 
