@@ -11,10 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.closing import conclude
 from fastcomposer.cli.common import command, quieten_lightning
-from fastcomposer.utils.files import remove_leftovers
-from fastcomposer.utils.lock import sole_run
-from fastcomposer.utils.texts import plain
-from fastcomposer.utils.workers import data_worker_faults
 
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -43,6 +39,9 @@ def check_objective(config: DictConfig) -> None:
 @command("train", check_objective=check_objective)
 def main(config: DictConfig) -> float | None:
     """Train in a folder that no other run uses."""
+    from fastcomposer.utils.files import remove_leftovers
+    from fastcomposer.utils.lock import sole_run
+
     with sole_run(config.run_dir) as first:
         if first:
             remove_leftovers(Path(config.run_dir))
@@ -69,11 +68,14 @@ def train(config: DictConfig) -> float | None:
     import torch
     from hydra.utils import instantiate
 
+    from fastcomposer.cli.training_settings import check_resumable, training_settings
     from fastcomposer.training.base_module import fit
     from fastcomposer.training.callbacks import GracefulStop
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.objective import Objective
     from fastcomposer.training.wandb_artifacts import log_training_inputs, log_weights
+    from fastcomposer.utils.texts import plain
+    from fastcomposer.utils.workers import data_worker_faults
 
     quieten_lightning()
     torch.set_float32_matmul_precision(config.matmul_precision)
