@@ -47,20 +47,10 @@ class FastComposerPipelineOutput(StableDiffusionPipelineOutput):
 class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
     """Stable Diffusion with images of the subjects beside the prompt (docs/method.md, eq. 6).
 
-    A ``StableDiffusionPipeline`` that also takes ``references`` and ``alpha``. Any part may be ``None``, to
-    encode prompts alone or to sample from embeddings alone; a call that needs it raises.
-
-    Args:
-        vae: Autoencoder.
-        text_encoder: CLIP text encoder.
-        tokenizer: CLIP tokenizer.
-        unet: Denoising U-Net.
-        scheduler: Any scheduler that Stable Diffusion takes.
-        safety_checker: Optional checker of the finished images.
-        feature_extractor: Preprocessing for the safety checker.
-        image_encoder: CLIP vision encoder with projection.
-        fusion: Subject fusion of the text encoder's width and that of the projection.
-        requires_safety_checker: Whether diffusers should warn where there is no safety checker.
+    A ``StableDiffusionPipeline`` that also takes ``references`` and ``alpha``. Its components are those of
+    ``StableDiffusionPipeline`` and ``fusion``, of the widths of the text encoder and of the image encoder's
+    projection. Any part may be ``None``, to encode prompts alone or to sample from embeddings alone; a call
+    that needs it raises.
 
     Raises:
         ValueError: If the widths differ.

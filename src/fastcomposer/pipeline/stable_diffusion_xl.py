@@ -52,22 +52,9 @@ class FastComposerXLPipelineOutput(StableDiffusionXLPipelineOutput):
 class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # type: ignore[misc]
     """Stable Diffusion XL with images of the subjects beside the prompt (docs/method.md, eq. 6).
 
-    A ``StableDiffusionXLPipeline`` that also takes ``references`` and ``alpha``. Any part may be ``None``; a
-    call that needs it raises.
-
-    Args:
-        vae: Autoencoder.
-        text_encoder: First CLIP text encoder.
-        text_encoder_2: Second CLIP text encoder, with projection.
-        tokenizer: CLIP tokenizer.
-        tokenizer_2: The same vocabulary with the second encoder's padding.
-        unet: Denoising U-Net.
-        scheduler: Any scheduler that Stable Diffusion XL takes.
-        image_encoder: CLIP vision encoder with projection.
-        fusion: Subject fusion of both text encoders' widths and that of the projection.
-        feature_extractor: Preprocessing for IP-Adapters.
-        force_zeros_for_empty_prompt: Whether a negative prompt that is not given is zeros.
-        add_watermarker: See ``StableDiffusionXLPipeline``.
+    A ``StableDiffusionXLPipeline`` that also takes ``references`` and ``alpha``. Its components are those of
+    ``StableDiffusionXLPipeline``, both tokenizers with one vocabulary, and ``fusion``, of the widths of the
+    text encoders and of the image encoder's projection. Any part may be ``None``; calls that need it raise.
 
     Raises:
         ValueError: If the widths differ, or the tokenizers' vocabularies.
