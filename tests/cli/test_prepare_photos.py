@@ -56,7 +56,7 @@ class Prepared:
         root: The folder.
         call: Arguments that made it.
         photos: How many photos became records; one more did not.
-        out: What the command said.
+        out: Output of the command.
     """
 
     root: Path
@@ -110,7 +110,7 @@ def test_photos_in_the_layout_of_ffhq_are_prepared(run: Run, prepared: Prepared)
             assert loaded.record.caption[: segment.end].endswith("man")
     assert "00099.png,unreadable" in (root / "preparation" / "left_out.csv").read_text()
     settings = json.loads((root / "preparation" / "settings.json").read_text())
-    assert len(settings["matcher"]["image_text"]["model"]) == 16  # a digest of the weights, not their place
+    assert len(settings["matcher"]["image_text"]["model"]) == 16  # a digest of the weights, not their path
 
     status, out, err = run(prepare, *prepared.call)
     assert status == 0, err
@@ -122,7 +122,7 @@ def test_photos_in_the_layout_of_ffhq_are_prepared(run: Run, prepared: Prepared)
 
 @pytest.fixture
 def model(tmp_path: Path) -> list[str]:
-    """Stable Diffusion 1.5 a few channels wide, with weights drawn."""
+    """Stable Diffusion 1.5 a few channels wide, with random weights."""
     size = ["model.resolution=64", "model.reference_size=28"]
     folder = narrow("sd15", tmp_path / "sd15")
     return ["model=sd15", "model.weights=random", f"model.architecture={folder}", *size]
@@ -168,11 +168,11 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
     ]
     few = ["num_subjects=2", "prompts_per_category=1", "images_per_prompt=1"]
     parts = [f"benchmark.{part}.{few_of}" for part in ("single", "multi") for few_of in few]
-    drawn = ["+sampler.height=64", "+sampler.width=64", "sampler.num_inference_steps=2", *paper_metrics]
-    drawn += ["checkpoint=outputs/paper", "alphas=[0.5]"]
-    drawn += ["methods=[text_only,textual_inversion,fastcomposer]"]
-    drawn += ["methods.textual_inversion.personalize.method.steps=1"]
-    status, _, err = run(evaluate, *model, *benchmark, *parts, *drawn)
+    sampled = ["+sampler.height=64", "+sampler.width=64", "sampler.num_inference_steps=2", *paper_metrics]
+    sampled += ["checkpoint=outputs/paper", "alphas=[0.5]"]
+    sampled += ["methods=[text_only,textual_inversion,fastcomposer]"]
+    sampled += ["methods.textual_inversion.personalize.method.steps=1"]
+    status, _, err = run(evaluate, *model, *benchmark, *parts, *sampled)
     assert status == 0, err
     rows = read_results("outputs/evaluate/results.json").rows
     assert [(row.benchmark, row.method, row.images) for row in rows] == [
@@ -270,7 +270,7 @@ def test_photos_become_records_without_any_download(run: Run, tmp_path: Path) ->
     assert read_ids("one", "all") == read_ids("one", "train")
 
 
-def test_missing_parts_are_said_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
+def test_missing_parts_are_reported_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
     status, _, err = run(prepare, "data=folder", "data.root=data", "data/phrases=words")
     assert status == 1
     assert err.strip().endswith("source: name the folder of the photos, as in source=photos/")

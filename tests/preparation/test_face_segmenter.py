@@ -1,4 +1,4 @@
-"""People around real faces: in a photograph that a package ships."""
+"""People around real faces, in a photograph that a package ships."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_person_is_outlined_from_hair_to_sleeves() -> None:
     assert 0.3 < found.areas[1] < 0.55
 
 
-def test_people_are_told_apart_and_numbered_from_the_left() -> None:
+def test_people_are_separate_and_numbered_from_the_left() -> None:
     half = astronaut()[:, :400]
     pixels = np.concatenate([half, half[:, ::-1]], axis=1)
     (found,) = segmenter().segment([photo(pixels)])
@@ -46,7 +46,7 @@ def test_people_are_told_apart_and_numbered_from_the_left() -> None:
     assert (mirrored == found.segment_map).mean() > 0.95
 
 
-def test_where_no_face_is_nobody_is() -> None:
+def test_without_a_face_there_is_no_segment() -> None:
     strict = FaceSegmenter(min_face=0.5)
     strict.load()
     backdrop = photo(astronaut()[:200, 300:500])
@@ -55,7 +55,7 @@ def test_where_no_face_is_nobody_is() -> None:
     assert found.regions == () and not found.segment_map.any()
 
 
-def test_a_face_before_somebody_elses_body_stays_its_own() -> None:
+def test_a_face_in_front_of_another_body_is_its_own_segment() -> None:
     flat = Image.new("RGB", (120, 160), "grey")
     behind, before = np.array([40.0, 20, 80, 60]), np.array([50.0, 90, 80, 120])
     people = outlines(flat, [behind, before])

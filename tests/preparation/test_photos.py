@@ -1,4 +1,4 @@
-"""Photos of a folder: which there are, their captions, their pixels."""
+"""Photos of a folder: their ids, captions and pixels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_captions_in_a_file_come_first(album: Path, kind: str) -> None:
         (None, "", "cannot be read"),
     ],
 )
-def test_captions_that_are_none(album: Path, name: str | None, content: str, message: str) -> None:
+def test_invalid_captions_are_refused(album: Path, name: str | None, content: str, message: str) -> None:
     file = album.parent / (name or "missing.json")
     if name:
         file.write_text(content)
@@ -112,7 +112,7 @@ def test_sizes(tmp_path: Path) -> None:
         open_photo(photo, 61, None)
 
 
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2] = (10, 20, 30, 255)
     Image.fromarray(pixels).save(tmp_path / "p.png")
@@ -122,7 +122,7 @@ def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "missing"])
-def test_damaged_photos_say_so(tmp_path: Path, damage: str) -> None:
+def test_damaged_photos_are_unusable(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "p.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Phrases that name subjects, with their places."""
+"""Phrases that name subjects, with their offsets."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_chunks_whose_head_is_a_class_word(pipeline: Path) -> None:
     assert len(dict(finder.settings)["model"]) == 16
 
 
-def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
+def test_missing_pipelines_and_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         ParsedPhrases(WORDS, "en_core_web_xx")
     assert "data.phrases.model=en_core_web_xx" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Preparation as a whole: every photo comes to an end, once, whatever happens in between."""
+"""The full preparation: every photo becomes a record or is listed, also after interruptions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class InOrder(Matcher):
 
 
 class Noted(SegmentMaps):
-    """Notes which photos it sees, and fails when it has seen enough."""
+    """Records which photos it sees, and interrupts after some."""
 
     def __init__(self, enough: int | None = None) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def test_every_photo_is_a_record_or_listed(prepare: Prepare, tmp_path: Path) -> 
     assert "x_tiny.png: 15 x 40 pixels" in page
 
 
-def test_what_is_done_is_not_done_again(prepare: Prepare, album: Path, tmp_path: Path) -> None:
+def test_only_new_and_changed_photos_are_processed(prepare: Prepare, album: Path, tmp_path: Path) -> None:
     prepare()
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*/*.jpg")}
     again = Noted()
@@ -187,8 +187,8 @@ def test_what_is_done_is_not_done_again(prepare: Prepare, album: Path, tmp_path:
     assert not list((tmp_path / "data").glob("new*/*"))
 
 
-def test_it_goes_on_where_it_stopped(prepare: Prepare, tmp_path: Path) -> None:
-    prepare(root="whole")
+def test_it_resumes_where_it_stopped(prepare: Prepare, tmp_path: Path) -> None:
+    prepare(root="full")
     seen: list[str] = []
     for _ in range(20):
         segmenter = Noted(enough=4)
@@ -200,15 +200,15 @@ def test_it_goes_on_where_it_stopped(prepare: Prepare, tmp_path: Path) -> None:
         finally:
             seen += segmenter.seen
     assert len(set(seen)) == 13
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    names = sorted(str(file.relative_to(whole)) for file in whole.rglob("*") if file.is_file())
+    full, parts = tmp_path / "full", tmp_path / "parts"
+    names = sorted(str(file.relative_to(full)) for file in full.rglob("*") if file.is_file())
     assert names == sorted(str(file.relative_to(parts)) for file in parts.rglob("*") if file.is_file())
     for name in names:
         if not name.startswith(".index"):  # holds times of change
-            assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+            assert (full / name).read_bytes() == (parts / name).read_bytes(), name
 
 
-def test_other_settings_are_seen(prepare: Prepare, tmp_path: Path) -> None:
+def test_other_settings_are_refused(prepare: Prepare, tmp_path: Path) -> None:
     prepare()
     with pytest.raises(ValueError, match=r"with other settings \(min_area: 0\.02, not 0\.4\)") as caught:
         prepare(limits=PhotoLimits(min_side=16, max_side=None, min_area=0.4))
@@ -224,7 +224,7 @@ def test_other_settings_are_seen(prepare: Prepare, tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "image_ids_test.txt").exists()
 
 
-def test_other_data_is_left_alone(prepare: Prepare, tmp_path: Path) -> None:
+def test_other_data_is_not_touched(prepare: Prepare, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "image_ids_train.txt").write_text("x\n")
     for restart in (False, True):
@@ -248,7 +248,7 @@ def test_the_data_folder_may_lie_among_the_photos(prepare: Prepare, album: Path,
         ({"batch_size": 0}, r"data\.prepare\.batch_size=0"),
     ],
 )
-def test_what_is_wrong_is_said_first(
+def test_invalid_settings_are_refused_first(
     prepare: Prepare, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -47,32 +47,6 @@ def test_a_prompt_begins_the_caption(tmp_path: Path) -> None:
     assert caption is not None and caption.startswith("a woman and")
 
 
-def test_segments_fill_the_photo(tmp_path: Path) -> None:
-    write_mask2former(tmp_path)
-    segmenter = PretrainedSegmenter(str(tmp_path), threshold=0.0, overlap=0.0)
-    segmenter.load()
-    photos = [noise(0), noise(1, 30, 50)]
-    found = segmenter.segment(photos)
-    for photo, segmentation in zip(photos, found, strict=True):
-        assert segmentation.segment_map.shape == (photo.image.height, photo.image.width)
-        assert segmentation.regions
-        ids = [region.id for region in segmentation.regions]
-        assert ids == list(range(1, len(ids) + 1))
-        assert set(np.unique(segmentation.segment_map)) - {0} == set(ids)
-        assert {region.label for region in segmentation.regions} <= {"person", "wall"}
-        assert 0 < sum(segmentation.areas.values()) <= 1
-        for number in ids:
-            x1, y1, x2, y2 = segmentation.box(number)
-            inside = (segmentation.segment_map == number)[y1:y2, x1:x2]
-            assert inside.sum() == (segmentation.segment_map == number).sum()
-            assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert len(segmenter.segment(photos)) == 2
-    none = PretrainedSegmenter(str(tmp_path), threshold=1.0)
-    none.load()
-    assert none.segment(photos[:1])[0].regions == ()
-
-
 def test_settings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.captioner: max_new_tokens"):
         PretrainedCaptioner("x", max_new_tokens=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +21,7 @@ from transformers import (
     Mask2FormerImageProcessor,
 )
 
-from fastcomposer.data.segment_crop import cut_out
-from fastcomposer.preparation.interfaces import NounPhrase, Photo, Segmentation, SegmentedPhoto
-from fastcomposer.preparation.phrase_matching import SimilarityMatcher
+from fastcomposer.preparation.interfaces import Photo, Segmentation
 from fastcomposer.preparation.segmenters import PretrainedSegmenter
 
 # Sizes as of FFHQ in the wild, a quarter of them; four of the eight have a shape of their own.
@@ -152,42 +149,6 @@ def test_a_real_network_does_not_see_the_neighbours(tmp_path: Path) -> None:
         (alone,) = made.segment([photo])
         assert (found.segment_map == alone.segment_map).mean() > 0.999
         assert found.regions == alone.regions
-
-
-def test_boxes_and_crops_of_a_batch_are_where_the_people_are(
-    known: list[tuple[np.ndarray, Photo]],
-) -> None:
-    class Embedder:
-        def embed_images(self, images: Tensor) -> Tensor:
-            self.images = images
-            return nn.functional.normalize(images.mean((2, 3)), dim=-1)
-
-        def embed_texts(self, texts: Sequence[str]) -> Tensor:
-            return torch.tensor([[1.0, 0, 0] if "red" in text else [0, 0, 1.0] for text in texts])
-
-    embedder = Embedder()
-    matcher = SimilarityMatcher(lambda: embedder, background="grey", side=64)
-    matcher.load()
-    phrases = tuple(NounPhrase(f"a {colour} man", 1, "man", "person") for colour in ("red", "blue"))
-    photos = [photo for _, photo in known]
-    scenes = [
-        SegmentedPhoto(photo, found, tuple(r for r in found.regions if r.label == "person"), phrases)
-        for photo, found in zip(photos, segmenter(ColourNetwork()).segment(photos), strict=True)
-    ]
-    matches = matcher.match(scenes)
-    crops = iter(embedder.images)
-    for (mask, photo), scene, pairs in zip(known, scenes, matches, strict=True):
-        assert [(pair.phrase, pair.region) for pair in pairs] == [(0, 0), (1, 1)]
-        for person, region in enumerate(scene.regions, start=1):
-            truth = Segmentation(mask, ()).box(person)
-            np.testing.assert_allclose(scene.segmentation.box(region.id), truth, atol=3)
-            of_person = cut_out(np.array(photo.image), mask, person, truth, np.random.default_rng(0))
-            colour = torch.from_numpy(COLOURS[person]) / 255
-            inside = (next(crops) - colour[:, None, None]).abs().amax(0) < 0.1
-            # An ellipse fills pi / 4 of its box, and its box the shorter part of a square.
-            height, width = of_person.shape[-2:]
-            fills = np.pi / 4 * min(height, width) / max(height, width)
-            assert inside.float().mean().item() == pytest.approx(fills, abs=0.06)
 
 
 def test_a_person_does_not_flood_the_photo_when_the_background_is_uncertain(

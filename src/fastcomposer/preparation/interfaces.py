@@ -89,17 +89,11 @@ class Match:
 
 
 class Component:
-    """Base of the four parts of the preparation; their subclasses are dataclasses.
+    """Base of the four parts of the preparation; their subclasses are dataclasses."""
 
-    Attributes:
-        component: Name of the part.
-        choice: Name of the subclass; both are stored with the settings of a prepared folder.
-        network: A module that Lightning moves to the device; set by :meth:`load`.
-    """
-
-    component: ClassVar[str]
-    choice: ClassVar[str]
-    network: Any = None
+    component: ClassVar[str]  # name of the part
+    choice: ClassVar[str]  # name of the subclass
+    network: Any = None  # set by load; Lightning moves modules to the device
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -154,11 +148,7 @@ class Matcher(Component):
 
 
 def check_fractions(part: str, **values: float) -> None:
-    """Refuse numbers outside [0, 1].
-
-    Raises:
-        ValueError: With the key.
-    """
+    """Refuse numbers outside [0, 1] with a ValueError that names the key."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{part}.{name}={value}: must lie between 0 and 1")
@@ -167,14 +157,9 @@ def check_fractions(part: str, **values: float) -> None:
 def load_with_processor(
     network: Any, processor: Any, model: str, key: str, unused: Collection[str] = ()
 ) -> tuple[Any, Any]:
-    """Load a network of transformers for inference in float32, and its preprocessing.
+    """Load a network for inference in float32, and its preprocessing, by their auto classes of transformers.
 
-    Args:
-        network: Auto class of the network.
-        processor: Auto class of its preprocessing.
-        model: Folder or hub id.
-        key: Config key of ``model``, for messages.
-        unused: Weights that may be missing because the output does not depend on them.
+    Weights in ``unused`` may be missing, because the output does not depend on them; ``key`` is for messages.
 
     Raises:
         FileNotFoundError: If there is no such model.

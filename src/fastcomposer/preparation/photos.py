@@ -96,12 +96,7 @@ def list_photos(
 
 
 def read_captions(file: Path) -> Mapping[str, str]:
-    """Read captions by path inside the source from a JSON or CSV file.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it holds something else.
-    """
+    """Read captions by path inside the source from a JSON or CSV file."""
     key = f"data.prepare.captions={file}"
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -32,7 +32,7 @@ class SimilarityMatcher(Matcher):
     Args:
         image_text: Loads the network; called without arguments
             (:class:`~fastcomposer.metrics.image_text.ClipExtractor`).
-        template: Sentence around each phrase, with ``{}`` in its place.
+        template: Sentence around each phrase, with ``{}`` for the phrase.
         background: Pixels outside a segment: ``noise``, ``grey``, or ``keep`` for those of the photo.
         relative: Subtract means before pairs are compared (:func:`without_means`).
         min_similarity: Minimum cosine similarity of a pair.

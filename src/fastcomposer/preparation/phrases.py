@@ -67,11 +67,7 @@ class ParsedPhrases(_ClassWords):
             )
 
     def load(self) -> None:
-        """Load the pipeline.
-
-        Raises:
-            ValueError: If it does not parse.
-        """
+        """Load the pipeline; refuses one without a parser."""
         import spacy
 
         self._nlp = spacy.load(self.model, exclude=["ner"])
@@ -89,10 +85,7 @@ class WordPhrases(_ClassWords):
     """Class words wherever they occur, with the words before them back to an article; needs no model.
 
     Args:
-        words: Class words.
-
-    Raises:
-        ValueError: If there are none.
+        words: Class words, at least one.
     """
 
     choice = "words"

@@ -154,15 +154,7 @@ class _Work:
 
 
 class PreparationStage(ResumableStage):
-    """Makes records of photos.
-
-    Args:
-        parts: The four components.
-        folder: The data folder.
-        files: All photos.
-        limits: Which photos and segments are used.
-        batch_size: Photos that go through the networks together.
-    """
+    """Makes records of photos; see :func:`prepare_photos`."""
 
     title = "photos"
 

@@ -63,13 +63,7 @@ class Outcome:
 
 
 class PreparedFolder:
-    """A data folder and its ``preparation/``.
-
-    Args:
-        root: The data folder.
-        settings: Everything that determines the records besides the photos, in plain values.
-        quality: JPEG quality of the records.
-    """
+    """A data folder; ``settings`` are everything besides the photos that determines its records."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any], quality: int) -> None:
         self.root, self.quality = Path(root).expanduser(), quality
@@ -78,10 +72,7 @@ class PreparedFolder:
         self._key = digest(self.settings)
 
     def open(self, restart: bool = False) -> None:
-        """Create the folder, or resume a preparation with the same settings.
-
-        Args:
-            restart: Delete what an earlier preparation made.
+        """Create the folder, or resume a preparation with the same settings; ``restart`` deletes its records.
 
         Raises:
             ValueError: If the folder holds other data, or was prepared with other settings, which are named.
@@ -126,11 +117,7 @@ class PreparedFolder:
     def write_subjects(
         self, photo: PhotoFile, record: Record, image: Image.Image, segment_map: np.ndarray, outcome: Outcome
     ) -> None:
-        """Write a record with its outcome.
-
-        Raises:
-            RecordError: If it would not read back.
-        """
+        """Write a record with its outcome; RecordError if it would not read back."""
         record = replace(record, extra={FIELD: {**asdict(outcome), "settings": self._key}})
         write_record(self.root, record, image, segment_map, quality=self.quality)
         self._left_out_file(photo).unlink(missing_ok=True)

@@ -58,12 +58,7 @@ class PretrainedSegmenter(Segmenter):
         )
 
     def load(self) -> None:
-        """Load the weights.
-
-        Raises:
-            FileNotFoundError: If there is no such model.
-            ValueError: If it is of another kind, or weights are missing.
-        """
+        """Load the weights; refuses other networks."""
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
         key = "data.segmenter.model"
@@ -102,8 +97,8 @@ class PretrainedSegmenter(Segmenter):
 
         Args:
             classes: (Q, C + 1) logits; the last class is nothing.
-            masks: (Q, h, w) logits.
-            photo: The photo that they cover, of any size.
+            masks: (Q, h, w) logits, which cover the photo.
+            photo: The photo.
         """
         size = (photo.image.height, photo.image.width)
         segment_map = np.zeros(size, np.int64)
@@ -135,11 +130,7 @@ class SegmentMaps(Segmenter):
     label: str = "person"
 
     def segment(self, photos: Sequence[Photo]) -> list[Segmentation]:
-        """Read the map of each photo.
-
-        Raises:
-            UnusablePhotoError: If a map is missing, damaged or of another size.
-        """
+        """Read the map of each photo; UnusablePhotoError if it is missing, damaged or of another size."""
         return [self._read(photo) for photo in photos]
 
     def _read(self, photo: Photo) -> Segmentation:
