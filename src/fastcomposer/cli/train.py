@@ -68,7 +68,6 @@ def train(config: DictConfig) -> float | None:
     import torch
     from hydra.utils import instantiate
 
-    from fastcomposer.cli.training_settings import check_resumable, training_settings
     from fastcomposer.training.base_module import fit
     from fastcomposer.training.callbacks import GracefulStop
     from fastcomposer.training.loggers import kept_open

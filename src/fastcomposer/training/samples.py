@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
-from torch import nn
+from torchmetrics import MetricCollection
 from torchvision.transforms.functional import to_tensor
 
 from fastcomposer.metrics.image_scores import IdentityPreservation, PromptConsistency
@@ -113,8 +112,9 @@ class SampleImages(Callback):
         if missing:
             raise FileNotFoundError(f"callbacks.samples.references: no such file: {', '.join(missing)}")
         self.folder, self.seed, self.scores = Path(folder), seed, scores
-        self.means = nn.ModuleDict(
-            {"identity": IdentityPreservation(), "prompt_consistency": PromptConsistency()}
+        self.means = MetricCollection(
+            {"identity": IdentityPreservation(), "prompt_consistency": PromptConsistency()},
+            compute_groups=False,
         )
         self.scheduler, self.sampler = split_scheduler(sampler)
         self.prompts, self.references = list(prompts), [list(row) for row in references]
@@ -159,10 +159,9 @@ class SampleImages(Callback):
         self.means.to(device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*before the ``update`` method")  # the first process samples
-            found = {name: metric.compute().item() for name, metric in self.means.items()}
-        for metric in self.means.values():
-            metric.reset()
-        return {f"samples/{name}": mean for name, mean in found.items() if not math.isnan(mean)}
+            found = self.means.compute()
+        self.means.reset()
+        return {f"samples/{name}": mean.item() for name, mean in found.items() if not mean.isnan()}
 
     def _sample(self, module: Any) -> list[list[SampleRow]]:
         """Sample; returns the rows of each image."""
