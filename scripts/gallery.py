@@ -1,6 +1,6 @@
-"""Draw pairs of people in several scenes: ``python scripts/gallery.py outputs/pairs.png``.
+"""Generate pairs of people in several scenes: ``python scripts/gallery.py outputs/pairs.png``.
 
-All pairs of a column begin with the same noise; neither people nor seeds are chosen.
+All pairs of a column start from the same noise; people and seeds are the first ones, not selected by results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAMPLER = {"alpha": 0.8, "guidance_scale": 3.0}
 
 
 def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int, steps: int) -> Image.Image:
-    """Draw each two people after another in all scenes.
+    """Generate each pair of people in all scenes.
 
     Args:
         base: Folder of the base model.
@@ -40,21 +40,21 @@ def gallery(base: Path, checkpoint: Path, people: list[Path], seed: int, steps: 
     pipeline = load_trained(str(base), checkpoint=str(checkpoint))
     pipeline.set_progress_bar_config(disable=True)
     rows = []
-    for pair in track([people[i : i + 2] for i in range(0, len(people), 2)], "Drawing"):
+    for pair in track([people[i : i + 2] for i in range(0, len(people), 2)], "Generating"):
         named = [f"a {file.stem.split('_')[1]} <|image|>" for file in pair]
-        drawn = pipeline(
+        output = pipeline(
             [scene.format(*named) for scene in SCENES.values()],
             references=[pair] * len(SCENES),
             generator=[torch.Generator().manual_seed(seed + number) for number in range(len(SCENES))],
             num_inference_steps=steps,
             **SAMPLER,
         )
-        rows.append([*map(Image.open, pair), *drawn.images])
+        rows.append([*map(Image.open, pair), *output.images])
     return grid(rows, side=128, titles=["one image\nof a person", "one image\nof another", *SCENES])
 
 
 def main() -> None:
-    """Draw, save, and say where."""
+    """Generate the images, save them and print the path."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--base", type=Path, default=Path("data/mini"))
@@ -68,8 +68,8 @@ def main() -> None:
     if len(people) < 2:
         parser.error(f"--people={given.people}: no images of two people; prepare data=avatars makes some")
     sheet = gallery(given.base, given.checkpoint, people, given.seed, given.steps)
-    told = {"prompts": [*SCENES.values()], "people": [file.name for file in people], "seed": given.seed}
-    settings = {**told, **SAMPLER, "num_inference_steps": given.steps}
+    inputs = {"prompts": [*SCENES.values()], "people": [file.name for file in people], "seed": given.seed}
+    settings = {**inputs, **SAMPLER, "num_inference_steps": given.steps}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(given.output, pnginfo=image_text(settings), optimize=True)
     print(given.output)

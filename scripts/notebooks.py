@@ -1,6 +1,6 @@
 """Execute the notebooks from clean: ``python scripts/notebooks.py 01 02 --output outputs/notebooks``.
 
-The kernel is the interpreter that runs this script, whatever kernels the machine knows.
+The kernel is the interpreter that runs this script, whatever kernels are installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def execute(notebook: Path, output: Path, timeout: int = 3600) -> Path:
     Args:
         notebook: Without outputs.
         output: Folder of the executed one; it is written up to the cell that failed.
-        timeout: Seconds that a cell may take.
+        timeout: Maximum seconds of a cell.
 
     Raises:
         CellExecutionError: If a cell fails.
@@ -35,7 +35,7 @@ def execute(notebook: Path, output: Path, timeout: int = 3600) -> Path:
     where = {"metadata": {"path": str(notebook.parent)}}
     code = [number for number, cell in enumerate(content.cells) if cell.cell_type == "code"]
 
-    def tell(cell: nbformat.NotebookNode, cell_index: int) -> None:
+    def print_progress(cell: nbformat.NotebookNode, cell_index: int) -> None:
         done = code.index(cell_index) + 1
         print(f"{notebook.stem}: cell {done} of {len(code)}", file=sys.stderr, flush=True)
 
@@ -45,7 +45,7 @@ def execute(notebook: Path, output: Path, timeout: int = 3600) -> Path:
         timeout=timeout,
         resources=where,
         coalesce_streams=True,
-        on_cell_execute=tell,
+        on_cell_execute=print_progress,
         extra_arguments=["--log-level=ERROR"],  # the kernel's own: it warns of connections to this machine
     )
     file = output / notebook.name
@@ -58,7 +58,7 @@ def execute(notebook: Path, output: Path, timeout: int = 3600) -> Path:
 
 
 def main() -> None:
-    """Execute those that the arguments name, all without any."""
+    """Execute the notebooks in the arguments, or all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,7 +17,7 @@ ROOMS = (
     ("prompt", "batch", "losses"),
     ("data", "models", "pipeline", "composer", "metrics", "training", "evaluation"),  # the core, as data flow
     ("preparation", "miniworld", "sweeps", "bench", "demo"),  # features
-    ("notebooks", "cli", "__main__"),
+    ("cli", "__main__"),
 )
 ORDER = [name for row in ROOMS for name in row]
 FILES = {
