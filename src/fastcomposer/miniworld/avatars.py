@@ -220,15 +220,9 @@ class Appearance:
 
 @lru_cache(maxsize=256)
 def render_avatar(identity: Identity, appearance: Appearance, width: int) -> np.ndarray:
-    """Render a person.
+    """Render a person, (height, width, 4) uint8 RGBA, read-only; alpha is the exact silhouette.
 
-    Args:
-        identity: The person.
-        appearance: Their appearance.
-        width: Width in pixels; the height follows from :data:`CANVAS`.
-
-    Returns:
-        (height, width, 4) uint8, RGBA, read-only; alpha is the exact silhouette.
+    The height follows from the width and :data:`CANVAS`.
     """
     eyes, mouth = EXPRESSIONS[appearance.expression]
     svg = pa.Avatar(

@@ -22,9 +22,6 @@ def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Ten
         images: (B, 3, H, W) float in [0, 1], H and W at least 4.
         generator: Source of the random numbers.
         max_noise: Largest standard deviation of the noise.
-
-    Returns:
-        (B, 3, H, W) float in [0, 1].
     """
     size, device = len(images), images.device
     line = images.new_tensor(_BLUR)
@@ -48,9 +45,6 @@ def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: f
         strength: Range of contrast and of each colour's brightness, relative to 1.
         generator: Source of the random numbers.
         grey: Fraction of images that lose their colour, 0 to 1.
-
-    Returns:
-        (B, 3, H, W) float in [0, 1].
     """
     size, device = len(images), images.device
     draws = torch.rand(size, 5, 1, 1, generator=generator, device=device)

@@ -86,14 +86,7 @@ def write_references(folder: Path, size: int) -> list[Path]:
 
     ``00_man.png`` is the reference, neutral and in a shirt; the folder ``00_man`` beside it holds ``1.png``
     to ``7.png``, the same person in other clothes and expressions: methods that fine-tune get the first, and
-    no method gets the last :data:`NUM_OTHER_IMAGES`.
-
-    Args:
-        folder: Folder of the images.
-        size: Side in pixels.
-
-    Returns:
-        Paths of the references.
+    no method gets the last :data:`NUM_OTHER_IMAGES`. Returns the paths of the references.
     """
     paths = []
     for number, identity in enumerate(held_out_identities()):

@@ -14,16 +14,7 @@ Color = tuple[int, int, int]
 
 
 def draw_background(context: str, size: int, rng: Rng) -> Image.Image:
-    """Draw the background of a scene.
-
-    Args:
-        context: A phrase of :data:`CONTEXTS`, or the empty string for a plain wall of random colour.
-        size: Side in pixels.
-        rng: Source of colours and positions.
-
-    Returns:
-        RGB image, size×size.
-    """
+    """Draw a place of :data:`CONTEXTS`, or a plain wall of random colour for the empty string."""
     side = 2 * size  # drawn at twice the size and reduced: smooth edges
     if context:
         sky, ground, painter = CONTEXTS[context]
@@ -170,13 +161,7 @@ CONTEXTS: dict[str, tuple[Color, Color, Painter]] = {
 
 
 def apply_style(style: str, image: Image.Image, rng: Rng) -> Image.Image:
-    """Filter an image; the empty style leaves it as it is.
-
-    Args:
-        style: A phrase of :data:`STYLES` or the empty string.
-        image: RGB image.
-        rng: Source of textures.
-    """
+    """Filter an RGB image by a style of :data:`STYLES`; the empty string keeps the image."""
     return STYLES[style](image, rng) if style else image
 
 

@@ -178,15 +178,9 @@ def held_out_identities() -> tuple[Identity, ...]:
 
 
 def reference_image(identity: Identity, size: int, seed: int = 0) -> np.ndarray:
-    """A portrait in neutral expression, as a user would give it.
+    """A portrait in neutral expression, as a user would give it; see :func:`render_portrait`.
 
-    Args:
-        identity: The person.
-        size: Side in pixels.
-        seed: Seed of the colour of the clothes.
-
-    Returns:
-        (size, size, 4) uint8 RGBA; transparent around the person.
+    The seed is that of the colour of the clothes.
     """
     rng = np.random.default_rng([seed, 3])
     look = Appearance(clothes_color=str(rng.choice(list(CLOTHING_COLORS))))
@@ -194,7 +188,7 @@ def reference_image(identity: Identity, size: int, seed: int = 0) -> np.ndarray:
 
 
 def render_portrait(identity: Identity, appearance: Appearance, size: int) -> np.ndarray:
-    """A person from the chest up, (size, size, 4) uint8 RGBA."""
+    """A person from the chest up, (size, size, 4) uint8 RGBA, transparent around them."""
     return np.ascontiguousarray(render_avatar(identity, appearance, size)[:size])
 
 

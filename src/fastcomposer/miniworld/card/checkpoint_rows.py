@@ -116,10 +116,7 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
 def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
     """Compare the attention inside the masks of a checkpoint and of its twin without localization.
 
-    Args:
-        file: The ``attention.json`` of ``fastcomposer attention``.
-        trained: The checkpoint's name in it.
-        twin: The other's name in it.
+    Both are named as in the ``attention.json`` of ``fastcomposer attention``.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -367,16 +367,9 @@ def measure_generated(
 def generate_from_captions(
     base: str | Path, captions: Sequence[str], sampler: Mapping[str, Any], seed: int = 0
 ) -> Tensor:
-    """Generate one image of each caption with the base alone.
+    """Generate one image of each caption with the base alone, (N, 3, H, W) float in [0, 1].
 
-    Args:
-        base: Folder of the base.
-        captions: N captions.
-        sampler: Arguments of the pipeline call and the scheduler; its ``alpha`` is not used.
-        seed: Image i starts from the noise of seed + i.
-
-    Returns:
-        (N, 3, H, W) float in [0, 1].
+    Image i starts from the noise of seed + i; the ``alpha`` of the sampler's settings is not used.
     """
     pipeline: Any = FastComposer.from_pretrained(base).to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
