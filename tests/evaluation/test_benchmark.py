@@ -13,7 +13,6 @@ from people import people
 
 from fastcomposer.evaluation.benchmark import (
     Benchmark,
-    BenchmarkError,
     Subject,
     find_subjects,
     load_benchmark,
@@ -239,19 +238,6 @@ def test_subjects_are_of_each_word_in_turn() -> None:
 def test_too_much_or_nothing_is_refused(name: str, asked: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mini(name).subset(**asked)
-
-
-def test_references_follow_the_markers(multi: Benchmark) -> None:
-    case = next(case for case in multi.cases if case.subjects == ("03_woman", "10_man"))
-    assert multi.references(case) == (Path("03_woman.png"), Path("10_man.png"))
-
-
-def test_pairs_can_be_named() -> None:
-    file = BENCHMARKS / "mini" / "multi_subject.json"
-    benchmark = load_benchmark(file, people("mwm"), pairs=[("2m", "0m")])
-    assert benchmark.groups == (("2m", "0m"),)
-    with pytest.raises(BenchmarkError, match=r"multi_subject\.json: pairs: \('2m', '2m'\)"):
-        load_benchmark(file, people("mwm"), pairs=[("2m", "2m")])
 
 
 def test_images_are_found_beside_and_in_folders(tmp_path: Path) -> None:

@@ -10,12 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.evaluation.benchmark import (
-    Benchmark,
-    Subset,
-    load_benchmarks,
-    read_definition,
-)
+from fastcomposer.evaluation.benchmark import Benchmark, Subset, load_benchmarks, read_definition
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "data" / "benchmarks"

@@ -10,13 +10,7 @@ from typing import Any
 import pytest
 from people import people
 
-from fastcomposer.evaluation.benchmark import (
-    BenchmarkError,
-    Subject,
-    Subset,
-    load_benchmark,
-    load_benchmarks,
-)
+from fastcomposer.evaluation.benchmark import BenchmarkError, Subject, Subset, load_benchmark, load_benchmarks
 
 
 def definition(folder: Path, **changes: Any) -> Path:

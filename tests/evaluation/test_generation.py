@@ -16,8 +16,7 @@ from toy_evaluation import SAMPLER, Toy, make_toy, predict
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
 from fastcomposer.evaluation.case_sampler import ImageRequest, SampledImages
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
-from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
-from fastcomposer.evaluation.personalized import PersonalizedMethod
+from fastcomposer.evaluation.methods import FastComposerMethod, PersonalizedMethod, TextOnlyMethod
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.evaluation.store import read_run
 

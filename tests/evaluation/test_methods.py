@@ -13,8 +13,7 @@ from toy_evaluation import SAMPLER, Toy
 
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.case_sampler import ImageRequest
-from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
-from fastcomposer.evaluation.personalized import PersonalizedMethod
+from fastcomposer.evaluation.methods import FastComposerMethod, PersonalizedMethod, TextOnlyMethod
 from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_facts
 from fastcomposer.training.personalization.concept import Concept, write_concepts
 
@@ -49,13 +48,7 @@ class TestGroups:
 
     @pytest.mark.parametrize(
         ("batch_size", "group_size", "sizes"),
-        [
-            (4, 100, [24, 6]),
-            (5, 100, [30]),
-            (4, 8, [8, 8, 8, 6]),
-            (1, 1, [1] * 30),
-            (9, 2, [2] * 15),
-        ],
+        [(4, 100, [24, 6]), (5, 100, [30]), (4, 8, [8, 8, 8, 6]), (1, 1, [1] * 30), (9, 2, [2] * 15)],
     )
     def test_sizes_are_kept(self, batch_size: int, group_size: int, sizes: list[int], trained: Any) -> None:
         """Six people from five noises each."""

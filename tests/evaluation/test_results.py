@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from fastcomposer.evaluation.published import PUBLISHED, read_published
@@ -174,12 +173,6 @@ def test_copy_paste_is_left_out_where_it_is_never_defined() -> None:
     assert "copy_paste" not in row.as_dict()
 
 
-def test_scores_survive_a_file(tmp_path: Path) -> None:
-    pq.write_table(scores().select(SCORES.names[::-1]), tmp_path / "scores.parquet")
-    table = pq.read_table(tmp_path / "scores.parquet")
-    assert row_from_scores(table, COSTS) == row_from_scores(scores(), COSTS)
-
-
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -189,10 +182,7 @@ def test_scores_survive_a_file(tmp_path: Path) -> None:
         (scores(settings=["[]"] * 4), r"column settings: a JSON object, not '\[\]'"),
         (scores(settings=["alpha"] * 4), "column settings: not JSON: 'alpha'"),
         (scores().slice(0, 0), "no rows"),
-        (
-            scores().set_column(6, "seed", pa.array(["42"] * 4)),
-            "column seed: of type string, not int64",
-        ),
+        (scores().set_column(6, "seed", pa.array(["42"] * 4)), "column seed: of type string, not int64"),
     ],
 )
 def test_defects_of_scores_are_named(table: pa.Table, message: str) -> None:
@@ -362,9 +352,3 @@ def test_defects_of_published_figures_are_named(tmp_path: Path, change: dict[str
         read_published(file)
     with pytest.raises(FileNotFoundError, match="published figures"):
         read_published(tmp_path / "missing.json")
-
-
-def test_the_environment_names_what_is_installed() -> None:
-    from fastcomposer.evaluation.summary import _versions
-
-    assert [name for name, _ in _versions(("torch", "no-such-package"))] == ["torch"]

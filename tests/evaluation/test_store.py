@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -153,14 +152,6 @@ class TestImages:
         draw(store(tmp_path))
         with pytest.raises(ValueError, match=message):
             store(tmp_path, **changes).has_image(case)
-
-    def test_attention_maps(self, tmp_path: Path) -> None:
-        run = store(tmp_path)
-        maps = torch.rand(2, 4, 4)
-        run.write_attention(CASE, torch.rand(3, 8, 8), maps)
-        folder = run.folder / "attention" / CASE.id
-        assert np.array_equal(np.load(folder / "maps.npz")["maps"], maps.numpy())
-        assert [Image.open(folder / f"{k}.png").size for k in (0, 1)] == [(8, 8)] * 2
 
 
 def row(case: str, **changes: Any) -> dict[str, Any]:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcomposer.metrics.faces import Faces
-from fastcomposer.metrics.identity import (
-    identity_score,
-)
+from fastcomposer.metrics.identity import identity_score
 from fastcomposer.metrics.image_scores import IdentityPreservation
 
 PROTOCOLS = ("corrected", "published")

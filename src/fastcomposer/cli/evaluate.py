@@ -114,7 +114,7 @@ def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Pa
     """Give the results to the loggers."""
     if not loggers:
         return
-    from fastcomposer.evaluation.result_logs import log_rows
+    from fastcomposer.evaluation.summary import log_rows
     from fastcomposer.training.loggers import kept_open
     from fastcomposer.training.wandb_artifacts import log_evaluation
     from fastcomposer.utils.texts import plain

@@ -19,8 +19,8 @@ class AttentionShare:
     """Means over subjects, localized layers and heads.
 
     Attributes:
-        inside: Share of the attention that a subject's word receives which lies inside the subject's mask.
-        area: Share of the image that the mask covers: what an even spread would give.
+        inside: Fraction of the attention on a subject's word that lies inside the subject's mask.
+        area: Fraction of the image that the mask covers, as of an even spread.
         subjects: Number of subjects measured.
     """
 
@@ -37,13 +37,13 @@ class AttentionShare:
 def attention_share(
     model: FastComposer, batches: Iterable[SubjectBatch], seed: int = 0, timestep: int | None = None
 ) -> AttentionShare:
-    """Measure the share on records, at timesteps and noise that depend on the seed alone.
+    """Measure the attention on records, at timesteps and noise that depend on the seed alone.
 
     Args:
-        model: The model; its default localized layers are looked at, whatever it was trained with.
+        model: The model; its default localized layers are measured, whatever it was trained with.
         batches: Records with masks.
-        seed: Seed of noise and timesteps.
-        timestep: The timestep to look at, from 0 for next to no noise; ``None`` draws one for each record.
+        seed: Of noise and timesteps.
+        timestep: The timestep, from 0 for next to no noise; ``None`` draws one for each record.
 
     Raises:
         ValueError: If no record has a subject.

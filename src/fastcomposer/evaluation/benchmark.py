@@ -84,7 +84,7 @@ class Definition(BaseModel):
 
 
 def fill(template: str, placeholders: Sequence[str], values: Sequence[str]) -> str:
-    """Put values in place of the placeholders of a prompt."""
+    """Replace the placeholders of a prompt by values."""
     for placeholder, value in zip(placeholders, values, strict=True):
         template = template.replace(placeholder, value)
     return template
@@ -146,7 +146,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One image to be drawn.
+    """One image to be sampled.
 
     Attributes:
         id: ``<benchmark>/<subjects>/<category>_<prompt>/<image>``, counted from 0; also a path.
@@ -155,7 +155,7 @@ class Case:
         prompt: With a ``<|image|>`` marker after each subject's class word.
         text: The prompt without markers.
         subjects: Ids in the order of the markers.
-        seed: Seed of the initial noise.
+        seed: Of the initial noise.
     """
 
     id: str
@@ -194,13 +194,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Subjects and the cases made of them.
-
-    Attributes:
-        name: ``single_subject`` or ``multi_subject``.
-        subjects: Whoever appears in the cases.
-        cases: Ordered by subjects, prompt and image; every prompt is there for all subjects.
-    """
+    """Subjects, and the cases made of them: by subjects, prompt and image, every prompt for all subjects."""
 
     name: str
     subjects: tuple[Subject, ...]
@@ -211,11 +205,6 @@ class Benchmark:
         """Ids of the subjects, or pairs of subjects, that share cases."""
         return tuple(dict.fromkeys(case.subjects for case in self.cases))
 
-    def references(self, case: Case) -> tuple[Path, ...]:
-        """Reference images of a case's subjects in the order of its markers."""
-        known = {subject.id: subject.reference for subject in self.subjects}
-        return tuple(known[name] for name in case.subjects)
-
     def subset(
         self,
         num_subjects: int | None = None,
@@ -223,15 +212,9 @@ class Benchmark:
         images_per_prompt: int | None = None,
         num_pairs: int | None = None,
     ) -> Benchmark:
-        """Pick evenly; the same arguments always pick the same.
+        """Pick evenly, as :class:`Subset` names it; the same arguments always pick the same.
 
-        Cases keep their ids and seeds, so that a later run of more finds what is drawn already.
-
-        Args:
-            num_subjects: See :class:`Subset`, as all of these.
-            prompts_per_category: Of each category.
-            images_per_prompt: Of each prompt and subject or pair; the first ones.
-            num_pairs: Only where a case has two subjects.
+        Cases keep their ids and seeds, so that a later run of more finds what is sampled already.
 
         Raises:
             ValueError: If more is asked for than there is, with the key to change.
@@ -282,11 +265,11 @@ def load_benchmarks(
         images: Folder of the subjects' images; see :func:`find_subjects`.
         seed: Base seed; see :func:`load_benchmark`.
         single: How much of the single-subject benchmark; ``None`` leaves it out.
-        multi: How much of the multi-subject benchmark; ``None`` leaves it out.
-        celeba_identities: Whether subjects' ids are CelebA identity numbers; see :func:`find_subjects`.
+        multi: The same of the multi-subject benchmark.
+        celeba_identities: See :func:`find_subjects`.
 
     Raises:
-        BenchmarkError: If a file is not as it must be, or images are named by CelebA's file numbers.
+        BenchmarkError: If a file is not valid, or images are named by CelebA's file numbers.
         FileNotFoundError: If a file or a subject's image is missing.
         ValueError: If nothing or too much is asked for.
     """
@@ -312,14 +295,12 @@ def find_subjects(
     """Find the images of subjects; see :func:`subject_images`.
 
     CelebA numbers its people and its files apart: identity 2880 is shown by several files, and ``002880.jpg``
-    shows somebody else. The published benchmark names identities, whose images lie in folders such as
-    ``002880``.
+    shows somebody else. The published benchmark names identities, whose images lie in folders.
 
     Args:
         words: Class word by id.
         images: The folder.
-        celeba_identities: Whether ids are CelebA identity numbers: each has a folder, and a file of that name
-            is refused.
+        celeba_identities: Whether ids are CelebA identity numbers: a file of such a name is refused.
 
     Raises:
         BenchmarkError: If images are named by CelebA's file numbers, with the layout that is expected.
@@ -350,10 +331,6 @@ def subject_images(root: Path, name: str) -> tuple[Path, ...]:
     The reference of subject ``ann`` is ``ann.jpg`` (``.png``, ``.jpeg``); further images lie in the folder
     ``ann`` beside it in the order of their names, ``2.jpg`` before ``10.jpg``. Without the file, the first
     in the folder is the reference.
-
-    Args:
-        root: The folder.
-        name: Id of the subject.
     """
     more = (root / name).iterdir() if (root / name).is_dir() else ()
     in_folder = sorted((file for file in more if file.suffix in IMAGE_SUFFIXES), key=_by_number)
@@ -380,30 +357,23 @@ def _refuse_celeba_files(root: Path, name: str) -> None:
         )
 
 
-def load_benchmark(
-    file: str | Path,
-    subjects: Sequence[Subject],
-    seed: int = 42,
-    pairs: Literal["all"] | Sequence[tuple[str, str]] = "all",
-) -> Benchmark:
+def load_benchmark(file: str | Path, subjects: Sequence[Subject], seed: int = 42) -> Benchmark:
     """Make the cases of a benchmark.
 
-    The published protocol draws a whole run from one generator of seed 42, so that an image depends on all
-    that were drawn before it. Here every case has a seed of its own, ``seed + images_per_prompt · prompt +
-    image``, counted from 0: a case comes out the same alone, in a part of the benchmark or in another order.
-    It does not depend on the subjects. All of them, and all methods, start a prompt from the same noise, so
-    that differences between them are not the noise's, and the text-only steps of a prompt before the subjects
-    come in can be shared (docs/method.md, eq. 6). To repeat a benchmark with other noise, take base seeds
-    that are further apart than it has prompts times images.
+    The published protocol samples a run from one generator of seed 42: an image depends on all before
+    it. Here every case has a seed of its own, ``seed + images_per_prompt · prompt + image``, counted from 0,
+    whatever its subjects: a case comes out the same alone, in a part of the benchmark or in another order.
+    All subjects and methods start a prompt from the same noise, and can share the text-only steps before the
+    subjects come in (docs/method.md, eq. 6). Base seeds for other noise are further apart than the benchmark
+    has prompts times images.
 
     Args:
-        file: Definition, JSON; its own ``subjects`` are not looked at.
-        subjects: Whom to depict; the first placeholder of a pair is the one that comes first here.
+        file: Definition, JSON; its own ``subjects`` are not read.
+        subjects: Whom to depict; a pair's first placeholder is the one that comes first here.
         seed: Base seed, not negative.
-        pairs: Pairs of ids where a prompt names two subjects; ``all`` unordered ones by default.
 
     Raises:
-        BenchmarkError: If file or subjects are not as they must be, with file and field.
+        BenchmarkError: If file or subjects are not valid, with file and field.
         FileNotFoundError: If there is no such file.
     """
     definition = read_definition(file)
@@ -412,12 +382,8 @@ def load_benchmark(
     if seed < 0:
         raise ValueError(f"benchmark.seed={seed}: not negative")
     words = {subject.id: subject.word for subject in subjects}
-    groups = list(combinations(words, size)) if pairs == "all" else [tuple(pair) for pair in pairs]
-    for group in groups:
-        if len(set(group)) != size or not words.keys() >= set(group):
-            raise BenchmarkError(f"{file}: pairs: {group} are not {size} of the subjects")
     cases = []
-    for group in groups:
+    for group in combinations(words, size):
         for number, (category, k, template) in enumerate(definition.numbered_prompts()):
             nouns = [words[name] for name in group]
             text = fill(template, definition.placeholders, nouns)

@@ -1,4 +1,4 @@
-"""Drawing of cases: what every method answers to, and what all methods share."""
+"""Sampling of cases: the protocol of all methods, and what they have in common."""
 
 from __future__ import annotations
 
@@ -24,12 +24,7 @@ PipelineFactory = Callable[[], FastComposerPipeline]
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """An image to be sampled.
-
-    Attributes:
-        case: What it shows.
-        setting: Which of the method's settings.
-    """
+    """A case to sample, under one of the method's settings."""
 
     case: Case
     setting: int
@@ -41,10 +36,9 @@ class SampledImages:
 
     Attributes:
         images: (N, 3, H, W) float32 in [0, 1] on the CPU.
-        unet_calls: For each, how often it went through the U-Net, with or without its partner for guidance;
-            of calls that images share each has an even part, so that the sum is what was really done.
-        seconds: For each, its part of the wall time, in proportion to its calls through the U-Net.
-        attention: For each, attention to its subjects' words (K, h, w) float32, where there is any.
+        unet_calls: Of each; calls that images share are divided evenly, so that the sum is what was done.
+        seconds: Wall time of each, in proportion to its calls.
+        attention: Attention of each to its subjects' words, (K, h, w) float32, where there is any.
     """
 
     images: Tensor
@@ -58,7 +52,7 @@ class Method(Protocol):
 
     Attributes:
         name: One of :data:`~fastcomposer.evaluation.results.METHODS`.
-        settings: What can be told apart in results, such as ``alpha``; one run for each.
+        settings: What distinguishes rows of results, such as ``alpha``; one run for each.
         max_subjects: Most subjects in an image; ``None`` for any number.
         has_attention: Whether attention to subjects' words can be had.
     """
@@ -92,13 +86,12 @@ class Method(Protocol):
 
 
 class Sampling:
-    """What all methods share: a pipeline, and how images are sampled with it.
+    """What all methods have in common: a pipeline, and how images are sampled with it.
 
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
-        sampler: As :func:`~fastcomposer.pipeline.schedulers.split_scheduler` takes it; its ``alpha`` is not
-            used.
-        batch_size: Most images in one U-Net call. It does not decide pixels but for rounding.
+        sampler: See :func:`~fastcomposer.pipeline.schedulers.split_scheduler`; its ``alpha`` is not used.
+        batch_size: Most images in one U-Net call; changes pixels by rounding alone.
         group_size: Most images of a group: what an interruption loses.
 
     Raises:
@@ -152,14 +145,7 @@ def sample_texts(
     sampler: Mapping[str, Any],
     batch_size: int,
 ) -> SampledImages:
-    """Draw from text alone.
-
-    Args:
-        pipeline: The pipeline.
-        photos: Prompt and seed of each.
-        sampler: Arguments of the pipeline call.
-        batch_size: Most photos in one U-Net call.
-    """
+    """Sample prompts with seeds from text alone, at most ``batch_size`` in one U-Net call."""
     images, started, count = [], time.perf_counter(), len(photos)
     negative = sampler.get("negative_prompt")
     for some in blocks(photos, batch_size):

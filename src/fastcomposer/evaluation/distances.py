@@ -25,13 +25,13 @@ from fastcomposer.utils.stages import ResumableStage
 class DistanceStage(ResumableStage):
     """Measures FID and KID of runs against the data's own held-out images.
 
-    A process measures whole runs, so that figures do not depend on how many processes there are.
+    A process measures full runs, so that figures do not depend on how many processes there are.
 
     Args:
         features: Describes images.
         data: Data module with a validation loader, whose targets are the real images.
         runs: Runs whose images are there when measuring begins.
-        num_real: Most real images, the first ones.
+        num_real: Most real images, the first ones; at least 2.
         batch_size: Images described together.
 
     Raises:
@@ -91,7 +91,7 @@ class DistanceStage(ResumableStage):
 
     @cached_property
     def _made_from(self) -> dict[str, Any]:
-        """What tells the real images and the features from others; the first images stand for all."""
+        """What identifies the real images and the features; the first images stand for all."""
         first = next(self._real_images())
         pixels = (first * 255).round().byte().flatten(1).sum(1).tolist()
         return {

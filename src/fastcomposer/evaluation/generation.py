@@ -23,13 +23,7 @@ from fastcomposer.utils.stages import ResumableStage
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One method with one choice of settings on one benchmark.
-
-    Attributes:
-        store: Its folder.
-        benchmark: Its cases.
-        setting: Which of the method's settings.
-    """
+    """One method with one of its settings on the cases of one benchmark."""
 
     store: RunStore
     benchmark: Benchmark
@@ -39,11 +33,11 @@ class PlannedRun:
 def plan_runs(
     method: Method, benchmarks: Sequence[Benchmark], output: str | Path, precision: str = "32-true"
 ) -> list[PlannedRun]:
-    """Say which runs a method makes: one for each benchmark and each of its settings.
+    """List a method's runs: one for each of its settings and each benchmark within its limit of subjects.
 
     Args:
-        method: The method; its weights are read.
-        benchmarks: Those with more subjects in an image than the method takes are left out.
+        method: Its weights are read.
+        benchmarks: What to sample.
         output: Folder of the evaluation.
         precision: In which the networks run, as Lightning names it.
     """
@@ -79,18 +73,15 @@ def _within_limit(method: Method, benchmarks: Sequence[Benchmark]) -> list[Bench
 
 
 def open_runs(runs: Sequence[PlannedRun], concepts: str | Path, restart: bool = False) -> None:
-    """Make the folders of a method's runs, or go on with what is there.
-
-    Only the first process does so, before it starts others or meets them.
+    """Make the folders of a method's runs, or continue what is there; on the first process only.
 
     Args:
         runs: The runs.
         concepts: Folder of what the method learns.
-        restart: Whether to forget what is there, of the runs and of what was learned.
+        restart: Whether to remove what is there, of the runs and of what was learned.
 
     Raises:
-        ValueError: If there are images sampled under other settings, with what differs and how to go on; also
-            of other alphas, which would make one curve with these.
+        ValueError: If there are images sampled under other settings, also at other alphas, with what differs.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
@@ -104,7 +95,7 @@ def open_runs(runs: Sequence[PlannedRun], concepts: str | Path, restart: bool = 
 
 
 class GenerationStage(ResumableStage):
-    """Draws what is missing of a method's runs.
+    """Samples what is missing of a method's runs.
 
     Args:
         method: The method.
@@ -128,7 +119,7 @@ class GenerationStage(ResumableStage):
                 self._attended |= {case for subjects, case in firsts.items() if len(subjects) > 1}
 
     def setup(self, stage: str) -> None:
-        """Get to know the subjects, each process a part of them.
+        """Learn the subjects, each process some of them.
 
         Raises:
             ValueError: If this process would sample other images than the first one.

@@ -72,13 +72,13 @@ class Run:
 
     @property
     def alpha(self) -> float | None:
-        """Share of the steps that see the subjects, where the method has one."""
+        """Fraction of the steps that see the subjects, where the method has one."""
         value = self.row.settings.get("alpha")
         return None if value is None else float(value)
 
     @property
     def localized(self) -> bool:
-        """Whether the model was trained with localization; assumed where the settings do not say."""
+        """Whether the model was trained with localization; assumed where the settings do not hold it."""
         return self.row.settings.get("localization", True) not in (None, False, 0, "none", "off")
 
     def of_case(self, case: str) -> Any:
@@ -88,12 +88,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Collected:
-    """An evaluation: all its runs, and how the machine was.
+    """An evaluation.
 
     Attributes:
         runs: In the order of the result file.
         environment: Machine and versions.
-        alpha: Which setting of FastComposer stands for it in the main tables; the nearest one measured does.
+        alpha: Which setting of FastComposer the main tables show; the nearest one measured is taken.
         references: Reference image of each subject, as far as known.
     """
 
@@ -110,8 +110,7 @@ class Collected:
     def main(self, benchmark: str) -> list[Run]:
         """What the main table of a benchmark shows, in the paper's order.
 
-        All runs of the other methods, and those of FastComposer that were trained with localization, at the
-        alpha chosen.
+        All runs of the other methods, and FastComposer's with localization at the alpha chosen.
         """
         runs = [run for run in self.runs if run.row.benchmark == benchmark]
         ours = [run for run in runs if run.row.method == OURS and run.localized]
@@ -120,7 +119,7 @@ class Collected:
         return sorted(kept, key=lambda run: _place(run.row.method))
 
     def ours(self, benchmark: str) -> Run | None:
-        """FastComposer as the main table shows it; where there are several, the one with least to say."""
+        """FastComposer as the main table shows it; where there are several, the one with fewest settings."""
         runs = [run for run in self.main(benchmark) if run.row.method == OURS]
         return min(runs, key=lambda run: len(run.row.settings), default=None)
 
@@ -144,7 +143,7 @@ class Collected:
         return sorted(same, key=lambda run: run.alpha or 0.0) if len(same) > 1 else []
 
     def ablation(self, benchmark: str) -> tuple[Run, Run] | None:
-        """FastComposer with and without localization at the same alpha, else as alike as can be."""
+        """FastComposer with and without localization at the same alpha, with settings as equal as can be."""
         runs = [r for r in self.runs if r.row.benchmark == benchmark and r.row.method == OURS]
         pairs = [
             (one, other)
@@ -170,7 +169,7 @@ def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = 
 
     Raises:
         FileNotFoundError: If there is no ``results.json``.
-        ValueError: If it has no rows, jobs have drawn the same otherwise, or rows have different scorers.
+        ValueError: If it has no rows, jobs have sampled the same under other settings, or scorers differ.
     """
     root = Path(folder)
     files = [root / "results.json"] if (root / "results.json").is_file() else root.glob("*/results.json")

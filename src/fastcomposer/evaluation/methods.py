@@ -1,9 +1,10 @@
-"""Methods without fine-tuning: FastComposer, and the base model without subjects."""
+"""Methods to evaluate: FastComposer, the base model without subjects, and the fine-tuning baselines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from fastcomposer.evaluation.case_sampler import (
     blocks,
     sample_texts,
 )
-from fastcomposer.evaluation.results import Costs
+from fastcomposer.evaluation.results import METHODS, Costs
+from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.pipeline.variants import Variant
+from fastcomposer.training.personalization.concept import Concept, apply_concepts, rewrite_prompt
+from fastcomposer.utils.settings import described
 
 _Key = tuple[tuple[str, ...], int]  # subjects and setting
 
 
 class FastComposerMethod(Sampling):
-    """Subjects from one reference image each, or several, at one or more α.
+    """Subjects from one or several reference images each, at one or more α.
 
     Cases of one prompt start from the same noise, whoever their subjects are: the steps before the subjects
     come in are taken once for all subjects and all α of a group.
@@ -34,12 +38,11 @@ class FastComposerMethod(Sampling):
     Args:
         pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all that is not named here.
         sampler: See there.
-        alphas: Each makes a run of its own.
+        alphas: Each makes a run of its own; different numbers in [0, 1].
         batch_size: See there.
         group_size: See there.
-        labels: Further settings to tell runs apart by, such as ``{"localization": "none"}``.
-        num_references: How many images of each subject it gets, 1 to 5, of those that methods with
-            fine-tuning get.
+        labels: Further settings to distinguish runs by, such as ``{"localization": "none"}``.
+        num_references: Images of each subject, 1 to 5.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -101,10 +104,10 @@ class FastComposerMethod(Sampling):
             variants.setdefault(_variant(request), {})[request.case.seed] = request
         groups = []
         for variants in by_prompt.values():
-            alike: dict[tuple[int, ...], list[_Key]] = {}
+            same_seeds: dict[tuple[int, ...], list[_Key]] = {}
             for key, by_seed in variants.items():
-                alike.setdefault(tuple(sorted(by_seed)), []).append(key)
-            for seeds, keys in alike.items():
+                same_seeds.setdefault(tuple(sorted(by_seed)), []).append(key)
+            for seeds, keys in same_seeds.items():
                 for some_seeds in blocks(seeds, min(self.batch_size, self.group_size)):
                     for some in blocks(keys, self.group_size // len(some_seeds)):
                         groups.append(tuple(variants[key][seed] for key in some for seed in some_seeds))
@@ -139,16 +142,10 @@ class FastComposerMethod(Sampling):
 
 
 class TextOnlyMethod(Sampling):
-    """The base model without subjects: what a prompt alone gives.
+    """The base model without subjects.
 
-    Its image of a prompt is the same whoever is asked for: it is sampled once for all of them.
-
-    Args:
-        pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all of these; made of the
-            base alone.
-        sampler: See there.
-        batch_size: See there.
-        group_size: See there.
+    Its image of a prompt is the same whoever is asked for: it is sampled once for all of them. Arguments: see
+    :class:`~fastcomposer.evaluation.case_sampler.Sampling`.
     """
 
     name = "text_only"
@@ -176,10 +173,7 @@ class TextOnlyMethod(Sampling):
         ]
 
     def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`.
-
-        An image's calls are divided among its requests, its time is each one's.
-        """
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`; calls are divided among requests."""
         asked = [(request.case.text, request.case.seed) for request in requests]
         images = list(dict.fromkeys(asked))
         sampled = sample_texts(self.pipeline, images, self.sampler, self.batch_size)
@@ -190,6 +184,94 @@ class TextOnlyMethod(Sampling):
             tuple(sampled.seconds[row] for row in rows),
             (None,) * len(requests),
         )
+
+
+class PersonalizedMethod(Sampling):
+    """A fine-tuning baseline: learns each subject first, then samples from text.
+
+    Args:
+        name: ``textual_inversion``, ``dreambooth`` or ``custom_diffusion``.
+        pipeline: Of the base; see :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all others.
+        personalize: Learns one subject, or loads what was learned before: a ``functools.partial`` of
+            :func:`~fastcomposer.training.personalization.personalize.personalize`.
+        sampler: See there.
+        max_subjects: Most subjects in an image; ``None`` for any number.
+        batch_size: See there.
+        group_size: See there.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+
+    def __init__(
+        self,
+        name: str,
+        pipeline: PipelineFactory,
+        personalize: Callable[..., Concept],
+        sampler: Mapping[str, Any],
+        max_subjects: int | None = None,
+        batch_size: int = 16,
+        group_size: int = 64,
+    ) -> None:
+        super().__init__(pipeline, sampler, batch_size, group_size)
+        if name not in METHODS:
+            raise ValueError(f"methods.{name}: no such method; there are {', '.join(METHODS)}")
+        if not isinstance(personalize, partial):
+            raise ValueError(
+                f"methods.{name}.personalize: a functools.partial (_partial_: true) is wanted, "
+                f"not {personalize!r}"
+            )
+        self.name, self.max_subjects = name, max_subjects
+        self._personalize = personalize
+        self._concepts: dict[str, Concept] = {}
+        self._num_images = 0
+        self._known: tuple[tuple[str, ...], FastComposerPipeline] | None = None
+
+    def decides(self, setting: int) -> dict[str, Any]:
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        recipe = described(self._personalize)
+        recipe.pop("trainer", None)  # where it runs; what of it matters is compared with each concept
+        return {**super().decides(setting), "recipe": recipe}
+
+    def images(self, subject: Subject) -> tuple[Path, ...]:
+        """The reference and up to four more."""
+        return subject.tuning_images
+
+    def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
+        """Learn subjects that have not been learned yet."""
+        for subject in subjects:
+            self._num_images = max(self._num_images, len(subject.tuning_images))
+            self._concepts[subject.id] = self._personalize(
+                images=subject.tuning_images, word=subject.word, folder=folder, name=subject.id
+            )
+
+    def costs(self) -> Costs:
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`; means over subjects."""
+        concepts = list(self._concepts.values())
+        return Costs(
+            self._num_images,
+            sum(concept.seconds for concept in concepts) / len(concepts),
+            round(sum(concept.stored_bytes for concept in concepts) / len(concepts)),
+            max(concept.peak_memory_bytes for concept in concepts),
+        )
+
+    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
+        """Requests of the same subjects."""
+        by_subjects: dict[tuple[str, ...], list[ImageRequest]] = {}
+        for request in requests:
+            by_subjects.setdefault(request.case.subjects, []).append(request)
+        return [tuple(some) for same in by_subjects.values() for some in blocks(same, self.group_size)]
+
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
+        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        subjects = requests[0].case.subjects
+        concepts = [self._concepts[name] for name in subjects]
+        if self._known is None or self._known[0] != subjects:
+            self._known = subjects, apply_concepts(self.pipeline, concepts)
+        images = [(rewrite_prompt(request.case.prompt, concepts), request.case.seed) for request in requests]
+        return sample_texts(self._known[1], images, self.sampler, self.batch_size)
 
 
 def _variant(request: ImageRequest) -> _Key:

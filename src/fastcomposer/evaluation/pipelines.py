@@ -28,13 +28,7 @@ def load_base(
 ) -> FastComposerPipeline:
     """Make a pipeline of a base model alone, without its safety checker, as the published protocol has it.
 
-    Args:
-        base: Folder in the diffusers layout, hub id, or single file.
-        image_encoder: Folder or hub id; the base's own by default.
-        max_subjects: Most subjects in one prompt.
-        architecture: See :meth:`FastComposer.from_pretrained`.
-        weights: See there.
-        variant: See there.
+    Arguments: see :meth:`FastComposer.from_pretrained`.
     """
     model = FastComposer.from_pretrained(
         base,
@@ -60,12 +54,11 @@ def load_trained(
     """Load trained weights on top of a base, or a saved pipeline.
 
     Args:
-        base: See :func:`load_base`, as all others but two; not looked at for a saved pipeline.
+        base: See :func:`load_base`, as all others but two; not read for a saved pipeline.
         image_encoder: See there.
         max_subjects: See there.
-        checkpoint: Trained weights, the folder of a run, the released checkpoint, or the folder of a saved
-            pipeline.
-        safety_checker: Whether to run the safety checker of the base or the saved pipeline, where it has one.
+        checkpoint: Trained weights, a run's folder, the released checkpoint, or a saved pipeline's folder.
+        safety_checker: Whether to run the safety checker, where there is one.
         architecture: See there.
         weights: See there.
         variant: See there.
@@ -102,12 +95,7 @@ def networks_of(pipeline: FastComposerPipeline) -> dict[str, nn.Module]:
 
 
 def pipeline_facts(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[str, Any]:
-    """What of a pipeline decides pixels: digests of its weights, its tokenizer and its scheduler.
-
-    Args:
-        pipeline: The pipeline.
-        subjects: Whether it is given reference images. Without them, the networks for these do not count.
-    """
+    """Digests of a pipeline's weights (with those for references or not), tokenizer and scheduler."""
     scheduler: Any = pipeline.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     vocabulary = {} if pipeline.tokenizer is None else pipeline.tokenizer.get_vocab()

@@ -32,13 +32,13 @@ _Amount = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a method takes to know a subject.
+    """What a method takes to learn a subject.
 
     Attributes:
         reference_images: Images of each subject.
         personalization_seconds_per_subject: Fine-tuning; 0 where there is none.
         stored_bytes_per_subject: What is kept of a subject besides its images.
-        peak_memory_bytes: Most memory in use while personalising or drawing.
+        peak_memory_bytes: Most memory in use while personalising or sampling.
     """
 
     reference_images: int
@@ -132,12 +132,11 @@ class ResultRow:
 
 
 def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
-    """Choose the highest identity among rows that stay true to the prompt.
+    """Choose the highest identity among rows that keep :data:`LEAST_CONSISTENCY` of the prompt consistency.
 
     Args:
-        rows: To choose from, at least one.
-        text_only: Text alone on the same cases; :data:`LEAST_CONSISTENCY` of its prompt consistency is to be
-            kept. Where no row does, all are chosen from.
+        rows: At least one; where none keeps as much, all are chosen from.
+        text_only: Text alone on the same cases.
     """
     least = LEAST_CONSISTENCY * text_only.prompt_consistency.mean
     faithful = [row for row in rows if row.prompt_consistency.mean >= least]
@@ -189,18 +188,15 @@ class Results:
 _RESULTS = TypeAdapter(Results)
 
 
-def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2000) -> ResultRow:
+def row_from_scores(table: pa.Table, costs: Costs) -> ResultRow:
     """Summarize the scores of one method on one benchmark.
 
     Args:
         table: With the columns of :data:`SCORES`, in any order.
-        costs: What they do not tell.
-        seed: Of the intervals; see :func:`~fastcomposer.evaluation.statistics.bootstrap`.
-        draws: See there.
+        costs: What they do not hold.
 
     Raises:
-        ResultsError: If columns are missing or of another type, a value is missing, there are no rows, or the
-            rows are of several methods, settings or benchmarks.
+        ResultsError: If the columns are not those, or rows are of several methods, settings or benchmarks.
     """
     further = [name for name in table.column_names if name.startswith(COLUMN)]
     scores = table.to_pandas()
@@ -208,7 +204,7 @@ def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2
     groups = scores.subjects.map(tuple)
 
     def estimate(column: pd.Series) -> Estimate:
-        return bootstrap(column, list(groups[column.index]), seed, draws)
+        return bootstrap(column, list(groups[column.index]))
 
     copied = scores.copy_paste.dropna()
     return ResultRow(
@@ -239,12 +235,7 @@ def row_from_scores(table: pa.Table, costs: Costs, seed: int = 0, draws: int = 2
 
 
 def write_results(path: str | Path, rows: Sequence[ResultRow], environment: Mapping[str, Any]) -> None:
-    """Write ``results.json``, whole or not at all.
-
-    Args:
-        path: Where to.
-        rows: See :class:`Results`.
-        environment: See there.
+    """Write ``results.json``, atomically.
 
     Raises:
         ResultsError: If a row does not fit the contract; nothing is written then.

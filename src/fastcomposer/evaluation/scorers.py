@@ -16,14 +16,7 @@ from fastcomposer.utils.settings import differences, digest, weights_digest
 def describe_scorer(
     faces: Any, image_text: Any, reference_size: int | None, measures: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Describe what scores images by the keys of the configuration that choose it; plain values.
-
-    Args:
-        faces: Finds and embeds faces.
-        image_text: Embeds images and texts.
-        reference_size: See :class:`~fastcomposer.evaluation.scoring.ScoringStage`.
-        measures: Further scores of each image, by name.
-    """
+    """Describe what scores images, by the configuration keys that choose it; plain values."""
     return {
         "metrics": {
             "faces": extractor_facts(faces),
@@ -42,26 +35,22 @@ def extractor_facts(extractor: Any) -> dict[str, Any]:
 
 
 def scored_by(file: Path) -> str | None:
-    """Digest of what made scores or distances; ``None`` where that is not known.
-
-    Args:
-        file: ``scores.parquet`` or ``distances.json`` of a run.
-    """
+    """Digest of what made a run's ``scores.parquet`` or ``distances.json``; ``None`` where it is unknown."""
     scorer = read_scorer(file)
     return digest(scorer) if scorer else None
 
 
 def check_others(output: Path, name: str, scorer: Mapping[str, Any], redone: Collection[Path]) -> None:
-    """Refuse to write figures beside those that another scorer has made.
+    """Refuse to write figures beside those of another scorer.
 
     Args:
         output: Folder of the evaluation.
-        name: Of the files that keep the figures: ``scores.parquet`` or ``distances.json``.
+        name: ``scores.parquet`` or ``distances.json``.
         scorer: What is about to make figures.
         redone: Folders of the runs whose figures it makes anew.
 
     Raises:
-        ValueError: If there are such figures, with the settings that differ and how to go on.
+        ValueError: If there are such figures, with the settings that differ.
     """
     for file in sorted(output.glob(f"*/*/{name}")):
         stored = None if file.parent in redone else read_scorer(file)
@@ -75,10 +64,10 @@ def check_others(output: Path, name: str, scorer: Mapping[str, Any], redone: Col
 
 
 def check_same(rows: Iterable[tuple[Path, ResultRow]]) -> None:
-    """Refuse to set figures of different scorers beside each other.
+    """Refuse to compare figures of different scorers.
 
     Args:
-        rows: Each with the folder of the evaluation that it is from.
+        rows: Each with the folder of its evaluation.
 
     Raises:
         ValueError: If two rows differ in what scored them, with the settings that do.

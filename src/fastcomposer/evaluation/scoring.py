@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.pixels import open_image
@@ -35,6 +36,8 @@ from fastcomposer.metrics.image_scores import (
     prompt_consistency,
 )
 from fastcomposer.metrics.image_text import ImageTextExtractor
+from fastcomposer.prompt import strip_markers
+from fastcomposer.training.samples import SampleScore
 from fastcomposer.utils.settings import digest, file_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -43,12 +46,7 @@ _BACKING = 238 / 255  # behind transparent references
 
 @dataclass(frozen=True)
 class KnownSubject:
-    """What scores need to know of a subject.
-
-    Attributes:
-        reference: (d,) face of the reference.
-        others: (M, d) faces of images that no method gets; M may be 0.
-    """
+    """Faces of a subject: ``reference`` (d,), and ``others`` (M ≥ 0, d) of images that no method gets."""
 
     reference: Tensor
     others: Tensor
@@ -73,8 +71,7 @@ class ScoringStage(ResumableStage):
         faces: Finds and embeds faces.
         image_text: Embeds images and texts.
         runs: Runs whose images are there when scoring begins.
-        reference_size: Side in pixels of the square that reference images are brought to before faces are
-            looked for; ``None`` leaves photos as they are.
+        reference_size: See :func:`read_reference`.
         batch_size: Images scored together.
         measures: Further scores of each image, by name.
 
@@ -212,11 +209,7 @@ class ScoringStage(ResumableStage):
 
 
 def _checked(name: str, scores: Any, count: int) -> list[float]:
-    """Scores of a measure as numbers.
-
-    Raises:
-        ValueError: If it gives something other than a finite number for each image.
-    """
+    """Scores of a measure as finite numbers, one for each image."""
     values = torch.as_tensor(scores).double().cpu()
     if values.shape != (count,) or not values.isfinite().all():
         found = f"of shape {tuple(values.shape)}" if values.shape != (count,) else "with NaN or infinity"
@@ -262,13 +255,7 @@ def _copy_paste(faces: Faces, subjects: Sequence[KnownSubject], score: IdentityS
 def know_subject(
     subject: Subject, faces: FaceExtractor, size: int | None, device: torch.device | str = "cpu"
 ) -> KnownSubject:
-    """Embed the faces of a subject's reference and of the images that no method gets.
-
-    Args:
-        subject: The subject.
-        faces: Finds and embeds faces; of several in an image the largest counts.
-        size: See :func:`read_reference`.
-        device: Where to.
+    """Embed the largest faces of a subject's reference and of the images that no method gets.
 
     Raises:
         ValueError: If no face is found in the reference.
@@ -305,3 +292,43 @@ def read_reference(file: Path, size: int | None) -> Tensor:
     if size is None:
         return image
     return tvf.resize(pad_to_square(image), [size, size], antialias=True).clamp(0, 1)
+
+
+class SampleScores:
+    """Scores images as an evaluation does, subject by subject.
+
+    Arguments: see :class:`ScoringStage`.
+    """
+
+    def __init__(
+        self, faces: FaceExtractor, image_text: ImageTextExtractor, reference_size: int | None = None
+    ) -> None:
+        self.faces, self.image_text, self.reference_size = faces, image_text, reference_size
+        self._known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, photos: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> list[SampleScore]:
+        """See :class:`~fastcomposer.training.samples.SampleScorer`."""
+        images = torch.stack([to_tensor(image.convert("RGB")) for image in photos])
+        texts = self.image_text.embed_texts([strip_markers(prompt) for prompt in prompts])
+        consistency = prompt_consistency(self.image_text.embed_images(images), texts)
+        scores = []
+        for found, names, value in zip(self.faces(images), references, consistency, strict=True):
+            known = [self._face(name) for name in names]
+            seen = [k for k, face in enumerate(known) if len(face)]
+            matched: dict[int, float] = {}
+            if seen:
+                score = identity_score(found, torch.cat([known[k] for k in seen]))
+                matched = dict(zip(seen, score.matched, strict=True))
+            identity = tuple(matched.get(k) for k in range(len(known)))
+            scores.append(SampleScore(identity, float(value)))
+        return scores
+
+    def _face(self, file: str) -> Tensor:
+        """Embedding (1, d) of the largest face of a reference; (0, d) without any."""
+        if file not in self._known:
+            (found,) = self.faces(read_reference(Path(file), self.reference_size)[None])
+            self._known[file] = found.largest_first().embeddings[:1].cpu()
+        return self._known[file]

@@ -1,4 +1,4 @@
-"""Means with intervals that say how much hangs on who was depicted."""
+"""Means with intervals over who is depicted."""
 
 from __future__ import annotations
 

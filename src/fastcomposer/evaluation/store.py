@@ -1,8 +1,8 @@
-"""Folders of evaluation runs: what was drawn under which settings, and what of it is done.
+"""Folders of evaluation runs: what was sampled under which settings, and what of it is done.
 
 ``<output>/<benchmark>/<method>[-<settings>]/`` holds ``run.json``, ``images/<case id>.png``,
 ``attention/<case id>/``, ``scores.parquet`` and, where asked for, ``distances.json``. Every file is written
-whole or not at all, and says what it was made from: what is there and fits is never made again, what does not
+atomically, and holds what it was made from: what is there and fits is never made again, what does not
 fit is an error, what is damaged is made anew.
 """
 
@@ -36,20 +36,14 @@ RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"
 DISTANCES_NAME = "distances.json"
 COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
-"""Columns of ``scores.parquet``: the contract's, and the most memory in use when an image was drawn."""
+"""Columns of ``scores.parquet``: the contract's, and the most memory in use when an image was sampled."""
 _TEXT, _SCORER = "fastcomposer", "scorer"  # names of the tables' metadata
 _GO_ON = "output=<other> writes beside it, resume=restart forgets it"
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What drawing an image took.
-
-    Attributes:
-        seconds: Wall time.
-        unet_calls: Times that it went through the U-Net; fractions where images share calls.
-        peak_memory_bytes: Most memory that the process had used until then.
-    """
+    """What sampling an image took; ``peak_memory_bytes`` is the process's maximum until then."""
 
     seconds: float
     unet_calls: float
@@ -65,8 +59,8 @@ class RunStore:
         benchmark: Name of the benchmark.
         method: Name of the method.
         settings: What was chosen, as in ``results.json``; part of the folder's name.
-        decides: All that decides the pixels beside a case and its subjects' images; plain values.
-        images: For each subject a digest of the images that the method is given.
+        decides: All that determines the pixels beside a case and its subjects' images; plain values.
+        images: For each subject a digest of the images that the method gets.
     """
 
     output: Path
@@ -87,13 +81,10 @@ class RunStore:
         return digest(self.decides)
 
     def open(self, restart: bool = False) -> None:
-        """Make the folder, or go on with one that was made under the same settings.
-
-        Args:
-            restart: Whether to remove what is there.
+        """Make the folder, or continue one that was made under the same settings.
 
         Raises:
-            ValueError: If it holds a run under other settings, with what differs and how to go on.
+            ValueError: If it holds a run under other settings, with what differs.
         """
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -106,13 +97,13 @@ class RunStore:
             _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "decides": dict(self.decides)})
 
     def check_other_alphas(self, opened: Sequence[Path]) -> None:
-        """Refuse to stand beside runs that seem to differ by alpha alone, but were drawn otherwise.
+        """Refuse to stand beside runs that differ by more than alpha without a sign of it in their settings.
 
         Args:
-            opened: Folders that :meth:`open` looks at itself.
+            opened: Folders that :meth:`open` checks itself.
 
         Raises:
-            ValueError: If there is such a run, with what differs and how to go on.
+            ValueError: If there is such a run, with what differs.
         """
         own = json.loads(json.dumps(dict(self.decides)))
         for file in sorted(self.folder.parent.glob(f"*/{RUN_NAME}")):
@@ -122,12 +113,12 @@ class RunStore:
             if changed := differences(_rest(run["decides"]), _rest(own)):
                 raise ValueError(
                     f"{file.parent} was made under other settings ({'; '.join(changed)}) and would be taken "
-                    "for another alpha of the same: labels={<name>: <value>} tells them apart, "
+                    "for another alpha of the same: labels={<name>: <value>} distinguishes them, "
                     "output=<other> writes beside it; to forget it, name its alpha, too, with resume=restart"
                 )
 
     def write_costs(self, costs: Costs) -> None:
-        """Keep what the method takes to know a subject, which images do not tell."""
+        """Keep what the method takes to learn a subject."""
         stored = read_run(self.folder) or {}
         _write_json(self.folder / RUN_NAME, {**stored, "costs": asdict(costs)})
 
@@ -142,10 +133,10 @@ class RunStore:
         return self.folder / "attention" / case.id / "maps.npz"
 
     def has_image(self, case: Case) -> bool:
-        """Whether a case is drawn; a damaged file counts as none.
+        """Whether a case is sampled; a damaged file counts as none.
 
         Raises:
-            ValueError: If it was drawn from another prompt, seed or reference, with what differs.
+            ValueError: If it was sampled from another prompt, seed or reference, with what differs.
         """
         file = self.image_file(case)
         facts = read_metadata(file)
@@ -184,7 +175,7 @@ class RunStore:
         file = self.image_file(case)
         facts = read_metadata(file)
         if facts is None:
-            raise ValueError(f"{file}: missing or damaged; evaluate again, which draws it anew")
+            raise ValueError(f"{file}: missing or damaged; evaluate again, which samples it anew")
         with Image.open(file) as opened:
             pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
         return pixels, ImageFacts(**{name: facts[name] for name in ImageFacts.__dataclass_fields__})
@@ -193,10 +184,10 @@ class RunStore:
         images = {name: self.images[name] for name in case.subjects}
         return {"run": self.hash, "prompt": case.prompt, "seed": case.seed, "references": images}
 
-    def _check(self, stored: Any, wanted: Any, place: str) -> None:
+    def _check(self, stored: Any, wanted: Any, path: str) -> None:
         changed = differences(stored, json.loads(json.dumps(wanted)))
         if changed:
-            raise ValueError(f"{place} was made under other settings ({'; '.join(changed)}): {_GO_ON}")
+            raise ValueError(f"{path} was made under other settings ({'; '.join(changed)}): {_GO_ON}")
 
     # --- scores --------------------------------------------------------------------------------------------
 
@@ -213,7 +204,7 @@ class RunStore:
         """Join parts, in the order of their cases, and remove them.
 
         Args:
-            part_keys: What each part was made from, as it was written with.
+            part_keys: What each part was made from.
             key: What all were made from.
             scorer: See :func:`write_table`.
 
@@ -252,7 +243,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """What ``run.json`` says; ``None`` where it is missing or damaged."""
+    """Content of ``run.json``; ``None`` where it is missing or damaged."""
     try:
         content = json.loads((folder / RUN_NAME).read_text())
     except (OSError, ValueError):
@@ -261,14 +252,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def write_table(file: Path, table: pa.Table, key: str, scorer: Mapping[str, Any]) -> None:
-    """Write scores.
-
-    Args:
-        file: Where to.
-        table: With :data:`COLUMNS`.
-        key: What they were made from.
-        scorer: What made them; see :func:`~fastcomposer.evaluation.scorers.describe_scorer`.
-    """
+    """Write scores with :data:`COLUMNS`, and what they were made from: a key, and what scored them."""
     data = io.BytesIO()
     metadata = {_TEXT: key, _SCORER: json.dumps(scorer)}
     pq.write_table(table.replace_schema_metadata(metadata), data)
@@ -286,14 +270,10 @@ def read_table(file: Path, key: str | None = None) -> pa.Table | None:
 
 
 def read_scorer(file: Path) -> dict[str, Any] | None:
-    """Read what made scores or distances.
-
-    Args:
-        file: ``scores.parquet`` or ``distances.json`` of a run.
+    """Read what made a run's ``scores.parquet`` or ``distances.json``.
 
     Returns:
-        As :func:`write_table` and :func:`write_distances` were given it; empty where it does not say,
-        ``None`` where the file is missing or damaged.
+        As it was written; empty where the file does not hold it, ``None`` where it is missing or damaged.
     """
     try:
         if file.name == DISTANCES_NAME:
@@ -304,19 +284,12 @@ def read_scorer(file: Path) -> dict[str, Any] | None:
 
 
 def images_key(run_hash: str, cases: Sequence[str]) -> str:
-    """What tells the images of a run from others: what decides them, and which there are."""
+    """Identifies the images of a run: what determines them, and which there are."""
     return digest([run_hash, sorted(cases)])
 
 
 def write_distances(folder: Path, images: str, made_from: Mapping[str, Any], distances: Distances) -> None:
-    """Keep a run's distances from real images.
-
-    Args:
-        folder: Of the run.
-        images: See :func:`images_key`.
-        made_from: What tells the real images and their features from others; plain values.
-        distances: The figures.
-    """
+    """Keep a run's distances from real images, its :func:`images_key` and what describes both sets."""
     content = {"images": images, "made_from": made_from, "distances": asdict(distances)}
     _write_json(folder / DISTANCES_NAME, content)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 import fastcomposer
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
@@ -26,6 +27,16 @@ from fastcomposer.evaluation.store import (
     read_run,
     read_table,
 )
+from fastcomposer.training.wandb_workspace import RESULTS
+
+_ESTIMATES = (
+    "identity_preservation",
+    "prompt_consistency",
+    "detection_rate",
+    "copy_paste",
+    "identity_published",
+)
+_NUMBERS = ("images", "seconds_per_image", "personalization_seconds_per_subject", "peak_memory_bytes")
 
 
 def result_rows(output: Path) -> list[ResultRow]:
@@ -78,3 +89,39 @@ def _versions(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in packages:
         with suppress(metadata.PackageNotFoundError):
             yield name, metadata.version(name)
+
+
+def log_rows(loggers: Iterable[Any], rows: Sequence[ResultRow]) -> None:
+    """Log every row of ``results.json`` as scalars, and all of them as a table of W&B."""
+    found = [_flat(row) for row in rows]
+    scalars = {
+        f"evaluation/{_label(row)}/{name}": flat[name]
+        for row, flat in zip(rows, found, strict=True)
+        for name in (*_ESTIMATES, *_NUMBERS)
+        if flat[name] is not None
+    }
+    for logger in loggers:
+        logger.log_metrics(scalars, 0)
+        if isinstance(logger, WandbLogger) and found:
+            cells = [list(flat.values()) for flat in found]
+            logger.log_table(RESULTS, columns=list(found[0]), data=cells, step=0)
+        logger.save()
+        logger.finalize("success")
+
+
+def _flat(row: ResultRow) -> dict[str, Any]:
+    """The figures of a row by name, the ends of intervals as ``<name>_low`` and ``<name>_high``."""
+    flat: dict[str, Any] = {"benchmark": row.benchmark, "method": row.method, "settings": _settings(row)}
+    for name in _ESTIMATES:
+        estimate = getattr(row, name)
+        figures = (None,) * 3 if estimate is None else (estimate.mean, *estimate.ci95)
+        flat |= zip((name, f"{name}_low", f"{name}_high"), figures, strict=True)
+    return flat | {name: float(getattr(row, name)) for name in _NUMBERS}
+
+
+def _settings(row: ResultRow) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row.settings.items())
+
+
+def _label(row: ResultRow) -> str:
+    return "/".join(filter(None, (row.benchmark, row.method, _settings(row).replace("/", "-"))))

@@ -1,4 +1,4 @@
-"""How far drawn images are from real ones, as distributions of features: FID and KID."""
+"""How far generated images are from real ones, as distributions of features: FID and KID."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUBSETS, _LARGEST_SUBSET = 100, 1000  # of KID, as Binkowski et al. 2018 have t
 
 
 class ImageFeatures(Protocol):
-    """Describes whole images.
+    """Describes full images.
 
     Attributes:
         num_features: Width d of the features.
@@ -38,7 +38,7 @@ class ImageFeatures(Protocol):
 class ClipFeatures(ClipExtractor):
     """Image features of a CLIP, in place of Inception's where there is none for the kind of images.
 
-    In the mini world these are the features to take: CLIP saw whole scenes and texts on everything in them,
+    In the mini world these are the features to take: CLIP saw full scenes and texts on everything in them,
     while the embedder sees crops of heads only and was taught to look past all that is not the person. The
     unit vectors are multiplied by the root of their width, for KID's kernel divides products by it.
 
@@ -86,7 +86,7 @@ class InceptionFeatures(nn.Module):
 
 
 class FeatureDistance(NamedTuple):
-    """Distances between two sets of images; 0 where they are distributed alike.
+    """Distances between two sets of images; 0 where they have one distribution.
 
     Attributes:
         fid: Heusel et al. 2017. It is too large for few images, the more the fewer there are.
@@ -99,31 +99,31 @@ class FeatureDistance(NamedTuple):
     kid_std: float
 
 
-def feature_distance(drawn: Tensor, real: Tensor, seed: int = 0) -> FeatureDistance:
+def feature_distance(generated: Tensor, real: Tensor, seed: int = 0) -> FeatureDistance:
     """Measure FID and KID.
 
     Args:
-        drawn: (N, d) features of drawn images, N at least 2.
+        generated: (N, d) features of generated images, N at least 2.
         real: (M, d) of real ones, M at least 2.
         seed: Of KID's subsets, which hold 1000 images each or as many as there are.
 
     Raises:
         ValueError: If there are too few images, or the features differ in width.
     """
-    if min(len(drawn), len(real)) < 2 or drawn.shape[1:] != real.shape[1:]:
+    if min(len(generated), len(real)) < 2 or generated.shape[1:] != real.shape[1:]:
         raise ValueError(
-            f"features of shape {tuple(drawn.shape)} and {tuple(real.shape)}: of at least two images each, "
-            "equally wide"
+            f"features of shape {tuple(generated.shape)} and {tuple(real.shape)}: of at least two images "
+            "each, equally wide"
         )
-    given = _Given(drawn.shape[1])
+    given = _Given(generated.shape[1])
     # Every process has all features of a run: nothing is to be gathered.
     fid = FrechetInceptionDistance(given, sync_on_compute=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*will save all extracted features")  # as is meant here
-        size = min(_LARGEST_SUBSET, len(drawn), len(real))
+        size = min(_LARGEST_SUBSET, len(generated), len(real))
         kid = KernelInceptionDistance(given, subsets=_SUBSETS, subset_size=size, sync_on_compute=False)
     for metric in (fid, kid):
-        metric.update(drawn, real=False)
+        metric.update(generated, real=False)
         metric.update(real, real=True)
     with isolated_rng(seed):
         mean, deviation = kid.compute()

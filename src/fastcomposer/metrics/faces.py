@@ -30,7 +30,7 @@ class Faces:
     Attributes:
         boxes: (n, 4) float, x1, y1, x2, y2 in pixels.
         scores: (n,) float in [0, 1], how sure the detector is.
-        embeddings: (n, d) float, unit vectors that say whose they are.
+        embeddings: (n, d) float, unit vectors of identity.
     """
 
     boxes: Tensor

@@ -33,10 +33,7 @@ class IdentityScore:
 
 
 def identity_score(
-    faces: Faces,
-    references: Tensor,
-    protocol: IdentityProtocol = "corrected",
-    blank: Tensor | None = None,
+    faces: Faces, references: Tensor, protocol: IdentityProtocol = "corrected", blank: Tensor | None = None
 ) -> IdentityScore:
     """Score one image with K subjects.
 

@@ -1,4 +1,4 @@
-"""Features that images and texts share."""
+"""Features of images and texts in one space."""
 
 from __future__ import annotations
 

@@ -9,30 +9,30 @@ from typing import Any
 import torch
 
 
-def load_pretrained(cls: Any, place: str | Path, key: str, subfolder: str = "") -> Any:
+def load_pretrained(cls: Any, source: str | Path, key: str, subfolder: str = "") -> Any:
     """Load a network for inference: float32, no dropout, no gradients.
 
     Args:
         cls: A model class of transformers or diffusers.
-        place: Folder, or hub id.
-        key: Name of the setting that ``place`` comes from, for messages.
-        subfolder: Folder inside ``place``.
+        source: Folder, or hub id.
+        key: Name of the setting that ``source`` comes from, for messages.
+        subfolder: Folder inside ``source``.
 
     Raises:
         FileNotFoundError: If there is no such network.
         ValueError: If the file lacks weights, which would stay random.
     """
     try:
-        network, info = cls.from_pretrained(place, subfolder=subfolder, output_loading_info=True)
+        network, info = cls.from_pretrained(source, subfolder=subfolder, output_loading_info=True)
     except OSError as error:
         where = f"{subfolder}/ of it" if subfolder else "it"
         raise FileNotFoundError(
-            f"{key}={place}: {where} holds no {cls.__name__} (config.json and weights): {error}"
+            f"{key}={source}: {where} holds no {cls.__name__} (config.json and weights): {error}"
         ) from error
     missing = sorted(map(str, info["missing_keys"]))
     if missing:
         listed = ", ".join(missing[:12]) + (" …" if len(missing) > 12 else "")
-        raise ValueError(f"{key}={place}: {cls.__name__} lacks {len(missing)} weights: {listed}")
+        raise ValueError(f"{key}={source}: {cls.__name__} lacks {len(missing)} weights: {listed}")
     return network.float().eval().requires_grad_(False)
 
 

@@ -11,13 +11,7 @@ import pytest
 
 from fastcomposer.evaluation.load_results import collect, difference
 from fastcomposer.evaluation.report.gallery import named_grid
-from fastcomposer.evaluation.report.paper_claims import (
-    Expectation,
-    compare,
-    deviations,
-    expectations,
-    tally,
-)
+from fastcomposer.evaluation.report.paper_claims import Expectation, compare, deviations, expectations, tally
 
 Evaluation = tuple[Path, list[Any]]
 

@@ -89,7 +89,7 @@ def test_images_and_references_are_found(collected: Collected, whole_evaluation:
     image = collected.main("multi_subject")[-1].images.iloc[0]
     (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
     assert image.file.is_file()
-    assert collected.references[image.subjects[1]] == multi.references(multi.cases[0])[1]
+    assert collected.references == {subject.id: subject.reference for subject in multi.subjects}
     assert (image.case, image.seed) == (multi.cases[0].id, multi.cases[0].seed)
 
 

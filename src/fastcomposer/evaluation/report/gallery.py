@@ -25,13 +25,7 @@ _BACKING = (238, 238, 238)  # behind transparent references
 
 @dataclass(frozen=True)
 class Shown:
-    """An image in the page.
-
-    Attributes:
-        source: Data URI.
-        alt: What it shows, in words.
-        pixelated: Whether the browser shall enlarge it without smoothing.
-    """
+    """An image in the page: data URI, alternative text, and whether the browser enlarges it unsmoothed."""
 
     source: str
     alt: str
@@ -40,13 +34,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Strip:
-    """A line of images.
-
-    Attributes:
-        label: What made them.
-        cells: Images of each column; none where there is no image.
-        references: Whether these are the references.
-    """
+    """A line of images: its label, the images of each column, and whether these are the references."""
 
     label: str
     cells: tuple[tuple[Shown, ...], ...]
@@ -55,13 +43,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images in lines and columns.
-
-    Attributes:
-        benchmark: Name of the benchmark.
-        columns: Caption of each column.
-        strips: Lines.
-    """
+    """Images in lines and columns: the benchmark's name, the caption of each column, and the lines."""
 
     benchmark: str
     columns: tuple[str, ...]
@@ -69,16 +51,7 @@ class Gallery:
 
 
 def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> Gallery | None:
-    """Put the same cases of all methods below each other, with the references above.
-
-    Args:
-        collected: The evaluation.
-        benchmark: Name of the benchmark.
-        per_category: Columns of each prompt category.
-
-    Returns:
-        The grid; ``None`` where no run has images.
-    """
+    """The same cases of all methods below each other, with the references above; ``None`` without images."""
     runs = [run for run in collected.main(benchmark) if run.images.file.map(Path.is_file).any()]
     if not runs:
         return None
@@ -89,32 +62,20 @@ def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> G
 def named_grid(
     benchmark: str, runs: Sequence[tuple[str, Run]], references: Mapping[str, Path], per_category: int
 ) -> Gallery | None:
-    """Put the same cases of some runs below each other.
+    """The same cases of some runs below each other; ``None`` where no case is common to all.
 
     Args:
         benchmark: Its name.
         runs: With the name of each.
         references: Reference image of each subject, as far as known.
         per_category: Columns of each prompt category.
-
-    Returns:
-        The grid; ``None`` where no case is common to all.
     """
     cases = chosen_cases([run for _, run in runs], per_category)
     return _gallery(references, benchmark, runs, cases) if cases else None
 
 
 def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Gallery | None:
-    """Show the attention that each subject's word received, with and without localization.
-
-    Args:
-        collected: The evaluation.
-        benchmark: Name of the benchmark.
-        columns: How many cases to show.
-
-    Returns:
-        The maps, each case's image first; ``None`` where there are no files of them.
-    """
+    """Attention of each subject's word, with and without localization, each case's image first."""
     pair = collected.ablation(benchmark)
     ours = collected.ours(benchmark)
     runs = list(pair) if pair else [ours] if ours else []
@@ -143,10 +104,6 @@ def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
     """Choose cases that all runs have: prompts spread evenly over each category, and other people for each.
 
     The choice depends on the order of the cases alone, never on how the images look or score.
-
-    Args:
-        runs: The runs.
-        per_category: Cases of each category; fewer where it has fewer prompts.
     """
     images = runs[-1].images
     for run in runs[:-1]:
@@ -161,13 +118,13 @@ def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
 
 
 def caption_of(image: Any) -> str:
-    """The prompt that an image was drawn from, as its file says; the case where it does not."""
+    """The prompt that an image was sampled from, as its file states; the case where it does not."""
     facts = read_metadata(image.file) or {}
     return strip_markers(str(facts["prompt"])) if "prompt" in facts else image.case
 
 
 def shown(file: Path, alt: str) -> Shown:
-    """Take an image into the page: small ones as they are, larger ones reduced."""
+    """Embed an image into the page: small ones as they are, larger ones reduced."""
     with Image.open(file) as opened:
         rgba = opened.convert("RGBA")
     image = Image.new("RGB", rgba.size, _BACKING)
@@ -228,4 +185,4 @@ def _references(references: Mapping[str, Path], cases: Sequence[Any]) -> list[St
 def _spread(items: Sequence[T], number: int) -> list[T]:
     """Take up to ``number`` at even distances."""
     number = min(number, len(items))
-    return [items[int(len(items) * (place + 0.5) / number)] for place in range(number)]
+    return [items[int(len(items) * (index + 0.5) / number)] for index in range(number)]

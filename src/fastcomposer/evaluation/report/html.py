@@ -34,13 +34,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure in the page.
-
-    Attributes:
-        svg: The ``<svg>`` element.
-        alt: The same in words.
-        caption: What to see in it.
-    """
+    """A figure in the page: the ``<svg>`` element, its alternative text, and what to see in it."""
 
     svg: Markup
     alt: str
@@ -53,16 +47,13 @@ def render_html(
     expectations: Sequence[Expectation],
     deviations: Sequence[str],
 ) -> str:
-    """Write the report.
+    """Write the report: an HTML document with all images and styles inside.
 
     Args:
         collected: The evaluation.
         tables: See :func:`~fastcomposer.evaluation.report.tables.make_tables`.
         expectations: What the paper makes one expect, and whether it holds.
         deviations: Orderings that differ from the paper's.
-
-    Returns:
-        A whole HTML document: images are data URIs, styles are inside, nothing is loaded.
     """
     environment = page_environment()
     benchmarks = collected.benchmarks()
@@ -132,13 +123,13 @@ def _plain(value: Any) -> str:
 
 def _alpha_plot(collected: Collected, benchmark: str) -> Plot:
     points = alpha_points(collected.sweep(benchmark))
-    said = "; ".join(
+    figures = "; ".join(
         f"α {point.alpha:g}: identity {point.identity.mean:.3f}, prompt {point.consistency.mean:.3f}"
         for point in points
     )
     return Plot(
         Markup(alpha_curve(points, f"alpha-{benchmark.replace('_', '-')}")),
-        f"Identity preservation against prompt consistency. {said}.",
+        f"Identity preservation against prompt consistency. {figures}.",
         f"{BENCHMARKS[benchmark]}. Up and to the right is better; bars are 95 % intervals.",
     )
 
@@ -159,13 +150,13 @@ def _by_method(collected: Collected, benchmark: str) -> dict[str, dict[str, Esti
 def _category_plot(
     series: Mapping[str, Mapping[str, Estimate]], benchmark: str, methods: Sequence[str]
 ) -> Plot:
-    said = "; ".join(
+    figures = "; ".join(
         f"{method}: " + ", ".join(f"{category} {score.mean:.3f}" for category, score in scores.items())
         for method, scores in series.items()
     )
     return Plot(
         Markup(category_dots(series, f"category-{benchmark.replace('_', '-')}", methods)),
-        f"Identity preservation by prompt category. {said}.",
+        f"Identity preservation by prompt category. {figures}.",
         f"{BENCHMARKS[benchmark]}. Bars are 95 % intervals.",
     )
 
@@ -184,10 +175,10 @@ def _speed_plot(collected: Collected) -> Plot | None:
     if len(seconds) < 2:
         return None
     ours = distinguishing(runs)[runs.index(main)]
-    said = "; ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+    figures = "; ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
     return Plot(
         Markup(speed_bars(seconds, "speed", first=ours)),
-        f"Seconds until the first image of a new person. {said}.",
+        f"Seconds until the first image of a new person. {figures}.",
         "Personalisation and one image, measured here; each gridline is ten times the one before.",
     )
 

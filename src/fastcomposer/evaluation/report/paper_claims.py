@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from typing import Literal
+from itertools import combinations, pairwise, product
+from typing import Literal, NamedTuple
 
 from fastcomposer.evaluation.load_results import (
     BENCHMARKS,
@@ -28,13 +28,7 @@ FACTOR = 300
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation.
-
-    Attributes:
-        claim: What is expected.
-        verdict: Whether it is so.
-        evidence: The figures, or what is missing.
-    """
+    """What is expected, whether it holds, and the figures or what is missing."""
 
     claim: str
     verdict: Verdict
@@ -45,62 +39,43 @@ def expectations(collected: Collected) -> list[Expectation]:
     """Hold the paper's claims against the rows."""
     return [
         *(identity_above_baselines(collected, benchmark) for benchmark in BENCHMARKS),
-        quick_personalization(collected),
-        quick_first_image(collected),
-        nothing_stored(collected),
+        _against_fine_tuned(
+            collected,
+            f"FastComposer's personalisation takes less than 1/{FACTOR} of every fine-tuning baseline's.",
+            lambda run: run.row.personalization_seconds_per_subject,
+            lambda ours, theirs: ours * FACTOR < theirs,
+        ),
+        _against_fine_tuned(  # which is how the paper counts
+            collected,
+            f"Personalisation and one image together are at least {FACTOR} times as fast.",
+            first_image,
+            lambda ours, theirs: ours * FACTOR <= theirs,
+        ),
+        _against_fine_tuned(
+            collected,
+            "FastComposer stores nothing for a subject; every fine-tuning baseline does.",
+            lambda run: float(run.row.stored_bytes_per_subject),
+            lambda ours, theirs: ours == 0 < theirs,
+            "bytes",
+        ),
         localization_helps(collected),
         *alpha_trades(collected),
     ]
 
 
 def identity_above_baselines(collected: Collected, benchmark: str) -> Expectation:
-    """FastComposer keeps identity better than every baseline, by the published protocol as in the paper.
-
-    It holds where its mean is above all of theirs; differences whose interval includes 0 are pointed out.
-    """
+    """FastComposer's mean identity, by the published protocol as in the paper, is above all baselines'."""
     claim = f"{BENCHMARKS[benchmark]}: FastComposer's identity is above every baseline's."
     ours, baselines = collected.ours(benchmark), collected.baselines(benchmark)
     if ours is None or not baselines:
         return _not_measured(claim, "FastComposer" if ours is None else "a baseline", benchmark)
+    evidence = [
+        f"{name}: {_against(ours, run, 'identity_published')}."
+        for run, name in zip(baselines, distinguishing(baselines), strict=True)
+    ]
     value = ours.row.identity_published.mean
-    evidence = []
-    for run, name in zip(baselines, distinguishing(baselines), strict=True):
-        against = f"{_figure(value)} against {_figure(run.row.identity_published.mean)}"
-        evidence.append(f"{name}: {against}{compare(ours, run, 'identity_published').words}.")
     held = all(run.row.identity_published.mean < value for run in baselines)
     return Expectation(claim, _verdict(held), tuple(evidence))
-
-
-def quick_personalization(collected: Collected) -> Expectation:
-    """Personalisation takes less than 1/300 of the fine-tuning methods'."""
-    claim = f"FastComposer's personalisation takes less than 1/{FACTOR} of every fine-tuning baseline's."
-    return _against_fine_tuned(
-        collected,
-        claim,
-        lambda run: run.row.personalization_seconds_per_subject,
-        lambda ours, theirs: ours * FACTOR < theirs,
-        "seconds",
-    )
-
-
-def quick_first_image(collected: Collected) -> Expectation:
-    """Personalisation and one image together are 300 times as fast, which is how the paper counts."""
-    claim = f"Personalisation and one image together are at least {FACTOR} times as fast."
-    return _against_fine_tuned(
-        collected, claim, first_image, lambda ours, theirs: ours * FACTOR <= theirs, "seconds"
-    )
-
-
-def nothing_stored(collected: Collected) -> Expectation:
-    """No storage for each subject."""
-    claim = "FastComposer stores nothing for a subject; every fine-tuning baseline does."
-    return _against_fine_tuned(
-        collected,
-        claim,
-        lambda run: float(run.row.stored_bytes_per_subject),
-        lambda ours, theirs: ours == 0 < theirs,
-        "bytes",
-    )
 
 
 def localization_helps(collected: Collected) -> Expectation:
@@ -118,33 +93,26 @@ def localization_helps(collected: Collected) -> Expectation:
 
 
 def alpha_trades(collected: Collected) -> list[Expectation]:
-    """Identity rises and prompt consistency falls with alpha.
-
-    It holds where the ends are in that order and no step the other way is a clear one.
-    """
+    """Identity rises and prompt consistency falls with alpha: so do the ends, and no step back is clear."""
     claims: dict[str, tuple[int, Score]] = {
         "Identity rises with α.": (1, "identity"),
         "Prompt consistency falls with α.": (-1, "prompt_consistency"),
     }
     benchmark = next((name for name in collected.benchmarks() if collected.sweep(name)), None)
     if benchmark is None:
-        return [
-            Expectation(claim, "not measured", ("FastComposer was measured at one α at most.",))
-            for claim in claims
-        ]
+        missing = ("FastComposer was measured at one α at most.",)
+        return [Expectation(claim, "not measured", missing) for claim in claims]
     runs = collected.sweep(benchmark)
     alphas = ", ".join(f"{run.alpha:g}" for run in runs)
     found = []
     for claim, (sign, score) in claims.items():
-        means = [_score(run, score).mean for run in runs]
-        steps = [(one, other) for one, other in pairwise(runs)]
-        back = [(a, b) for a, b in steps if sign * (_score(b, score).mean - _score(a, score).mean) < 0]
+        means = [sign * _score(run, score).mean for run in runs]
+        back = [pair for pair, step in zip(pairwise(runs), pairwise(means), strict=True) if step[1] < step[0]]
         clear = [pair for pair in back if compare(*pair, score).clear]
-        held = sign * (means[-1] - means[0]) > 0 and not clear
-        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(map(_figure, means))
-        evidence += f" at α = {alphas}; {len(back)} of {len(steps)} steps go the other way"
+        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(_figure(sign * mean) for mean in means)
+        evidence += f" at α = {alphas}; {len(back)} of {len(runs) - 1} steps go the other way"
         evidence += f", {len(clear)} of them clearly." if back else "."
-        found.append(Expectation(claim, _verdict(held), (evidence,)))
+        found.append(Expectation(claim, _verdict(means[-1] > means[0] and not clear), (evidence,)))
     return found
 
 
@@ -159,47 +127,30 @@ def deviations(collected: Collected) -> list[str]:
         "prompt": ("prompt consistency", "prompt_consistency"),
     }
     found = []
-    for benchmark in collected.benchmarks():
-        runs = list({run.row.method: run for run in reversed(collected.main(benchmark))}.values())
-        for measure, (name, score) in measures.items():
-            known = [(run, published.get((benchmark, run.row.method, measure))) for run in reversed(runs)]
-            ranked = [(run, figure) for run, figure in known if figure is not None]
-            for (one, first), (other, second) in combinations(ranked, 2):
-                here = _score(one, score).mean - _score(other, score).mean
-                there = first.value - second.value
-                if here * there >= 0:
-                    continue
-                best = (one, other, first, second) if there > 0 else (other, one, second, first)
+    for benchmark, (measure, (name, score)) in product(collected.benchmarks(), measures.items()):
+        runs = {run.row.method: run for run in reversed(collected.main(benchmark))}
+        known = [(run, published.get((benchmark, method, measure))) for method, run in runs.items()]
+        ranked = [(run, figure) for run, figure in reversed(known) if figure is not None]
+        for pair in combinations(ranked, 2):
+            (best, high), (other, low) = sorted(pair, key=lambda one: -one[1].value)
+            if high.value > low.value and _score(best, score).mean < _score(other, score).mean:
                 found.append(
-                    f"{BENCHMARKS[benchmark]}, {name}: the paper has {best[0].name} "
-                    f"({best[2].value:.3f} [{best[2].tag}]) above {best[1].name} ({best[3].value:.3f} "
-                    f"[{best[3].tag}]); here it is below, {_figure(_score(best[0], score).mean)} against "
-                    f"{_figure(_score(best[1], score).mean)}{compare(best[0], best[1], score).words}."
+                    f"{BENCHMARKS[benchmark]}, {name}: the paper has {best.name} ({high.value:.3f} "
+                    f"[{high.tag}]) above {other.name} ({low.value:.3f} [{low.tag}]); here it is below, "
+                    f"{_against(best, other, score)}."
                 )
     return found
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Whether two runs differ by more than whom they depicted.
-
-    Attributes:
-        clear: Whether they do.
-        words: The difference with its interval, or what is known in its place, to stand after the two means.
-    """
+class Comparison(NamedTuple):
+    """Whether two runs differ by more than whom they depict, and the difference in words."""
 
     clear: bool
     words: str
 
 
 def compare(one: Run, other: Run, score: Score) -> Comparison:
-    """Compare two runs case by case, or by their own intervals where they have no images in common.
-
-    Args:
-        one: Less the other.
-        other: See there.
-        score: Of what.
-    """
+    """Compare two runs case by case, or by their own intervals where they have no images in common."""
     paired = difference(one, other, score)
     if paired is not None:
         clear = paired.excludes()
@@ -209,13 +160,16 @@ def compare(one: Run, other: Run, score: Score) -> Comparison:
     return Comparison(clear, ", with intervals that overlap" * (not clear))
 
 
+def _against(one: Run, other: Run, score: Score) -> str:
+    """The means of two runs, and how they compare."""
+    means = f"{_figure(_score(one, score).mean)} against {_figure(_score(other, score).mean)}"
+    return means + compare(one, other, score).words
+
+
 def _score(run: Run, score: Score) -> Estimate:
-    scores = {
-        "identity": run.row.identity_preservation,
-        "identity_published": run.row.identity_published,
-        "prompt_consistency": run.row.prompt_consistency,
-    }
-    return scores[score]
+    name = "identity_preservation" if score == "identity" else score
+    estimate: Estimate = getattr(run.row, name)
+    return estimate
 
 
 def _figure(value: float) -> str:
@@ -227,7 +181,7 @@ def _against_fine_tuned(
     claim: str,
     get: Callable[[Run], float],
     holds: Callable[[float, float], bool],
-    unit: Literal["seconds", "bytes"],
+    unit: Literal["seconds", "bytes"] = "seconds",
 ) -> Expectation:
     benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), "single_subject")
     ours = collected.ours(benchmark)
@@ -237,14 +191,10 @@ def _against_fine_tuned(
     value = get(ours)
     evidence = []
     for run, name in zip(others, distinguishing(others), strict=True):
-        text = f"{name}: {_amount(get(run), unit)} against {_amount(value, unit)}"
+        theirs, own = (written(amount, unit) + " s" * (unit == "seconds") for amount in (get(run), value))
         ratio = f", {written(get(run) / value, 'ratio').rstrip('×')} times as much" if value > 0 else ""
-        evidence.append(f"{text}{ratio}.")
+        evidence.append(f"{name}: {theirs} against {own}{ratio}.")
     return Expectation(claim, _verdict(all(holds(value, get(run)) for run in others)), tuple(evidence))
-
-
-def _amount(value: float, unit: Literal["seconds", "bytes"]) -> str:
-    return written(value, unit) + (" s" if unit == "seconds" else "")
 
 
 def _not_measured(claim: str, missing: str, benchmark: str) -> Expectation:

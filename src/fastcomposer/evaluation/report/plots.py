@@ -43,13 +43,7 @@ _ROW = 0.16  # inches of a line of text
 
 @dataclass(frozen=True)
 class AlphaPoint:
-    """One setting of delayed subject conditioning.
-
-    Attributes:
-        alpha: Share of the steps that see the subjects.
-        identity: Identity preservation.
-        consistency: Prompt consistency.
-    """
+    """Identity and prompt consistency at one alpha."""
 
     alpha: float
     identity: Estimate
@@ -66,7 +60,7 @@ def knee(points: Sequence[AlphaPoint]) -> int | None:
         points: Settings by rising alpha.
 
     Returns:
-        Position of the knee; ``None`` with fewer than three points, or where none lies beyond the chord.
+        Index of the knee; ``None`` with fewer than three points, or where none lies beyond the chord.
     """
     if len(points) < 3:
         return None
@@ -90,10 +84,7 @@ def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
 
     Args:
         points: Settings by rising alpha.
-        name: What tells the figure from others on the page.
-
-    Returns:
-        An ``<svg>`` element.
+        name: Id of the ``<svg>`` element, as in the other plots.
     """
 
     def draw(axes: Axes) -> None:
@@ -142,12 +133,8 @@ def category_dots(
 
     Args:
         series: Method to category to score.
-        name: What tells the figure from others on the page.
-        methods: All methods of the page in the order of their colours, the first filled; those of ``series``
-            by default.
-
-    Returns:
-        An ``<svg>`` element.
+        name: Id of the ``<svg>`` element.
+        methods: All methods of the page in the order of their colours, the first filled; by default these.
     """
     categories = list(dict.fromkeys(category for scores in series.values() for category in scores))
     step = 0.8 / max(len(series), 1)
@@ -192,11 +179,8 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
 
     Args:
         seconds: Method to seconds, above 0.
-        name: What tells the figure from others on the page.
-        first: The method in the first colour, to which the others are set in proportion; one of ``seconds``.
-
-    Returns:
-        An ``<svg>`` element.
+        name: Id of the ``<svg>`` element.
+        first: The method in the first colour, to which the others are set in proportion.
     """
     names = [textwrap.fill(method, _NAME) for method in seconds]
     lines = sum(name.count("\n") for name in names)
@@ -205,11 +189,11 @@ def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None
         methods, values = list(seconds), list(seconds.values())
         colours = [COLOURS["series-1" if method == first else "series-6"] for method in methods]
         axes.barh(range(len(methods)), values, color=colours, height=0.62)
-        for place, (method, value) in enumerate(seconds.items()):
+        for row, (method, value) in enumerate(seconds.items()):
             text = f"{_seconds(value)} s"
             if first is not None and method != first:
                 text += f"  ({written(value / seconds[first], 'ratio')})"
-            axes.annotate(text, (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+            axes.annotate(text, (value, row), xytext=(4, 0), textcoords="offset points", va="center")
         axes.set_xscale("log")
         low, high = min(values), max(values)
         axes.set_xlim(low / 5, high * (high / low * 5) ** 0.45)  # room for the figures behind the bars
@@ -247,15 +231,12 @@ def bars(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 
 def figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
-    """Draw in the page's style.
+    """Draw an ``<svg>`` element in the page's style.
 
     Args:
-        name: What tells the figure from others on the page.
+        name: Its id.
         height: Inches.
-        draw: Draws on the axes that it is given.
-
-    Returns:
-        An ``<svg>`` element.
+        draw: Draws on the axes.
     """
     style: Any = {
         "svg.fonttype": "none",

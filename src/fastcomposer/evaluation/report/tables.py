@@ -48,12 +48,7 @@ def make_tables(collected: Collected) -> list[Table]:
 
 
 def main_table(collected: Collected, benchmark: str) -> Table:
-    """All methods on a benchmark, as in the paper's tables 1 and 2.
-
-    Args:
-        collected: The evaluation.
-        benchmark: Name of the benchmark.
-    """
+    """All methods on a benchmark, as in the paper's tables 1 and 2."""
     runs = collected.main(benchmark)
     names = distinguishing(runs)
     measures = dict.fromkeys(name for run in runs for name in run.row.measures)
@@ -123,7 +118,7 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
 
 
 def alpha_table(collected: Collected, benchmark: str) -> Table | None:
-    """FastComposer by the share of steps that see the subjects; ``None`` without several settings."""
+    """FastComposer by the fraction of steps that see the subjects; ``None`` without several settings."""
     runs = collected.sweep(benchmark)
     if not runs:
         return None
@@ -260,7 +255,7 @@ def speed_table(collected: Collected) -> Table | None:
 
 
 def first_image(run: Run) -> float:
-    """Seconds from a new person's images to the first image drawn."""
+    """Seconds from a new person's images to the first image."""
     return run.row.personalization_seconds_per_subject + run.row.seconds_per_image
 
 

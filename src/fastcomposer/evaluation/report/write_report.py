@@ -78,11 +78,7 @@ def write_report(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Refuse formats that there are none of.
-
-    Raises:
-        ValueError: Naming them, and those there are.
-    """
+    """Refuse unknown formats with a ValueError that names them."""
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"formats: {', '.join(unknown)}: unknown; there is {', '.join(FORMATS)}")
@@ -91,16 +87,7 @@ def check_formats(formats: Sequence[str]) -> None:
 def write_formats(
     folder: str | Path, formats: Sequence[str], makers: Mapping[str, Callable[[], str]]
 ) -> list[Path]:
-    """Write each format into its file; a file that was there stays whole until its successor is.
-
-    Args:
-        folder: Where they go.
-        formats: Which of them.
-        makers: Makes the text of each format.
-
-    Returns:
-        The files.
-    """
+    """Write the text of each format atomically into its file in a folder; returns the files."""
     files = {name: Path(folder) / FORMATS[name] for name in formats}
     for name, file in files.items():
         _write(file, makers[name]())
