@@ -23,6 +23,7 @@ from fastcomposer.prompt import MARKER
 from fastcomposer.training.wandb_workspace import SAMPLE_IMAGES, SAMPLE_ROWS
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.image_grid import attention_overlay, grid
+from fastcomposer.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,11 @@ def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], mean
             logger.log_image(SAMPLE_IMAGES, [image], step=step)
             logger.log_table(SAMPLE_ROWS, columns=columns, data=shown, step=step)
         elif isinstance(logger, TensorBoardLogger):
-            table = _table(rows).drop(columns="reference")
-            table["prompt"] = table["prompt"].str.replace("|", r"\|", regex=False)
-            text = table.to_markdown(index=False, floatfmt=".3f", missingval="")
+            lines = [(row.prompt, _score(row.identity), _score(row.prompt_consistency)) for row in rows]
+            text = markdown_table(("prompt", "identity", "prompt consistency"), lines)
             logger.experiment.add_image(SAMPLE_IMAGES, to_tensor(image), step)
             logger.experiment.add_text(SAMPLE_ROWS, text, step)
+
+
+def _score(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
