@@ -35,9 +35,9 @@ WOMAN := $(PEOPLE)/01_woman.png
 SEED ?= 42
 BENCHMARK := $(if $(FULL),mini_full,mini)
 GENERATE = $(FASTCOMPOSER) generate seed=$(SEED) num_images=4
-# Two processes draw faster than one with two threads: the networks of the mini world are small.
+# Two processes sample faster than one with two threads: the networks of the mini world are small.
 PROCESSES ?= 2
-# All cases at the sampler's own alpha; the curve over alpha comes with the smaller part (ALPHAS=[0.6,0.8,1.0] draws it whole).
+# All cases at the sampler's own alpha; the curve over alpha comes with the smaller part (ALPHAS=[0.6,0.8,1.0] samples all of it).
 ALPHAS ?= $(if $(FULL),[0.8],[0.6,0.8,1.0])
 EVALUATE = $(FASTCOMPOSER) evaluate trainer.devices=$(PROCESSES)
 BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
@@ -59,7 +59,7 @@ demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., 
 notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
 	$(PY) scripts/notebooks.py $(ARGS)
 
-images: .venv/core ## Draw held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
+images: .venv/core ## Generate held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
 		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
 	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
@@ -71,13 +71,13 @@ results: setup ## Write the results of outputs/reproduce into README.md and docs
 	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md \
 		document=docs/benchmarks/results.md
 
-samples: setup ## Draw the images of the README and of the base's card anew, into data/mini/samples
+samples: setup ## Generate the images of the README and of the base's card again, into data/mini/samples
 	$(FASTCOMPOSER) prepare data=avatars
 	$(PY) scripts/gallery.py $(MINI)/samples/pairs_of_people_in_several_scenes.png
 	$(MAKE) --no-print-directory images OUT=outputs/samples
 	cp outputs/samples/*_sheet.png $(MINI)/samples/
 
-completion: ## Say how the shell completes commands, choices and keys with the tab key
+completion: ## Print how the shell completes commands, choices and keys with the tab key
 	@echo 'source $(CURDIR)/scripts/completion.bash'
 
 docs: export NO_MKDOCS_2_WARNING = 1
