@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
 
 def table(rows: Sequence[Speed], machine: Mapping[str, Any]) -> str:
     """The figures as Markdown, with the machine they were taken on."""
-    head = ("suite", "what", "median", "±", "unit", "share of peak", "peak memory", "U-Net calls")
+    head = ("suite", "what", "median", "±", "unit", "fraction of peak", "peak memory", "U-Net calls")
     lines = []
     for row in rows:
         share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
