@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -62,10 +63,17 @@ def test_a_signal_waits_for_the_gradients_of_the_step(
 
 
 def test_a_log_has_a_line_now_and_then(
-    make_module: Make, make_data: Make, make_trainer: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = count(0, 10)
-    progress = TrainingProgress(interval=30, clock=lambda: float(next(seconds)))
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr("fastcomposer.training.callbacks.time", clock)
+    progress = TrainingProgress(interval=30)
     trainer = make_trainer(max_steps=7, callbacks=[progress], enable_progress_bar=True)
     trainer.fit(make_module(), make_data())
     out, err = capsys.readouterr()

@@ -31,7 +31,7 @@ from fastcomposer.evaluation.load_results import OURS, method_name
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
-from fastcomposer.training.personalization.personalize import QUIET, quietly
+from fastcomposer.training.personalization.personalize import QUIET
 
 COST_COLUMNS = ("method", "s / step", "steps", "s to personalise", "s / image", "s in all", "× FastComposer")
 """Of a table of :func:`cost_rows`."""
@@ -128,7 +128,7 @@ def project_training(module: PersonalizationModule, sampling: Projection, repeat
     """
     _check(repeats)
     timing, side = _StepTimer(), module.images.resolution
-    with tempfile.TemporaryDirectory() as folder, quietly():
+    with tempfile.TemporaryDirectory() as folder:
         files = tuple(Path(folder) / f"{number}.png" for number in range(NUM_TUNING_IMAGES))
         for number, file in enumerate(files):
             Image.fromarray(_noise(side, number)).save(file)

@@ -33,7 +33,7 @@ from fastcomposer.miniworld.scenes import AvatarScenes
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.pipeline.variants import Variant
-from fastcomposer.training.personalization.personalize import QUIET, quietly
+from fastcomposer.training.personalization.personalize import QUIET
 from fastcomposer.training.precompute import CacheStage
 
 _PROMPT = "a man <|image|> on the beach"
@@ -235,8 +235,7 @@ def time_reading(
 
 def _fill(model: FastComposer, data: SubjectDataModule, folder: Path) -> None:
     stage = CacheStage(model, data, folder, restart=folder.exists())
-    with quietly():
-        L.Trainer(accelerator="cpu", devices=1, **QUIET).predict(stage, return_predictions=False)
+    L.Trainer(accelerator="cpu", devices=1, **QUIET).predict(stage, return_predictions=False)
 
 
 def _batches(data: SubjectDataModule) -> Iterator[SubjectBatch]:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, show_table
+from fastcomposer.cli.common import command, quieten_lightning, show_table
 
 SUITES = (
     "scenes",
@@ -56,6 +56,7 @@ def measure_speed(config: DictConfig) -> None:
     from fastcomposer.bench import suites, timing, training_step
     from fastcomposer.utils.markdown import write_section
 
+    quieten_lightning()
     known = training_step.VARIANTS
     variants = list(known) if config.variants is None else list(config.variants)
     if not set(variants) <= set(known):
@@ -110,6 +111,7 @@ def project_personalization(config: DictConfig) -> None:
 
     from fastcomposer.bench import projection
 
+    quieten_lightning()
     pipeline = instantiate(config.method.model)().to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

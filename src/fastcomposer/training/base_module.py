@@ -99,11 +99,7 @@ class RecipeModule(L.LightningModule):
             raise ValueError("trainer=fsdp is for method=fastcomposer; take trainer=ddp")
 
     def configure_optimizers(self) -> Any:
-        """Build optimizer and schedule over the trained parameters.
-
-        Raises:
-            ValueError: If gradients that float16 scales go to a fused optimizer.
-        """
+        """Build optimizer and schedule; a fused optimizer is refused where float16 scales gradients."""
         optimizer = self.optimizer_factory(list(self.trained_parameters().values()))
         if self._scales_gradients and _unscales_itself(optimizer):
             raise ValueError(
@@ -116,7 +112,7 @@ class RecipeModule(L.LightningModule):
 
     @property
     def _scales_gradients(self) -> bool:
-        """Whether losses are scaled so that gradients fit into float16."""
+        """Whether gradients are scaled to fit into float16."""
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def progress(self) -> float:
@@ -184,7 +180,7 @@ class RecipeModule(L.LightningModule):
             self._validated = self.global_step
 
     def _use_optimizer_settings(self) -> None:
-        """Replace a checkpoint's optimizer settings, with the learning rate that the schedule gives now."""
+        """Replace a checkpoint's optimizer settings by the present ones."""
         (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         scheduler: Any = schedule.scheduler
         lr = optimizer.defaults["lr"]
@@ -199,7 +195,6 @@ class RecipeModule(L.LightningModule):
             group.update(given, initial_lr=lr, lr=lr * self._lr_factor(scheduler.last_epoch))
 
     def _continued_logs(self) -> list[ContinuedCSVLogger]:
-        """Logs of the first process that outlast it."""
         found = [logger for logger in self.trainer.loggers if isinstance(logger, ContinuedCSVLogger)]
         return found if self.trainer.is_global_zero else []
 
@@ -232,7 +227,7 @@ class RecipeModule(L.LightningModule):
 
     @property
     def _accumulated(self) -> tuple[int, ...]:
-        """Index of this batch among those that are accumulated to one step, left out for the first."""
+        """Index of this batch among those of the step, left out for the first."""
         return (self._micro_batch,) if self._micro_batch else ()
 
     def _generator(self, *numbers: int) -> Generator:
@@ -256,11 +251,8 @@ class RecipeModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer does, also before fused optimizers.
-
-        The trainer refuses these in mixed precision, because they would undo the scaling of float16 after it
-        has clipped; bfloat16 is not scaled.
-        """
+        """Clip as the trainer does, also before fused optimizers."""
+        # The trainer refuses these in mixed precision, for the sake of float16; bfloat16 is not scaled.
         fused = _unscales_itself(optimizer)
         if self._scales_gradients or not fused or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -271,9 +263,6 @@ class RecipeModule(L.LightningModule):
         """Take a step with a NaN or infinite gradient as one without gradient, and give up if that lasts.
 
         The count stays on the device and is read only when the trainer logs, so a step never waits for it.
-
-        Raises:
-            NonFiniteLossError: After ``max_bad_steps`` such steps in a row.
         """
         gradients = [p.grad for p in self.trained_parameters().values() if p.grad is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
@@ -294,7 +283,7 @@ class RecipeModule(L.LightningModule):
                 )
 
     def _records_of_step(self) -> list[str]:
-        """Records of this step's batches on all processes, which have to call it together."""
+        """Records of this step's batches on all processes."""
         found: list[Any] = [self._records]
         if self.trainer.world_size > 1:
             found = [()] * self.trainer.world_size
@@ -321,7 +310,7 @@ class RecipeModule(L.LightningModule):
             self.ema.restore(self._local_shards())
 
     def _local_shards(self) -> list[Any]:
-        """What this process has of the trained parameters: all of each, unless they are sharded."""
+        """What this process has of the trained parameters."""
         return [local_shard(parameter) for parameter in self.trained_parameters().values()]
 
     def _average(self) -> EMAModel:
@@ -330,17 +319,13 @@ class RecipeModule(L.LightningModule):
         return EMAModel(shards, decay=self.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
 
     def on_train_end(self) -> None:
-        """Leave finite weights behind, or fail.
-
-        Raises:
-            NonFiniteWeightsError: If they are not.
-        """
+        """Refuse to end with weights that are not finite."""
         names, averages = list(self.trained_parameters()), self.ema.shadow_params if self.ema else []
         parts = {"state_dict": self._local_shards(), "ema": averages}
         self._check_finite({part: dict(zip(names, found, strict=False)) for part, found in parts.items()})
 
     def _check_finite(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse NaN and infinity on any process; all have to call it together."""
+        """Refuse NaN and infinity on any process."""
         names, trainer = non_finite(checkpoint), self.trainer
         if trainer.strategy.reduce_boolean_decision(not names):
             return
@@ -357,11 +342,7 @@ class RecipeModule(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights and the moving average, if they are finite; frozen weights come from the base.
-
-        Raises:
-            NonFiniteWeightsError: If they or the optimizer's states are not. Nothing has been written then.
-        """
+        """Keep trained weights and the moving average, if they are finite."""
         trainer = self.trainer
         trained = self.trained_parameters()
         state = checkpoint["state_dict"]  # empty on all processes but the first where weights are sharded
@@ -406,12 +387,7 @@ class RecipeModule(L.LightningModule):
 def fit(
     trainer: L.Trainer, module: RecipeModule, data: L.LightningDataModule, checkpoint: Path | None = None
 ) -> None:
-    """Train, from a checkpoint if one is given, and make up for a last validation that alone was missing.
-
-    Raises:
-        NonFiniteLossError: See :meth:`RecipeModule.on_before_optimizer_step`.
-        NonFiniteWeightsError: See :meth:`RecipeModule.on_save_checkpoint`.
-    """
+    """Train, from a checkpoint if one is given, and make up for a last validation that alone was missing."""
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if module.validation_missing:  # a training that has no steps left does not start
         module.resume_logs()

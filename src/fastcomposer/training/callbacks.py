@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,8 +26,6 @@ class ResumableCheckpoint(ModelCheckpoint):
     """Lightning's checkpoints; one that is saved before a validation is saved again when that has ended.
 
     A training killed in between resumes with the validation, one killed later does not repeat it.
-
-    Args are those of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,12 +119,11 @@ class TrainingProgress(RichProgressBar):
 
     Args:
         interval: Seconds between lines of a log.
-        clock: Gives seconds.
     """
 
-    def __init__(self, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, interval: float = INTERVAL) -> None:
         super().__init__(leave=False)
-        self.interval, self._clock = interval, clock
+        self.interval = interval
         self._began = self._printed = 0.0
         self._lines = False
 
@@ -141,14 +137,14 @@ class TrainingProgress(RichProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
-        self._began = self._printed = self._clock()
+        self._began = self._printed = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar, or print a line when it is time."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        now = self._clock()
+        now = time.monotonic()
         if not self._lines or not trainer.is_global_zero or now - self._printed < self.interval:
             return
         self._printed = now
@@ -161,7 +157,7 @@ class TrainingProgress(RichProgressBar):
         print(line, file=sys.stderr, flush=True)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands beside the bar: losses, not the folder of the log."""
+        """Metrics beside the bar, without the folder of the log."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -179,10 +175,7 @@ class Throughput(Callback):
     """
 
     LOGGED: ClassVar[tuple[str, ...]] = ("train/images_per_second", "train/memory_gib")
-
-    def __init__(self) -> None:
-        self._images, self._seconds = 0, 0.0
-        self._since = time.perf_counter()
+    _images, _seconds, _since = 0, 0.0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""

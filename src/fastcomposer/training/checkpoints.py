@@ -28,15 +28,9 @@ class CheckpointFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            FaultError: If the disk does not take it, with the file, the room on the disk, and what is left.
-        """
-        if storage_options is not None:
-            raise TypeError("storage_options: checkpoints are written to local folders, which have none")
+        """Write a checkpoint, or name the file, the room on the disk, and the checkpoints that are left."""
         file = Path(path)
         try:
             write_atomically(file, lambda stream: _save(checkpoint, stream))
@@ -76,16 +70,7 @@ def _save(checkpoint: dict[str, Any], raw: BinaryIO) -> None:
 
 
 def non_finite(checkpoint: Mapping[str, Any]) -> str:
-    """Name trained weights, moving averages and optimizer states that hold NaN or infinity.
-
-    The device is waited for once.
-
-    Args:
-        checkpoint: What is or would be stored; its other entries do not count.
-
-    Returns:
-        The first names, or nothing where all numbers are finite.
-    """
+    """Name the first weights, averages and optimizer states that hold NaN or infinity."""
     parts = (_tensors(checkpoint.get(part), part) for part in _TRAINED)
     found = {name: t for part in parts for name, t in part if t.is_floating_point() and t.numel()}
     if not found:
@@ -108,12 +93,9 @@ def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """Find the checkpoint to resume from: of those that are whole and finite, the one of most steps.
+    """Find the checkpoint of most steps that is whole and finite; ``None`` if the folder has none at all.
 
     Names on standard error the newer ones that are not.
-
-    Returns:
-        The file, ``None`` if the folder has none.
 
     Raises:
         FaultError: If none of them is whole and finite.
@@ -139,20 +121,12 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def read_step(file: Path) -> int:
-    """Read how many steps a checkpoint has behind it.
-
-    Raises:
-        FaultError: If it cannot be read.
-    """
+    """Read how many steps a checkpoint has behind it."""
     return int(_read(file)["global_step"])
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read the settings of a checkpoint's training.
-
-    Raises:
-        FaultError: If it cannot be read, or does not record them.
-    """
+    """Read the settings of a checkpoint's training; one that does not record them is refused."""
     settings: dict[str, Any] = _read(file).get("settings", {})
     if not settings:
         raise FaultError(
@@ -163,11 +137,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def check_whole(file: Path) -> None:
-    """Read a checkpoint from end to end, compare it with its checksums, and look for NaN and infinity.
-
-    Raises:
-        FaultError: If it is damaged, or holds numbers that are not finite.
-    """
+    """Read a checkpoint from end to end, and refuse wrong checksums, NaN and infinity."""
     content = _read(file)
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
@@ -178,7 +148,7 @@ def check_whole(file: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Open a checkpoint without running what a pickle may carry; tensors are read when they are used."""
+    """Open a checkpoint without running what a pickle may carry."""
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         int(content["global_step"])

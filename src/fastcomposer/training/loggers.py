@@ -20,10 +20,7 @@ from fastcomposer.utils.files import disk_error, write_atomically
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV log, which a resumed training continues; Lightning's own begins anew.
-
-    Args are those of :class:`lightning.pytorch.loggers.CSVLogger`.
-    """
+    """Lightning's CSV log, which a resumed training continues; Lightning's own begins anew."""
 
     @property
     @rank_zero_experiment
@@ -65,7 +62,7 @@ class _ContinuedWriter(ExperimentWriter):
         """Delete nothing."""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Count rows, and note the last step of the training that has one."""
+        """Count rows, and note the last training step that has one."""
         super().log_metrics(metrics_dict, step)
         self.count += 1
         if step is not None and any(name.startswith("train/") for name in metrics_dict):
@@ -108,18 +105,15 @@ def _whole_rows(file: Path) -> list[dict[str, Any]]:
 class PatientWandbLogger(WandbLogger):
     """Lightning's log to Weights & Biases, which continues in files where the server cannot be reached.
 
-    The run stays open after a training until :meth:`close`, which prints how to send these files; see
-    :func:`kept_open`. Runs are grouped by the name of the training or sweep.
+    The run stays open after a training until :meth:`close`, which prints how to send these files.
 
     Args:
         timeout: Seconds to wait for the server when the run begins.
         offline: Whether to write files only.
         name: Of the run; ``None`` for that of its folder, in a sweep after the sweep's.
-        artifacts: Whether weights are sent, besides descriptions of data and base; see
-            :mod:`fastcomposer.training.wandb_artifacts`.
+        artifacts: Whether weights are sent, besides descriptions of data and base.
         images: Whether a data folder is sent, and not its description alone.
-        **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger`; ``group`` and ``job_type`` of
-            ``wandb.init`` among them.
+        **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger` and ``wandb.init``.
     """
 
     def __init__(
@@ -190,11 +184,7 @@ def run_name(folder: str | Path) -> str:
 
 @contextmanager
 def kept_open(loggers: Iterable[Any]) -> Iterator[list[PatientWandbLogger]]:
-    """End runs with the block, whatever ends it, so that they can take what a training leaves.
-
-    Yields:
-        Those of the loggers whose runs take artifacts.
-    """
+    """Yield the loggers whose runs take artifacts, and end these runs with the block."""
     runs = [logger for logger in loggers if isinstance(logger, PatientWandbLogger)]
     try:
         yield runs

@@ -39,13 +39,9 @@ class FastComposerModule(RecipeModule):
         caption_dropout: Fraction of samples that lose caption and subjects.
         subject_dropout: Fraction of subjects that are left out, their word staying in the caption.
         gradient_checkpointing: Trade time for memory.
-        compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; ``None`` for
-            no compilation. See :func:`~fastcomposer.models.compilation.compile_blocks`.
-        weights: Trained weights to start from, as
-            :func:`~fastcomposer.models.weights_io.load_trained_weights` takes them; ``None`` for the base's
-            own.
-        export_precision: Of the finished weights, see
-            :func:`~fastcomposer.models.weights_io.save_trained_weights`.
+        compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; or ``None``.
+        weights: Trained weights to start from, see :func:`load_trained_weights`; ``None`` for the base's own.
+        export_precision: Of the finished weights, see :func:`save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
@@ -112,17 +108,13 @@ class FastComposerModule(RecipeModule):
         self._sharded = False
 
     def setup(self, stage: str) -> None:
-        """Refuse precomputed moments and states of other networks.
-
-        Raises:
-            StaleCacheError: With which network differs.
-        """
+        """Refuse precomputed moments and states of other networks."""
         cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
         if cache is not None:
             cache.check_weights(frozen_digests(self.model))
 
     def configure_model(self) -> None:
-        """Shard the trained weights over the devices, where the trainer's strategy asks for it."""
+        """Shard the trained weights over the devices, where the strategy asks for it."""
         if self.device_mesh is None or self._sharded:
             return
         shard(self.model, self.device_mesh["data_parallel"])
@@ -172,10 +164,7 @@ class FastComposerModule(RecipeModule):
         checkpoint["fusion"] = asdict(self.model.fusion.kind)
 
     def export(self, folder: str | Path) -> Path:
-        """Write the weights (averaged, where there is an EMA) that the base does not give.
-
-        Where weights are sharded over processes, all of them have to call it, and the first one writes.
-        """
+        """Write the trained weights, averaged where there is an EMA; all processes have to call it."""
         file = Path(folder) / WEIGHTS_NAME
         with self.averaged_weights():
             state = {name: full_tensor(value) for name, value in self.model.changed_state_dict().items()}

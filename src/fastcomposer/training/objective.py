@@ -50,11 +50,7 @@ class Objective(Callback):
             self._earlier = state_dict["value"]
 
     def measured(self) -> float:
-        """The last value.
-
-        Raises:
-            ValueError: If the metric was never logged, with those that were, or is not finite.
-        """
+        """The last value; refused if the metric was never logged or is not finite."""
         value = self._last()
         if value is None:
             there = ", ".join(sorted(self._metrics()))

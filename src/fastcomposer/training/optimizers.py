@@ -70,6 +70,6 @@ def _number(value: Any) -> float:
 
 
 def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Let a checkpoint of the other implementation resume with this one: it would bring its own along."""
+    """Let a checkpoint of the other implementation resume with this one."""
     own = {name: optimizer.defaults[name] for name in ("foreach", "fused")}
     return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}

@@ -52,7 +52,7 @@ def _frozen(model: FastComposer) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class _RecordGroup:
-    """Records that share the part file ``number``: number of the dataset and index in it."""
+    """Records of the part file ``number``, as numbers of dataset and record."""
 
     number: int
     records: tuple[tuple[int, int], ...]
@@ -61,8 +61,7 @@ class _RecordGroup:
 class CacheStage(ResumableStage):
     """Fills a cache for the training and validation records of a data module.
 
-    Parts that are there are verified, and kept if their records have not changed, so an interrupted call
-    continues where it stopped, and a later one renews what has changed or is damaged, and logs the damage.
+    Parts that are there are kept if they are sound and their records have not changed.
 
     Args:
         model: Its VAE and text encoder are used.
@@ -75,8 +74,7 @@ class CacheStage(ResumableStage):
 
     Raises:
         ValueError: If a setting is out of range, or the model does not take the resolution.
-        StaleCacheError: If the folder holds a cache made from something else, with what differs, or parts of
-            no cache.
+        StaleCacheError: If the folder holds a cache made from something else, or parts of no cache.
     """
 
     title = "records in the cache"
@@ -125,7 +123,7 @@ class CacheStage(ResumableStage):
         return len(task.records)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
-        """Encode and write a part; returns how many records it has."""
+        """Encode and write a part; returns its number of records."""
         group: _RecordGroup = self.tasks[batch]
         loader: Any = DataLoader(
             _Targets(self.datasets, group.records), batch_size=None, num_workers=self.num_workers
@@ -200,11 +198,7 @@ class CacheStage(ResumableStage):
 
 
 def _refuse_infinite(part: CachePart) -> None:
-    """Refuse to keep what no training can use.
-
-    Raises:
-        ValueError: If a moment or a state is not finite, with the first record of which one is.
-    """
+    """Refuse moments and states that are not finite, and name the first such record."""
     sound = part.states.flatten(1).isfinite().all(dim=1) & part.pooled.isfinite().all(dim=1)
     for record_id, moments, caption in zip(part.ids, part.moments, part.captions, strict=True):
         if not (moments.isfinite().all() and sound[caption]):

@@ -48,8 +48,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
 
     Raises:
         ValueError: If a new run would overwrite an earlier one.
-        FileNotFoundError: If the named file does not exist.
-        FaultError: If it is damaged or not finite, or all are.
+        FaultError: If the file is damaged or not finite, or all are.
     """
     if resume == "auto":
         return newest_whole(folder)
@@ -70,13 +69,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
 
 
 def training_settings(config: Mapping[str, Any], trainer: Any, data: Any) -> dict[str, Any]:
-    """Collect the settings that a checkpoint records, as plain values by configuration key.
-
-    Args:
-        config: Of the training, in plain values.
-        trainer: Its trainer, with the number of processes.
-        data: Its data module; the training records are recorded as a digest where it has a ``manifest()``.
-    """
+    """Collect the settings that a checkpoint records, as plain values by configuration key."""
     found: dict[str, Any] = {}
     for key in FIXED:
         found[key] = config
@@ -93,19 +86,15 @@ def training_settings(config: Mapping[str, Any], trainer: Any, data: Any) -> dic
 
 
 def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Compare a training with the checkpoint that it is to resume from.
+    """Compare a training with its checkpoint; returns the changes that are applied from now on.
 
     Args:
         checkpoint: The file.
         settings: See :func:`training_settings`.
         config: Of the training, unresolved: an interpolated value is named by the key it comes from.
 
-    Returns:
-        The changes that are applied from now on.
-
     Raises:
         ValueError: If anything else differs, with all keys and both values.
-        FaultError: If the checkpoint does not record its settings.
     """
     old, new = (dict(_leaves(one)) for one in (read_settings(checkpoint), settings))
     applied: dict[str, str] = {}
@@ -144,7 +133,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _source(node: Any, key: str) -> str:
-    """Key that a value of a configuration comes from: another than its own where it is interpolated."""
+    """Key that a value comes from: another than its own where it is interpolated."""
     parts = key.split(".")
     for depth, part in enumerate(parts, start=1):
         node = node.get(part) if isinstance(node, Mapping) else None

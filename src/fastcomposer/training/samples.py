@@ -48,21 +48,12 @@ SampleScorer = Callable[
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One subject of one image; the fields are the columns of the table of samples.
-
-    Attributes:
-        reference: The subject's reference.
-        prompt: With markers.
-        image: The image.
-        attention: The image where the subject's word attended, dark elsewhere.
-        identity: See :class:`SampleScore`; ``None`` without scores.
-        prompt_consistency: See :class:`SampleScore`.
-    """
+    """One subject of one image; the fields are the columns of the table of samples."""
 
     reference: Image.Image
-    prompt: str
+    prompt: str  # with markers
     image: Image.Image
-    attention: Image.Image
+    attention: Image.Image  # the image where the subject's word attended, dark elsewhere
     identity: float | None
     prompt_consistency: float | None
 
@@ -79,8 +70,7 @@ class SampleImages(Callback):
         prompts: Prompts with markers.
         references: For each prompt, the files of its references.
         seed: Seed of the noise.
-        sampler: Arguments of the pipeline call, ``alpha`` and ``num_inference_steps`` among them, and the
-            scheduler; see :func:`~fastcomposer.pipeline.schedulers.split_scheduler`.
+        sampler: Arguments of the pipeline call, and the scheduler; see :func:`split_scheduler`.
         scores: Scores the images; ``None`` for no scores.
 
     Raises:
@@ -121,11 +111,7 @@ class SampleImages(Callback):
         self.prompts, self.references = list(prompts), [list(row) for row in references]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to sample with weights that are sharded over processes.
-
-        Raises:
-            ValueError: If they are.
-        """
+        """Refuse to sample with weights that are sharded over processes."""
         if pl_module.device_mesh is not None:
             raise ValueError(
                 "callbacks.samples runs on one device: with trainer=fsdp leave it out (~callbacks.samples)"
@@ -156,7 +142,7 @@ class SampleImages(Callback):
             _log(trainer, image, rows, means)
 
     def _means(self, device: torch.device) -> dict[str, float]:
-        """Means of the scores over all processes, by name: without those that nothing has."""
+        """Means of the scores over all processes, without those that nothing has."""
         self.means.to(device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*before the ``update`` method")  # the first process samples
@@ -165,7 +151,7 @@ class SampleImages(Callback):
         return {f"samples/{name}": mean.item() for name, mean in found.items() if not mean.isnan()}
 
     def _sample(self, module: Any) -> list[list[SampleRow]]:
-        """Sample; returns the rows of each image."""
+        """Sample the rows of each image."""
         # Images have other shapes than batches, and are too few to compile anything for them.
         with module.averaged_weights(), torch.compiler.set_stance("force_eager"):
             pipeline = module.model.to_pipeline(safety_checker=False)
@@ -206,14 +192,9 @@ def _tiles(rows: Sequence[SampleRow]) -> Iterator[Image.Image]:
 
 def _table(rows: Sequence[SampleRow]) -> pd.DataFrame:
     """The rows without images."""
-    return pd.DataFrame(
-        {
-            "reference": [str(getattr(row.reference, "filename", "")) for row in rows],
-            "prompt": [row.prompt for row in rows],
-            "identity": [row.identity for row in rows],
-            "prompt_consistency": [row.prompt_consistency for row in rows],
-        }
-    )
+    scores = ("prompt", "identity", "prompt_consistency")
+    references = [str(getattr(row.reference, "filename", "")) for row in rows]
+    return pd.DataFrame({"reference": references, **{k: [getattr(row, k) for row in rows] for k in scores}})
 
 
 def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], means: dict[str, float]) -> None:

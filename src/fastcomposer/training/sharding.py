@@ -17,9 +17,6 @@ class ShardedStrategy(ModelParallelStrategy):
     """Every device computes a part of the batch and keeps a shard of weights, gradients and optimizer.
 
     Checkpoints are full files as those of other strategies: a training resumes with any of them.
-
-    Args:
-        **options: Further arguments of :class:`lightning.pytorch.strategies.ModelParallelStrategy`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -32,12 +29,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(model: FastComposer, mesh: DeviceMesh) -> None:
-    """Shard a model's trained weights, block by block of the U-Net; frozen weights stay full tensors.
-
-    Args:
-        model: The model, whose :meth:`~FastComposer.training_losses` gathers each block while it needs it.
-        mesh: The devices.
-    """
+    """Shard a model's trained weights, block by block of the U-Net; frozen weights stay full tensors."""
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     unet = model.unet
     for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, model):

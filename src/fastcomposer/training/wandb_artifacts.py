@@ -39,24 +39,19 @@ def log_weights(runs: Iterable[PatientWandbLogger], folder: str | Path) -> None:
 def log_evaluation(
     runs: Iterable[PatientWandbLogger], base: str | Path, checkpoint: str | Path | None, results: Path
 ) -> None:
-    """Record what an evaluation sampled with, and keep its ``results.json``.
-
-    The checkpoint is trained weights, or the folder of a saved pipeline, which is described as a base is.
-    """
+    """Record what an evaluation sampled with, and keep its ``results.json``."""
     for run in runs:
         run.log_input(_base(base))
-        if checkpoint is not None:
+        if (
+            checkpoint is not None
+        ):  # trained weights, or the folder of a saved pipeline, described as a base is
             saved = (Path(checkpoint).expanduser() / "model_index.json").is_file()
             run.log_input(_base(checkpoint) if saved else weights_artifact(checkpoint))
         run.log_output(_with_file(results, artifact_name(results.parent, "results"), "results"))
 
 
 def weights_artifact(path: str | Path) -> Any:
-    """Hold FastComposer's trained weights, from where :func:`load_trained_weights` would read them.
-
-    The name comes from the path and identity from the content, so that a training which leaves weights, and
-    what uses them later, name one artifact.
-    """
+    """Hold trained weights in an artifact, one for the training and for what uses them later."""
     file = find_weights_file(Path(path).expanduser())
     return _with_file(file, artifact_name(file.parent, "weights"), "model")
 
@@ -68,7 +63,7 @@ def artifact_name(path: str | Path, kind: str) -> str:
 
 
 def _base(base: str | Path) -> Any:
-    """Describe a base model by its fingerprint; its files stay where they are."""
+    """Describe a base model by its fingerprint."""
     return _described(str(base), "base", "base.json", {"fingerprint": base_fingerprint(base)})
 
 
@@ -82,7 +77,7 @@ def _with_file(file: Path, name: str, kind: str) -> Any:
 
 
 def _described(path: str, kind: str, file: str, content: Mapping[str, Any]) -> Any:
-    """Make an artifact whose only file is a description, the same wherever the described lies."""
+    """Make an artifact whose only file is a description."""
     import wandb
 
     artifact = wandb.Artifact(artifact_name(path, kind), kind, metadata={**content, "path": path})

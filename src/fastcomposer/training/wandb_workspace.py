@@ -65,11 +65,7 @@ def workspace(entity: str, project: str) -> Workspace:
 
 
 def save_workspace(project: str, entity: str | None = None) -> str:
-    """Create the workspace on the server; returns its address.
-
-    Args:
-        project: The project.
-        entity: User or team; ``None`` for the user who is logged in.
+    """Create the workspace on the server, for a user or team or who is logged in; returns its address.
 
     Raises:
         ValueError: If nobody is logged in, or the server refuses it, with what to do.

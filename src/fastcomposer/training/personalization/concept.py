@@ -70,10 +70,7 @@ def write_concepts(
         folder: Where to.
         concepts: The people; ``file`` and ``stored_bytes`` are filled in here.
         tensors: Embeddings as ``tokens.<token>``, weights as ``unet.<name>`` and ``text_encoder.<name>``.
-        settings: What the training depended on, for :func:`read_settings`.
-
-    Returns:
-        The concepts as they were written.
+        settings: What the training depended on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONCEPT_NAME).unlink(missing_ok=True)
@@ -90,18 +87,13 @@ def write_concepts(
 
 
 def read_concepts(folder: str | Path) -> tuple[Concept, ...]:
-    """Read the people of one training.
-
-    Raises:
-        FileNotFoundError: If the folder holds no finished concept.
-        ValueError: If it cannot be read.
-    """
+    """Read the people of one training."""
     entries = _content(Path(folder))["concepts"]
     return tuple(Concept(**{**entry, "file": Path(folder) / entry["file"]}) for entry in entries)
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """What the training of a folder's concepts depended on; see :func:`write_concepts`."""
+    """What the training of a folder's concepts depended on."""
     return _content(Path(folder))["settings"]
 
 
@@ -148,7 +140,7 @@ def rewrite_prompt(prompt_with_markers: str, concepts: Sequence[Concept]) -> str
 
 
 def _joined(text: str, piece: str) -> str:
-    """The next piece, with a space where only a marker stood between two words."""
+    """The next piece, with a space where only a marker separated two words."""
     return f" {piece}" if text and piece[:1].isalnum() else piece
 
 
@@ -167,7 +159,6 @@ def apply_concepts(pipeline: FastComposerPipeline, concepts: Sequence[Concept]) 
         The new pipeline, for prompts of :func:`rewrite_prompt` and without references.
 
     Raises:
-        FileNotFoundError: If a concept's file is gone.
         ValueError: If there are none, methods are mixed, a method cannot take so many, two people have one
             token, or a concept was learned from another base.
     """

@@ -20,11 +20,10 @@ class CustomDiffusion(PersonalizationModule):
     Source: Kumari et al., *Multi-Concept Customization of Text-to-Image Diffusion*, CVPR 2023.
 
     Args:
-        *settings: See :class:`PersonalizationModule`.
+        *settings: See :class:`PersonalizationModule`, as for ``**more``.
         initial_word: Entry of the tokenizer's vocabulary whose embedding the tokens start from, a rare one in
-            the original; a word whose tokens' mean is taken where there is no such entry. ``None`` for the
-            class word.
-        **more: See :class:`PersonalizationModule`.
+            the original; or a word, whose tokens' mean is taken. ``None`` for the class word.
+        **more: Further settings.
     """
 
     method: ClassVar[str] = "custom_diffusion"

@@ -21,10 +21,6 @@ class DreamBooth(PersonalizationModule):
         rare_token: A word that the base rarely saw.
         train_text_encoder: Whether the text encoder is trained too.
         **more: See :class:`PersonalizationModule`.
-
-    Raises:
-        ValueError: If several people are to be learned, for whom there is one rare word; or see
-            :class:`PersonalizationModule`.
     """
 
     method: ClassVar[str] = "dreambooth"

@@ -39,8 +39,8 @@ class PersonalizationModule(RecipeModule):
     """A base that learns the people of :class:`~fastcomposer.data.portraits.PortraitDataModule`.
 
     The loss is the denoising loss of the images with prompts that name the person, plus that of as many
-    class images where there are some (prior preservation, Ruiz et al. 2023). The data module names the
-    people; subclasses choose what of the base is trained and how a person is named.
+    class images where there are some (prior preservation, Ruiz et al. 2023). Subclasses choose what of the
+    base is trained and how a person is named.
 
     Args:
         base: Folder in the diffusers layout, hub id, or single file; never written to.
@@ -167,14 +167,14 @@ class PersonalizationModule(RecipeModule):
             self.choose_trained()
 
     def _class_folders(self, people: Sequence[ReferenceSet]) -> Iterator[tuple[ClassImages, str, Path]]:
-        """Class images, word and folder of every class word of some people; none without class images."""
+        """Class images, word and folder of every class word of some people."""
         if self.class_images is not None:
             for word in dict.fromkeys(person.word for person in people):
                 folder = self.class_images.place(word, self.fingerprint, self.images.resolution)
                 yield self.class_images, word, folder
 
     def _generate_class_images(self, people: Sequence[ReferenceSet]) -> None:
-        """Let the base generate the class images that are not on disk yet; only an untrained one can."""
+        """Let the untrained base generate the class images that are not on disk yet."""
         for settings, word, folder in self._class_folders(people):
             if settings.missing(folder):
                 pipeline = StableDiffusionPipeline(

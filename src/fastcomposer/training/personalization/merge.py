@@ -43,9 +43,6 @@ def merged_weights(
 
     Returns:
         ``unet.<name>`` to ``W`` (o, d) in float32.
-
-    Raises:
-        ValueError: If the trainings changed different weights.
     """
     if any(set(state) != set(weights[0]) for state in weights):
         raise ValueError("these concepts cannot be merged: they changed different weights of the U-Net")

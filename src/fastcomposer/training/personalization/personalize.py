@@ -1,11 +1,8 @@
-"""Learn a person quietly, with measured costs, and only where that has not been done yet."""
+"""Learn a person, with measured costs, and only where that has not been done yet."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +32,6 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-_USELESS_WARNINGS = (
-    r".*does not have many workers",
-    r".*in eval mode at the start of training",
-    r".*isinstance\(treespec, LeafSpec\)",
-)
 
 
 def personalize(
@@ -67,9 +59,7 @@ def personalize(
         imports, reading the base, and generating class images, which are shared by all people of a word.
 
     Raises:
-        FileNotFoundError: If an image or the base does not exist.
-        ValueError: If the folder holds this person learned under other settings, with what differs; or see
-            :class:`PersonalizationModule`.
+        ValueError: If the folder holds this person learned under other settings, with what differs.
     """
     folder, person = Path(folder) / name, ReferenceSet(name, word, tuple(images))
     settings = _settings(method, trainer, person, seed)
@@ -83,8 +73,7 @@ def personalize(
         return read_concepts(folder)[0]
     module = method(seed=seed)
     data = PortraitDataModule((person,), module.images, seed)
-    with quietly():
-        trainer(max_steps=module.steps, **QUIET).fit(module, data)
+    trainer(max_steps=module.steps, **QUIET).fit(module, data)
     return module.export(folder, settings)[0]
 
 
@@ -107,20 +96,3 @@ def _settings(
         "base": source_fingerprint(**origin),
         "seed": seed,
     }
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silence what Lightning logs at the start and end of every training."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for text in _USELESS_WARNINGS:
-                warnings.filterwarnings("ignore", message=text)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -22,8 +22,7 @@ from fastcomposer.utils.progress import tracked
 class ClassImages:
     """How many images of a class word, and how the base generates them.
 
-    Image i starts from the noise of seed + i. It is generated once for each class word, base and choice of
-    these settings, and kept on disk, so that an interrupted generation continues where it stopped.
+    Image i starts from the noise of seed + i, and is generated once for each class word, base and settings.
 
     Attributes:
         folder: Where they are kept, one folder each.

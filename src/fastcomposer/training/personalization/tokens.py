@@ -14,15 +14,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class NewTokens(nn.Module):
-    """A table of token embeddings with trained rows beside the frozen ones.
+    """A frozen table of token embeddings with trained rows ``ids``, starting from ``initial`` (n, d).
 
-    The rows are a parameter of their own, so that neither the optimizer's weight decay nor its moments touch
-    any other token.
-
-    Args:
-        table: The text encoder's own embeddings, frozen.
-        ids: n token ids, which may lie beyond the table.
-        initial: (n, d) embeddings to start from.
+    The rows are a parameter of their own, so that the optimizer touches no other token.
     """
 
     ids: Tensor
@@ -41,11 +35,7 @@ class NewTokens(nn.Module):
 
 
 def with_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[Any, list[int]]:
-    """Copy a CLIP tokenizer and add tokens such as ``<adam>``; returns the copy and their ids.
-
-    Raises:
-        ValueError: If two tokens are the same, or one is in the vocabulary; upper case does not count.
-    """
+    """Copy a CLIP tokenizer and add new tokens such as ``<adam>``; returns the copy and their ids."""
     names = [token.lower() for token in tokens]
     known = {str(token).lower() for token in tokenizer.get_vocab()}
     taken = sorted({name for name in names if name in known or names.count(name) > 1})
@@ -66,11 +56,8 @@ def word_embedding(tokenizer: Any, text_encoder: CLIPTextModel, word: str) -> Te
 
 
 def entry_embedding(tokenizer: Any, text_encoder: CLIPTextModel, entry: str) -> Tensor:
-    """Embedding (d,) of the vocabulary's entry of a name, else that of the word.
-
-    CLIP's vocabulary has pieces that its merges never make of a word alone: of ``ktn`` they make ``k`` and
-    ``tn</w>``, and its entry ``ktn`` only begins longer words.
-    """
+    """Embedding (d,) of the vocabulary's entry of a name, else that of the word."""
+    # The merges make ``k`` and ``tn</w>`` of a word ``ktn``, whose entry only begins longer words.
     number = tokenizer.get_vocab().get(entry)
     if number is None:
         return word_embedding(tokenizer, text_encoder, entry)
@@ -81,11 +68,7 @@ def entry_embedding(tokenizer: Any, text_encoder: CLIPTextModel, entry: str) -> 
 def with_vectors(
     tokenizer: Any, text_encoder: CLIPTextModel, vectors: Mapping[str, Tensor]
 ) -> tuple[Any, CLIPTextModel]:
-    """Copy tokenizer and text encoder, sharing all weights but the table, and add embeddings (d,) by token.
-
-    Raises:
-        ValueError: If a token is in the vocabulary, or an embedding has another width.
-    """
+    """Copy tokenizer and text encoder, sharing all but the table, and add embeddings (d,) by token."""
     tokenizer, ids = with_tokens(tokenizer, list(vectors))
     table: Any = text_encoder.get_input_embeddings()
     weight = table.weight.detach()
@@ -105,11 +88,7 @@ def with_vectors(
 
 
 def shared_copy(module: _Module, own: Collection[str] = ()) -> _Module:
-    """Copy a network without copying its weights, but for the parameters named in ``own``.
-
-    The copy may be moved or have weights replaced without changing the original; only changes in place of
-    shared weights would be seen by both.
-    """
+    """Copy a network without copying its weights, but for the parameters named in ``own``."""
     memo: dict[int, Any] = {}
     for name, value in module.named_parameters():
         data = value.detach().clone() if name in own else value.detach()
