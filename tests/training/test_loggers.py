@@ -115,19 +115,6 @@ def test_an_offline_run_does_not_keep_the_next_one_offline(
     assert f"To send it: wandb sync {tmp_path}" in capsys.readouterr().out
 
 
-def test_a_run_begins_without_warnings(
-    unreachable: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    warned: list[str] = []
-    monkeypatch.setattr(wandb, "termwarn", lambda text, **_: warned.append(text))
-    logger = PatientWandbLogger(offline=True, project="first", save_dir=tmp_path)
-    assert logger.experiment.offline
-    logger.close()
-    assert warned == []
-
-
 def test_training_goes_on_without_the_server(
     unreachable: None,
     make_module: Make,

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
@@ -322,23 +321,6 @@ def test_fused_steps_are_refused_where_float16_is_scaled(
     with pytest.raises(ValueError, match=r"set method\.optimizer\.implementation=foreach"):
         trainer = make_trainer(max_steps=1, plugins=[scaled], gradient_clip_val=clip)
         trainer.fit(make_module(optimizer=AdamW()), make_data())
-
-
-def test_the_moving_average_is_that_of_one_tensor_after_the_other(
-    make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
-    class Plain(Callback):
-        def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-            parameters = list(module.trained_parameters().values())
-            self.average = EMAModel(parameters, decay=0.9, use_ema_warmup=True, power=0.75)
-
-        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
-            self.average.step(list(module.trained_parameters().values()))
-
-    plain, module = Plain(), make_module()
-    make_trainer(max_steps=4, callbacks=[plain]).fit(module, make_data())
-    for one, other in zip(module.ema.shadow_params, plain.average.shadow_params, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

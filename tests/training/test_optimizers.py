@@ -15,24 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from fastcomposer.training.optimizers import AdamW
 
 
-def test_fused_and_foreach_are_the_same_numbers() -> None:
-    found = []
-    for implementation in ("fused", "foreach"):
-        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        optimizer = AdamW(lr=0.1, implementation=implementation)([weight])  # type: ignore[arg-type]
-        assert optimizer.defaults[implementation] is True
-        for _ in range(3):
-            weight.grad = torch.tensor([0.5, 1.0])
-            optimizer.step()
-        found.append(weight.detach())
-    torch.testing.assert_close(*found)
-    plain = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
-    ours = AdamW()([torch.nn.Parameter(torch.zeros(1))]).defaults
-    assert {name: ours[name] for name in ("betas", "eps", "weight_decay")} == {
-        name: plain[name] for name in ("betas", "eps", "weight_decay")
-    }
-
-
 @pytest.mark.parametrize("before", [None, {"foreach": True}, {"fused": True}])
 @pytest.mark.parametrize("implementation", ["fused", "foreach"])
 def test_checkpoints_of_any_implementation_go_on_with_the_configured_one(

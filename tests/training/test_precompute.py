@@ -260,16 +260,6 @@ def test_bad_records_are_left_out_and_told(
     assert data.train_dataset[place].record_ids == ("00000005",)
 
 
-def test_digests_follow_the_weights_alone(make_module: Make) -> None:
-    one, other = make_module().model, make_module().model
-    assert frozen_digests(one) == frozen_digests(other)
-    with torch.no_grad():
-        other.text_encoder.get_input_embeddings().weight[0, 0] += 1e-6
-    changed = frozen_digests(other)
-    assert changed["vae"] == frozen_digests(one)["vae"]
-    assert changed["text_encoder"] != frozen_digests(one)["text_encoder"]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

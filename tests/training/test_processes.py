@@ -108,18 +108,6 @@ def masks(step: int, rank: int, seed: int = 42, batch: int = 0) -> bool:
     return bool(uniform((1,), "cpu", _PROCESS.mask_generator()) < 0.5)
 
 
-def test_accumulated_batches_are_masked_by_draws_of_their_own(fit: Make) -> None:
-    drawn = [masks(0, 0, batch=batch) for batch in range(6)]
-    assert len(set(drawn)) == 2
-    found = []
-    for probability in (1.0, 0.0, 0.5):
-        module = {"loss_config": LossConfig(mask_loss_probability=probability), "seed": 42}
-        found.append(fit(str(probability), 2, 1, module=module, accumulate_grad_batches=6)[0]["own"])
-    always, never, half = found
-    assert half == [a if masked else n for a, n, masked in zip(always, never, drawn, strict=True)]
-    assert half not in (always, never)
-
-
 def test_each_process_masks_by_its_own_draw(fit: Make) -> None:
     seed = next(seed for seed in range(20) if masks(0, 0, seed) and not masks(0, 1, seed))
     found = []
@@ -131,25 +119,12 @@ def test_each_process_masks_by_its_own_draw(fit: Make) -> None:
     assert always[1] != pytest.approx(never[1], rel=0.02)
 
 
-def test_the_masked_fraction_spreads_as_that_of_the_published_code() -> None:
-    """Of 8 processes × 16 samples, or 8 accumulated batches of 16, whose published draws are independent."""
-    steps = 2000
-    ranks, batches = range(8), range(8)
-    accumulated = np.array([[masks(step, 0, batch=batch) for batch in batches] for step in range(steps)])
-    assert accumulated.mean(1).std() == pytest.approx(0.125**0.5 / 2, rel=0.06)
-    fractions = np.array([[masks(step, rank) for rank in ranks] for step in range(steps)]).mean(1)
-    published = (np.random.default_rng(0).random((steps, 8)) < 0.5).mean(1)
-    assert fractions.mean() == pytest.approx(0.5, abs=0.02)
-    assert fractions.std() == pytest.approx(published.std(), rel=0.06)
-    together = np.array([masks(step, 0) for step in range(steps)]).std()  # one draw for all of them
-    assert together / fractions.std() == pytest.approx(8**0.5, rel=0.06)
-
-
-def test_one_process_draws_from_seed_and_step() -> None:
+@pytest.mark.parametrize(("rank", "batch", "numbers"), [(0, 0, ()), (3, 0, (3,)), (1, 2, (1, 2))])
+def test_masks_come_from_seed_step_process_and_batch(rank: int, batch: int, numbers: tuple[int, ...]) -> None:
     for step in range(20):
-        state = np.random.SeedSequence((42, step, 2**32 - 1)).generate_state(1, np.uint64)[0]
+        state = np.random.SeedSequence((42, step, 2**32 - 1, *numbers)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> 1))
-        assert masks(step, 0) == bool(torch.rand(1, generator=generator) < 0.5)
+        assert masks(step, rank, batch=batch) == bool(torch.rand(1, generator=generator) < 0.5)
 
 
 def test_processes_cool_down_by_one_clock(fit: Make) -> None:

@@ -149,24 +149,11 @@ def test_an_evaluation_uses_the_weights_that_a_training_has_left(
     (cells,) = table["data"]
     by_column = dict(zip(table["columns"], cells, strict=True))
     assert by_column["identity_preservation"] == pytest.approx(row.identity_preservation.mean)
-    assert by_column["prompt_consistency_low"] == pytest.approx(row.prompt_consistency.ci95[0])
     key = "evaluation/single_subject/fastcomposer/alpha 0.8/identity_preservation"
     assert found.history[key] == pytest.approx([row.identity_preservation.mean])
     with (root / "outputs" / "evaluate" / "logs" / "metrics.csv").open() as stream:
         (logged,) = csv.DictReader(stream)
     assert float(logged[key]) == pytest.approx(row.identity_preservation.mean)
-
-
-def test_files_hold_what_the_panels_show(run: RunFile, trained: Path) -> None:
-    with (trained / "logs" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    for key in keys("lines"):
-        values = [float(row[key]) for row in rows if row[key]]
-        assert values == pytest.approx(run.history[key]), key
-    for step in (3, 6):
-        assert (trained / "samples" / f"step_{step:06d}.png").is_file()
-        with (trained / "samples" / f"step_{step:06d}.csv").open() as file:
-            assert len(list(csv.DictReader(file))) == 4
 
 
 def test_tensorboard_shows_the_same(run: RunFile, trained: Path) -> None:
