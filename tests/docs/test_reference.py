@@ -56,23 +56,6 @@ def test_a_subcommand_has_examples_groups_and_keys(pages: dict[str, str]) -> Non
     assert "\n| seed | `42` | " in page.partition("## Keys")[2]
 
 
-def test_a_sweep_has_its_values(pages: dict[str, str]) -> None:
-    assert "\n| method.vision_layers | `0,1,2,3` |\n" in pages["groups/sweep.md"]
-
-
-@pytest.mark.parametrize(
-    ("line", "remark"),
-    [
-        ("name: x # the run's folder", "the run's folder"),
-        ("labels: null # such as '{a: b}'", "such as '{a: b}'"),
-        ('name: "a # b" # c', "c"),
-        ("name: x", ""),
-    ],
-)
-def test_remarks_stand_behind_values(reference: ModuleType, line: str, remark: str) -> None:
-    assert reference.remark(line) == remark
-
-
 def test_arguments_are_found_in_docstrings(reference: ModuleType) -> None:
     text = """Do it.
 
@@ -96,7 +79,3 @@ def test_a_key_has_one_source_of_its_meaning(pages: dict[str, str]) -> None:
         line for line in pages["groups/method.md"].splitlines() if line.startswith("| vision_layers |")
     )
     assert "last layers" in layers  # as in the docstring
-
-
-def test_meanings_are_escaped_outside_code(reference: ModuleType) -> None:
-    assert reference._escaped("a <b> in `<c>|d`") == "a &lt;b> in `<c>\\|d`"

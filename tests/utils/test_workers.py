@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,38 +70,36 @@ def command(pid: int) -> str:
         return ""
 
 
-class _Deadly(Dataset[int]):
-    """Ends the process that asks for its third sample."""
+class _Sample(Dataset[int]):
+    """One sample, which a function makes."""
+
+    def __init__(self, made: Callable[[], int]) -> None:
+        self.made = made
 
     def __len__(self) -> int:
-        return 5
+        return 1
 
     def __getitem__(self, index: int) -> int:
-        if index == 2:
-            os._exit(1)
-        return index
+        return self.made()
 
 
 def test_a_dead_worker_of_a_training_is_named() -> None:
-    said = r"DataLoader worker .*exited unexpectedly.*num_workers take less\); resume=auto continues"
-    with pytest.raises(FaultError, match=said), data_worker_faults():
-        list(DataLoader(_Deadly(), num_workers=1))
+    message = r"DataLoader worker .*exited unexpectedly.*num_workers take less\); resume=auto continues"
+    with pytest.raises(FaultError, match=message), data_worker_faults():
+        list(DataLoader(_Sample(partial(os._exit, 1)), num_workers=1))
     with pytest.raises(RuntimeError, match=r"^something else$"), data_worker_faults():
         raise RuntimeError("something else")
 
 
-def test_a_dead_worker_is_named_when_putting_things_away_fails_over_it() -> None:
-    with pytest.raises(FaultError, match=r"DataLoader worker .*exited unexpectedly"), data_worker_faults():
-        try:
-            list(DataLoader(_Deadly(), num_workers=1))
-        finally:
-            raise RuntimeError("nothing to put away")
+def _unconnected() -> int:
+    """Fails as the connection to a worker does that has just died."""
+    raise ConnectionResetError("of a worker")
 
 
-def test_a_connection_to_a_dead_worker_is_known_below_other_errors() -> None:
+def test_a_connection_to_a_dead_worker_is_recognized_below_other_errors() -> None:
     with pytest.raises(FaultError, match="DataLoader worker exited unexpectedly"), data_worker_faults():
         try:
-            list(DataLoader(_Unconnected()))
+            list(DataLoader(_Sample(_unconnected)))
         finally:
             raise RuntimeError("nothing to put away")
     with pytest.raises(RuntimeError, match="nothing to put away"), data_worker_faults():
@@ -109,34 +109,16 @@ def test_a_connection_to_a_dead_worker_is_known_below_other_errors() -> None:
             raise RuntimeError("nothing to put away")
 
 
-class _Unconnected(Dataset[int]):
-    """Fails as the connection to a worker does that has just died."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> int:
-        raise ConnectionResetError("of a worker")
+def _bad() -> int:
+    try:
+        raise ValueError("the inner one")
+    except ValueError as error:
+        raise FaultError("record 1: two\nlines") from error
 
 
-class _Bad(Dataset[int]):
-    """Refuses its second sample."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> int:
-        if index == 1:
-            try:
-                raise ValueError("the inner one")
-            except ValueError as error:
-                raise FaultError("record 1: two\nlines") from error
-        return index
-
-
-def test_what_is_said_in_a_worker_comes_without_its_trace() -> None:
+def test_a_message_of_a_worker_comes_without_its_trace() -> None:
     with pytest.raises(FaultError) as caught:
-        list(DataLoader(_Bad(), num_workers=1))
+        list(DataLoader(_Sample(_bad), num_workers=1))
     assert "Traceback" in str(caught.value)
     assert message_in_worker(str(caught.value)) == "record 1: two\nlines"
     assert message_in_worker("record 1: two\nlines") == "record 1: two\nlines"
