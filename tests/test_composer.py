@@ -28,6 +28,15 @@ def deviation(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item()
 
 
+def loss_and_gradient(model: FastComposer, batch: SubjectBatch, **options: Any) -> tuple[float, float]:
+    """The loss, and the norm of all gradients."""
+    model.zero_grad()
+    loss = model.training_losses(batch, generator=torch.Generator().manual_seed(0), **options).loss
+    loss.backward()
+    gradients = [p.grad for p in model.trainable_parameters() if p.grad is not None]
+    return loss.item(), torch.nn.utils.get_total_norm(gradients).item()
+
+
 class TestReferenceNumbers:
     @pytest.mark.parametrize("implementation", ["fused", "explicit"])
     @pytest.mark.parametrize("name", list(CONFIGS))
@@ -62,20 +71,11 @@ class TestReferenceNumbers:
         assert deviation(losses.subject_embeds, tensors["paper.subject_embeds"].squeeze(2)) < 1e-5
 
     def test_empty_slots_need_not_be_encoded(self, golden_model: FastComposer, golden: Golden) -> None:
-        """The losses and every gradient stay the same; without any subject at all, too."""
         batch = golden.batch()
         assert not batch.subject_present.all()
         nobody = batch.replace(subject_present=torch.zeros_like(batch.subject_present))
         for given in (batch, nobody):
-            found = []
-            for skip_empty in (False, True):
-                golden_model.zero_grad()
-                losses = golden_model.training_losses(
-                    given, generator=torch.Generator().manual_seed(0), skip_empty=skip_empty
-                )
-                losses.loss.backward()
-                gradients = [p.grad for p in golden_model.trainable_parameters() if p.grad is not None]
-                found.append((losses.loss.item(), torch.nn.utils.get_total_norm(gradients).item()))
+            found = [loss_and_gradient(golden_model, given, skip_empty=skip) for skip in (False, True)]
             assert found[0] == pytest.approx(found[1], rel=1e-5)
 
     @pytest.mark.parametrize("localization", ["balanced_l1", "cross_entropy", "token_compose"])
@@ -87,14 +87,7 @@ class TestReferenceNumbers:
         nobody = given.replace(subject_present=torch.zeros_like(given.subject_present))
         names = ("subject_pixel_values", "subject_token_idx", "subject_present", "subject_masks")
         none = given.replace(**{name: getattr(given, name)[:, :0] for name in names})
-        found = []
-        for batch in (nobody, none):
-            golden_model.zero_grad()
-            losses = golden_model.training_losses(batch, generator=torch.Generator().manual_seed(0))
-            losses.loss.backward()
-            gradients = [p.grad for p in golden_model.unet.parameters() if p.grad is not None]
-            found.append((losses.loss.item(), torch.nn.utils.get_total_norm(gradients).item()))
-        assert losses.subject_embeds.shape == (3, 0, 32) and losses.localization_loss.item() == 0
+        found = [loss_and_gradient(golden_model, batch) for batch in (nobody, none)]
         assert found[0] == pytest.approx(found[1], rel=1e-5)
 
     @pytest.mark.parametrize("checkpointed", [False, True])
@@ -114,11 +107,6 @@ class TestReferenceNumbers:
         moments = golden_model.encode_moments(golden.tensors["batch.pixel_values"])
         mean = moments.chunk(2, dim=1)[0] * golden_model.vae.config.scaling_factor
         assert deviation(mean, golden.tensors["vae.latent_mean"]) < 1e-5
-
-    def test_text_embeddings(self, golden_model: FastComposer, golden: Golden) -> None:
-        batch = golden.batch()
-        none = batch.replace(subject_present=torch.zeros_like(batch.subject_present))
-        assert deviation(golden_model.encode_batch(none)[0], golden.tensors["text_embeds"]) < 1e-5
 
 
 class TestLosses:
@@ -158,23 +146,15 @@ class TestLosses:
     def test_mask_is_drawn_per_batch_or_per_sample(self, golden_model: FastComposer, golden: Golden) -> None:
         batch = golden.batch()
         union = subject_union(batch.subject_masks, batch.subject_present, (32, 32))
-        ones = torch.ones_like(union)
-        size = (32, 32)
-        golden_model.loss_config = LossConfig(mask_loss_probability=0.5)
-        seen = set()
-        for seed in range(20):
-            mask = golden_model._loss_mask(batch, size, torch.Generator().manual_seed(seed))
-            assert mask is not None
-            seen.add(tuple(torch.equal(row, other) for row, other in zip(mask, union, strict=True)))
-            assert torch.equal(mask, union) or torch.equal(mask, ones)
-        assert seen == {(True, True, True), (False, False, False)}
-        golden_model.loss_config = LossConfig(mask_loss_probability=0.5, mask_loss_per_sample=True)
-        patterns = set()
-        for seed in range(40):
-            mask = golden_model._loss_mask(batch, size, torch.Generator().manual_seed(seed))
-            assert mask is not None
-            patterns.add(tuple(torch.equal(row, other) for row, other in zip(mask, union, strict=True)))
-        assert len(patterns) == 8
+        for per_sample in (False, True):
+            golden_model.loss_config = LossConfig(mask_loss_probability=0.5, mask_loss_per_sample=per_sample)
+            seen = set()
+            for seed in range(40):
+                mask = golden_model._loss_mask(batch, (32, 32), torch.Generator().manual_seed(seed))
+                assert mask is not None
+                seen.add(tuple(torch.equal(row, other) for row, other in zip(mask, union, strict=True)))
+                assert all(row.equal(own) or row.eq(1).all() for row, own in zip(mask, union, strict=True))
+            assert len(seen) == 8 if per_sample else seen == {(True,) * 3, (False,) * 3}
 
     def test_unconditional_samples_can_be_left_unmasked(
         self, golden_model: FastComposer, golden: Golden
@@ -248,15 +228,6 @@ class TestLosses:
         assert losses.denoise_loss.item() == pytest.approx(expected["denoise_loss"], rel=0.02)
         assert losses.localization_loss.item() == pytest.approx(expected["localization_loss"], rel=0.1)
 
-    def test_half_precision_caches_are_taken(self, golden_model: FastComposer, golden: Golden) -> None:
-        batch = golden.batch()
-        moments = golden_model.encode_moments(batch.pixel_values).detach()
-        cached = batch.replace(
-            latent_moments=moments.half(), text_embeds=golden.tensors["text_embeds"].half()
-        )
-        losses = golden_model.training_losses(cached)
-        assert losses.prompt_embeds.dtype == losses.noise_pred.dtype == torch.float32
-
     def test_half_precision_weights_train(self, tiny_base: Path, golden: Golden) -> None:
         model = FastComposer.from_pretrained(tiny_base, dtype=torch.bfloat16)
         losses = model.training_losses(golden.batch(), **golden.drawn())
@@ -293,10 +264,6 @@ class TestTrainable:
         with_gradient = {name for name, p in golden_model.named_parameters() if p.grad is not None}
         assert with_gradient == set(golden_model.trainable_state_dict())
         assert sum(1 for _ in golden_model.trainable_parameters()) == len(with_gradient)
-
-    def test_too_many_vision_layers(self, golden_model: FastComposer) -> None:
-        with pytest.raises(ValueError, match=r"vision_layers must lie in \[0, 3\], not 4"):
-            golden_model.set_trainable(vision_layers=4)
 
     def test_normalization_constants_are_not_saved(self, golden_model: FastComposer) -> None:
         assert not any("normalizer" in name for name in golden_model.state_dict())

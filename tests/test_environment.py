@@ -34,10 +34,6 @@ def test_lock_is_of_these_requirements():
     assert checked.returncode == 0, checked.stderr
 
 
-def test_project_is_installed():
-    assert importlib.metadata.version("fastcomposer") == PROJECT["version"]
-
-
 def test_help_lists_every_target():
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

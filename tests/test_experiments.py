@@ -11,7 +11,6 @@ from configurations import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import CONFIG_FOLDER
@@ -88,14 +87,6 @@ def test_the_recipe_is_the_papers(experiment: str) -> None:
     assert instantiate(config.method.model.fusion) == FusionConfig("mlp", "mean")
 
 
-def test_eight_devices_of_sixteen() -> None:
-    config = composed("train", "experiment=paper")
-    trainer = config.trainer
-    assert (trainer.accelerator, trainer.devices) == ("gpu", 8)
-    assert isinstance(instantiate(trainer.strategy), DDPStrategy)
-    assert (config.data.module.batch_size, trainer.accumulate_grad_batches) == (16, 1)
-
-
 def test_one_gpu_accumulates_and_checkpoints() -> None:
     config = composed("train", "experiment=paper_1gpu")
     trainer = config.trainer
@@ -153,30 +144,6 @@ def test_the_ablation_of_data_changes_one_thing_at_a_time() -> None:
         {"augmentation": None},
         {"train_share": 0.1},
         {"train_share": 0.01},
-    ]
-
-
-def test_the_ablation_of_localization_keeps_the_experiments_weight() -> None:
-    found = []
-    for choice in jobs(composed("train", "sweep=ablation_localization", "experiment=mini"))[0]:
-        config = composed("train", "sweep=ablation_localization", "experiment=mini", choice)
-        loss = instantiate(config.method.model.loss_config)
-        found.append((loss.localization, loss.normalize_localization, loss.localization_weight))
-        assert loss.mask_loss_per_sample  # what else the experiment sets stays
-    assert found == [
-        ("balanced_l1", False, 0),
-        ("balanced_l1", False, 0.1),
-        ("balanced_l1", True, 0.1),
-        ("cross_entropy", False, 0.1),
-        ("token_compose", False, 0.1),
-    ]
-
-
-def test_the_ablation_of_alpha_draws_them_all() -> None:
-    config = composed("evaluate", "sweep=ablation_alpha")
-    assert config.alphas == [0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    assert [method.alphas for name, method in config.methods.items() if name == "fastcomposer"] == [
-        config.alphas
     ]
 
 

@@ -156,12 +156,6 @@ def test_a_soak_notices_how_a_process_ends(
     assert [text.startswith(complaint) for text in wrong] == [True] if complaint else wrong == []
 
 
-def test_steps_may_grow_and_not_fall() -> None:
-    train = replace(_job(), name="train")
-    assert train.compare({"steps": 4}, {"steps": 6}) == ([], [])
-    assert train.compare({"steps": 4}, {"steps": 2}) == (["step 3", "step 4"], [])
-
-
 def test_a_verdict_counts_what_landed_and_fails_for_anything(tmp_path: Path) -> None:
     entries = [
         Entry("made", "none"),
