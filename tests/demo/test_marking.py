@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastcomposer.demo.marking import advice, subject_words, toggle_marker, words_of
+from fastcomposer.demo.marking import advice, toggle_marker, words_of
 from fastcomposer.prompt import MARKER
 
 TWO = f"a man {MARKER} and a woman {MARKER} on the beach"
@@ -33,11 +33,6 @@ def test_marking_keeps_what_stands_around() -> None:
     assert toggle_marker("Zoë 和 a man", 0) == f"Zoë {MARKER} 和 a man"
     # Marking a word removes a marker that follows no word.
     assert toggle_marker(f"{MARKER} a man, {MARKER} smiling", 1) == f" a man {MARKER}, smiling"
-
-
-def test_subject_words_come_in_order() -> None:
-    assert subject_words(TWO) == ["man", "woman"]
-    assert subject_words("nobody") == []
 
 
 @pytest.mark.parametrize(

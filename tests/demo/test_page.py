@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastcomposer.demo import parts
 from fastcomposer.demo.examples import Example
-from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page, errors_on_page
+from fastcomposer.demo.page import NUM_SHOWN, STRIP, Page
 from fastcomposer.demo.studio import Order, Studio
 from fastcomposer.demo.uploads import PageLimits, Person, Reference, read_reference
 from fastcomposer.utils.provenance import read_metadata
@@ -136,21 +136,3 @@ def test_closing_the_page_cancels_the_request(page: Page, two: list[Person], exa
     assert page.studio.generate(
         page.order(examples[0].prompt, two, **SETTINGS), [1.0], 1, lambda done, total: None
     )
-
-
-def test_expected_errors_are_shown_and_others_logged() -> None:
-    for error, message in (
-        (ValueError("The seed is odd."), "The seed is odd"),
-        (KeyError("x"), "The page failed"),
-    ):
-        with pytest.raises(gr.Error, match=message), errors_on_page():
-            raise error
-
-
-def test_a_truncated_prompt_is_reported_and_used(page: Page, two: list[Person]) -> None:
-    prompt = f"a man <|image|> and a woman <|image|> by the {'sea ' * 100}"
-    _, notice, _ = page.state(prompt, two)
-    assert "The prompt is too long." in notice
-    assert "sea sea sea” on." in notice
-    assert page.order(prompt, two, *SETTINGS.values()).prompt == prompt
-    assert "There are images of 2 people" in page.state(f"a man {'sea ' * 100}", two)[1]  # this comes first

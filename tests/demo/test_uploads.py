@@ -42,11 +42,6 @@ def test_an_image_is_taken_upright(tmp_path: Path) -> None:
     assert blue > 200 > red
 
 
-def test_thumbnails_are_small(tmp_path: Path) -> None:
-    Image.new("RGB", (2000, 1000)).save(tmp_path / "a.png")
-    assert shown(read_reference(tmp_path / "a.png", PageLimits()).thumbnail).size == (224, 112)
-
-
 def test_files_beyond_the_limit_are_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "big.png").write_bytes(b"x" * 25_000)
     with pytest.raises(RefusedImageError, match=r"big\.png is too large: 0 MB\. .* up to 0\.01 MB"):
@@ -86,11 +81,6 @@ def test_moving_keeps_everybody() -> None:
     assert moved([1, 2, 3], 0, -1) == [1, 2, 3]
     assert moved([1, 2, 3], 2, 1) == [1, 2, 3]
     assert moved([1, 2, 3], 7, 1) == [1, 2, 3]
-
-
-def test_limits_leave_something_to_do() -> None:
-    with pytest.raises(ValueError, match=r"limits\.steps must be positive, not 0"):
-        PageLimits(steps=0)
 
 
 def test_images_of_the_same_person_are_joined_and_divided() -> None:

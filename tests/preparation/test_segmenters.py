@@ -128,13 +128,6 @@ def test_photos_of_different_sizes_are_segmented_in_a_batch_as_alone(
         assert found.regions == alone.regions
 
 
-def test_photos_of_one_size_stay_together(known: list[tuple[np.ndarray, Photo]]) -> None:
-    network = ColourNetwork()
-    segmenter(network).segment([photo for _, photo in known])
-    assert sorted(size[0] for size in network.sizes) == [1, 1, 1, 1, 1, 3]
-    assert (3, 3, 224, 288) in network.sizes  # the three of 4 : 3
-
-
 def test_a_real_network_does_not_see_the_neighbours(tmp_path: Path) -> None:
     write_mask2former(tmp_path)
     made = PretrainedSegmenter(str(tmp_path), threshold=0.0, overlap=0.0)
