@@ -36,10 +36,8 @@ def test_jobs_on_a_cluster_of_ray_are_those_of_plain_calls(
         assert result.returncode == 0, result.stderr
     folder = tmp_path / "multirun" / "both"
     jobs = read_jobs(folder)
-    assert [(job.status, job.chosen["seed"], job.folder) for job in jobs] == [
-        ("finished", "1", folder / "0"),
-        ("finished", "2", folder / "1"),
-    ]
+    found = [(job.status, job.chosen["seed"], job.folder.name) for job in jobs]
+    assert found == [("finished", "1", "0"), ("finished", "2", "1")]
     one, two, alone = (
         load_file(at / "fastcomposer.safetensors")
         for at in (folder / "0", folder / "1", tmp_path / "outputs" / "alone")
@@ -59,39 +57,20 @@ def test_slurm_is_asked_for_what_the_trainer_takes(tmp_path: Path, monkeypatch: 
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    call = [
-        "hydra/launcher=slurm",
-        "hydra.launcher.partition=a100",
-        "trainer.devices=8",
-        "trainer.num_nodes=2",
-    ]
-    config = composed("train", *call)
+    call = ["hydra/launcher=slurm", "hydra.launcher.partition=a100"]
+    config = composed("train", *call, "trainer.devices=8", "trainer.num_nodes=2")
     launcher = instantiate(config.hydra.launcher)
     launcher.setup(hydra_context=None, task_function=print, config=config)
     with pytest.raises(FailedJobError):  # nobody took it
         launcher.launch([["seed=1"], ["seed=2"], ["seed=3"]], 0)
     lines = (tmp_path / "asked").read_text().splitlines()
     asked = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
-    assert asked >= {
-        "array=0-2%3",
-        "partition=a100",
-        "nodes=2",
-        "ntasks-per-node=8",
-        "gpus-per-node=8",
-        "cpus-per-task=8",
-        "mem=64GB",
-        "time=1440",
-        "signal=USR1@120",
-        "requeue",
-        "open-mode=append",
-    }
+    wanted = "array=0-2%3 partition=a100 nodes=2 ntasks-per-node=8 gpus-per-node=8 cpus-per-task=8 mem=64GB"
+    assert asked.issuperset([*wanted.split(), "time=1440", "signal=USR1@120", "requeue", "open-mode=append"])
     folder = tmp_path / "multirun" / "fastcomposer" / ".submitit"
     assert f"output={folder}/%A_%a/%A_%a_0_log.out" in asked
     signal = lines.index("export SUBMITIT_PREEMPT_SIGNAL=USR1")
     assert signal < next(number for number, line in enumerate(lines) if line.startswith("srun "))
-
-
-def test_slurm_is_not_asked_for_gpus_by_who_has_no_trainer() -> None:
     launcher = composed("report", "hydra/launcher=slurm").hydra.launcher
     assert (launcher.nodes, launcher.gpus_per_node, launcher.tasks_per_node) == (1, None, 1)
 
@@ -128,9 +107,7 @@ def test_workers_of_a_launcher_are_not_given_jobs_of_several_processes(
     call = ["-m", "experiment=mini", "seed=1,2", f"hydra/launcher={launcher}"]
     status, _, err = run(train, *call, "trainer=ddp", "trainer.devices=2")
     assert status == 1
-    assert (
-        f"error: hydra/launcher={launcher} with trainer.devices=2 and trainer.num_nodes=1: its workers" in err
-    )
+    assert f"error: hydra/launcher={launcher} with trainer.devices=2 and trainer.num_nodes=1" in err
     assert not Path("multirun").exists()  # before anything is begun
 
 

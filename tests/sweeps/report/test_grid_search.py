@@ -45,7 +45,7 @@ def job(
     write_results(folder / str(number) / "results.json", rows, {})
 
 
-def test_nobody_of_the_test_is_drawn(tmp_path: Path) -> None:
+def test_held_out_people_are_not_in_the_search(tmp_path: Path) -> None:
     world = AvatarScenes(num_identities=40)
     people = rendered_people(world, [0, 1, 2], tmp_path, count=8, size=32)
     (benchmark,) = load_search(DEFINITIONS, people, part=Subset(prompts_per_category=2, images_per_prompt=1))
@@ -110,7 +110,7 @@ def test_an_objective_is_the_mean_over_its_rows(text: str, value: float) -> None
     assert objective.value(ROWS, "fastcomposer", {"alpha": 0.6}) == pytest.approx(value)
 
 
-def test_one_method_at_one_alpha_is_judged() -> None:
+def test_one_method_at_one_alpha_is_scored() -> None:
     text = SimpleNamespace(name="text_only", settings=({},))
     ours = SimpleNamespace(name="fastcomposer", settings=({"alpha": 0.6},))
     both = SimpleNamespace(name="fastcomposer", settings=({"alpha": 0.6}, {"alpha": 0.8}))
@@ -120,24 +120,14 @@ def test_one_method_at_one_alpha_is_judged() -> None:
         objective.chosen([text, both], ["multi_subject"])
     with pytest.raises(ValueError, match="not by 0"):
         objective.chosen([text], ["multi_subject"])
-    with pytest.raises(
-        ValueError, match="multi_subject/identity_preservation: only single_subject is sampled"
-    ):
+    with pytest.raises(ValueError, match="multi_subject/identity_preservation: only single_subject is"):
         objective.chosen([ours], ["single_subject"])
     with pytest.raises(ValueError, match="was measured on none"):
         objective.value(ROWS, "dreambooth", {})
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "identity",
-            "objective=identity: no such measure; there is identity_x_prompt, identity_pres.*, sharp",
-        ),
-        ("both/identity_preservation", "no such benchmark; there is single_subject, multi_subject"),
-    ],
-)
-def test_an_unknown_objective_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SamplingObjective.read(text, ["sharpness"])
+def test_an_unknown_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"objective=identity: no such measure; there is .*, sharpness"):
+        SamplingObjective.read("identity", ["sharpness"])
+    with pytest.raises(ValueError, match="no such benchmark; there is single_subject, multi_subject"):
+        SamplingObjective.read("both/identity_preservation")
