@@ -33,11 +33,11 @@ class LossConfig:
         localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, ``token_compose``, or a
             :data:`LayerLoss` of one's own.
         normalize_localization: Divide each map by its maximum over positions first; ``balanced_l1`` only.
-        pixel_weight: Share of the pixels' cross-entropy beside the ratio, at least 0; ``token_compose`` only.
-            TokenCompose weighs them 5e-5 and 1e-3.
+        pixel_weight: Weight of the pixels' cross-entropy relative to the ratio's, at least 0;
+            ``token_compose`` only. TokenCompose weighs them 5e-5 and 1e-3.
         mask_loss_probability: Probability in [0, 1] that the denoising loss sees subject pixels only.
-        mask_loss_per_sample: Draw that for each sample. Otherwise once for all samples of a batch on a
-            process, as the published code does, so that a step divided into other batches differs.
+        mask_loss_per_sample: Mask each sample with this probability on its own. The published code masks all
+            samples of a batch on a process or none, so that a step divided into other batches differs.
         mask_loss_skip_unconditional: Never mask samples without subjects, which would contribute exactly 0.
 
     Raises:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from fastcomposer.cli import closing, train
-from fastcomposer.cli.common import show_table
+from fastcomposer.cli import train
+from fastcomposer.cli.common import conclude, show_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -56,7 +56,7 @@ def test_paths_are_short_inside_the_working_directory_and_exist(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("outputs").mkdir()
-    closing.conclude({"results": tmp_path / "outputs", "gone": "nowhere", "system": "/tmp", "none": None})
+    conclude({"results": tmp_path / "outputs", "gone": "nowhere", "system": "/tmp", "none": None})
     assert capsys.readouterr().err == "\n  results  outputs\n  system   /tmp\n"
 
 

@@ -156,7 +156,7 @@ def test_it_says_what_is_wrong(run: Run, arguments: list[str], message: str) -> 
 
 
 def test_fine_tuning_baselines(run: Run) -> None:
-    """People are learned once, and benchmarks that a method cannot draw are left out."""
+    """People are learned once, and benchmarks that a method cannot sample are left out."""
     call = [
         "methods=[mini_textual_inversion,mini_dreambooth]",
         "methods.textual_inversion.personalize.method.steps=1",
@@ -167,7 +167,7 @@ def test_fine_tuning_baselines(run: Run) -> None:
     ]
     status, out, err = run(*call)
     assert status == 0, err
-    assert "dreambooth cannot draw so many subjects together: without multi_subject" in out
+    assert "dreambooth cannot sample so many subjects together: without multi_subject" in out
     folder = Path("outputs/evaluate")
     concepts = {file: file.stat().st_mtime_ns for file in sorted(folder.glob("concepts/*/*/concept.json"))}
     assert len(concepts) == 6

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from fastcomposer.cli import bench, card, demo, evaluate, generate, prepare, train
+from fastcomposer.cli import demo, evaluate, generate, prepare, train
 from fastcomposer.cli.recalled import Sampler
 from fastcomposer.demo.server import Address
 from fastcomposer.utils.provenance import image_text, read_metadata
@@ -55,9 +55,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     configs: list[DictConfig] = []
     monkeypatch.setattr(train, "train", configs.append)
     monkeypatch.setattr(evaluate, "measure_scores", configs.append)
-    monkeypatch.setattr(card, "measure", configs.append)
     monkeypatch.setattr(prepare, "make_folder", configs.append)
-    monkeypatch.setattr(bench, "measure_speed", configs.append)
     return configs
 
 
@@ -219,14 +217,6 @@ def test_preparation_captions_and_matches_with_texts_as_they_are(run: Run, given
     parts = instantiate(given[0].data.prepare, _partial_=True, trainer=None).keywords
     assert parts["captioner"].prompt == TEXT
     assert parts["matcher"].template == f"{TEXT} {{}}"
-
-
-@pytest.mark.parametrize(("command", "suites"), [(card, []), (bench, ["suites=[sampler]"])])
-def test_the_card_and_the_bench_sample_negative_prompts_as_they_are(
-    command: Any, suites: list[str], run: Run, given: list[DictConfig]
-) -> None:
-    assert run(command, NEGATIVE, *suites)[0] == 0
-    assert {**given[0].sampler}["negative_prompt"] == TEXT
 
 
 @pytest.mark.parametrize("text", ["${x}", "\\${x}", "\\\\${x} ${", "plain \\ $", "$${{${"])

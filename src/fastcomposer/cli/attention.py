@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, model_parts, show_table
+from fastcomposer.cli.common import command, model_parts, show_table, write_figures
 
 
 @command("attention", sweep_jobs=())
@@ -22,11 +20,10 @@ def main(config: DictConfig) -> None:
     if not config.checkpoints or None in config.checkpoints:
         raise ValueError("checkpoints: name at least one checkpoint or run folder")
     with sole_run(config.run_dir):
-        measure(config)
+        _measure(config)
 
 
-def measure(config: DictConfig) -> None:
-    """Measure, in a folder that no other run uses."""
+def _measure(config: DictConfig) -> None:
     from hydra.utils import instantiate
     from rich.table import Table
 
@@ -46,11 +43,7 @@ def measure(config: DictConfig) -> None:
         results[checkpoint] = share.as_dict()
         table.add_row(checkpoint, f"{share.inside:.3f}", f"{share.area:.3f}", str(share.subjects))
     show_table(table)
-    file = Path(config.run_dir) / "attention.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    print(file)
-    conclude({"figures": file})
+    write_figures(Path(config.run_dir) / "attention.json", results)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import gc
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, quieten_lightning, show_table
+from fastcomposer.cli.common import command, quieten_lightning, show_table, write_figures, write_json
 
-SUITES = (
-    "scenes",
-    "loader",
-    "reading",
-    "step",
-    "sampler",
-    "evaluation",
-    "startup",
-    "personalization",
-    "plan",
-)
+_PROJECTIONS = ("personalization", "plan")
+SUITES = ("scenes", "loader", "reading", "step", "sampler", "evaluation", "startup", *_PROJECTIONS)
 
 
 @command("bench")
 def main(config: DictConfig) -> None:
-    """Time the chosen suites, and write their figures."""
+    """Check the settings, and run the chosen suites."""
     unknown = [name for name in config.suites if name not in SUITES]
     if unknown:
         raise ValueError(f"suites: unknown {', '.join(unknown)}; there are {', '.join(SUITES)}")
@@ -45,12 +34,12 @@ def main(config: DictConfig) -> None:
         project_personalization(config)
     if "plan" in config.suites:
         project_growth(config)
-    if set(config.suites) - {"personalization", "plan"}:
+    if set(config.suites) - set(_PROJECTIONS):
         measure_speed(config)
 
 
 def measure_speed(config: DictConfig) -> None:
-    """Time the parts, and write the figures and their table."""
+    """Time the chosen suites, and write the figures and their table."""
     from hydra.utils import instantiate
 
     from fastcomposer.bench import suites, timing, training_step
@@ -61,7 +50,7 @@ def measure_speed(config: DictConfig) -> None:
     variants = list(known) if config.variants is None else list(config.variants)
     if not set(variants) <= set(known):
         raise ValueError(f"variants: there are {', '.join(map(repr, known))}")
-    facts = timing.environment()
+    metadata = timing.environment()
     watch = timing.Stopwatch(config.min_seconds, config.min_rounds)
     if "scenes" in config.suites:
         settings = config.data.prepare
@@ -86,21 +75,12 @@ def measure_speed(config: DictConfig) -> None:
         calls: Any = OmegaConf.to_container(config.startup, resolve=True)
         suites.time_startup(watch, calls)
     lines = [f"- {line}" for line in (*suites.limits(watch.rows), *suites.shares(watch.rows))]
-    text = "\n".join([timing.table(watch.rows, facts), "", *lines])
+    text = "\n".join([timing.table(watch.rows, metadata), "", *lines])
     print(text)
-    content = {"environment": facts, "rows": [row.as_dict() for row in watch.rows]}
-    file = Path(config.output) / "bench.json"
-    _write_json(file, content)
     if config.document is not None:
         write_section(config.document, "bench", text)
-    print(file)
-    conclude({"figures": file})
-
-
-def _write_json(file: Path, content: Any) -> None:
-    from fastcomposer.utils.files import write_atomically
-
-    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
+    rows = [row.as_dict() for row in watch.rows]
+    write_figures(Path(config.output) / "bench.json", {"environment": metadata, "rows": rows})
 
 
 def project_personalization(config: DictConfig) -> None:
@@ -117,7 +97,7 @@ def project_personalization(config: DictConfig) -> None:
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     found = [projection.project_sampling(pipeline, config.sampler, config.model.resolution, config.repeats)]
     del pipeline
-    file = Path(config.output) / "projection.json"
+    file, content = Path(config.output) / "projection.json", {}
     for name, method in config.fine_tuning.items():  # one at a time in memory
         gc.collect()  # a trainer and its module hold each other
         print(f"Measuring {name} ...", flush=True)
@@ -125,14 +105,13 @@ def project_personalization(config: DictConfig) -> None:
         found.append(projection.project_training(module, found[0], config.repeats))
         del module
         content = {"projection": True, "model": config.model.base, "rows": [one.as_dict() for one in found]}
-        _write_json(file, content)
+        write_json(file, content)
     title = "Projection: measured times of single steps, times numbers of steps"
     table = Table(*projection.COST_COLUMNS, title=title)
     for row in projection.cost_rows(found):
         table.add_row(*row)
     show_table(table)
-    print(file)
-    conclude({"projection": file})
+    write_figures(file, content)
 
 
 def project_growth(config: DictConfig) -> None:
@@ -161,12 +140,9 @@ def project_growth(config: DictConfig) -> None:
         for row in texts.to_numpy():
             table.add_row(*row)
         show_table(table)
-    file = Path(config.output) / "plan.json"
     content = {"projection": True, "model": config.model.base, "measured": asdict(measured)}
     content |= {"machines": asdict(machines), "rows": plan.to_dict("records")}
-    _write_json(file, content)
-    print(file)
-    conclude({"projection": file})
+    write_figures(Path(config.output) / "plan.json", content)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, show_table
+from fastcomposer.cli.common import command, show_table, write_figures
 
 
 @command("card")
 def main(config: DictConfig) -> None:
-    """Measure what the base's folder has."""
-    measure(config)
-
-
-def measure(config: DictConfig) -> None:
     """Measure the embedded base, print the table, and write the figures and the card."""
     base = Path(config.model.base)
     if not base.is_dir():
@@ -33,18 +26,15 @@ def measure(config: DictConfig) -> None:
     scenes = render_held_out(instantiate(config.scenes), config.num_scenes)
     rows, missing = measure_base(base, scenes, config.sampler, config.num_generated), missing_parts(base)
     if config.evaluation is not None:
-        rows += checkpoint_rows(config, scenes)
+        rows += _checkpoint_rows(config, scenes)
     table = Table("part", "measure", "value", "at least", "holds")
     for row in rows:
         table.add_row(*quality_cells(row))
     for part in missing:
         table.add_row(part, "missing")
     show_table(table)
-    file = Path(config.output) / "card.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     figures = {"schema": 1, "rows": [row.as_dict() for row in rows], "missing": missing}
-    file.write_text(json.dumps(figures | {"scenes": config.num_scenes}, indent=2) + "\n")
-    print(file)
+    write_figures(Path(config.output) / "card.json", figures | {"scenes": config.num_scenes})
     if config.card is not None:
         lengths = read_lengths(base, config.runs)
         write_lengths(base, lengths)
@@ -52,10 +42,9 @@ def measure(config: DictConfig) -> None:
         card = base_card(rows, missing, lengths, config.num_scenes, samples)
         Path(config.card).write_text(card, encoding="utf-8")
         print(config.card)
-    conclude({"figures": file, "card": config.card})
 
 
-def checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
+def _checkpoint_rows(config: DictConfig, scenes: Any) -> list[Any]:
     """Rows of the checkpoint and of its twin without localization, from their evaluation."""
     from hydra.utils import instantiate
 

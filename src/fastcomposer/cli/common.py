@@ -1,7 +1,8 @@
-"""Shared by all subcommands: the entry point, errors as messages, models by configuration, and tables."""
+"""Shared by all subcommands: the entry point, errors as messages, models by configuration, and output."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -22,13 +24,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.cli.help import show_help
+from fastcomposer.sweeps import is_sweep
 from fastcomposer.utils.assets import packaged
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 CONFIG_FOLDER = packaged("conf")
-_MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _PARTS = ("base", "image_encoder", "architecture", "weights", "variant", "max_subjects")
 _WIDEST = 1000  # columns of a table in a log
 _EXTRAS = {
@@ -62,12 +64,10 @@ def command(
 
     Args:
         config_name: Name of the file in ``conf/``.
-        free_text: Key whose value may hold any characters without Hydra's own quotes.
+        free_text: Key whose value needs no quotes.
         alias: A name that is a configuration group elsewhere, and the key that it stands for here.
-        check_objective: Refuses an ``objective`` that the function does not measure; ``None`` where it
-            measures none.
-        sweep_jobs: Overrides of a call with ``sweep=jobs``, which evaluates the jobs of a training sweep;
-            ``None`` where the command has no such call.
+        check_objective: Refuses an ``objective`` that the function does not measure.
+        sweep_jobs: Overrides of a call with ``sweep=jobs``, which measures the jobs of a training sweep.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -114,7 +114,7 @@ def command(
             sys.argv = [sys.argv[0], *arguments]
             if show_help(config_name, CONFIG_FOLDER, arguments):
                 return
-            if _MULTIRUN.isdisjoint(arguments):
+            if not is_sweep(arguments):
                 composed()
                 return
             from fastcomposer.sweeps.session import watched
@@ -149,12 +149,7 @@ def model_parts(model: DictConfig) -> dict[str, Any]:
 
 
 def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) -> Any:
-    """Load ``checkpoint`` over ``model``, with the safety checker where there is one, on the GPU if any.
-
-    Args:
-        config: Of the command.
-        scheduler: See :func:`~fastcomposer.pipeline.schedulers.use_scheduler`.
-    """
+    """Load ``checkpoint`` over ``model``, with the safety checker where there is one, on the GPU if any."""
     import torch
 
     from fastcomposer.evaluation.pipelines import load_trained
@@ -169,10 +164,7 @@ def trained_pipeline(config: DictConfig, scheduler: Mapping[str, Any] | None) ->
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, with status 143; trainings listen for it themselves.
-
-    Lightning calls this handler after its own, which for predictions only notes that there was a signal.
-    """
+    """End on SIGTERM as on Ctrl-C, with status 143; trainings listen for it themselves."""
     received: list[int] = []
 
     def end(number: int, frame: Any) -> None:
@@ -207,20 +199,14 @@ def message_of(error: Exception) -> str | None:
     if isinstance(cause, ValueError | OSError | FaultError | OmegaConfBaseException):
         return message_in_worker(str(cause))
     if isinstance(cause, ModuleNotFoundError) and cause.name in _EXTRAS:
-        return _missing_extra(cause.name)
+        extra = _EXTRAS[cause.name]
+        how = f"pip install 'fastcomposer[{extra}]'"
+        if cause.name == "facenet_pytorch":  # its metadata asks for torch<2.3, which pip cannot ignore
+            how = f"pip install --no-deps facenet-pytorch==2.6.0, or uv sync --extra {extra}"
+        return f"{cause.name} is not installed: {how}"
     if isinstance(error, InstantiationException):  # a type that a constructor did not check
         return f"{' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
     return None
-
-
-def _missing_extra(package: str) -> str:
-    """How to install a package that comes with an extra."""
-    extra = _EXTRAS[package]
-    if package == "facenet_pytorch":  # its metadata asks for torch<2.3, which pip cannot ignore
-        how = f"pip install --no-deps facenet-pytorch==2.6.0, or uv sync --extra {extra}"
-    else:
-        how = f"pip install 'fastcomposer[{extra}]'"
-    return f"{package} is not installed: {how}"
 
 
 def _exit_with(message: object) -> NoReturn:
@@ -259,3 +245,27 @@ def show_table(table: Table) -> None:
         wanted = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
         console = Console(width=max(console.width, wanted))
     console.print(table)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON."""
+    from fastcomposer.utils.files import write_atomically
+
+    write_atomically(file, lambda out: out.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def write_figures(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of figures, and print its path."""
+    write_json(file, content)
+    print(file)
+    conclude({"figures": file})
+
+
+def conclude(paths: Mapping[str, str | Path | None]) -> None:
+    """Print to standard error the paths that exist, by what they hold, relative where they are inside."""
+    existing = {what: Path(path).absolute() for what, path in paths.items() if path and Path(path).exists()}
+    here, width = Path.cwd(), max(map(len, existing), default=0)
+    print(file=sys.stderr)
+    for what, path in existing.items():
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        print(f"  {what:<{width}}  {shown}", file=sys.stderr)

@@ -8,8 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, quieten_lightning, show_table
+from fastcomposer.cli.common import command, conclude, quieten_lightning, show_table
 
 ALIAS = ("methods", "compared")
 """``methods=[...]`` chooses from the group ``compared``: the configurations of the methods to compare."""
@@ -17,11 +16,7 @@ _RESUME = ("auto", "restart")
 
 
 def check_objective(config: DictConfig) -> None:
-    """Refuse an objective that the evaluation does not measure.
-
-    Raises:
-        ValueError: If there is one that it does not.
-    """
+    """Refuse an objective that the evaluation does not measure, by ``ValueError``."""
     if config.objective is None:
         return
     from fastcomposer.sweeps.report.sampling_objective import SamplingObjective
@@ -56,7 +51,7 @@ def measure_scores(config: DictConfig) -> float | None:
     output = Path(config.run_dir)
     benchmarks = instantiate(config.benchmark)
     methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
-    objective = objective_of(config, methods, benchmarks)
+    objective = _objective(config, methods, benchmarks)
     scoring = instantiate(config.scoring)
     distances = instantiate(config.distances) if config.fid else None
     stages = [stage for stage in (scoring, distances) if stage is not None]
@@ -86,21 +81,18 @@ def measure_scores(config: DictConfig) -> float | None:
     rows = result_rows(output)
     file = output / "results.json"
     write_results(file, rows, describe_environment())
-    log_scores(config, loggers, rows, file)
-    show_scores(rows)
+    if loggers:
+        _log_scores(config, loggers, rows, file)
+    _show_scores(rows)
     print(file)
     conclude({"scores": file, "images and their scores": output})
     return None if objective is None else objective(rows)
 
 
-def objective_of(
+def _objective(
     config: DictConfig, methods: Sequence[Any], benchmarks: Sequence[Any]
 ) -> Callable[[Sequence[Any]], float] | None:
-    """Make the function from rows of results to the objective; ``None`` where there is none.
-
-    Raises:
-        ValueError: If the objective fits rows of several methods or settings.
-    """
+    """Make the function from rows of results to the objective; refuse one of several methods or settings."""
     if config.objective is None:
         return None
     from fastcomposer.sweeps.report.sampling_objective import SamplingObjective
@@ -110,8 +102,7 @@ def objective_of(
     return lambda rows: objective.value(rows, method, settings)
 
 
-def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Path) -> None:
-    """Give the results to the loggers."""
+def _log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Path) -> None:
     if not loggers:
         return
     from fastcomposer.evaluation.summary import log_rows
@@ -126,8 +117,7 @@ def log_scores(config: DictConfig, loggers: list[Any], rows: list[Any], file: Pa
         log_evaluation(runs, config.model.base, config.checkpoint, file)
 
 
-def show_scores(rows: list[Any]) -> None:
-    """Print a line for every row of results."""
+def _show_scores(rows: list[Any]) -> None:
     from rich.table import Table
 
     further = [*dict.fromkeys(name for row in rows for name in row.measures)]

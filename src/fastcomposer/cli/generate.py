@@ -11,8 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, trained_pipeline
+from fastcomposer.cli.common import command, conclude, trained_pipeline
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -79,11 +78,7 @@ def main(config: DictConfig) -> None:
 
 
 def reference_files(references: str | Sequence[Any]) -> list[list[str]]:
-    """Find the files of each subject's references.
-
-    Args:
-        references: For each subject a file, a folder of images of that person, or a list of files; one file
-            or folder alone is one subject.
+    """Find the files of each subject's references: a file, a folder of images, or a list of files.
 
     Raises:
         FileNotFoundError: If a file does not exist, or a folder has no image.

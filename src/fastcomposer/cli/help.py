@@ -13,11 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 def show_help(config_name: str, config_folder: Path, arguments: Sequence[str]) -> bool:
-    """Print what Hydra prints for ``--help``, which copies for every group all that its plugins register.
-
-    Returns:
-        Whether it did: not where other options or wrong overrides are given, which are left to Hydra.
-    """
+    """Print what Hydra prints for ``--help``; returns ``False`` for calls that are left to Hydra."""
     overrides = [argument for argument in arguments if argument not in ("--help", "-h")]
     if len(overrides) == len(arguments) or any(override.startswith("-") for override in overrides):
         return False

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, model_parts, quieten_lightning
+from fastcomposer.cli.common import command, conclude, model_parts, quieten_lightning
 
 
 @command("prepare")

@@ -95,8 +95,10 @@ class Recalled(BaseModel):
 def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | None:
     """Set what the command line does not, as in an image that was generated earlier.
 
+    No string from the file is read for interpolations.
+
     Args:
-        config: With ``settings``, the PNG; changed. No string from the file is read for interpolations.
+        config: With ``settings``, the PNG; changed.
         overrides: Of the command line.
 
     Returns:
@@ -106,18 +108,16 @@ def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | No
         ValueError: If the file holds no settings, one of them is unknown, of another type or out of range,
             or it does not hold its references.
     """
-    facts = read_metadata(Path(config.settings))
-    if facts is None:
+    metadata = read_metadata(Path(config.settings))
+    if metadata is None:
         raise ValueError(f"settings={config.settings}: no complete PNG with settings of this program")
-    taken = _without(facts, {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides})
+    taken = _without(metadata, {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides})
     _check(config, taken)
     digests = taken.pop("reference_digests", None)
     for key, value in taken.items():
-        entries = (
-            {f"{key}.{name}": entry for name, entry in value.items()} if key in _GROUPS else {key: value}
-        )
-        for path, entry in entries.items():
-            OmegaConf.update(config, path, as_data(entry), merge=False, force_add=True)
+        entries = {f".{name}": entry for name, entry in value.items()} if key in _GROUPS else {"": value}
+        for name, entry in entries.items():
+            OmegaConf.update(config, key + name, as_data(entry), merge=False, force_add=True)
     if digests and not config.references:
         raise ValueError(
             f"{config.settings} holds no reference images: references=[…], {len(digests)} of them"
@@ -125,15 +125,15 @@ def recall(config: DictConfig, overrides: Sequence[str]) -> list[list[str]] | No
     return digests
 
 
-def _without(facts: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
+def _without(metadata: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
     """Settings that can be recalled, without those that the command line names."""
 
     def kept(path: str) -> bool:
         return not any(f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.") for name in named)
 
     recalled = {}
-    for key in facts.keys() & Recalled.model_fields.keys():
-        value = facts[key]
+    for key in metadata.keys() & Recalled.model_fields.keys():
+        value = metadata[key]
         if key in _GROUPS and isinstance(value, Mapping):
             recalled[key] = {name: entry for name, entry in value.items() if kept(f"{key}.{name}")}
         elif kept(key):

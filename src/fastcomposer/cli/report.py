@@ -6,8 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command
+from fastcomposer.cli.common import command, conclude
 
 ALIAS = ("sweep", "jobs")
 """``sweep=`` names a folder here, which is the key ``jobs``; to Hydra it is the group of sweeps."""
@@ -15,19 +14,17 @@ ALIAS = ("sweep", "jobs")
 
 @command("report", alias=ALIAS)
 def main(config: DictConfig) -> None:
-    """Report a sweep where one is named, else an evaluation."""
-    (report_results if config.jobs is None else report_sweep)(config)
+    """Write tables and page of a sweep where one is named, else of an evaluation."""
+    (_report_results if config.jobs is None else _report_sweep)(config)
 
 
-def report_results(config: DictConfig) -> None:
-    """Write tables and page of an evaluation."""
+def _report_results(config: DictConfig) -> None:
     results = Path(config.results)
     documents = {key: config[key] for key in ("readme", "document") if config[key] is not None}
-    if documents:
+    for key, document in documents.items():
         from fastcomposer.utils.markdown import check_section
 
-        for key, document in documents.items():
-            check_section(key, document, "results")
+        check_section(key, document, "results")
     if not any(results.glob("**/results.json")):
         raise FileNotFoundError(f"results={results}: no results.json there; evaluate writes it")
 
@@ -51,8 +48,7 @@ def report_results(config: DictConfig) -> None:
     conclude({"tables and page": results})
 
 
-def report_sweep(config: DictConfig) -> None:
-    """Write tables and page of a sweep's measurements, and name the jobs that did not finish."""
+def _report_sweep(config: DictConfig) -> None:
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 

@@ -9,18 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.cli.closing import conclude
-from fastcomposer.cli.common import command, quieten_lightning
+from fastcomposer.cli.common import command, conclude, quieten_lightning
 
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 def check_objective(config: DictConfig) -> None:
-    """Refuse an objective that the training will not log.
-
-    Raises:
-        ValueError: If there is one that it will not.
-    """
+    """Refuse an objective that the training will not log, by ``ValueError``."""
     if config.objective is None:
         return
     from hydra.utils import get_class
