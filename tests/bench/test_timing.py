@@ -71,7 +71,7 @@ def test_limits_name_what_was_measured() -> None:
         "tuned over plain step: 2.00 times as fast (at least 1.6)",
         "tuned over plain memory: 0.25 (at most 0.75)",
         "step with localization over without: 1.050 times as long (at most 1.05)",
-        "loader over plain order: 5.00 times as fast (at least 4)",
+        "loader over plain order: 5.00 times as fast (at least 3)",
         "reading with 4 workers over training from a cache: 2.50 times as fast (at least 1)",
         "start-up, help: 1.2 s (less than 2)",
         "start-up, first training step: 9.0 s (less than 12)",

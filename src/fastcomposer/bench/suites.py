@@ -299,7 +299,7 @@ def limits(rows: Sequence[Speed]) -> list[str]:
             "value",
             "step with localization over without: {:.3f} times as long (at most 1.05)",
         ),
-        ((loader, twin), "value", "loader over plain order: {:.2f} times as fast (at least 4)"),
+        ((loader, twin), "value", "loader over plain order: {:.2f} times as fast (at least 3)"),
         (reading, "value", f"{workers} (at least 1)"),
     ]
     lines = []
