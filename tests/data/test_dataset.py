@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader
 from toy_records import CAPTION, LEFT, RIGHT, SIZE, add_record, photo, segment_map
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.data.dataset import SubjectDataset, _shared_flags
+from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.data.records import Record, RecordError, Segment, record_path, write_ids, write_record
 from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.transforms import PUBLISHED, ReferenceAugmentation
-from fastcomposer.utils.errors import FaultError
 
 Build = Callable[..., SubjectDataset]
 SETTINGS: dict[str, Any] = {"resolution": 24, "reference_size": 24, "flip": 0.0, "augmentation": None}
@@ -193,7 +192,6 @@ def test_a_bad_other_image_is_passed_over(people: Path, build: Build) -> None:
     assert {colour(dataset[(epoch, 0)], 0) for epoch in range(12)} == {120}
     record_path(people, "0000002", ".npy").write_bytes(b"")
     assert {colour(dataset[(epoch, 0)], 0) for epoch in range(12)} == {40}
-    assert len(dataset.bad_records()) == 2
     with pytest.raises(RecordError, match=r"0000001\.jpg: image|0000002\.npy: segment map"):
         build(reference="other_image")[0]
 
@@ -269,10 +267,8 @@ def test_a_record_found_bad_when_read_is_replaced_by_the_next(
     with caplog.at_level(logging.WARNING):
         names = [sample.record_ids[0][-1] for sample in loader for _ in range(1)]
     assert "".join(names) == "01444567"
-    reasons = dataset.bad_records()
-    assert len(reasons) == 2
-    assert "0000002.jpg: image: unreadable" in reasons["0000002"]
-    assert "0000003.npy: segment map: must be 2-D" in reasons["0000003"]
+    assert "0000002.jpg: image: unreadable" in str(dataset.target(2))
+    assert "0000003.npy: segment map: must be 2-D" in str(dataset.target(3))
     if num_workers == 0:
         assert sum("bad record skipped" in message for message in caplog.messages) == 2
 
@@ -323,12 +319,3 @@ def test_the_epoch_of_plain_indices(build: Build) -> None:
     assert not equal(dataset[2], dataset[(6, 2)])
     with pytest.raises(IndexError, match="index 8 of 8 records"):
         dataset[8]
-
-
-def test_a_full_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("unable to resize file </torch_1> to the right size: No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(FaultError, match="/dev/shm"):
-        _shared_flags(2)

@@ -31,7 +31,6 @@ from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.subject_selection import SubjectCandidate, choose_subjects
 from fastcomposer.data.transforms import ReferenceTransform, TargetTransform, sample_rng
 from fastcomposer.prompt import ParsedPrompt
-from fastcomposer.utils.errors import FaultError
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +100,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
         reference_size = 0 if other_image else settings.reference_size
         self._target_needs = NeededSize(settings.resolution, reference_size, zoom)
         self._reference_needs = NeededSize(1, settings.reference_size, zoom)
-        # In shared memory, so that a record that two workers read counts once.
-        self._positions = {record_id: position for position, record_id in enumerate(self.index.record_ids)}
-        self._unreadable = _shared_flags(len(self.index.record_ids))
+        self._unreadable: dict[str, str] = {}  # found by this process
 
     def __len__(self) -> int:
         return len(self.record_ids)
@@ -111,19 +108,6 @@ class SubjectDataset(Dataset[SubjectBatch]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of samples read by a plain index; (epoch, index) pairs carry their own."""
         self.epoch = epoch
-
-    def bad_records(self) -> dict[str, str]:
-        """Return the reason for each bad record found so far, by all workers."""
-        reasons = dict(self.index.bad_records)
-        for position in self._unreadable.nonzero().flatten().tolist():
-            record_id = self.index.record_ids[position]
-            try:
-                self._decode(record_id, None)
-            except RecordError as error:
-                reasons[record_id] = str(error)
-            else:
-                reasons[record_id] = "was unreadable before and is readable now"
-        return reasons
 
     def __getitem__(self, index: int | tuple[int, int]) -> SubjectBatch:
         """Return the sample of an index, or of an (epoch, index) pair."""
@@ -139,20 +123,18 @@ class SubjectDataset(Dataset[SubjectBatch]):
 
     def _read(self, record_id: str, needed: NeededSize) -> LoadedRecord | None:
         """Read a record; ``None`` if it is bad and to be skipped."""
+        settings = self.settings
+        needs = needed if settings.scaled_decoding else None
         try:
-            return self._decode(record_id, needed if self.settings.scaled_decoding else None)
+            files = self.index.files(record_id)
+            return decode_record(record_id, files, self.index.location, settings.labels, needs)
         except RecordError as error:
-            if self.settings.on_bad_record == "raise":
+            if settings.on_bad_record == "raise":
                 raise
-            position = self._positions[record_id]
-            if not self._unreadable[position]:
-                self._unreadable[position] = True
+            if record_id not in self._unreadable:
+                self._unreadable[record_id] = str(error)
                 logger.warning("bad record skipped: %s", error)
             return None
-
-    def _decode(self, record_id: str, needed: NeededSize | None) -> LoadedRecord:
-        files = self.index.files(record_id)
-        return decode_record(record_id, files, self.index.location, self.settings.labels, needed)
 
     def _sample(self, loaded: LoadedRecord, rng: np.random.Generator) -> SubjectBatch:
         flip = bool(rng.random() < self.settings.flip)
@@ -269,14 +251,15 @@ class SubjectDataset(Dataset[SubjectBatch]):
 
     # --- precomputation ------------------------------------------------------------------------------------
 
-    def target(self, position: int) -> Target | None:
-        """Make the target of a record alone; ``None`` if the record is bad and to be skipped."""
-        loaded = self._read(self.record_ids[position], self._target_needs)
+    def target(self, position: int) -> Target | str:
+        """Make the target of a record alone; return the reason if the record is bad and to be skipped."""
+        record_id = self.record_ids[position]
+        loaded = self._read(record_id, self._target_needs)
         if loaded is None:
-            return None
+            return self._unreadable[record_id]
         pixels, _, prompt = self._compose(loaded, flip=False)
         digest = content_digest(loaded.image_file, loaded.record.caption)
-        return Target(loaded.record.record_id, digest, pixels, prompt.input_ids)
+        return Target(record_id, digest, pixels, prompt.input_ids)
 
     def digest(self, position: int) -> bytes | None:
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""
@@ -284,15 +267,3 @@ class SubjectDataset(Dataset[SubjectBatch]):
             return content_digest(*self.index.image_and_caption(self.record_ids[position]))
         except (RecordError, OSError):
             return None
-
-
-def _shared_flags(count: int) -> Tensor:
-    """Make flags that all processes of a loader write to.
-
-    Raises:
-        FaultError: If there is no room for them.
-    """
-    try:
-        return torch.zeros(count, dtype=torch.bool).share_memory_()
-    except RuntimeError as error:
-        raise FaultError(f"no room in shared memory (/dev/shm): {error}") from error

@@ -128,15 +128,16 @@ class CacheStage(ResumableStage):
         loader: Any = DataLoader(
             _Targets(self.datasets, group.records), batch_size=None, num_workers=self.num_workers
         )
-        targets = [target for target in loader if target is not None]
-        ids = [target.record_id for target in targets]
-        reasons = {name: why for data in self.datasets for name, why in data.bad_records().items()}
-        bad = {name: reasons.get(name, "unreadable") for name in self._names(group) if name not in ids}
+        found = list(loader)
+        targets = [target for target in found if isinstance(target, Target)]
+        bad = {
+            name: why for name, why in zip(self._names(group), found, strict=True) if isinstance(why, str)
+        }
         captions = list(dict.fromkeys(tuple(target.input_ids) for target in targets))
         input_ids = torch.tensor(captions, dtype=torch.long)
         states, pooled = self._states(input_ids)
         content = CachePart(
-            ids=ids,
+            ids=[target.record_id for target in targets],
             digests=torch.tensor([list(target.digest) for target in targets], dtype=torch.uint8),
             moments=self._moments(targets),
             captions=torch.tensor([captions.index(tuple(target.input_ids)) for target in targets]),
@@ -208,8 +209,8 @@ def _refuse_infinite(part: CachePart) -> None:
             )
 
 
-class _Targets(Dataset[Target | None]):
-    """Targets of some records of some datasets."""
+class _Targets(Dataset[Target | str]):
+    """Targets of some records of some datasets, or why one is bad."""
 
     def __init__(self, datasets: Sequence[SubjectDataset], records: Sequence[tuple[int, int]]) -> None:
         self.datasets, self.records = datasets, records
@@ -217,7 +218,7 @@ class _Targets(Dataset[Target | None]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Target | None:
+    def __getitem__(self, index: int) -> Target | str:
         number, record = self.records[index]
         return self.datasets[number].target(record)
 
