@@ -40,7 +40,7 @@ def adam(tmp_path: Path) -> ReferenceSet:
 
 def drawn(*people: ReferenceSet, step: int = 0, **settings: Any) -> Any:
     chosen = PortraitSettings(**{"resolution": 16, "flip": 0.0, **settings})
-    return Portraits(people, chosen, seed=3).draw(step)
+    return Portraits(people, chosen, seed=3).sample(step)
 
 
 def test_transparent_pixels_become_a_plain_colour_that_changes(adam: ReferenceSet) -> None:
@@ -92,7 +92,7 @@ def test_the_loader_goes_on_after_the_trainer_s_steps(adam: ReferenceSet) -> Non
     data = PortraitDataModule((adam,), PortraitSettings(16), seed=3)
     data.trainer = Trainer()  # type: ignore[assignment]
     first = next(iter(data.train_dataloader()))
-    expected = Portraits((adam,), PortraitSettings(16), 3).draw(6)
+    expected = Portraits((adam,), PortraitSettings(16), 3).sample(6)
     assert torch.equal(first.pixel_values, expected.pixel_values)
 
 

@@ -183,7 +183,7 @@ class Portraits:
         size = round(settings.resolution * largest)
         self.squares = [torch.stack([read_square(file, size) for file in p.images]) for p in people]
 
-    def draw(self, step: int, rank: int = 0) -> PortraitBatch:
+    def sample(self, step: int, rank: int = 0) -> PortraitBatch:
         """Return the batch of a step for one process."""
         rng = np.random.default_rng([self.seed, rank, step])
         person = step % len(self.squares)
@@ -217,7 +217,7 @@ class _Endless(IterableDataset[PortraitBatch]):
         self.portraits, self.first, self.rank = portraits, first, rank
 
     def __iter__(self) -> Iterator[PortraitBatch]:
-        return (self.portraits.draw(step, self.rank) for step in count(self.first))
+        return (self.portraits.sample(step, self.rank) for step in count(self.first))
 
 
 class PortraitDataModule(L.LightningDataModule):

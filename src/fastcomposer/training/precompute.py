@@ -130,9 +130,7 @@ class CacheStage(ResumableStage):
         )
         found = list(loader)
         targets = [target for target in found if isinstance(target, Target)]
-        bad = {
-            name: why for name, why in zip(self._names(group), found, strict=True) if isinstance(why, str)
-        }
+        bad = {name: why for name, why in zip(self._names(group), found, strict=True) if isinstance(why, str)}
         captions = list(dict.fromkeys(tuple(target.input_ids) for target in targets))
         input_ids = torch.tensor(captions, dtype=torch.long)
         states, pooled = self._states(input_ids)

@@ -122,7 +122,7 @@ def test_the_target_is_what_the_scheduler_predicts(
 
     number = np.random.SeedSequence((0, 0, 0)).generate_state(1, np.uint64)[0] >> 1  # seed, process, step
     generator = Generator().manual_seed(int(number))
-    batch = Portraits(people[:1], module.images, 0).draw(0)
+    batch = Portraits(people[:1], module.images, 0).sample(0)
     with torch.no_grad():
         latents = module.vae.encode(batch.pixel_values).latent_dist.sample(generator)
         latents = latents * module.vae.config.scaling_factor
