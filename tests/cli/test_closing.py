@@ -42,8 +42,8 @@ def test_a_training_names_what_it_left(run: Run, training: list[str]) -> None:
 
 
 def test_a_training_that_was_stopped_says_how_to_resume(run: Run, training: list[str]) -> None:
-    stop = "+callbacks.signal._target_=stopping.StopAfterOneStep"
-    status, out, err = run(train, *training, stop)
+    stop = [f"+callbacks.signal.{key}" for key in ("_target_=notices.SignalAt", "step=0", "name=SIGTERM")]
+    status, out, err = run(train, *training, *stop)
     assert status == 143, err
     assert "1 steps are done. resume=auto" in out
     status, out, err = run(train, *training, "resume=auto")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from people import people
+from toy_evaluation import people
 
 from fastcomposer.evaluation.benchmark import (
     Benchmark,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from people import people
+from toy_evaluation import people
 
 from fastcomposer.evaluation.benchmark import BenchmarkError, Subject, Subset, load_benchmark, load_benchmarks
 

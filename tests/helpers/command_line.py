@@ -10,15 +10,7 @@ from unittest.mock import patch
 
 
 def called(command: Any, *arguments: str) -> tuple[int, str, str]:
-    """Call a command where the process is.
-
-    Args:
-        command: Its module in ``fastcomposer.cli``.
-        *arguments: What follows its name.
-
-    Returns:
-        Status, output and errors.
-    """
+    """Call a command by its module in ``fastcomposer.cli``; returns status, output and errors."""
     out, err, status = StringIO(), StringIO(), 0
     with patch.object(sys, "argv", ["fastcomposer", *arguments]), redirect_stdout(out), redirect_stderr(err):
         try:

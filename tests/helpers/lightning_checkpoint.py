@@ -16,12 +16,7 @@ LIGHTNING_CLASS = f"{_MODULE}.ModelCheckpoint"
 
 
 def write_lightning_checkpoint(file: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write a file that names a class which is not installed.
-
-    Args:
-        file: Where to.
-        state: Its weights.
-    """
+    """Write a file that names a class which is not installed."""
     known: Any = type("ModelCheckpoint", (), {"__module__": _MODULE})
     module: Any = ModuleType(_MODULE)
     module.ModelCheckpoint = known

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def small_training(base: Path | str, world: Path | str, *more: str) -> list[str]:
-    """What all small trainings have in common.
-
-    Args:
-        base: Base model.
-        world: Data folder.
-        *more: Further settings.
-    """
+    """Settings of all small trainings."""
     return [
         "experiment=mini",
         f"model.base={base}",
@@ -26,14 +21,7 @@ def small_training(base: Path | str, world: Path | str, *more: str) -> list[str]
 
 
 def bare_training(base: Path | str, world: Path | str, steps: int, *more: str) -> list[str]:
-    """A small training of so many steps and nothing beside them: no samples, no validation.
-
-    Args:
-        base: Base model.
-        world: Data folder.
-        steps: How many.
-        *more: Further settings.
-    """
+    """A small training without samples and validation."""
     return small_training(
         base,
         world,
@@ -44,3 +32,12 @@ def bare_training(base: Path | str, world: Path | str, steps: int, *more: str) -
         "trainer.limit_val_batches=0",
         *more,
     )
+
+
+def two() -> dict[str, Any]:
+    """Settings of a trainer with two processes on the CPU, in the way of ``trainer=ddp``."""
+    from configurations import composed
+    from hydra.utils import instantiate
+
+    strategy = composed("train", "trainer=ddp").trainer.strategy
+    return {"strategy": instantiate(strategy, start_method="fork"), "devices": 2}

@@ -40,12 +40,7 @@ _NARROW: dict[str, dict[str, Any]] = {
 
 
 def narrow(name: str, folder: Path) -> Path:
-    """Write an architecture with few channels.
-
-    Args:
-        name: ``sd15``, ``sd21`` or ``sdxl``.
-        folder: Where to.
-    """
+    """Write an architecture (``sd15``, ``sd21`` or ``sdxl``) with few channels."""
     shutil.copytree(ARCHITECTURES / name, folder)
     for part, changes in {"image_encoder": _VISION, "vae": _VAE, **_NARROW[name]}.items():
         file = folder / part / "config.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 WORDS = ("a", "man", "woman", "and")
+_SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def write_blip(folder: Path, seed: int = 0) -> None:
@@ -26,23 +27,10 @@ def write_blip(folder: Path, seed: int = 0) -> None:
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     vocabulary = {word: number for number, word in enumerate(entries)}
     tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
-    text = BlipTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        encoder_hidden_size=16,
-        intermediate_size=32,
-        projection_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=2,
-        eos_token_id=3,
-        pad_token_id=0,
-        sep_token_id=3,
-    )
-    vision = BlipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
-    )
+    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "sep_token_id": 3}
+    more = {"encoder_hidden_size": 16, "projection_dim": 16, "max_position_embeddings": 64}
+    text = BlipTextConfig(vocab_size=len(vocabulary), **_SIZES, **more, **special)
+    vision = BlipVisionConfig(**_SIZES, image_size=32)
     torch.manual_seed(seed)
     config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
     network = BlipForConditionalGeneration(config)
@@ -77,21 +65,12 @@ def write_blip2(folder: Path, seed: int = 0) -> None:
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = Blip2VisionConfig(**sizes, image_size=28, patch_size=14)
-    qformer = Blip2QFormerConfig(**sizes, vocab_size=30, encoder_hidden_size=16, cross_attention_frequency=1)
-    text = OPTConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        ffn_dim=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        word_embed_proj_dim=16,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-    )
+    vision = Blip2VisionConfig(**_SIZES, image_size=28, patch_size=14)
+    qformer = Blip2QFormerConfig(**_SIZES, vocab_size=30, encoder_hidden_size=16, cross_attention_frequency=1)
+    layers = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layers |= {"word_embed_proj_dim": 16, "max_position_embeddings": 64}
+    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    text = OPTConfig(vocab_size=len(vocabulary), **layers, **special)
     config = Blip2Config(
         vision_config=vision.to_dict(),
         qformer_config=qformer.to_dict(),
@@ -117,21 +96,13 @@ def write_mask2former(folder: Path, seed: int = 0) -> None:
         SwinConfig,
     )
 
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
+    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
+    depths = {"depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    backbone = SwinConfig(image_size=64, embed_dim=8, window_size=4, out_features=stages, **depths)
+    widths = ("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim", "dim_feedforward")
     config = Mask2FormerConfig(
         backbone_config=backbone,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
+        **dict.fromkeys(widths, 32),
         encoder_layers=1,
         decoder_layers=2,
         num_attention_heads=2,
@@ -153,10 +124,9 @@ def write_clip(folder: Path, tokenizer: Path, seed: int = 0) -> None:
     """A CLIP with the tokenizer of another folder."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     shutil.copytree(tokenizer, folder)
-    text = CLIPTextConfig(**sizes, vocab_size=500, bos_token_id=498, eos_token_id=499, pad_token_id=499)
-    vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=16)
+    text = CLIPTextConfig(**_SIZES, vocab_size=500, bos_token_id=498, eos_token_id=499, pad_token_id=499)
+    vision = CLIPVisionConfig(**_SIZES, image_size=32, patch_size=16)
     torch.manual_seed(seed)
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
     CLIPModel(config).save_pretrained(folder)

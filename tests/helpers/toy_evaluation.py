@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from fastcomposer.composer import FastComposer
-from fastcomposer.evaluation.benchmark import Benchmark, Subset, load_benchmarks
+from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmarks
 from fastcomposer.miniworld.detector import HeadDetector
 from fastcomposer.miniworld.embedder import IdentityEmbedder
 from fastcomposer.miniworld.render import write_references
@@ -35,20 +35,19 @@ SAMPLER: dict[str, Any] = {
 }
 
 
+def people(words: str) -> list[Subject]:
+    """Subjects ``0m``, ``1w``, … of a word like ``mw``."""
+    names = {"m": "man", "w": "woman"}
+    return [Subject(f"{i}{c}", names[c], (Path(f"{i}.png"),)) for i, c in enumerate(words)]
+
+
 @dataclass(frozen=True)
 class Toy:
-    """Files of the evaluation.
+    """Files of the evaluation."""
 
-    Attributes:
-        base: A base with metric models.
-        checkpoint: Weights as a training would write them.
-        definitions: Folder of the benchmarks: 12 cases of one person, 12 of two.
-        references: Images of the people.
-    """
-
-    base: Path
+    base: Path  # with metric models
     checkpoint: Path
-    definitions: Path
+    definitions: Path  # of the benchmarks: 12 cases of one person, 12 of two
     references: Path
 
     def benchmarks(self, single: Subset | None = ALL, multi: Subset | None = ALL) -> list[Benchmark]:
@@ -76,12 +75,7 @@ class Toy:
 
 
 def make_toy(base: Path, folder: Path) -> Toy:
-    """Make the files.
-
-    Args:
-        base: A base without metric models.
-        folder: Where to.
-    """
+    """Make the files for a base without metric models."""
     judged = judged_base(base, folder / "base")
     write_references(folder / "references", 64)
     return Toy(
@@ -93,7 +87,7 @@ def make_toy(base: Path, folder: Path) -> Toy:
 
 
 def judged_base(base: Path, folder: Path) -> Path:
-    """Copy a base and put metric models into it, untrained: they find and say something, whatever it is."""
+    """Copy a base and put untrained metric models into it."""
     shutil.copytree(base, folder)
     torch.manual_seed(0)
     detector = HeadDetector((8, 8, 8, 8), 8)
@@ -133,17 +127,12 @@ def write_definitions(folder: Path) -> Path:
 
 
 def predict(stage: Any) -> Any:
-    """Let Lightning take a stage through its parts, without a word; gives the stage back."""
+    """Run a stage and return it."""
     import lightning as L
 
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.predict(stage, return_predictions=False)
+    from fastcomposer.training.personalization.personalize import QUIET
+
+    L.Trainer(accelerator="cpu", **QUIET).predict(stage, return_predictions=False)
     return stage
 
 

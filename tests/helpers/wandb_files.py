@@ -17,16 +17,7 @@ _BLOCK, _HEADER = 1 << 15, 7  # as in the logs of LevelDB
 
 @dataclass
 class RunFile:
-    """What a run holds.
-
-    Attributes:
-        run: The record of its beginning.
-        config: Its configuration.
-        history: Every logged value by key, in order.
-        used: Artifacts that it was made from: kind, name and description.
-        made: Artifacts that it made.
-        tables: For each logged table, where the files of its artifact lie: rows and images.
-    """
+    """Contents of a run: values by key in order, artifacts (kind, name, description), files of each table."""
 
     run: Any = None
     config: dict[str, Any] = field(default_factory=dict)

@@ -6,17 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from torch import Generator, nn
+from torch import Generator
 
 from fastcomposer.cli import train
 from fastcomposer.data.index import RecordIndex
 from fastcomposer.miniworld.degradation import (
     jitter_boxes,
     jitter_colors,
-    occlude,
     occlusion_masks,
     soften,
 )
@@ -76,14 +74,6 @@ def test_masks_hide_their_share(share: float) -> None:
     assert (area <= share + 1 / size[:, 1] + 1e-6).all()
     if share < 1:
         assert len({tuple(mask.nonzero()[0].tolist()) for mask in hidden[::3]}) > 10  # all over the head
-
-
-def test_occlusion_changes_hidden_pixels_only() -> None:
-    images, boxes = torch.rand(2, 3, 64, 64), torch.tensor([[10.0, 10, 30, 30]] * 2)
-    changed = (occlude(images, boxes, torch.tensor([0.3, 0.0]), seeded()) != images).any(1)
-    assert changed[0, 10:30, 10:30].sum() >= 120
-    assert changed[0].sum() == changed[0, 10:30, 10:30].sum()
-    assert not changed[1].any()
 
 
 def test_degraded_images_are_images_again_from_the_same_seed() -> None:
@@ -150,23 +140,23 @@ def test_shares_that_cannot_be() -> None:
 
 # --- commands ----------------------------------------------------------------------------------------------
 
-
-def small(part: str) -> list[str]:
-    if part == "detector":
-        return ["method.detector.channels=[8,8,8,8]", "method.detector.head_channels=8"]
-    return ["method.embedder.channels=[8,8,16]", "method.embedder.crop_size=16"]
+_DETECTOR = ("method.detector.channels=[8,8,8,8]", "method.detector.head_channels=8")
+_EMBEDDER = ("method.embedder.channels=[8,8,16]", "method.embedder.crop_size=16")
 
 
-@pytest.mark.parametrize(("part", "cls"), [("detector", HeadDetector), ("embedder", IdentityEmbedder)])
+@pytest.mark.parametrize(
+    ("cls", "small"), [(HeadDetector, _DETECTOR), (IdentityEmbedder, _EMBEDDER)], ids=["detector", "embedder"]
+)
 def test_the_command_trains_resumes_and_exports(
-    part: str, cls: Any, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cls: Any, small: tuple[str, ...], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    part = small[0].split(".")[1]
     common = [
         "train",
         "experiment=mini_base",
         f"method={part}",
-        *small(part),
+        *small,
         "model.base=base",
         f"data.root={world}",
         "data.module.batch_size=8",
@@ -181,64 +171,14 @@ def test_the_command_trains_resumes_and_exports(
     assert saved["global_step"] == 3
 
     exported = cls.from_pretrained("base", subfolder=part)
-    averaged = {
-        name.removeprefix(f"{part}."): value.half().float() for name, value in saved["ema"]["weights"].items()
-    }
+    weights = saved["ema"]["weights"].items()
+    averaged = {name.removeprefix(f"{part}."): value.half().float() for name, value in weights}
     averaged.pop("parts", None)  # of the training alone
     state = exported.state_dict()
     assert averaged.keys() == state.keys()
     assert all(torch.equal(state[name], value) for name, value in averaged.items())
-    twin = cls.from_config(exported.config)
-    twin.load_state_dict(averaged)
-    pixels = torch.rand(2, 3, 16, 16)
-    assert torch.equal(outputs(exported, pixels), outputs(twin.eval(), pixels))
-    assert (
-        Path(f"base/{part}/diffusion_pytorch_model.safetensors").stat().st_size
-        < 2.2 * sum(value.numel() for value in state.values()) + 20_000
-    )
-
-
-def outputs(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    result = model(pixels)
-    return result.heat if isinstance(result, CenterMaps) else result
-
-
-def test_a_few_steps_teach_the_detector_one_scene(world: Path) -> None:
-    from fastcomposer.miniworld.detector import encode
-
-    torch.manual_seed(0)
-    batch = SceneBank(world, "train").batch(torch.arange(8))
-    detector = HeadDetector(channels=(8, 16, 16, 16), head_channels=16)
-    optimizer = torch.optim.AdamW(detector.parameters(), 1e-2)
-    target = encode(batch.heads, batch.present, 64, 64)
-    losses = []
-    for _ in range(30):
-        predicted = detector((batch.pixel_values + 1) / 2)
-        loss = focal_loss(predicted.heat, target.heat) + box_loss(predicted, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_validation_measures_recall_and_auc(world: Path, tmp_path: Path) -> None:
-    from functools import partial
-
-    from fastcomposer.miniworld.scene_dataset import SceneDataModule
-    from fastcomposer.miniworld.train_detector import DetectorModule
-
-    data = SceneDataModule(world, batch_size=4)
-    optimizer = partial(torch.optim.AdamW, lr=1e-3)
-    detector = DetectorModule(HeadDetector(channels=(8, 8, 8, 8), head_channels=8), optimizer)
-    embedder = EmbedderModule(IdentityEmbedder(16, 16, 1.1, (8, 8, 8)), optimizer)
-    for module, measures in ((detector, ("recall", "precision")), (embedder, ("auc",))):
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-        validation = {"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 0}
-        trainer = L.Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, **quiet, **validation)
-        trainer.fit(module, data)
-        for name in measures:
-            assert 0 <= trainer.callback_metrics[f"val/{name}"] <= 1
+    size = Path(f"base/{part}/diffusion_pytorch_model.safetensors").stat().st_size
+    assert size < 2.2 * sum(value.numel() for value in state.values()) + 20_000
 
 
 def test_scenes_go_on_after_the_batches_of_the_steps_that_are_done(world: Path) -> None:

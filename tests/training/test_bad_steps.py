@@ -12,8 +12,8 @@ import torch
 from configurations import composed
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from small_training import two
 from torch.multiprocessing.spawn import ProcessRaisedException
-from two_processes import two
 
 from fastcomposer.cli.train import train
 from fastcomposer.training.base_module import NonFiniteLossError, NonFiniteWeightsError

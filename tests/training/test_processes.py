@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from two_processes import two
+from small_training import two
 
 from fastcomposer.losses import LossConfig
 from fastcomposer.training.base_module import RecipeModule
