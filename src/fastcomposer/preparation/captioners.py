@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,12 +92,11 @@ class RecordCaptions(Captioner):
 
     def caption(self, photos: Sequence[Photo]) -> list[str | None]:
         """Return the field of each photo's JSON; ``None`` where it is missing."""
-        return [self._read(photo) for photo in photos]
+        return [self._read(photo.path.with_suffix(".json")) for photo in photos]
 
-    def _read(self, photo: Photo) -> str | None:
+    def _read(self, file: Path) -> str | None:
         try:
-            content = json.loads(photo.path.with_suffix(".json").read_bytes())
-        except (OSError, ValueError):
+            caption = json.loads(file.read_bytes())[self.field]
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        caption = content.get(self.field) if isinstance(content, dict) else None
         return caption if isinstance(caption, str) and caption else None

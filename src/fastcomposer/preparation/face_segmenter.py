@@ -75,12 +75,7 @@ class FaceSegmenter(Segmenter):
 
 
 def outlines(image: Image.Image, faces: Sequence[np.ndarray], side: int = 192) -> np.ndarray:
-    """Outline people around their faces.
-
-    Args:
-        image: RGB image.
-        faces: x1, y1, x2, y2 of each, in pixels.
-        side: Longer side in pixels at which outlines are found.
+    """Outline people around their faces (x1, y1, x2, y2 in pixels); ``side`` as of :class:`FaceSegmenter`.
 
     Returns:
         (H, W) int64: 0 for the background, 1 for the person of the first face, and so on.

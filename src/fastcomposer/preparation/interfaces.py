@@ -159,11 +159,8 @@ def load_with_processor(
 ) -> tuple[Any, Any]:
     """Load a network for inference in float32, and its preprocessing, by their auto classes of transformers.
 
-    Weights in ``unused`` may be missing, because the output does not depend on them; ``key`` is for messages.
-
-    Raises:
-        FileNotFoundError: If there is no such model.
-        ValueError: If weights are missing, which would stay random.
+    A missing model is a FileNotFoundError, a missing weight that is not in ``unused`` a ValueError; ``key``
+    is for their messages.
     """
     try:
         loaded, info = network.from_pretrained(model, output_loading_info=True)

@@ -84,15 +84,14 @@ def list_photos(
         name = path.relative_to(folder).as_posix()
         photo_id = _NO_NAME.sub("_", "-".join(Path(name).with_suffix("").parts))
         photo = PhotoFile(photo_id, path, name, given.get(name) or _sidecar(path))
-        if photo_id in photos:
-            twins.append(replace(photo, twin=photos[photo_id].name))
-        else:
-            photos[photo_id] = photo
-    names = {photo.name for photo in [*photos.values(), *twins]}
-    if given and not names & given.keys():
+        first = photos.setdefault(photo_id, photo)
+        if first is not photo:
+            twins.append(replace(photo, twin=first.name))
+    listed = [*photos.values(), *twins]
+    if given and not any(photo.name in given for photo in listed):
         shown = next(iter(given))
         raise ValueError(f"data.prepare.captions={captions}: names none of the photos in {source} ({shown})")
-    return [*photos.values(), *twins]
+    return listed
 
 
 def read_captions(file: Path) -> Mapping[str, str]:
@@ -117,15 +116,9 @@ def read_captions(file: Path) -> Mapping[str, str]:
 
 
 def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.Image:
-    """Read a photo's pixels, turned upright by its EXIF orientation.
+    """Read a photo as RGB, upright by its EXIF orientation; transparent parts become white.
 
-    Args:
-        photo: The photo.
-        min_side: Minimum shorter side in pixels.
-        max_side: Larger shorter sides are reduced to this; ``None`` for no limit.
-
-    Returns:
-        RGB; transparent parts become white.
+    Shorter sides below ``min_side`` are refused, and those above ``max_side`` are reduced to it.
 
     Raises:
         UnusablePhotoError: If it cannot be read, is too narrow for a record, or too small.

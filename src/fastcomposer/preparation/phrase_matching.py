@@ -131,13 +131,7 @@ def without_means(similarity: np.ndarray) -> np.ndarray:
 
     Some phrases are similar to every image, and some images to every phrase. Where every region gets a
     phrase, its mean over the phrases is subtracted; where every phrase gets a region, its mean over the
-    regions.
-
-    Args:
-        similarity: (P, R), of phrases with regions.
-
-    Returns:
-        (P, R), comparable with each other only.
+    regions. Input and output are (P, R), of phrases with regions; the output compares among itself only.
     """
     phrases, regions = similarity.shape
     relative = similarity
@@ -162,15 +156,12 @@ class OrderMatcher(Matcher):
         return [self._pairs(photo) for photo in photos]
 
     def _pairs(self, photo: SegmentedPhoto) -> tuple[Match, ...]:
-        def middle(number: int) -> int:
-            left, _, right, _ = photo.segmentation.box(photo.regions[number].id)
-            return left + right
-
+        boxes = [photo.segmentation.box(region.id) for region in photo.regions]
         found: list[Match] = []
         for phrases, regions in _by_label(photo):
             if len(phrases) == len(regions):
-                pairs = zip(phrases, sorted(regions, key=middle), strict=True)
-                found += [Match(phrase, region, 1.0) for phrase, region in pairs]
+                ordered = sorted(regions, key=lambda number: boxes[number][0] + boxes[number][2])
+                found += [Match(*pair, 1.0) for pair in zip(phrases, ordered, strict=True)]
         return tuple(sorted(found, key=lambda match: match.phrase))
 
 

@@ -6,16 +6,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastcomposer.preparation.photos import PhotoFile
 from fastcomposer.preparation.record_images import Sample, draw_sample
-from fastcomposer.preparation.record_store import Outcome, PreparedFolder, write_json
-from fastcomposer.utils.files import write_atomically
+from fastcomposer.preparation.record_store import Outcome, PreparedFolder, write_json, write_text
 from fastcomposer.utils.settings import digest
 
 REPORT = "report.html"
@@ -57,11 +55,7 @@ def write_report(
 ) -> None:
     """Write ``statistics.json``, ``left_out.csv`` and ``report.html`` into ``preparation/``.
 
-    Args:
-        folder: The data folder.
-        photos: All photos.
-        outcomes: Outcome of each.
-        samples: Number of records to show, selected by a digest of their ids.
+    The page shows a number of ``samples``, selected by a digest of their ids.
     """
     statistics = summarize(outcomes)
     write_json(folder.folder / "statistics.json", statistics)
@@ -72,21 +66,17 @@ def write_report(
     names = [p.photo_id for p, outcome in zip(photos, outcomes, strict=True) if outcome.reason is None]
     chosen = sorted(sorted(names, key=lambda name: digest([name]))[:samples])
     page = render_page(statistics, dropped, [draw_sample(folder.root, name) for name in chosen])
-    for name, text in (("left_out.csv", table.getvalue()), (REPORT, page)):
-        write_atomically(folder.folder / name, partial(_write, text=text))
-
-
-def _write(stream: BinaryIO, text: str) -> None:
-    stream.write(text.encode())
+    write_text(folder.folder / "left_out.csv", table.getvalue())
+    write_text(folder.folder / REPORT, page)
 
 
 def render_page(statistics: dict[str, Any], dropped: Sequence[Outcome], samples: Sequence[Sample]) -> str:
     """Render the page as one HTML file without external resources."""
     examples: dict[str, list[str]] = {}
     for outcome in dropped:
-        shown = examples.setdefault(str(outcome.reason), [])
-        if len(shown) < _EXAMPLES:
-            shown.append(f"{outcome.file}: {outcome.detail}" if outcome.detail else outcome.file)
+        shown = f"{outcome.file}: {outcome.detail}" if outcome.detail else outcome.file
+        examples.setdefault(str(outcome.reason), []).append(shown)
+    examples = {reason: files[:_EXAMPLES] for reason, files in examples.items()}
     environment = Environment(
         loader=PackageLoader("fastcomposer", "preparation/templates"),
         autoescape=True,

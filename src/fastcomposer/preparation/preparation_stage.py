@@ -34,6 +34,15 @@ _READERS = 4
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
+class Parts(NamedTuple):
+    """The four components, in the order of their work."""
+
+    captioner: Captioner
+    segmenter: Segmenter
+    phrases: PhraseFinder
+    matcher: Matcher
+
+
 @dataclass(frozen=True)
 class PhotoLimits:
     """Which photos and segments are used.
@@ -135,15 +144,6 @@ def prepare_photos(
     return stage.made
 
 
-class Parts(NamedTuple):
-    """The four components, in the order of their work."""
-
-    captioner: Captioner
-    segmenter: Segmenter
-    phrases: PhraseFinder
-    matcher: Matcher
-
-
 @dataclass
 class _Work:
     """A photo on its way to a record."""
@@ -237,12 +237,11 @@ class PreparationStage(ResumableStage):
 
     def _captioned(self, works: Sequence[_Work]) -> list[_Work]:
         """Caption photos: from the captions file or a ``.txt`` file, else by the captioner."""
-        asked = [work for work in works if work.file.caption is None]
-        made = self.parts.captioner.caption([work.photo for work in asked]) if asked else []
-        captions = {work.file.name: caption for work, caption in zip(asked, made, strict=True)}
+        asked = [work.photo for work in works if work.file.caption is None]
+        made = iter(self.parts.captioner.caption(asked) if asked else [])
         kept = []
         for work in works:
-            work.caption = work.file.caption or captions.get(work.file.name) or ""
+            work.caption = (next(made) if work.file.caption is None else work.file.caption) or ""
             if not work.caption:
                 self._leave_out(work.file, UnusablePhotoError("no caption"), work)
             elif MARKER in work.caption:
@@ -285,16 +284,10 @@ class PreparationStage(ResumableStage):
         segmentation = photo.segmentation
         pairs = [(photo.phrases[m.phrase], photo.regions[m.region], m.similarity) for m in matches]
         phrases, regions = {match.phrase for match in matches}, {match.region for match in matches}
-        left_out += [
-            LeftOut("segment", region.label, "no phrase")
-            for number, region in enumerate(photo.regions)
-            if number not in regions
-        ]
-        left_out += [
-            LeftOut("phrase", phrase.text, "no segment")
-            for number, phrase in enumerate(photo.phrases)
-            if number not in phrases
-        ]
+        free_regions = [region for i, region in enumerate(photo.regions) if i not in regions]
+        free_phrases = [phrase for i, phrase in enumerate(photo.phrases) if i not in phrases]
+        left_out += [LeftOut("segment", region.label, "no phrase") for region in free_regions]
+        left_out += [LeftOut("phrase", phrase.text, "no segment") for phrase in free_phrases]
         outcome = Outcome(
             work.file.name,
             work.file.fingerprint,

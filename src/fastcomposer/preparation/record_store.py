@@ -72,10 +72,9 @@ class PreparedFolder:
         self._key = digest(self.settings)
 
     def open(self, restart: bool = False) -> None:
-        """Create the folder, or resume a preparation with the same settings; ``restart`` deletes its records.
+        """Create the folder, or resume a preparation; ``restart`` deletes its records.
 
-        Raises:
-            ValueError: If the folder holds other data, or was prepared with other settings, which are named.
+        A ValueError refuses a folder of other data, and names settings that have changed.
         """
         file = self.folder / "settings.json"
         if not file.exists():
@@ -88,13 +87,11 @@ class PreparedFolder:
             self._delete()
         else:
             try:
-                changed = differences(json.loads(file.read_text()), self.settings)
+                changed = "; ".join(differences(json.loads(file.read_text()), self.settings))
             except ValueError:
                 raise ValueError(f"{file}: damaged; {_HINT}") from None
             if changed:
-                raise ValueError(
-                    f"{self.root} was prepared with other settings ({'; '.join(changed)}): {_HINT}"
-                )
+                raise ValueError(f"{self.root} was prepared with other settings ({changed}): {_HINT}")
         remove_leftovers(self.root)
         write_json(file, self.settings)
 
@@ -105,9 +102,8 @@ class PreparedFolder:
                 found = self._parse(read_json(self.root, photo.photo_id).extra.get(FIELD), photo)
             except RecordError:
                 found = None
-            if found and all(
-                record_path(self.root, photo.photo_id, end).exists() for end in (".jpg", ".npy")
-            ):
+            beside = (record_path(self.root, photo.photo_id, suffix) for suffix in (".jpg", ".npy"))
+            if found and all(file.exists() for file in beside):
                 return found
         try:
             return self._parse(json.loads(self._left_out_file(photo).read_bytes()), photo)
@@ -129,17 +125,10 @@ class PreparedFolder:
         write_json(self._left_out_file(photo), {**asdict(outcome), "settings": self._key})
 
     def write_lists(self, photos: Sequence[PhotoFile], outcomes: Sequence[Outcome], test_share: float) -> int:
-        """Write the id lists and the index.
+        """Write the id lists and the index; returns the number of records.
 
-        Records with the smallest digest of their id are held out: with more photos, few change their split.
-
-        Args:
-            photos: All photos.
-            outcomes: Outcome of each.
-            test_share: Fraction of the records to hold out; unless 0, at least one where there are two.
-
-        Returns:
-            Number of records.
+        Of the records ``test_share`` is held out; unless 0, at least one where there are two. These have the
+        smallest digest of their id: with more photos, few change their split.
         """
         names = [p.photo_id for p, outcome in zip(photos, outcomes, strict=True) if outcome.reason is None]
         held_out = round(test_share * len(names))
@@ -176,7 +165,7 @@ class PreparedFolder:
             try:
                 ours = FIELD in json.loads(file.read_bytes())
             except (OSError, ValueError, TypeError):
-                ours = False
+                continue
             if ours:
                 _delete_record(self.root, file.stem)
         for split, name in ID_LISTS.items():
@@ -188,10 +177,14 @@ class PreparedFolder:
 _OUTCOME = TypeAdapter(Outcome)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a file in UTF-8."""
+    write_atomically(file, lambda stream: stream.write(text.encode()))
+
+
 def write_json(file: Path, content: Any) -> None:
     """Write indented JSON."""
-    data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    write_atomically(file, lambda stream: stream.write(data))
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _delete_record(root: Path, photo_id: str) -> None:

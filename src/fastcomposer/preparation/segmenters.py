@@ -50,12 +50,8 @@ class PretrainedSegmenter(Segmenter):
     overlap: float = 0.8
 
     def __post_init__(self) -> None:
-        check_fractions(
-            "data.segmenter",
-            threshold=self.threshold,
-            mask_threshold=self.mask_threshold,
-            overlap=self.overlap,
-        )
+        values = {name: getattr(self, name) for name in ("threshold", "mask_threshold", "overlap")}
+        check_fractions("data.segmenter", **values)
 
     def load(self) -> None:
         """Load the weights; refuses other networks."""
@@ -90,15 +86,10 @@ class PretrainedSegmenter(Segmenter):
         return [found[number] for number in range(len(photos))]
 
     def _segmentation(self, classes: Tensor, masks: Tensor, photo: Photo) -> Segmentation:
-        """Assign pixels to the queries that found something.
+        """Assign pixels to queries by (Q, C + 1) class logits, the last one of nothing, and (Q, h, w) masks.
 
         The post-processing of transformers gives every pixel to the most probable mask, however low its
         probability: where the background fails ``threshold``, a person covers the photo.
-
-        Args:
-            classes: (Q, C + 1) logits; the last class is nothing.
-            masks: (Q, h, w) logits, which cover the photo.
-            photo: The photo.
         """
         size = (photo.image.height, photo.image.width)
         segment_map = np.zeros(size, np.int64)
