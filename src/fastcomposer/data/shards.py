@@ -38,7 +38,7 @@ from fastcomposer.data.shard_files import (
     sealed,
     unsealed,
 )
-from fastcomposer.utils.files import LOCK_NAME, is_leftover, remove_leftovers_in, write_atomically
+from fastcomposer.utils.files import LOCK_NAME, is_leftover, remove_leftovers, write_atomically
 from fastcomposer.utils.progress import tracked
 from fastcomposer.utils.settings import differences
 from fastcomposer.utils.workers import in_processes
@@ -228,8 +228,8 @@ def _write_chunks(shards: Sequence[_Shard], num_workers: int) -> int:
     (folder / split).mkdir(exist_ok=True)
     for leftover in (folder / split).glob("*".join(_TEMPORARY)):
         shutil.rmtree(leftover)
-    remove_leftovers_in(folder)
-    remove_leftovers_in(folder / split)
+    remove_leftovers(folder, shared=True)
+    remove_leftovers(folder / split, shared=True)
     finished = (folder / catalogue_file(split)).exists()
     stand = list(shards) if finished else [shard for shard in shards if shard.checks_file.exists()]
     found = _in_turns(_Shard.problem, stand, f"shards of {split} verified", num_workers)

@@ -30,7 +30,7 @@ from fastcomposer.data.cache_files import (
 )
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
-from fastcomposer.utils.files import remove_leftovers_in
+from fastcomposer.utils.files import remove_leftovers
 from fastcomposer.utils.settings import weights_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -114,7 +114,7 @@ class CacheStage(ResumableStage):
         if self.restart:
             clear(self.folder)
         write_manifest(self.folder, self.made_from)
-        remove_leftovers_in(self.folder)
+        remove_leftovers(self.folder, shared=True)
         with ThreadPoolExecutor(_READERS) as pool:
             return [group for group in self.groups if not self._is_current(group, pool)]
 

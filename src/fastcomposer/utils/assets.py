@@ -9,20 +9,12 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def asset(path: str | Path) -> Path:
-    """Find a file or folder that may come with the package.
-
-    Args:
-        path: As in a checkout, such as ``conf`` or ``data/architectures/sd15``.
-
-    Returns:
-        Where the package has it, in the wheel or in the checkout that it is installed from, unless the path
-        itself exists; else the path.
-    """
+    """Path as in a checkout, such as ``conf``; that in the package where only the package has it."""
     given = Path(path).expanduser()
     inside = packaged(given)
     return inside if inside.exists() and not given.exists() else given
 
 
 def packaged(path: str | Path) -> Path:
-    """Where the package has a file or folder, whatever lies in the working directory."""
+    """Path in the package: in the wheel, or in the checkout that it is installed from."""
     return (_WHEEL if _WHEEL.is_dir() else _CHECKOUT) / path

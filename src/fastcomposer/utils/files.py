@@ -36,15 +36,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes killed in :func:`write_atomically` have left in a folder and its folders."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
+    """Remove what processes killed in :func:`write_atomically` have left in a folder and its folders.
 
-
-def remove_leftovers_in(folder: Path) -> None:
-    """Remove what :func:`write_atomically` has left in a folder that may hold files of others."""
-    for path in filter(is_leftover, folder.iterdir()):
+    In a folder ``shared`` with others' files: at its top, and under names that only that function gives.
+    """
+    for path in filter(is_leftover, folder.iterdir()) if shared else folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 

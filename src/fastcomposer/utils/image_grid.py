@@ -15,12 +15,10 @@ _OWNERS = ((230, 90, 40), (40, 120, 220), (20, 160, 110), (200, 150, 0))  # of s
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192, titles: Sequence[str] = ()) -> Image.Image:
-    """Put images into rows on white, each enlarged to the same square.
+    """Put images into rows on white, each resized to a square of ``side`` pixels.
 
-    Args:
-        rows: Images of each row; rows may differ in length. Transparent ones are shown on light grey.
-        side: Side of an image in pixels.
-        titles: Of the columns; each may have several lines.
+    Rows may differ in length. Transparent images are shown on light grey. Titles of columns may have several
+    lines.
     """
     columns = max(len(row) for row in rows)
     step, head = side + _MARGIN, max((1 + title.count("\n") for title in titles), default=0) * _LINE
@@ -40,12 +38,9 @@ def grid(rows: Sequence[Sequence[Image.Image]], side: int = 192, titles: Sequenc
 
 
 def attention_overlay(image: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
-    """Show where a word attends: bright where it does, dark where not.
+    """Show where a word attends: bright where it does, dark where not, by a strength of 0 to 1.
 
-    Args:
-        image: The image.
-        attention: (h, w), not negative; scaled by its own maximum.
-        strength: How dark the unattended parts become, 0 to 1.
+    ``attention`` is (h, w), not negative; it is scaled by its own maximum.
     """
     weight = _scaled(attention[None], image)[0].numpy()[..., None]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -55,12 +50,9 @@ def attention_overlay(image: Image.Image, attention: Tensor, strength: float = 0
 
 
 def owner_overlay(image: Image.Image, attention: Tensor, strength: float = 0.7) -> Image.Image:
-    """Colour every pixel by the subject whose word attends to it most, the stronger the more it does.
+    """Colour every pixel by the subject whose word attends to it most, by a strength of 0 to 1.
 
-    Args:
-        image: The image.
-        attention: (K, h, w), not negative; of each subject, scaled by its own maximum.
-        strength: How much of a colour at most, 0 to 1.
+    ``attention`` is (K, h, w), not negative; each subject's is scaled by its own maximum.
     """
     most, owner = _scaled(attention, image).max(0)
     colours = np.array(_OWNERS, np.float32)[owner.numpy() % len(_OWNERS)]

@@ -27,16 +27,9 @@ def is_first_process() -> bool:
 
 @contextlib.contextmanager
 def sole_run(folder: str | Path) -> Iterator[bool]:
-    """Keep other runs out of a folder while the block runs.
+    """Keep other runs out of a folder, made when missing, while the block runs.
 
-    The system drops the lock when the process ends, however it ends. Of several processes of one run, the
-    first holds the lock for all.
-
-    Args:
-        folder: Where the run writes; made when missing.
-
-    Yields:
-        Whether this process holds the lock.
+    Of several processes of one run, the first holds the lock for all. Yields whether this process holds it.
 
     Raises:
         FaultError: If another process runs there, naming it.

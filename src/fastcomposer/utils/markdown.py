@@ -9,13 +9,7 @@ from fastcomposer.utils.files import write_atomically
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]], rules: Sequence[str] = ()) -> str:
-    """Write a table.
-
-    Args:
-        head: Heading of each column.
-        rows: Cells of each row; ``None`` is an empty cell.
-        rules: Below the headings: ``---:`` aligns a column to the right; ``---`` each by default.
-    """
+    """Write a table; a rule ``---:`` aligns its column to the right, a cell of ``None`` is empty."""
     return "\n".join(map(_row, [head, rules or ["---"] * len(head), *rows]))
 
 
@@ -25,12 +19,7 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def check_section(key: str, file: str | Path, name: str) -> None:
-    """Check that a document has the markers of a section.
-
-    Args:
-        key: Configuration key that names the document.
-        file: The document.
-        name: Name of the section.
+    """Check that the document that a configuration key names has the markers of a section.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -52,12 +41,7 @@ def write_section(file: str | Path, name: str, text: str) -> None:
 
 
 def replace_section(document: str, name: str, text: str) -> str:
-    """Put a text between the markers of a document.
-
-    Args:
-        document: Text of the document.
-        name: Name of the section and of the target of ``make`` that writes it.
-        text: The new section.
+    """Put a text between a document's markers of the section that ``make <name>`` writes.
 
     Raises:
         ValueError: If the markers are missing.

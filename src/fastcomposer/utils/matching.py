@@ -7,14 +7,9 @@ from scipy.optimize import linear_sum_assignment
 
 
 def greedy_pairs(similarity: np.ndarray, allowed: np.ndarray | None = None) -> list[tuple[int, int]]:
-    """Take the most similar allowed pair, remove its two members, and repeat.
+    """Take the most similar allowed pair of (n, K), remove its row and column, and repeat.
 
-    Args:
-        similarity: (n, K).
-        allowed: (n, K) bool; all pairs by default.
-
-    Returns:
-        At most min(n, K) pairs of row and column in the order of rows; of equally similar ones the first.
+    Of equally similar pairs the first is taken; the pairs are returned in the order of rows.
     """
     open_pairs = np.array(similarity, dtype=float)
     if allowed is not None:
@@ -28,13 +23,6 @@ def greedy_pairs(similarity: np.ndarray, allowed: np.ndarray | None = None) -> l
 
 
 def optimal_pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
-    """Pair rows with columns so that the sum of similarities is greatest.
-
-    Args:
-        similarity: (n, K).
-
-    Returns:
-        min(n, K) pairs of row and column, in the order of rows.
-    """
+    """Pair rows with columns of (n, K) so that the sum is greatest: min(n, K) pairs, in the order of rows."""
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Self, TypeVar
 
@@ -20,12 +20,7 @@ class LongWork:
     """Shows progress on standard error, between start and stop or inside ``with``.
 
     Where standard error is no terminal there are lines instead of a bar, the last one at the end.
-
-    Args:
-        title: What is counted.
-        total: Number of items.
-        done: Number of items that were done before.
-        transient: Whether short work leaves nothing behind.
+    ``done`` items were done before; short ``transient`` work leaves nothing behind.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, transient: bool = False) -> None:
@@ -82,10 +77,8 @@ def tracked(
     items: Iterable[_Item], title: str, total: int | None = None, transient: bool = False
 ) -> Iterator[_Item]:
     """Iterate and show progress; ``total`` is the number of items by default. See :class:`LongWork`."""
-    if total is None:
-        assert isinstance(items, Sized)
-        total = len(items)
-    with LongWork(title, total, transient=transient) as work:
+    count = len(items) if total is None else total  # type: ignore[arg-type]
+    with LongWork(title, count, transient=transient) as work:
         for item in items:
             yield item
             work.advance()

@@ -15,11 +15,8 @@ Source = Generator | list[Generator] | None
 def uniform(shape: Sequence[int], device: torch.device | str, source: Source) -> Tensor:
     """Draw (B, ...) floats in [0, 1).
 
-    Args:
-        shape: Of the result; where each sample has a generator, there must be B of them or more.
-        device: Of the result. As in diffusers, numbers are drawn on the generator's device, so that
-            one on the CPU gives the same everywhere.
-        source: Generators to draw from.
+    As in diffusers, numbers are drawn on the generator's device, so that one on the CPU gives the same
+    everywhere. Of generators for each sample there must be B or more.
     """
     return _drawn(torch.rand, shape, device, source)
 

@@ -17,15 +17,11 @@ _CHUNK = 1 << 20
 
 
 def described(value: Any, name: str = "method") -> Any:
-    """Describe settings as JSON values.
-
-    Args:
-        value: A number, text, path, list, mapping, class, dataclass (without fields that are not compared) or
-            ``functools.partial`` of such arguments.
-        name: Key of the value, for messages.
+    """Describe settings as JSON values; ``name`` is the key of the value, for messages.
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If it is no number, text, path, list, mapping, class, dataclass (described by its compared
+            fields) or ``functools.partial`` of named arguments.
     """
     if isinstance(value, partial):
         if value.args:
@@ -62,12 +58,7 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 def base_fingerprint(
     base: str | Path, parts: Sequence[str] = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 ) -> str:
-    """Hub id of a model, or a digest of the size and both ends of each of its files.
-
-    Args:
-        base: Folder, single file, or hub id.
-        parts: Folders inside a folder that matter; of a base in the diffusers layout by default.
-    """
+    """Hub id of a model, or a digest of size and both ends of its file or of those in a folder's parts."""
     path = Path(base).expanduser()
     if path.is_file():
         found = {path: ""}

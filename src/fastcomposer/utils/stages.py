@@ -62,14 +62,9 @@ class ResumableStage(L.LightningModule):
 
 
 def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Divide tasks evenly: the largest first, each to the least loaded (Graham's rule).
+    """Divide tasks of some sizes evenly: the largest first, each to the least loaded (Graham's rule).
 
-    Args:
-        sizes: Size of each task.
-        count: Number of shares.
-
-    Returns:
-        For each share the numbers of its tasks, in their order.
+    Returns the indices of each share's tasks, in their order.
     """
     loads = [(0, share) for share in range(count)]
     shares: list[list[int]] = [[] for _ in range(count)]
@@ -98,9 +93,9 @@ class StageProgress(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin, unless there is nothing to do."""
         assert isinstance(pl_module, ResumableStage)
-        if trainer.is_global_zero and pl_module.num_images():
+        if trainer.is_global_zero and (count := pl_module.num_images()):
             share = f", of {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            self._work = LongWork(f"{pl_module.title}{share}", pl_module.num_images()).start()
+            self._work = LongWork(f"{pl_module.title}{share}", count).start()
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any

@@ -63,10 +63,9 @@ def escaped(text: str) -> str:
 
 
 def keep_texts(config: DictConfig | ListConfig, inside: bool = False) -> None:
-    r"""Mark all texts of a composed configuration in place, so that they are not resolved.
+    r"""Mark texts of a composed configuration (``inside``: all strings) in place, so that none is resolved.
 
-    ``\${``, as OmegaConf escapes it, becomes ``${``; an unescaped one stays. With ``inside`` every string is
-    a text.
+    ``\${``, as OmegaConf escapes it, becomes ``${``; an unescaped one stays.
     """
     keys: Any = list(config.keys()) if isinstance(config, DictConfig) else range(len(config))
     for key in keys:

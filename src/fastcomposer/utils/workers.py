@@ -26,15 +26,9 @@ _DATA_LOADER = "torch.utils.data.dataloader"
 def in_processes(
     function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int
 ) -> Iterator[Result]:
-    """Call a function for every task, several at a time, in processes that end with this one.
+    """Call an importable function for every task in processes that end with this one; 0 calls it in this one.
 
-    Args:
-        function: Importable by its name.
-        tasks: Its arguments.
-        num_workers: Processes; 0 calls it in this one.
-
-    Yields:
-        Results, as they are completed.
+    Yields results, as they are completed.
 
     Raises:
         FaultError: If one of the processes dies.
