@@ -40,10 +40,3 @@ def completed(line: str) -> list[str]:
 )
 def test_the_tab_key_completes(typed: str, offered: list[str]) -> None:
     assert completed(f"{Path(sys.executable).with_name('fastcomposer')} {typed}") == offered
-
-
-def test_make_prints_the_line_that_switches_it_on() -> None:
-    printed = subprocess.run(
-        ["make", "-s", "completion"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert printed.stdout == f"source {ROOT}/scripts/completion.bash\n"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_architectures import narrow
 
 from fastcomposer.cli import train
 from fastcomposer.training.personalization.concept import read_concepts
@@ -45,17 +44,6 @@ def test_a_person_goes_to_the_run_s_folder(command: Command, method: str) -> Non
     status, errors = command(*arguments, f"data.people={{{ADAM}}}")
     assert status == 1
     assert "resume=auto" in errors
-
-
-def test_a_person_is_learned_on_an_architecture_with_weights_drawn(command: Command, tmp_path: Path) -> None:
-    folder = narrow("sd15", tmp_path / "sd15")
-    base = ["model=sd15", "model.weights=random", f"model.architecture={folder}", "model.resolution=64"]
-    few = ["method.steps=1", "method.class_images.count=1", "method.class_images.num_inference_steps=1"]
-    status, errors = command(
-        "experiment=person", "method=dreambooth", *base, *few, f"data.people={{{ADAM}}}", "name=random"
-    )
-    assert status == 0, errors
-    assert read_concepts("outputs/random")[0].steps == 1
 
 
 def test_two_people_are_learned_together(command: Command) -> None:

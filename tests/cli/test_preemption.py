@@ -48,6 +48,7 @@ def test_a_preempted_job_saves_and_is_requeued(
     assert call("name=whole") == 0
     assert call("name=run", *notice, "+callbacks.notice.name=SIGUSR1") == 138
     said = capsys.readouterr().out
+    assert "3 steps are done. resume=auto" in said
     assert f"SIGUSR1: stopped after step 3; {tmp_path}/outputs/run/checkpoints/last.ckpt is saved" in said
     assert (tmp_path / "asked").read_text() == "requeue 42\n"
     assert read_step(Path("outputs/run/checkpoints/last.ckpt")) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastcomposer import FastComposer
-from fastcomposer.cli import attention, generate
+from fastcomposer.cli import generate
 from fastcomposer.cli.common import model_parts, trained_pipeline
-from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 
 Run = Callable[..., tuple[int, str, str]]
@@ -109,28 +107,6 @@ def test_generate_samples_what_the_api_samples(
     assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
-def test_attention_is_measured_of_it(
-    run: Run, tiny_base: Path, published_checkpoint: Path, world: Path
-) -> None:
-    from fastcomposer.evaluation.attention_share import attention_share
-
-    model = [
-        f"model.base={tiny_base}",
-        "model.resolution=32",
-        "model.reference_size=56",
-        f"data.root={world}",
-    ]
-    measured = [*model, "data.module.batch_size=4", "num_batches=1"]
-    status, _, err = run(attention, *measured, f"checkpoints=[{published_checkpoint}]")
-    assert status == 0, err
-    config = composed("attention", *measured)
-    loader = instantiate(config.data.module).val_dataloader()
-    api = FastComposer.from_published_checkpoint(published_checkpoint, base=tiny_base, max_subjects=3)
-    expected = attention_share(api, [next(iter(loader))], config.seed).as_dict()
-    found = json.loads(Path("outputs/attention/attention.json").read_text())
-    assert found[str(published_checkpoint)] == expected
-
-
 def test_what_a_training_leaves_has_the_networks_that_the_base_does_not_give(
     tiny_base: Path, published_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -161,15 +137,6 @@ def test_what_equals_the_base_is_not_written_again(tiny_base: Path, tmp_path: Pa
     parts = {name.split(".")[0] for name in load_file(file)}
     assert parts == {"fusion", "text_encoder", "image_encoder"}
     assert_same(networks(FastComposer.from_checkpoint(file, base=tiny_base)), networks(released))
-
-
-def test_it_fits_a_fusion_that_pools_by_attention(
-    tiny_base: Path, published_checkpoint: Path, golden: Any
-) -> None:
-    model = FastComposer.from_pretrained(tiny_base, fusion=FusionConfig(pooling="attention"))
-    load_trained_weights(model, published_checkpoint, keep_fusion=True)
-    assert model.fusion.kind.pooling == "attention"
-    assert torch.equal(model.fusion.mlp1.fc1.weight, golden.weights["postfuse_module.mlp1.fc1.weight"])
 
 
 def test_objects_in_a_checkpoint_are_not_unpickled(tiny_base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,31 +14,21 @@ from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.miniworld.detector import HeadDetector
 from fastcomposer.miniworld.embedder import IdentityEmbedder
 
+Run = Callable[..., tuple[int, str, str]]
 
-def test_the_report_measures_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+
+def test_the_card_measures_the_parts_that_exist(run: Run) -> None:
     HeadDetector(channels=(8, 8, 8, 8), head_channels=8).save_pretrained("base/detector")
     IdentityEmbedder(16, 16, 1.1, (8, 8, 8)).save_pretrained("base/embedder")
-    call = ["card", "model.base=base", "num_scenes=20", "card=base/README.md"]
-    monkeypatch.setattr(sys, "argv", call)
-    card.main()
+    status, out, _ = run(card, "model.base=base", "num_scenes=20", "card=base/README.md")
+    assert status == 0 and "missing" in out
     written = json.loads(Path("outputs/card/card.json").read_text())
-    assert written["missing"] == [
-        "tokenizer",
-        "vae",
-        "text_encoder",
-        "image_encoder",
-        "clip",
-        "unet",
-        "scheduler",
-    ]
+    missing = ["tokenizer", "vae", "text_encoder", "image_encoder", "clip", "unet", "scheduler"]
+    assert written["missing"] == missing
     rows = {(row["part"], row["measure"]): row for row in written["rows"]}
     assert rows["detector", "recall at IoU 0.5, 1 subject"]["at_least"] == 0.97
     assert rows["embedder", "verification AUC, 30 % of both heads hidden"]["at_least"] == 0.95
     assert 0 <= rows["embedder", "verification AUC, other clothing and expression"]["value"] <= 1
-    assert "missing" in capsys.readouterr().out
     written_card = Path("base/README.md").read_text()
     assert "This file is generated" in written_card
     assert json.loads(Path("base/training.json").read_text()) == []
@@ -51,68 +41,29 @@ def test_the_report_measures_what_is_there(
         ("results=nowhere", "results=nowhere: no results.json there"),
     ],
 )
-def test_what_is_not_there_is_said(
-    override: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["report", *override.split()])
-    with pytest.raises(SystemExit):
-        report.main()
-    assert message in capsys.readouterr().err
+def test_what_is_missing_is_named(override: str, message: str, run: Run) -> None:
+    assert message in run(report, override)[2]
 
 
-def test_an_evaluation_is_reported_without_its_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    score = Estimate(0.4, (0.3, 0.5))
-    row = ResultRow(
-        "single_subject",
-        "fastcomposer",
-        {"alpha": 0.8},
-        1,
-        48,
-        score,
-        score,
-        2.0,
-        0.0,
-        0,
-        0,
-        900,
-        identity_published=score,
-    )
-    write_results("results/results.json", [row], {"machine": "two cores"})
-    call = ["report", "results=results", "formats=[md,html]", "~benchmark"]
-    monkeypatch.setattr(sys, "argv", call)
-    report.main()
-    said = capsys.readouterr()
-    assert said.out.split() == ["results/tables.md", "results/report.html"]
-    assert "0.400 [0.300, 0.500]" in Path("results/tables.md").read_text()
-    assert "two cores" in Path("results/report.html").read_text()
-
-
-def test_results_go_into_the_readme_and_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_results_are_reported_and_go_into_the_readme_and_the_page(run: Run) -> None:
     score = Estimate(0.4, (0.3, 0.5))
     row = ResultRow(
         "single_subject", "text_only", {}, 0, 48, score, score, 2.0, 0.0, 0, 0, 900, identity_published=score
     )
     write_results("results/results.json", [row], {"device": "abacus", "cpus": 2})
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["report", "results=results", "~benchmark", "readme=README.md", "document=page.md"],
-    )
+    status, out, _ = run(report, "results=results", "formats=[md,html]", "~benchmark")
+    assert (status, out.split()) == (0, ["results/tables.md", "results/report.html"])
+    assert "0.400 [0.300, 0.500]" in Path("results/tables.md").read_text()
+    assert "abacus" in Path("results/report.html").read_text()
+    Path("results/tables.md").unlink()
+    call = ["results=results", "~benchmark", "readme=README.md", "document=page.md"]
     section = "a\n<!-- results: written by make results -->\n<!-- results: end -->\nb\n"
     Path("page.md").write_text(section)
     Path("README.md").write_text("nothing\n")
-    with pytest.raises(SystemExit):
-        report.main()
-    assert "readme=README.md: no section for make results" in capsys.readouterr().err
+    assert "readme=README.md: no section for make results" in run(report, *call)[2]
     assert not Path("results/tables.md").exists()
     Path("README.md").write_text(section)
-    report.main()
+    assert run(report, *call)[0] == 0
     for name, line in (
         ("README.md", "| Text only | 0 | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] |"),
         ("page.md", "| Text only | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] | 2.0 | 0 | 0.039 [R] |"),

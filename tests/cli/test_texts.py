@@ -15,9 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from fastcomposer.cli import demo, evaluate, generate, prepare, train
+from fastcomposer.cli import evaluate, generate, prepare, train
 from fastcomposer.cli.recalled import Sampler
-from fastcomposer.demo.server import Address
 from fastcomposer.utils.provenance import image_text, read_metadata
 from fastcomposer.utils.texts import as_data, escaped, keep_texts, plain
 
@@ -91,12 +90,6 @@ def test_a_prompt_is_sampled_as_it_is(
     for one in (sampled[1], sampled[3]):
         assert (one["prompt"], one["negative_prompt"]) == (prompt, TEXT)
     assert (tmp_path / "again" / file.name).is_file()
-
-
-def test_a_prompt_in_hydras_quotes_is_sampled_as_it_is(run: Run, sampled: list[dict[str, Any]]) -> None:
-    for prompt in ('prompt="a ${seed} man"', r'prompt="a \${seed} man"'):
-        assert run(generate, prompt, "checkpoint=x", "num_images=1")[0] == 0
-        assert sampled.pop()["prompt"] == "a ${seed} man"
 
 
 def test_nothing_in_an_image_s_settings_is_resolved(
@@ -183,31 +176,12 @@ def test_training_samples_its_prompts_as_they_are(run: Run, given: list[DictConf
     assert plain(OmegaConf.masked_copy(given[0].callbacks.samples, "prompts")) == {"prompts": [prompt]}
 
 
-def test_fine_tuning_learns_its_templates_as_they_are(run: Run, given: list[DictConfig]) -> None:
-    words = [f"method.templates=['{TEXT} {{}}']", f"method.class_images.prompt='{TEXT} {{}}'"]
-    assert run(train, "method=dreambooth", *words)[0] == 0
-    images = instantiate(given[0].method.class_images, _convert_="object")
-    assert images.prompt == f"{TEXT} {{}}"
-    assert given[0].method.templates[0] == f"{TEXT} {{}}"
-
-
 def test_evaluation_takes_labels_and_prompts_as_they_are(run: Run, given: list[DictConfig]) -> None:
     status, _, err = run(evaluate, "checkpoint=x", NEGATIVE, f"labels={{note: '{TEXT}'}}")
     assert status == 0, err
     method = instantiate(given[0].methods.fastcomposer, _convert_="all")
     assert method.sampler["negative_prompt"] == TEXT
     assert method.settings[0]["note"] == TEXT
-
-
-def test_the_page_samples_negative_prompts_as_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[Any] = []
-    monkeypatch.setattr(Address, "check", lambda address: None)
-    monkeypatch.setattr(demo, "trained_pipeline", lambda config, scheduler: None)
-    monkeypatch.setattr("fastcomposer.demo.server.serve", lambda *arguments: served.append(arguments))
-    status, _, err = run(demo, NEGATIVE, "examples=null")
-    assert status == 0, err
-    text = served[0][1]["sampler"]["negative_prompt"]
-    assert (text, type(text)) == (TEXT, str)
 
 
 def test_preparation_captions_and_matches_with_texts_as_they_are(run: Run, given: list[DictConfig]) -> None:
