@@ -72,7 +72,6 @@ class Distances:
 class CategoryScores(TypedDict):
     """Scores of one category of prompts."""
 
-    __pydantic_config__ = PLAIN  # type: ignore[misc]
     identity_preservation: Estimate
     prompt_consistency: Estimate
 

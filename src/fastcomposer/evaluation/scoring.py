@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchvision.transforms.functional import to_tensor
 from torchvision.transforms.v2 import functional as tvf
 
@@ -100,13 +101,14 @@ class ScoringStage(ResumableStage):
             if isinstance(measure, nn.Module):  # moves to the device with this stage
                 self.add_module(f"measure_{len(self._modules)}", measure)
         # What this call scores, averaged over all processes; results.json is made of what is kept.
-        self.means = nn.ModuleDict(
+        self.means = MetricCollection(
             {
                 "identity": IdentityPreservation(),
                 "identity_published": IdentityPreservation(),
                 "prompt_consistency": PromptConsistency(),
                 "copy_paste": CopyPaste(),
-            }
+            },
+            compute_groups=False,
         )
         self._known: dict[str, KnownSubject] = {}
         self.scorer = describe_scorer(faces, image_text, reference_size, self.measures)
@@ -174,7 +176,7 @@ class ScoringStage(ResumableStage):
         """Log the means of what was scored as Lightning's callback metrics ``scores/<name>``, and finish."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*before the ``update`` method")  # a process without a task
-            means = {f"scores/{name}": metric.compute() for name, metric in self.means.items()}
+            means = {f"scores/{name}": value for name, value in self.means.compute().items()}
         self.trainer.callback_metrics.update(means)
         super().on_predict_end()
 
