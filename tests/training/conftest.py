@@ -77,3 +77,19 @@ def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
         return L.Trainer(**{**defaults, **settings})
 
     return build
+
+
+@pytest.fixture
+def fit(
+    make_data: Callable[..., SubjectDataModule], make_trainer: Callable[..., L.Trainer]
+) -> Callable[..., L.Trainer]:
+    """Train a module for some steps; returns the trainer."""
+
+    def run(
+        module: FastComposerModule, steps: int, data: Any = None, resume: Path | None = None, **settings: Any
+    ) -> L.Trainer:
+        trainer = make_trainer(max_steps=steps, **settings)
+        trainer.fit(module, data or make_data(), ckpt_path=resume, weights_only=True)
+        return trainer
+
+    return run

@@ -37,11 +37,9 @@ class _Poison(Callback):
                     parameter.grad.fill_(float("nan"))
 
 
-def test_single_bad_steps_pass_and_leave_finite_weights(
-    make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
+def test_single_bad_steps_pass_and_leave_finite_weights(make_module: Make, fit: Make) -> None:
     module = make_module()
-    make_trainer(max_steps=6, callbacks=[_Poison({2, 4})]).fit(module, make_data())
+    fit(module, 6, callbacks=[_Poison({2, 4})])
     assert module.global_step == 6
     assert all(
         value.isfinite().all() for value in module.model.state_dict().values() if value.is_floating_point()

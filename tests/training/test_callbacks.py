@@ -20,9 +20,7 @@ from fastcomposer.training.callbacks import GracefulStop, TrainingProgress
 Make = Callable[..., Any]
 
 
-def test_a_signal_ends_after_the_step_and_saves(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
+def test_a_signal_ends_after_the_step_and_saves(make_module: Make, fit: Make, tmp_path: Path) -> None:
     class Interrupt(Callback):
         def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 3:
@@ -31,7 +29,7 @@ def test_a_signal_ends_after_the_step_and_saves(
     before = signal.getsignal(signal.SIGTERM)
     stop = GracefulStop(tmp_path)
     module = make_module()
-    make_trainer(max_steps=50, callbacks=[stop, Interrupt()]).fit(module, make_data())
+    fit(module, 50, callbacks=[stop, Interrupt()])
     assert stop.received == signal.SIGTERM
     assert module.global_step == 4
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
@@ -43,12 +41,7 @@ def test_a_signal_ends_after_the_step_and_saves(
     [(2, (1, 3)), (12, (1, 0))],  # the latter with 2 batches an epoch, less than a step
 )
 def test_a_signal_waits_for_the_gradients_of_the_step(
-    batch_size: int,
-    signalled: tuple[int, int],
-    make_module: Make,
-    make_data: Make,
-    make_trainer: Make,
-    tmp_path: Path,
+    batch_size: int, signalled: tuple[int, int], make_module: Make, make_data: Make, fit: Make, tmp_path: Path
 ) -> None:
     class Interrupt(Callback):
         def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
@@ -57,15 +50,14 @@ def test_a_signal_waits_for_the_gradients_of_the_step(
 
     module, data = make_module(), make_data(batch_size=batch_size)
     callbacks = [GracefulStop(tmp_path), Interrupt()]
-    make_trainer(max_steps=6, accumulate_grad_batches=3, callbacks=callbacks).fit(module, data)
+    fit(module, 6, data=data, accumulate_grad_batches=3, callbacks=callbacks)
     assert module.global_step == 2
     assert data.state_dict()["batches"] == 6
 
 
 def test_a_log_has_a_line_now_and_then(
     make_module: Make,
-    make_data: Make,
-    make_trainer: Make,
+    fit: Make,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,8 +66,7 @@ def test_a_log_has_a_line_now_and_then(
     clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
     monkeypatch.setattr("fastcomposer.training.callbacks.time", clock)
     progress = TrainingProgress(interval=30)
-    trainer = make_trainer(max_steps=7, callbacks=[progress], enable_progress_bar=True)
-    trainer.fit(make_module(), make_data())
+    fit(make_module(), 7, callbacks=[progress], enable_progress_bar=True)
     out, err = capsys.readouterr()
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith(str(tmp_path))]
@@ -86,15 +77,11 @@ def test_a_log_has_a_line_now_and_then(
 
 
 def test_a_terminal_has_a_bar(
-    make_module: Make,
-    make_data: Make,
-    make_trainer: Make,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    make_module: Make, fit: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     progress = TrainingProgress(interval=0)
-    make_trainer(max_steps=2, callbacks=[progress], enable_progress_bar=True).fit(make_module(), make_data())
+    fit(make_module(), 2, callbacks=[progress], enable_progress_bar=True)
     out, err = capsys.readouterr()
     assert "Epoch 0 " in out
     assert "/-2" not in out

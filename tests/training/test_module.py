@@ -15,7 +15,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import load_trained_weights, read_training_length
@@ -30,18 +29,15 @@ def weights(module: FastComposerModule) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
 
 
-def test_200_steps_equal_100_resumed_for_100_more(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
+def test_200_steps_equal_100_resumed_for_100_more(make_module: Make, fit: Make, tmp_path: Path) -> None:
     straight = make_module()
-    make_trainer(max_steps=200).fit(straight, make_data())
+    fit(straight, 200)
     first = make_module()
-    trainer = make_trainer(max_steps=100)
-    trainer.fit(first, make_data())
+    trainer = fit(first, 100)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     torch.manual_seed(99)  # another process starts with other global random numbers
     second = make_module()
-    make_trainer(max_steps=200).fit(second, make_data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    fit(second, 200, resume=tmp_path / "half.ckpt")
     assert second.global_step == 200
     one, other = weights(straight), weights(second)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -51,12 +47,11 @@ def test_200_steps_equal_100_resumed_for_100_more(
 
 
 def test_frozen_parts_stay_and_checkpoints_hold_trained_ones_only(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
     module = make_module(train_unet=False)
     before = weights(module)
-    trainer = make_trainer(max_steps=3)
-    trainer.fit(module, make_data())
+    trainer = fit(module, 3)
     after = weights(module)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     parts = {".".join(name.split(".")[:1]) for name in changed}
@@ -70,11 +65,10 @@ def test_frozen_parts_stay_and_checkpoints_hold_trained_ones_only(
 
 
 def test_exported_weights_are_the_average_and_load_again(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
     module = make_module()
-    trainer = make_trainer(max_steps=5)
-    trainer.fit(module, make_data())
+    trainer = fit(module, 5)
     file = module.export(tmp_path)
     trainer.save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     for source in (file, tmp_path, tmp_path / "checkpoints" / "last.ckpt"):
@@ -88,16 +82,15 @@ def test_exported_weights_are_the_average_and_load_again(
 
 
 def test_what_earlier_weights_brought_stays_where_it_is_frozen(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
     first = make_module(ema_decay=None)
-    make_trainer(max_steps=2).fit(first, make_data())
+    fit(first, 2)
     first.export(tmp_path / "first")
     second = make_module(
         weights=tmp_path / "first", train_unet=False, vision_layers=0, caption_dropout=0.0, ema_decay=None
     )
-    trainer = make_trainer(max_steps=1)
-    trainer.fit(second, make_data())
+    trainer = fit(second, 1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     second.export(tmp_path / "second")
     expected, untrained = weights(second), weights(make_module())
@@ -110,10 +103,10 @@ def test_what_earlier_weights_brought_stays_where_it_is_frozen(
 
 
 def test_training_goes_on_from_trained_weights_and_counts_their_steps(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
     first = make_module()
-    make_trainer(max_steps=3).fit(first, make_data())
+    fit(first, 3)
     first.export(tmp_path / "first")
     known = read_training_length(tmp_path / "first")
     assert known.steps == 3
@@ -122,14 +115,13 @@ def test_training_goes_on_from_trained_weights_and_counts_their_steps(
     with first.averaged_weights():
         one, other = weights(first), weights(second)
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    trainer = make_trainer(max_steps=2)
-    trainer.fit(second, make_data())
+    trainer = fit(second, 2)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     length = read_training_length(tmp_path / "last.ckpt")
     assert length.steps == 5
     assert length.minutes > known.minutes
     third = make_module(weights=tmp_path / "first")
-    make_trainer(max_steps=4).fit(third, make_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    fit(third, 4, resume=tmp_path / "last.ckpt")
     assert third.length.steps == 7
     assert third.length.minutes > length.minutes
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -137,15 +129,12 @@ def test_training_goes_on_from_trained_weights_and_counts_their_steps(
 
 
 def test_checkpoint_of_another_choice_of_parameters_is_refused(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(max_steps=1)
-    trainer.fit(make_module(), make_data())
+    trainer = fit(make_module(), 1)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(RuntimeError, match=r"method\.vision_layers"):
-        make_trainer(max_steps=2).fit(
-            make_module(vision_layers=0), make_data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
-        )
+        fit(make_module(vision_layers=0), 2, resume=tmp_path / "x.ckpt")
 
 
 def some_batch(count: int, slots: int = 2) -> SubjectBatch:
@@ -189,9 +178,7 @@ def test_lost_captions_take_the_states_of_the_empty_prompt() -> None:
     assert torch.equal(plain.input_ids, dropped.input_ids)
 
 
-def test_learning_rate_warms_up_and_cools_down(
-    make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
+def test_learning_rate_warms_up_and_cools_down(make_module: Make, fit: Make) -> None:
     seen: list[float] = []
 
     class Watch(Callback):
@@ -200,53 +187,21 @@ def test_learning_rate_warms_up_and_cools_down(
 
     optimizer = partial(torch.optim.AdamW, lr=1.0e-3)
     module = make_module(warmup_steps=4, cooldown=0.5, optimizer=optimizer)
-    make_trainer(max_steps=10, callbacks=[Watch()]).fit(module, make_data())
+    fit(module, 10, callbacks=[Watch()])
     assert seen[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert seen[5:] == pytest.approx([1e-3, 0.8e-3, 0.6e-3, 0.4e-3, 0.2e-3], rel=0.26)
     assert seen[-1] < seen[-2] < seen[-3]
 
 
 @pytest.mark.parametrize(
-    "loss",
-    [
-        {"localization_weight": 0.0},
-        {},
-        {"normalize_localization": True},
-        {"localization": "cross_entropy"},
-        {"localization": "token_compose"},
-    ],
-    ids=["off", "balanced_l1", "normalized", "cross_entropy", "token_compose"],
-)
-def test_every_localization_trains_a_step(
-    make_module: Make, make_data: Make, make_trainer: Make, loss: dict[str, Any]
-) -> None:
-    module = make_module(
-        loss_config=LossConfig(**loss), ema_decay=None, caption_dropout=0.0, subject_dropout=0.0
-    )
-    before = weights(module)
-    make_trainer(max_steps=1).fit(module, make_data(min_subjects=2))
-    after = weights(module)
-    assert all(value.isfinite().all() for value in after.values())
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == set(module.model.trainable_state_dict())
-    seen = module.trainer.callback_metrics
-    total = (
-        seen["train/denoise_loss"] + loss.get("localization_weight", 0.001) * seen["train/localization_loss"]
-    )
-    assert seen["train/loss"].item() == pytest.approx(total.item(), rel=1e-6)
-    assert seen["train/localization_loss"].item() != 0
-
-
-@pytest.mark.parametrize(
     "fusion", [FusionConfig("add"), FusionConfig("replace"), FusionConfig(pooling="attention")]
 )
 def test_every_fusion_trains_and_is_told_by_its_checkpoint(
-    fusion: FusionConfig, make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    fusion: FusionConfig, make_module: Make, make_data: Make, fit: Make, tmp_path: Path
 ) -> None:
     module = make_module(fusion=fusion, ema_decay=None, caption_dropout=0.0)
     before = weights(module)
-    trainer = make_trainer(max_steps=2)
-    trainer.fit(module, make_data(num_references=3))
+    trainer = fit(module, 2, data=make_data(num_references=3))
     after = weights(module)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     # In the first step the query is zero, and what it is compared with has no gradient yet.
@@ -279,15 +234,10 @@ def test_batches_of_one_step_draw_different_numbers(
     assert several[::3] == alone
 
 
-def test_fused_steps_in_mixed_precision_are_clipped(
-    make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
+def test_fused_steps_in_mixed_precision_are_clipped(make_module: Make, fit: Make) -> None:
     module = make_module(optimizer=AdamW(lr=1e-3), gradient_checkpointing=True, ema_decay=None)
     before = weights(module)
-    trainer = make_trainer(
-        max_steps=1, precision="bf16-mixed", accumulate_grad_batches=2, gradient_clip_val=1e-3
-    )
-    trainer.fit(module, make_data())
+    trainer = fit(module, 1, precision="bf16-mixed", accumulate_grad_batches=2, gradient_clip_val=1e-3)
     assert trainer.callback_metrics["train/grad_norm"] > 1e-2
     gradients = [p.grad for p in module.trained_parameters().values() if p.grad is not None]
     assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-2)
@@ -295,9 +245,7 @@ def test_fused_steps_in_mixed_precision_are_clipped(
 
 
 @pytest.mark.slow
-def test_compiled_training_is_training(
-    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
-) -> None:
+def test_compiled_training_is_training(make_module: Make, fit: Make, world: Path, tmp_path: Path) -> None:
     portrait = str(min((world / "references").glob("*.png")))
     sampler = {"alpha": 1.0, "num_inference_steps": 1, "height": 32, "width": 32}
     found = []
@@ -305,7 +253,7 @@ def test_compiled_training_is_training(
         module = make_module(compile=backend)
         samples = SampleImages(tmp_path / str(backend), ["a man <|image|>"], [[portrait]], 1, sampler)
         settings = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
-        make_trainer(max_steps=2, callbacks=[samples], **settings).fit(module, make_data())
+        fit(module, 2, callbacks=[samples], **settings)
         module.export(tmp_path / str(backend))
         found.append(load_file(tmp_path / str(backend) / "fastcomposer.safetensors"))
     assert found[0].keys() == found[1].keys()
@@ -315,12 +263,11 @@ def test_compiled_training_is_training(
 
 @pytest.mark.parametrize("clip", [1.0, None])
 def test_fused_steps_are_refused_where_float16_is_scaled(
-    clip: float | None, make_module: Make, make_data: Make, make_trainer: Make
+    clip: float | None, make_module: Make, fit: Make
 ) -> None:
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"set method\.optimizer\.implementation=foreach"):
-        trainer = make_trainer(max_steps=1, plugins=[scaled], gradient_clip_val=clip)
-        trainer.fit(make_module(optimizer=AdamW()), make_data())
+        fit(make_module(optimizer=AdamW()), 1, plugins=[scaled], gradient_clip_val=clip)
 
 
 @pytest.mark.parametrize(

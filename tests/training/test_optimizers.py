@@ -57,13 +57,13 @@ def test_eight_bits_come_from_their_library_where_it_is(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"implementation": "4bit"}, r"method\.optimizer\.implementation='4bit': one of foreach, fused"),
-        ({"lr": -1}, r"method\.optimizer\.lr=-1: a number from 0 on"),
-        ({"lr": "fast"}, r"method\.optimizer\.lr=fast"),
-        ({"eps": float("nan")}, r"method\.optimizer\.eps=nan"),
-        ({"weight_decay": -0.1}, r"method\.optimizer\.weight_decay=-0\.1"),
-        ({"betas": [0.9]}, r"method\.optimizer\.betas=\[0\.9\]: two numbers from 0 to below 1"),
-        ({"betas": [1.5, 0.9]}, r"method\.optimizer\.betas="),
+        ({"implementation": "4bit"}, r"method\.optimizer\nimplementation\n"),
+        ({"lr": -1}, r"method\.optimizer\nlr\n"),
+        ({"lr": "fast"}, r"method\.optimizer\nlr\n"),
+        ({"eps": float("nan")}, r"method\.optimizer\neps\n"),
+        ({"weight_decay": -0.1}, r"method\.optimizer\nweight_decay\n"),
+        ({"betas": [0.9]}, r"method\.optimizer\nbetas\.1\n"),
+        ({"betas": [1.5, 0.9]}, r"method\.optimizer\nbetas\.0\n"),
     ],
 )
 def test_bad_settings_are_refused_when_it_is_configured(settings: dict[str, Any], message: str) -> None:

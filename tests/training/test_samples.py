@@ -18,7 +18,7 @@ Make = Callable[..., Any]
 
 
 def test_samples_are_the_same_images_each_time(
-    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
+    make_module: Make, fit: Make, world: Path, tmp_path: Path
 ) -> None:
     portraits = sorted(str(path) for path in (world / "references").glob("*.png"))
     samples = SampleImages(
@@ -30,14 +30,8 @@ def test_samples_are_the_same_images_each_time(
     )
     frozen = partial(torch.optim.SGD, lr=0.0)
     module = make_module(optimizer=frozen, ema_decay=None)
-    trainer = make_trainer(
-        max_steps=4,
-        callbacks=[samples],
-        limit_val_batches=1,
-        val_check_interval=2,
-        check_val_every_n_epoch=None,
-    )
-    trainer.fit(module, make_data())
+    validation = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    fit(module, 4, callbacks=[samples], **validation)
     files = sorted(tmp_path.glob("step_*.png"))
     assert [file.name for file in files] == ["step_000002.png", "step_000004.png"]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -57,7 +51,7 @@ def test_missing_references_of_samples_are_named(tmp_path: Path) -> None:
 
 
 def test_prompt_consistency_is_a_mean_over_images(
-    make_module: Make, make_data: Make, make_trainer: Make, world: Path, tmp_path: Path
+    make_module: Make, fit: Make, world: Path, tmp_path: Path
 ) -> None:
     portraits = sorted(str(path) for path in (world / "references").glob("*.png"))
 
@@ -67,7 +61,6 @@ def test_prompt_consistency_is_a_mean_over_images(
     prompts = ["a man <|image|>", "a man <|image|> and a woman <|image|>"]
     sampler = {"alpha": 1.0, "num_inference_steps": 1, "height": 32, "width": 32}
     samples = SampleImages(tmp_path, prompts, [portraits[:1], portraits[:2]], 1, sampler, scores)
-    trainer = make_trainer(max_steps=1, callbacks=[samples], limit_val_batches=1, val_check_interval=1)
-    trainer.fit(make_module(), make_data())
+    trainer = fit(make_module(), 1, callbacks=[samples], limit_val_batches=1, val_check_interval=1)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if "samples/" in name}
     assert found == pytest.approx({"samples/identity": 0.3, "samples/prompt_consistency": 0.2})

@@ -28,11 +28,11 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class NonFiniteLossError(FaultError):
-    """The loss was NaN or infinite too often; the message names the records of the batch."""
+    """The loss was NaN or infinite too often."""
 
 
 class NonFiniteWeightsError(FaultError):
-    """What is trained is NaN or infinite, so it is neither saved nor exported."""
+    """Trained weights are NaN or infinite, so they are neither saved nor exported."""
 
 
 class RecipeModule(L.LightningModule):
@@ -72,9 +72,8 @@ class RecipeModule(L.LightningModule):
             raise ValueError(f"cooldown={cooldown}: a fraction of the budget between 0 and 1")
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay}: between 0 and 1, or null for no EMA")
-        self.optimizer_factory = optimizer
+        self.optimizer_factory, self.seed = optimizer, seed
         self.warmup_steps, self.cooldown = warmup_steps, cooldown
-        self.seed = seed
         self.ema_decay, self.max_bad_steps = ema_decay, max_bad_steps
         self.ema: EMAModel | None = None
         self.trained_before = TrainingLength()

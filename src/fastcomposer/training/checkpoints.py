@@ -95,10 +95,7 @@ def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def newest_whole(folder: Path) -> Path | None:
     """Find the checkpoint of most steps that is whole and finite; ``None`` if the folder has none at all.
 
-    Names on standard error the newer ones that are not.
-
-    Raises:
-        FaultError: If none of them is whole and finite.
+    Newer ones that are not are named on standard error; it is a fault if none is.
     """
     steps, damaged = {}, {}
     for file in sorted(folder.glob("*.ckpt")):

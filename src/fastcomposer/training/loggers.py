@@ -110,7 +110,7 @@ class PatientWandbLogger(WandbLogger):
     Args:
         timeout: Seconds to wait for the server when the run begins.
         offline: Whether to write files only.
-        name: Of the run; ``None`` for that of its folder, in a sweep after the sweep's.
+        name: Of the run; ``None`` for that of its folder.
         artifacts: Whether weights are sent, besides descriptions of data and base.
         images: Whether a data folder is sent, and not its description alone.
         **options: Arguments of :class:`lightning.pytorch.loggers.WandbLogger` and ``wandb.init``.

@@ -70,9 +70,8 @@ class FastComposerModule(RecipeModule):
     ) -> None:
         super().__init__(optimizer, **recipe)
         if export_precision not in get_args(Precision):
-            raise ValueError(
-                f"method.export_precision={export_precision}: one of {', '.join(get_args(Precision))}"
-            )
+            known = ", ".join(get_args(Precision))
+            raise ValueError(f"method.export_precision={export_precision}: one of {known}")
         self.export_precision: Precision = export_precision
         for name, value in (("caption_dropout", caption_dropout), ("subject_dropout", subject_dropout)):
             if not 0 <= value <= 1:
@@ -190,9 +189,6 @@ def drop_conditions(
         subject_dropout: Probability that a subject is left out.
         generator: Source of random numbers; a list has one for each sample.
         empty_states: Text states of the empty prompt, for a batch that carries text states.
-
-    Returns:
-        The batch with ``input_ids``, ``subject_present`` and precomputed text states replaced.
     """
     device = batch.input_ids.device
     lost = uniform((len(batch), 1), device, generator) < caption_dropout

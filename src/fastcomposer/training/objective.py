@@ -11,15 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 
 def check_logged(objective: str, classes: Iterable[type]) -> None:
-    """Refuse an objective that nothing logs.
+    """Refuse a metric that is in no ``LOGGED`` of the module and the callbacks.
 
-    Args:
-        objective: Name of a metric.
-        classes: Of the module and the callbacks; they and their bases list in ``LOGGED`` what they log. Where
-            one is neither of this package nor of Lightning and has no such list, any name may be right.
-
-    Raises:
-        ValueError: If it is not logged, with the names that are.
+    Where a class is neither of this package nor of Lightning and has no such list, any name may be right.
     """
     found = list(classes)
     names = {name for cls in found for base in cls.__mro__ for name in vars(base).get("LOGGED", ())}

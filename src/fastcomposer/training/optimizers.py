@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import nn
 
-Implementation = Literal["foreach", "fused", "8bit"]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(title="method.optimizer", extra="forbid", allow_inf_nan=False))
 class AdamW:
     """Makes AdamW over given parameters; the defaults are the paper's (docs/method.md).
 
@@ -30,27 +30,18 @@ class AdamW:
         ValueError: If a number is out of range, or the implementation is unknown or not installed.
     """
 
-    lr: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    implementation: Implementation = "fused"
+    lr: NonNegativeFloat = 1e-5
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    eps: NonNegativeFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+    implementation: Literal["foreach", "fused", "8bit"] = "fused"
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            if not 0 <= _number(getattr(self, name)) < math.inf:
-                raise ValueError(f"method.optimizer.{name}={getattr(self, name)}: a number from 0 on")
-        if len(self.betas) != 2 or not all(0 <= _number(beta) < 1 for beta in self.betas):
-            raise ValueError(f"method.optimizer.betas={self.betas}: two numbers from 0 to below 1")
-        if self.implementation not in get_args(Implementation):
-            known = ", ".join(get_args(Implementation))
-            raise ValueError(f"method.optimizer.implementation={self.implementation!r}: one of {known}")
         if self.implementation == "8bit" and find_spec("bitsandbytes") is None:
             raise ValueError(
                 "method.optimizer.implementation=8bit needs bitsandbytes, which is not installed: "
                 "pip install bitsandbytes, or take fused"
             )
-        object.__setattr__(self, "betas", tuple(self.betas))
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer."""
@@ -62,11 +53,6 @@ class AdamW:
         made = torch.optim.AdamW(parameters, **settings, **{self.implementation: True})  # type: ignore[arg-type]
         made.register_load_state_dict_pre_hook(_keep_implementation)
         return made
-
-
-def _number(value: Any) -> float:
-    """The value, or NaN where it is no number."""
-    return value if isinstance(value, int | float) else math.nan
 
 
 def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.data.cache_files import (
@@ -125,10 +126,9 @@ class CacheStage(ResumableStage):
     def predict_step(self, batch: int, batch_idx: int) -> int:
         """Encode and write a part; returns its number of records."""
         group: _RecordGroup = self.tasks[batch]
-        loader: Any = DataLoader(
-            _Targets(self.datasets, group.records), batch_size=None, num_workers=self.num_workers
-        )
-        found = list(loader)
+        records: Any = group.records
+        read = partial(_target, self.datasets)
+        found = list(DataLoader(records, batch_size=None, num_workers=self.num_workers, collate_fn=read))
         targets = [target for target in found if isinstance(target, Target)]
         bad = {name: why for name, why in zip(self._names(group), found, strict=True) if isinstance(why, str)}
         captions = list(dict.fromkeys(tuple(target.input_ids) for target in targets))
@@ -207,18 +207,8 @@ def _refuse_infinite(part: CachePart) -> None:
             )
 
 
-class _Targets(Dataset[Target | str]):
-    """Targets of some records of some datasets, or why one is bad."""
-
-    def __init__(self, datasets: Sequence[SubjectDataset], records: Sequence[tuple[int, int]]) -> None:
-        self.datasets, self.records = datasets, records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Target | str:
-        number, record = self.records[index]
-        return self.datasets[number].target(record)
+def _target(datasets: Sequence[SubjectDataset], record: tuple[int, int]) -> Target | str:
+    return datasets[record[0]].target(record[1])
 
 
 def _group(datasets: Sequence[SubjectDataset], size: int) -> list[_RecordGroup]:

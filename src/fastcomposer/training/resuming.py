@@ -45,10 +45,6 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     Args:
         resume: ``None`` for a new run, ``auto``, ``restart``, which removes the checkpoints, or a file.
         folder: The folder.
-
-    Raises:
-        ValueError: If a new run would overwrite an earlier one.
-        FaultError: If the file is damaged or not finite, or all are.
     """
     if resume == "auto":
         return newest_whole(folder)
@@ -88,10 +84,7 @@ def training_settings(config: Mapping[str, Any], trainer: Any, data: Any) -> dic
 def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Compare a training with its checkpoint; returns the changes that are applied from now on.
 
-    Args:
-        checkpoint: The file.
-        settings: See :func:`training_settings`.
-        config: Of the training, unresolved: an interpolated value is named by the key it comes from.
+    A value that ``config`` interpolates is named by the key it comes from.
 
     Raises:
         ValueError: If anything else differs, with all keys and both values.

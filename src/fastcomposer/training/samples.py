@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,8 +31,8 @@ class SampleScore:
     """Scores of one image.
 
     Attributes:
-        identity: Similarity of each subject with the face matched to it, 0 where no face is left; ``None``
-            where no face is found in its reference.
+        identity: Similarity of each subject with its face, 0 without a face; ``None`` where its reference
+            has none.
         prompt_consistency: Cosine of image and prompt.
     """
 
@@ -124,7 +124,9 @@ class SampleImages(Callback):
         if trainer.is_global_zero:
             groups = self._sample(pl_module)
             rows = [row for group in groups for row in group]
-            image = grid([list(_tiles(group)) for group in groups])
+            image = grid(
+                [[*(row.reference for row in g), g[0].image, *(row.attention for row in g)] for g in groups]
+            )
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"step_{trainer.global_step:06d}.png"
             image.save(file)
@@ -183,13 +185,6 @@ class SampleImages(Callback):
         ]
 
 
-def _tiles(rows: Sequence[SampleRow]) -> Iterator[Image.Image]:
-    """What the grid shows of one sample."""
-    yield from (row.reference for row in rows)
-    yield rows[0].image
-    yield from (row.attention for row in rows)
-
-
 def _table(rows: Sequence[SampleRow]) -> pd.DataFrame:
     """The rows without images."""
     scores = ("prompt", "identity", "prompt_consistency")
@@ -207,9 +202,7 @@ def _log(trainer: L.Trainer, image: Image.Image, rows: Sequence[SampleRow], mean
 
             columns = [field.name for field in fields(SampleRow)]
             cells = [[getattr(row, name) for name in columns] for row in rows]
-            shown = [
-                [wandb.Image(one) if isinstance(one, Image.Image) else one for one in row] for row in cells
-            ]
+            shown = [[wandb.Image(x) if isinstance(x, Image.Image) else x for x in row] for row in cells]
             logger.log_image(SAMPLE_IMAGES, [image], step=step)
             logger.log_table(SAMPLE_ROWS, columns=columns, data=shown, step=step)
         elif isinstance(logger, TensorBoardLogger):

@@ -66,11 +66,7 @@ def write_concepts(
 ) -> tuple[Concept, ...]:
     """Write people that were learned in one training; the list comes last, as the sign that all is there.
 
-    Args:
-        folder: Where to.
-        concepts: The people; ``file`` and ``stored_bytes`` are filled in here.
-        tensors: Embeddings as ``tokens.<token>``, weights as ``unet.<name>`` and ``text_encoder.<name>``.
-        settings: What the training depended on.
+    Embeddings are named ``tokens.<token>``, weights ``unet.<name>`` and ``text_encoder.<name>``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONCEPT_NAME).unlink(missing_ok=True)
@@ -114,10 +110,6 @@ def rewrite_prompt(prompt_with_markers: str, concepts: Sequence[Concept]) -> str
     ``a man <|image|> on the beach`` becomes ``a <adam> man on the beach``, or, where the token stands for the
     class word (Textual Inversion), ``a <adam> on the beach``.
 
-    Args:
-        prompt_with_markers: Prompt with a marker after each class word.
-        concepts: As many people, in that order.
-
     Raises:
         PromptError: If there are more or fewer markers than people, or a class word is another.
     """
@@ -154,9 +146,6 @@ def apply_concepts(pipeline: FastComposerPipeline, concepts: Sequence[Concept]) 
     Args:
         pipeline: A pipeline of the base that the people were learned from.
         concepts: One person or several, all learned by one method.
-
-    Returns:
-        The new pipeline, for prompts of :func:`rewrite_prompt` and without references.
 
     Raises:
         ValueError: If there are none, methods are mixed, a method cannot take so many, two people have one

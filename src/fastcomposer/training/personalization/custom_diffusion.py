@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.models.attention_capture import cross_attention_layers
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.tokens import entry_embedding, word_embedding
@@ -31,10 +30,6 @@ class CustomDiffusion(PersonalizationModule):
     def __init__(self, *settings: Any, initial_word: str | None = "ktn", **more: Any) -> None:
         super().__init__(*settings, **more)
         self.initial_word = initial_word
-
-    def token(self, person: ReferenceSet) -> str:
-        """The person's new token, which comes before the class word."""
-        return f"<{person.name.lower()}>"
 
     def choose_trained(self) -> None:
         """Train the new tokens, and keys and values of the attention to the text."""

@@ -58,7 +58,6 @@ class PersonalizationModule(RecipeModule):
         **recipe: Further arguments of :class:`RecipeModule`.
 
     Raises:
-        FileNotFoundError: If the base does not exist.
         ValueError: If a setting is out of its range or does not fit the base; no weight has been read then.
     """
 
@@ -120,9 +119,7 @@ class PersonalizationModule(RecipeModule):
         prediction_type = self.noise_scheduler.config.prediction_type
         if prediction_type not in _TARGETS:
             raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
-        configs: list[Any] = [
-            source.config(cls, part) for cls, part in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
-        ]
+        configs = source.config(AutoencoderKL, "vae"), source.config(UNet2DConditionModel, "unet")
         factor = 2 ** sum(len(config["block_out_channels"]) - 1 for config in configs)
         if self.images.resolution % factor:
             raise ValueError(
@@ -135,8 +132,8 @@ class PersonalizationModule(RecipeModule):
         return source_fingerprint(*self._origin)
 
     def token(self, person: ReferenceSet) -> str:
-        """What stands for a person in prompts."""
-        raise NotImplementedError
+        """What stands for a person in prompts: by default a new token."""
+        return f"<{person.name.lower()}>"
 
     def choose_trained(self) -> None:
         """Mark what is trained, and add the people's tokens where they are new."""
@@ -249,7 +246,7 @@ class PersonalizationModule(RecipeModule):
         return self.vae.encode(pixel_values).latent_dist.parameters
 
     def _valid(self, masks: Tensor, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Mask (B, 1, h, w) of the loss and weights (B,) that make it the mean over the mask."""
+        """Mask (B, 1, h, w) of the loss, and weights (B,) that make it the mean over the mask."""
         if self.images.scales is None:
             return None, None
         mask = F.interpolate(masks, size=latents.shape[-2:], mode="area")

@@ -40,9 +40,6 @@ def merged_weights(
         text_encoder: Text encoder with their embeddings.
         weights: Of each training, ``unet.<name>`` to ``W_n`` (o, d).
         phrases: Of each training, what stands for its people in prompts.
-
-    Returns:
-        ``unet.<name>`` to ``W`` (o, d) in float32.
     """
     if any(set(state) != set(weights[0]) for state in weights):
         raise ValueError("these concepts cannot be merged: they changed different weights of the U-Net")

@@ -17,13 +17,8 @@ from fastcomposer.utils.settings import described, differences, file_digest
 
 # What of the trainer changes the result or its measurements.
 _TRAINER_SETTINGS = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "precision",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "max_time",
+    *("accelerator", "devices", "num_nodes", "precision"),
+    *("accumulate_grad_batches", "gradient_clip_val", "max_time"),
 )
 _ORIGIN = ("base", "architecture", "weights", "variant")  # the base's content counts, not its path
 QUIET: dict[str, Any] = {

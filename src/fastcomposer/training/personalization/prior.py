@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.progress import tracked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(title="method.class_images", extra="forbid"))
 class ClassImages:
     """How many images of a class word, and how the base generates them.
 
@@ -38,17 +40,14 @@ class ClassImages:
     """
 
     folder: str | Path = field(compare=False)  # where they are changes nothing
-    count: int = 200
+    count: PositiveInt = 200
     prompt: str = "a photo of a {}"
-    num_inference_steps: int = 50
+    num_inference_steps: PositiveInt = 50
     guidance_scale: float = 5.0
-    batch_size: int = field(default=8, compare=False)
+    batch_size: PositiveInt = field(default=8, compare=False)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("count", "num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"method.class_images.{name}={getattr(self, name)}: at least 1")
         if self.prompt.count("{}") != 1:
             raise ValueError(
                 f"method.class_images.prompt={self.prompt!r}: {{}} is wanted where the class word goes"

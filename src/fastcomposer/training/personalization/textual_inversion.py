@@ -29,10 +29,6 @@ class TextualInversion(PersonalizationModule):
         super().__init__(*settings, **more)
         self.initial_word = initial_word
 
-    def token(self, person: ReferenceSet) -> str:
-        """The person's new token."""
-        return f"<{person.name.lower()}>"
-
     def phrase(self, person: ReferenceSet) -> str:
         """The token alone: it stands for the class word."""
         return self.token(person)

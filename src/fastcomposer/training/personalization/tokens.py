@@ -56,8 +56,7 @@ def word_embedding(tokenizer: Any, text_encoder: CLIPTextModel, word: str) -> Te
 
 
 def entry_embedding(tokenizer: Any, text_encoder: CLIPTextModel, entry: str) -> Tensor:
-    """Embedding (d,) of the vocabulary's entry of a name, else that of the word."""
-    # The merges make ``k`` and ``tn</w>`` of a word ``ktn``, whose entry only begins longer words.
+    """Embedding (d,) of an entry of the vocabulary, which may only begin longer words; else of the word."""
     number = tokenizer.get_vocab().get(entry)
     if number is None:
         return word_embedding(tokenizer, text_encoder, entry)
