@@ -24,25 +24,12 @@ RECIPES = ("dataset", "metric", "backbone", "localization")
 _BLOCK = re.compile(r"(?:^`([^`\n]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
 # What makes a call take seconds. It follows the recipe's own arguments and changes no choice.
 SHORT = {
-    "prepare": [],
-    "train": [
-        "trainer.max_time=null",
-        "trainer.max_steps=2",
-        "trainer.log_every_n_steps=1",
-        "trainer.limit_val_batches=0",
-        "data.module.batch_size=2",
-        "data.module.num_workers=0",
-    ],
-    "generate": ["num_images=1", "sampler.num_inference_steps=2"],
-    "evaluate": [
-        "sampler.num_inference_steps=2",
-        "benchmark.single.num_subjects=1",
-        "benchmark.multi=null",
-        "data.module.num_workers=0",
-        "data.module.batch_size=4",
-    ],
-    "attention": ["data.module.num_workers=0", "data.module.batch_size=4", "num_batches=1"],
-    "report": [],
+    "train": "trainer.max_time=null trainer.max_steps=2 trainer.log_every_n_steps=1 "
+    "trainer.limit_val_batches=0 data.module.batch_size=2 data.module.num_workers=0",
+    "generate": "num_images=1 sampler.num_inference_steps=2",
+    "evaluate": "sampler.num_inference_steps=2 benchmark.single.num_subjects=1 benchmark.multi=null "
+    "data.module.num_workers=0 data.module.batch_size=4",
+    "attention": "data.module.num_workers=0 data.module.batch_size=4 num_batches=1",
 }
 
 
@@ -96,7 +83,9 @@ def call(words: list[str]) -> None:
         runpy.run_path(name, run_name="__main__")
         return
     assert program == "fastcomposer", words
-    status, _, err = called(import_module(f"fastcomposer.cli.{name}"), *arguments, *SHORT[name])
+    status, _, err = called(
+        import_module(f"fastcomposer.cli.{name}"), *arguments, *SHORT.get(name, "").split()
+    )
     assert status == 0, err
 
 

@@ -49,13 +49,6 @@ def test_nothing_is_left_out(reference: ModuleType, pages: dict[str, str]) -> No
     assert not [line for line in blank if not line.removeprefix("| ").startswith(explained)]
 
 
-def test_a_subcommand_has_examples_groups_and_keys(pages: dict[str, str]) -> None:
-    page = pages["commands/train.md"]
-    assert "experiment=mini resume=auto\n" in page.partition("## Examples")[2].partition("## Groups")[0]
-    assert "\n| [model](../groups/model.md) | `mini` |\n" in page
-    assert "\n| seed | `42` | " in page.partition("## Keys")[2]
-
-
 def test_arguments_are_found_in_docstrings(reference: ModuleType) -> None:
     text = """Do it.
 
