@@ -49,29 +49,16 @@ def tiny_tokenizer_files(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(f"{a} {b}" for a, b in merges) + "\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"})
-    )
+    settings = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _write_base(
     folder: Path, *, tokenizer: bool = True, prediction_type: str = "epsilon", **changes: Any
 ) -> Path:
-    """Write a random base model with the configuration of the reference numbers.
-
-    Args:
-        folder: Where to.
-        tokenizer: Whether it has one.
-        prediction_type: What the scheduler says that the U-Net predicts.
-        **changes: Component name to configuration values that differ.
-    """
+    """Write a random base model; its configuration is that of the reference numbers, with ``changes``."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = json.loads((GOLDEN / "expected.json").read_text())["config"]
     config = {part: {**values, **changes.get(part, {})} for part, values in config.items()}
@@ -98,9 +85,7 @@ def _write_base(
         "text_encoder": ["transformers", "CLIPTextModel"],
         "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "tokenizer": [None, None],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
+        **{part: [None, None] for part in ("tokenizer", "safety_checker", "feature_extractor")},
         "requires_safety_checker": False,
     }
     if tokenizer:
@@ -138,16 +123,14 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def write_base() -> Callable[..., Path]:
-    """Write a random base model; takes a folder and what differs from the reference configuration."""
+    """Write a random base model into a folder."""
     return _write_base
 
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    expected = json.loads((GOLDEN / "expected.json").read_text())["expected"]
-    return Golden(
-        load_file(GOLDEN / "tensors.safetensors"), load_file(GOLDEN / "weights.safetensors"), expected
-    )
+    tensors, weights = (load_file(GOLDEN / f"{name}.safetensors") for name in ("tensors", "weights"))
+    return Golden(tensors, weights, json.loads((GOLDEN / "expected.json").read_text())["expected"])
 
 
 @pytest.fixture(scope="session")
@@ -202,13 +185,12 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_small_base(folder: Path) -> Path:
     """Write that base."""
-    unet = {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8]}
-    unet |= {
+    blocks = {
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "norm_num_groups": 4,
-        "attention_head_dim": 2,
     }
-    return _write_base(folder, unet=unet)
+    sizes = {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 2}
+    return _write_base(folder, unet=blocks | sizes)
 
 
 # --- of the commands ---------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_callbacks_go_with_every_experiment(
     experiment: str | None, callbacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = [f"callbacks={callbacks}", *([f"experiment={experiment}"] if experiment else [])]
-    # Where neither the callbacks nor the data say whose images are drawn.
+    # Where neither the callbacks nor the data name whom to generate.
     if callbacks in {"samples", "scored_samples"} or (experiment, callbacks) == ("person", "mini_samples"):
         overrides += [
             "callbacks.samples.prompts=['a man <|image|>']",
