@@ -26,18 +26,11 @@ _IN_PLACE = ("BasicLauncher", "SlurmLauncher")  # in this process, or with a tas
 
 
 def as_job(work: Callable[[], Any], config: DictConfig, explain: Callable[[Exception], str | None]) -> Any:
-    """Run one job of a sweep, and record its outcome in its folder.
+    """Run the work of one job of a sweep, and record its outcome in its folder.
 
-    A job that fails leaves the others alone: its reason is kept, and its trace in ``error.log``. With
-    ``resume=auto`` a job that has finished under the same settings is skipped.
-
-    Args:
-        work: What the command does.
-        config: Of the job.
-        explain: Message of an error; ``None`` where it is a defect of this package.
-
-    Returns:
-        What the work returned; ``None`` where it failed.
+    A job that fails leaves the others alone: its reason is kept, and its trace in ``error.log``; it returns
+    ``None``. With ``resume=auto`` a job that has finished under the same settings is skipped. ``explain``
+    gives the message of an error, or ``None`` where it is a defect of this package.
     """
     hydra = HydraConfig.get()
     if not is_first_process():
@@ -62,7 +55,9 @@ def as_job(work: Callable[[], Any], config: DictConfig, explain: Callable[[Excep
     status: Status = "stopped"
     reason, value = "", None
     try:
-        check_processes(config, hydra, _visible_gpus)
+        import torch
+
+        check_processes(config, hydra, torch.cuda.device_count)
         with _alone(task, folder):
             value = work()
         status = "finished"
@@ -161,9 +156,3 @@ def _alone(overrides: Sequence[str], folder: Path) -> Iterator[None]:
 
             if distributed.is_available() and distributed.is_initialized():
                 distributed.destroy_process_group()
-
-
-def _visible_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -51,8 +51,7 @@ class Job:
     @property
     def log(self) -> Path | None:
         """The trace of its failure."""
-        file = self.folder / TRACE_NAME
-        return file if file.is_file() else None
+        return file if (file := self.folder / TRACE_NAME).is_file() else None
 
     def ended(self, status: Status, **outcome: Any) -> Job:
         """The same job with what is known at its end."""
@@ -94,10 +93,10 @@ class Plan:
 
     def alone(self, job: Job) -> str:
         """The call that runs by itself, and without the sweep's own settings, what a job ran."""
-        parts = shlex.split(self.call)
-        program, given = parts[:2], parts[2:]  # fastcomposer and the subcommand
+        program, command, *given = shlex.split(self.call)
         kept = [word for word in given if not self._is_of_sweep(word)]
-        return shlex.join([*program, *kept, *(f for f in job.overrides if key_and_value(f)[0] in self.swept)])
+        own = [override for override in job.overrides if key_and_value(override)[0] in self.swept]
+        return shlex.join([program, command, *kept, *own])
 
     def best(self, jobs: Sequence[Job]) -> tuple[str, str] | None:
         """The best job of a search so far in a sentence, and the call that continues from it."""
@@ -108,10 +107,8 @@ class Plan:
         return sentence, self.alone(job)
 
     def _is_of_sweep(self, word: str) -> bool:
-        if word in ("-m", "--multirun"):
-            return True
-        key = key_and_value(word)[0] if "=" in word else ""
-        own = key in (*self.swept, "sweep", "resume", "threads")
+        key = key_and_value(word)[0]
+        own = key in ("-m", "--multirun", *self.swept, "sweep", "resume", "threads")
         return own or (key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath")
 
     def write(self, folder: Path) -> None:
@@ -142,12 +139,9 @@ def read_jobs(folder: str | Path) -> list[Job]:
     jobs = [job for file in files if (job := read_job(file.parent)) is not None]
     plan, begun = read_plan(root), {job.number for job in jobs}
     if plan is not None:
-        planned = [()] * plan.goal.trials if plan.goal is not None else plan.jobs
-        jobs += [
-            Job(number, root / str(number), overrides, status="waiting")
-            for number, overrides in enumerate(planned)
-            if number not in begun
-        ]
+        planned = enumerate([()] * plan.goal.trials if plan.goal is not None else plan.jobs)
+        waiting = (Job(number, root / str(number), chosen, status="waiting") for number, chosen in planned)
+        jobs += [job for job in waiting if job.number not in begun]
     return sorted(jobs, key=lambda job: (job.number, str(job.folder)))
 
 

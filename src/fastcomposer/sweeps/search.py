@@ -6,8 +6,9 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -18,12 +19,11 @@ from fastcomposer.utils.settings import differences
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 STUDY_NAME = "search.db"
 """File with the study of a search."""
-DIRECTIONS = ("minimize", "maximize")
+_DIRECTIONS = ("minimize", "maximize")
 _JOB = "job"  # a trial's attribute: number of the job that runs it
 _FEW = 3  # failures that do not end a search yet
 _DIGITS = 4  # of a number that is chosen between two
@@ -35,32 +35,19 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[float | None]]
 """Runs jobs, each by its overrides, numbered from a first one; returns the objective of each that has one."""
 
 
-class SearchSettings(Protocol):
-    """Configuration of a search; see :class:`~hydra_plugins.fastcomposer_search.SearchSweeper`."""
-
-    direction: str
-    n_trials: int
-    n_jobs: int
-    max_failure_rate: float
-    seed: int
-
-    @property
-    def sampler(self) -> Callable[..., BaseSampler]:
-        """Makes a sampler from a ``seed``."""
-
-
 class Search:
     """Chooses settings, runs them as jobs, and remembers their objectives.
 
     The settings of a job depend on the seed, its number and earlier objectives alone, so that an interrupted
     search continues as if it had not been interrupted. A running trial continues in its own folder; a failed
-    one is tried once more when the search is called again.
+    one is tried once more when the search is called again. The settings are those of
+    :class:`~hydra_plugins.fastcomposer_search.SearchSweeper`.
     """
 
-    def __init__(self, folder: Path, chosen: Mapping[str, Override], settings: SearchSettings) -> None:
+    def __init__(self, folder: Path, chosen: Mapping[str, Override], settings: Any) -> None:
         import optuna
 
-        self.settings = settings
+        self.settings, self.states = settings, optuna.trial.TrialState
         self.space = {key: distribution(one) for key, one in chosen.items() if one.is_sweep_override()}
         fixed = {key: one for key, one in chosen.items() if key not in self.space}
         self.fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in fixed.items()]
@@ -74,15 +61,13 @@ class Search:
 
     def run(self, launch: Launch) -> None:
         """Run the trials that remain."""
-        from optuna.trial import TrialState
-
         self._tidy()
         while batch := self._next():
             for first, jobs in _neighbours(batch):
                 overrides = [[*_written(trial.params), *self.fixed] for trial in jobs]
                 for trial, value in zip(jobs, launch(overrides, first), strict=True):
                     if value is None or not math.isfinite(value):
-                        self.study.tell(trial.number, state=TrialState.FAIL)
+                        self.study.tell(trial.number, state=self.states.FAIL)
                     else:
                         self.study.tell(trial.number, value)
                         best = self.study.best_trial
@@ -92,27 +77,21 @@ class Search:
 
     def _tidy(self) -> None:
         """Drop trials that were not fully chosen; have failed ones tried once more."""
-        from optuna.trial import TrialState, create_trial
+        from optuna.trial import create_trial
 
-        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+        for trial in self.study.get_trials(states=(self.states.RUNNING,)):
             if _JOB not in trial.user_attrs:
-                self.study.tell(trial.number, state=TrialState.FAIL)
+                self.study.tell(trial.number, state=self.states.FAIL)
         for job, trial in self._latest().items():
-            if trial.state == TrialState.FAIL:
-                again = create_trial(
-                    state=TrialState.RUNNING,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    user_attrs={_JOB: job},
-                )
+            if trial.state == self.states.FAIL:
+                chosen: dict[str, Any] = {"params": trial.params, "distributions": trial.distributions}
+                again = create_trial(state=self.states.RUNNING, user_attrs={_JOB: job}, **chosen)
                 self.study.add_trial(again)
 
     def _next(self) -> list[FrozenTrial]:
         """What to run together: running trials, then new ones; by number of the job."""
-        from optuna.trial import TrialState
-
         settings, latest = self.settings, self._latest()
-        found = [latest[job] for job in sorted(latest) if latest[job].state == TrialState.RUNNING]
+        found = [latest[job] for job in sorted(latest) if latest[job].state == self.states.RUNNING]
         found = found[: settings.n_jobs]
         begun = len(latest)
         for job in range(begun, min(begun + settings.n_jobs - len(found), settings.n_trials)):
@@ -128,11 +107,9 @@ class Search:
         return {_job(trial): trial for trial in trials if _JOB in trial.user_attrs}
 
     def _fails_too_often(self) -> bool:
-        from optuna.trial import TrialState
-
         states = [trial.state for trial in self._latest().values()]
-        failed = states.count(TrialState.FAIL)
-        ended = failed + states.count(TrialState.COMPLETE)
+        failed = states.count(self.states.FAIL)
+        ended = failed + states.count(self.states.COMPLETE)
         rate = self.settings.max_failure_rate
         if failed < _FEW or failed <= rate * ended:
             return False
@@ -176,11 +153,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mapping[str, Any]) -> Goal:
-    """The goal of a search.
-
-    Raises:
-        ValueError: If a setting is wrong, with its key.
-    """
+    """The goal of a search; a wrong setting raises ``ValueError`` with its key."""
     sweeper = config.hydra.sweeper
     swept = {key: one for key, one in chosen.items() if one.is_sweep_override()}
     for key in ("n_trials", "n_jobs"):
@@ -188,8 +161,8 @@ def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mappin
             raise ValueError(f"hydra.sweeper.{key}={sweeper[key]}: 1 at least")
     if not 0 <= sweeper.max_failure_rate <= 1:
         raise ValueError(f"hydra.sweeper.max_failure_rate={sweeper.max_failure_rate}: must lie in 0 to 1")
-    if sweeper.direction not in DIRECTIONS:
-        raise ValueError(f"hydra.sweeper.direction={sweeper.direction}: one of {', '.join(DIRECTIONS)}")
+    if sweeper.direction not in _DIRECTIONS:
+        raise ValueError(f"hydra.sweeper.direction={sweeper.direction}: one of {', '.join(_DIRECTIONS)}")
     if not swept:
         raise ValueError("hydra.sweeper.params: no key has a range or choices, there is nothing to search")
     for one in swept.values():
@@ -199,11 +172,7 @@ def read_goal(config: DictConfig, chosen: Mapping[str, Override], common: Mappin
 
 
 def resume_search(folder: Path, goal: Goal, jobs: Sequence[Job], *, restart: bool) -> None:
-    """Check that what an earlier search has left can be continued, or remove it.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Remove what an earlier search has left, or raise ``ValueError`` where it cannot be continued."""
     if restart:
         for job in jobs:
             shutil.rmtree(job.folder)
@@ -234,13 +203,9 @@ def _job(trial: FrozenTrial) -> int:
 
 def _neighbours(batch: Sequence[FrozenTrial]) -> list[tuple[int, list[FrozenTrial]]]:
     """Trials whose jobs have consecutive numbers together, as launchers count, with the first number."""
-    groups: list[tuple[int, list[FrozenTrial]]] = []
-    for trial in batch:
-        if groups and groups[-1][0] + len(groups[-1][1]) == _job(trial):
-            groups[-1][1].append(trial)
-        else:
-            groups.append((_job(trial), [trial]))
-    return groups
+    numbered = groupby(enumerate(batch), key=lambda pair: _job(pair[1]) - pair[0])
+    groups = [[trial for _, trial in group] for _, group in numbered]
+    return [(_job(group[0]), group) for group in groups]
 
 
 def _definition(goal: Goal) -> dict[str, Any]:

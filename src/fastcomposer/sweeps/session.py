@@ -13,14 +13,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.sweeps import is_sweep
 from fastcomposer.sweeps.job import arguments_replaced, check_processes, settings_of
-from fastcomposer.sweeps.jobs import JOB_NAME, Job, Plan, key_and_value, read_jobs, swept_keys
+from fastcomposer.sweeps.jobs import EVALUATION, JOB_NAME, Job, Plan, key_and_value, read_jobs, swept_keys
 from fastcomposer.sweeps.search import chosen_overrides, read_goal, resume_search
-from fastcomposer.sweeps.trained_jobs import quoted, report_folder, trains_fastcomposer, unchanging_job
+from fastcomposer.sweeps.trained_jobs import quoted, trains_fastcomposer, unchanging_job
 from fastcomposer.utils.lock import is_first_process, sole_run
 from fastcomposer.utils.texts import keep_texts
 
+_FLAGS = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+_QUERIES = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}  # which run nothing
 _DIRS = ("--config-dir", "-cd")
 _REPORTED = ("train", "evaluate")
 _BY_NUMBER = "${hydra.job.num}"
@@ -34,15 +35,11 @@ def watched(
     """Plan a sweep and report what it leaves undone, where the process was called for one; else do nothing.
 
     Before its first job the plan is written; however it ends, unfinished jobs are listed with the call that
-    runs only them, and the process ends with a status other than 0.
-
-    Args:
-        command: Name of the command and of its configuration.
-        config_folder: Where that is.
-        check_objective: Refuses an objective that jobs will not measure; ``None`` where they measure nothing.
+    runs only them, and the process ends with a status other than 0. ``check_objective`` refuses an objective
+    that jobs will not measure; it is ``None`` where they measure nothing.
     """
     arguments = sys.argv[1:]
-    if not is_first_process() or not is_sweep(arguments):
+    if not is_first_process() or _FLAGS.isdisjoint(arguments) or not _QUERIES.isdisjoint(arguments):
         yield
         return
     given = [word for word in arguments if "=" in word or word.startswith("~")]
@@ -76,15 +73,12 @@ def watched(
         sys.exit(1)
     if command in _REPORTED:
         print("All jobs have finished.")
-        print(f"Their table: fastcomposer report sweep={report_folder(folder)}")
+        shown = folder.parent if folder.name == EVALUATION else folder  # evaluations of jobs, with these
+        print(f"Their table: fastcomposer report sweep={shown}")
 
 
 def begin_sweep(folder: Path, plan: Plan, resume: str | None, by_number: bool = True) -> None:
-    """Check what an earlier sweep has left, and write the plan.
-
-    Raises:
-        ValueError: If there is an earlier sweep that is not to be continued, or is another one.
-    """
+    """Write the plan; ``ValueError`` where an earlier sweep is not to be continued, or is another one."""
     earlier = [job for job in read_jobs(folder) if job.status != "waiting"]
     if plan.goal is not None and not by_number:
         raise ValueError("hydra.sweep.subdir: a search names the folders of its jobs by their numbers alone")

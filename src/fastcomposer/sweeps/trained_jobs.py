@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastcomposer.sweeps.jobs import EVALUATION, JOB_NAME, evaluation_of, read_job, read_jobs
+from fastcomposer.sweeps.jobs import JOB_NAME, evaluation_of, read_job, read_jobs
 from fastcomposer.utils.settings import differences
 
 _CHOICE = "sweep=jobs"
@@ -21,11 +21,8 @@ def with_jobs(arguments: Sequence[str], *more: str) -> list[str]:
     """Name all jobs of the sweep that ``sweep=jobs jobs=<folder>`` refers to.
 
     Unfinished ones are among them, so that each keeps its number. Where a job was trained again after its
-    evaluation, the record of the evaluation is removed, so that it is evaluated again.
-
-    Args:
-        arguments: Of the command line.
-        *more: Overrides for such a call, unless it has its own.
+    evaluation, the record of the evaluation is removed, so that it is evaluated again. ``more`` are overrides
+    for such a call, unless it has its own.
 
     Raises:
         ValueError: If the sweep is not named, or the call is for one run.
@@ -52,11 +49,7 @@ def with_jobs(arguments: Sequence[str], *more: str) -> list[str]:
 
 
 def check_trained(config: DictConfig) -> None:
-    """Refuse to evaluate an unfinished training of a sweep, or one of another model.
-
-    Raises:
-        ValueError: In either case; nothing is raised where no job of a sweep is evaluated.
-    """
+    """Refuse to evaluate an unfinished training of a sweep, or one of another model, by ``ValueError``."""
     if config.get("job") is None:
         return
     folder = Path(config.checkpoint)
@@ -78,11 +71,6 @@ def trains_fastcomposer(config: DictConfig) -> bool:
 def quoted(text: str | Path) -> str:
     """A path or a sentence as a value on the command line, in Hydra's quotes."""
     return str(QuotedString(str(text), Quote.single).with_quotes())
-
-
-def report_folder(folder: Path) -> Path:
-    """The folder whose report shows a sweep: of evaluations of jobs, that of the jobs."""
-    return folder.parent if folder.name == EVALUATION else folder
 
 
 def unchanging_job(config: DictConfig, jobs: Iterable[Sequence[str]]) -> int | None:

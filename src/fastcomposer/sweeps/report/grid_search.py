@@ -34,14 +34,9 @@ def load_search(
 
     Args:
         folder: Where ``single_subject.json`` is; its prompts are taken.
-        people: Subjects; images as in :class:`~fastcomposer.evaluation.benchmark.Subject`.
+        people: Subjects.
         seed: Base seed.
         part: How much of the benchmark; ``None`` for all.
-
-    Raises:
-        BenchmarkError: If the file is not as it must be.
-        FileNotFoundError: If there is no such file.
-        ValueError: If more is asked for than there is.
     """
     subjects = [Subject(person.name, person.word, person.images) for person in people]
     benchmark = load_benchmark(Path(folder) / "single_subject.json", subjects, seed)

@@ -88,7 +88,7 @@ _LONG_NUMBER = re.compile(r"(?=.{11})[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Entry:
-    """Figures of a job under one choice of settings of its own."""
+    """Figures of a job under one choice of its own settings."""
 
     job: Job
     series: str  # what distinguishes it from other entries of the job, such as method and alpha
@@ -145,9 +145,7 @@ class Sweep:
 
 
 def read_measured(folder: str | Path, baseline: int | None = None) -> Sweep:
-    """Read a sweep.
-
-    Others are compared with job ``baseline``: by default the one that changes nothing, else the first.
+    """Read a sweep, compared with job ``baseline``: by default the one that changes nothing, else the first.
 
     Raises:
         FileNotFoundError: If there are no jobs in it.
@@ -286,11 +284,9 @@ def _score_group(
     benchmark: str, found: list[tuple[Job, Run]], keys: Sequence[str], baseline: int | None, trained: bool
 ) -> Group:
     common, names = _series([run for _, run in found])
-    first = {name: run for name, (job, run) in zip(names, found, strict=True) if job.number == baseline}
-    entries = [
-        Entry(job, name, _values(run, first.get(name)), run)
-        for name, (job, run) in zip(names, found, strict=True)
-    ]
+    named = list(zip(names, found, strict=True))
+    first = {name: run for name, (job, run) in named if job.number == baseline}
+    entries = [Entry(job, name, _values(run, first.get(name)), run) for name, (job, run) in named]
     notes = [f"{common}."] * bool(common) + [OVER_SUBJECTS] + [ONE_TRAINING] * trained
     compared = any(name.endswith(DIFFERENCE) for entry in entries for name in entry.values)
     if compared:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastcomposer.evaluation.load_results import BENCHMARKS, TEXT_ONLY
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 
-
-class _Method(Protocol):
-    """See :class:`~fastcomposer.evaluation.methods.Method`."""
-
-    name: str
-    settings: tuple[Mapping[str, Any], ...]
+if TYPE_CHECKING:
+    from fastcomposer.evaluation.case_sampler import Method
 
 
 def _mean(estimate: Estimate | None) -> float:
@@ -37,23 +33,14 @@ MEASURES: dict[str, Callable[[ResultRow], float]] = {
 
 @dataclass(frozen=True)
 class SamplingObjective:
-    """What a search optimizes.
+    """What a search optimizes."""
 
-    Attributes:
-        measure: One of :data:`MEASURES`, or a further measure.
-        benchmark: Of which benchmark; ``None`` for the mean over all.
-    """
-
-    measure: str
-    benchmark: str | None = None
+    measure: str  # one of MEASURES, or a further measure
+    benchmark: str | None = None  # the mean over all by default
 
     @classmethod
     def read(cls, text: str, measures: Collection[str] = ()) -> SamplingObjective:
-        """Read ``<measure>`` or ``<benchmark>/<measure>``, with the names of further measures.
-
-        Raises:
-            ValueError: If there is no such measure or benchmark, with those there are.
-        """
+        """Read ``<measure>`` or ``<benchmark>/<measure>``, with the names of further measures."""
         benchmark, _, measure = text.rpartition("/")
         if measure not in (known := [*MEASURES, *measures]):
             raise ValueError(f"objective={text}: no such measure; there is {', '.join(known)}")
@@ -61,14 +48,8 @@ class SamplingObjective:
             raise ValueError(f"objective={text}: no such benchmark; there is {', '.join(BENCHMARKS)}")
         return cls(measure, benchmark or None)
 
-    def chosen(
-        self, methods: Sequence[_Method], benchmarks: Collection[str]
-    ) -> tuple[str, Mapping[str, Any]]:
-        """Name and setting of the method that is scored, among those sampled on some benchmarks.
-
-        Raises:
-            ValueError: If there are several besides text alone, or none on the objective's benchmark.
-        """
+    def chosen(self, methods: Sequence[Method], benchmarks: Collection[str]) -> tuple[str, Mapping[str, Any]]:
+        """Name and setting of the only method besides text alone, sampled on the objective's benchmark."""
         if self.benchmark is not None and self.benchmark not in benchmarks:
             there = ", ".join(benchmarks)
             raise ValueError(f"objective={self.benchmark}/{self.measure}: only {there} is sampled")
@@ -81,11 +62,7 @@ class SamplingObjective:
         return found[0]
 
     def value(self, rows: Sequence[ResultRow], method: str, settings: Mapping[str, Any]) -> float:
-        """The mean over the rows of a method under some settings.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """The mean over the rows of a method under some settings."""
         values = [
             MEASURES[self.measure](row) if self.measure in MEASURES else row.measures[self.measure].mean
             for row in rows

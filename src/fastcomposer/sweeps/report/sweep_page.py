@@ -34,20 +34,11 @@ _COLUMNS = 1  # of images, of each category of prompts
 def write_sweep_report(
     folder: str | Path, formats: tuple[str, ...] = tuple(FORMATS), baseline: int | None = None
 ) -> tuple[Sweep, list[str], list[Path]]:
-    """Write tables and page of a sweep into its folder.
+    """Write tables and page of a sweep (``train -m`` or ``evaluate -m``) into its folder.
 
-    Args:
-        folder: Of ``train -m`` or ``evaluate -m``.
-        formats: Which of ``md``, ``csv``, ``tex`` and ``html`` to write.
-        baseline: Number of the job that the others are compared with; see :func:`read_measured`.
-
-    Returns:
-        What was read, the best settings where some were searched (of a search by optuna with the call that
-        continues from them), and the files.
-
-    Raises:
-        FileNotFoundError: If there are no jobs.
-        ValueError: If a format is unknown, or the baseline.
+    Formats are ``md``, ``csv``, ``tex`` and ``html``; for ``baseline`` and errors see :func:`read_measured`.
+    Returns what was read, the best settings where some were searched (of a search by optuna with the call
+    that continues from them), and the files.
     """
     check_formats(formats)
     sweep = read_measured(folder, baseline)

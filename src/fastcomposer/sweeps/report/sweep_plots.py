@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -57,18 +58,9 @@ class SweepPlot:
         def draw(axes: Axes) -> None:
             for number, (label, found) in enumerate(self.series.items()):
                 xs, estimates = zip(*sorted((float(v[0]), e) for v, e in found.items()), strict=True)
-                axes.errorbar(
-                    [numbers.index(x) for x in xs] if even else xs,
-                    [estimate.mean for estimate in estimates],
-                    yerr=bars(estimates),
-                    color=COLOURS[f"series-{number % 6 + 1}"],
-                    marker=MARKERS[number % 6],
-                    markersize=4.5,
-                    linewidth=1.3,
-                    elinewidth=0.9,
-                    capsize=2,
-                    label=label,
-                )
+                at = [numbers.index(x) for x in xs] if even else xs
+                style = _style(number, label, markersize=4.5, linewidth=1.3, elinewidth=0.9)
+                axes.errorbar(at, [one.mean for one in estimates], yerr=bars(estimates), **style)
             if wide and not even:
                 axes.set_xscale("log")
             ticks = range(len(numbers)) if even else numbers
@@ -85,17 +77,9 @@ class SweepPlot:
 
         def draw(axes: Axes) -> None:
             for number, (label, found) in enumerate(self.series.items()):
-                axes.errorbar(
-                    [estimate.mean for estimate in found.values()],
-                    [values.index(value) - 0.35 + (number + 0.5) * step for value in found],
-                    xerr=bars(list(found.values())),
-                    fmt=MARKERS[number % 6],
-                    color=COLOURS[f"series-{number % 6 + 1}"],
-                    markersize=5,
-                    elinewidth=1.0,
-                    capsize=2,
-                    label=label,
-                )
+                ys = [values.index(value) - 0.35 + (number + 0.5) * step for value in found]
+                style = _style(number, label, linestyle="", markersize=5, elinewidth=1.0)
+                axes.errorbar([one.mean for one in found.values()], ys, xerr=bars([*found.values()]), **style)
             for border in range(1, len(values)):
                 axes.axhline(border - 0.5, color=COLOURS["rule"], linewidth=0.8)
             labels = [textwrap.fill(", ".join(value), _LABEL) for value in values]
@@ -141,13 +125,17 @@ class SweepPlot:
         axes.set_ylabel(y)
         axes.grid(color=COLOURS["rule"], linewidth=0.6, axis="both" if y else "x")
         if len(self.series) > 1:
-            axes.legend(
-                ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.2
-            )
+            above: dict[str, Any] = {"bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+            axes.legend(ncols=2, loc="lower left", frameon=False, **above)
 
     @property
     def _legend_height(self) -> float:
         return 0.2 * ((len(self.series) + 1) // 2) if len(self.series) > 1 else 0.0
+
+
+def _style(number: int, label: str, **more: Any) -> dict[str, Any]:
+    colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
+    return {"color": colour, "marker": marker, "capsize": 2, "label": label, **more}
 
 
 def as_number(text: str) -> float | None:
