@@ -16,12 +16,8 @@ _BLUR = (0.0545, 0.2442, 0.4026, 0.2442, 0.0545)  # Gaussian of standard deviati
 def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Tensor:
     """Blur a third of the images, halve the resolution of another third, and add noise to all.
 
-    Blurred and halved images are blended with the sharp ones at random, so that softness varies.
-
-    Args:
-        images: (B, 3, H, W) float in [0, 1], H and W at least 4.
-        generator: Source of the random numbers.
-        max_noise: Largest standard deviation of the noise.
+    Blurred and halved images are blended with the sharp ones at random, so that softness varies. Images are
+    (B, 3, H, W) float in [0, 1], H and W at least 4; ``max_noise`` is the largest standard deviation.
     """
     size, device = len(images), images.device
     line = images.new_tensor(_BLUR)
@@ -38,13 +34,9 @@ def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Ten
 
 
 def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: float = 0.0) -> Tensor:
-    """Change contrast and the brightness of each colour, and turn some images grey.
+    """Change contrast and the brightness of each colour, and turn a fraction of the images grey.
 
-    Args:
-        images: (B, 3, H, W) float in [0, 1].
-        strength: Range of contrast and of each colour's brightness, relative to 1.
-        generator: Source of the random numbers.
-        grey: Fraction of images that lose their colour, 0 to 1.
+    Images are (B, 3, H, W) float in [0, 1]; ``strength`` is the range of both, relative to 1.
     """
     size, device = len(images), images.device
     draws = torch.rand(size, 5, 1, 1, generator=generator, device=device)
@@ -64,18 +56,10 @@ def jitter_boxes(boxes: Tensor, strength: float, generator: Generator) -> Tensor
 def occlusion_masks(
     boxes: Tensor, fractions: Tensor, height: int, width: int, generator: Generator
 ) -> Tensor:
-    """A random rectangle inside each box that covers a given fraction of it.
+    """A random rectangle inside each box that covers a given fraction of it, or at most one row more.
 
-    Args:
-        boxes: (N, 4) x1, y1, x2, y2 in pixels inside the image; rounded to integers.
-        fractions: (N,) float in [0, 1], minimum fraction of a box's pixels to cover. At most one row of the
-            rectangle more is covered.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
-        generator: Source of the random numbers.
-
-    Returns:
-        (N, height, width) bool, true where hidden.
+    Boxes are (N, 4) x1, y1, x2, y2 in pixels inside the image, rounded to integers; fractions (N,) in [0, 1].
+    The masks are (N, height, width) bool, true where hidden.
     """
     boxes = boxes.round().long()
     box_w, box_h = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).T
@@ -94,11 +78,7 @@ def occlusion_masks(
 def occlude(images: Tensor, boxes: Tensor, fractions: Tensor, generator: Generator) -> Tensor:
     """Hide a fraction of one head per image behind a rectangle of one random colour.
 
-    Args:
-        images: (N, 3, H, W) float in [0, 1].
-        boxes: (N, 4) the heads, x1, y1, x2, y2 in pixels.
-        fractions: (N,) float in [0, 1], minimum fraction of each box to hide; 0 hides nothing.
-        generator: Source of the random numbers.
+    Images are (N, 3, H, W) float in [0, 1]; for boxes and fractions see :func:`occlusion_masks`.
     """
     height, width = images.shape[-2:]
     hidden = occlusion_masks(boxes, fractions, height, width, generator)

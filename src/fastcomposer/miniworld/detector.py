@@ -22,15 +22,10 @@ _MAX_OVERLAP = 0.6  # two heads in a scene never overlap as much; two peaks on o
 
 @dataclass(frozen=True)
 class Detections:
-    """Heads found in one image, the highest score first.
+    """Heads found in one image, the highest score first."""
 
-    Attributes:
-        boxes: (N, 4) float, x1, y1, x2, y2 in pixels, inside the image.
-        scores: (N,) float in [0, 1].
-    """
-
-    boxes: Tensor
-    scores: Tensor
+    boxes: Tensor  # (N, 4) float, x1, y1, x2, y2 in pixels, inside the image
+    scores: Tensor  # (N,) float in [0, 1]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -40,15 +35,12 @@ class Detections:
 class CenterMaps:
     """Heads as maps with one cell for 4×4 pixels (Zhou et al. 2019, "Objects as Points", section 3).
 
-    Attributes:
-        heat: (B, h, w) in [0, 1], 1 at the centre of a head; logits as the output of the network.
-        log_size: (B, 2, h, w) logarithm of width and height relative to 32 pixels; read at centres only.
-        offset: (B, 2, h, w) position of the centre inside its cell, x and y, 0 to 1; read at centres only.
+    Size and offset are read at centres only.
     """
 
-    heat: Tensor
-    log_size: Tensor
-    offset: Tensor
+    heat: Tensor  # (B, h, w) in [0, 1], 1 at the centre of a head; logits as the output of the network
+    log_size: Tensor  # (B, 2, h, w) logarithm of width and height relative to 32 pixels
+    offset: Tensor  # (B, 2, h, w) position of the centre inside its cell, x and y, 0 to 1
 
 
 class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -89,19 +81,10 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.constant_(self.maps.bias[:1], -2.19)
 
     def forward(self, images: Tensor) -> CenterMaps:
-        """Predict maps, the heat as logits.
-
-        Args:
-            images: (B, 3, H, W) float in [0, 1], H and W multiples of 4.
-
-        Raises:
-            ValueError: If H or W is not such a multiple.
-        """
+        """Predict maps, the heat as logits, of (B, 3, H, W) float in [0, 1], H and W multiples of 4."""
         height, width = images.shape[-2:]
         if height % STRIDE or width % STRIDE:
-            raise ValueError(
-                f"images of {width} by {height} pixels: both sides must be multiples of {STRIDE}"
-            )
+            raise ValueError(f"images of {width} by {height} pixels: both sides are multiples of {STRIDE}")
         features, levels = images * 2 - 1, []
         for block in self.down:
             features = block(features)
@@ -115,12 +98,7 @@ class HeadDetector(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def detect(self, images: Tensor, threshold: float = 0.4) -> list[Detections]:
-        """Find the heads of each image.
-
-        Args:
-            images: (B, 3, H, W) float in [0, 1], H and W multiples of 4.
-            threshold: Minimum score of a head, 0 to 1.
-        """
+        """Find the heads of each image, scored by the threshold or more; images as for :meth:`forward`."""
         found = self(images)
         maps = CenterMaps(found.heat.float().sigmoid(), found.log_size.float(), found.offset.float())
         return decode(maps, threshold)
@@ -130,13 +108,8 @@ def encode(heads: Tensor, present: Tensor, height: int, width: int) -> CenterMap
     """Make the maps that a detector should predict.
 
     Around each centre the heat falls as a Gaussian whose standard deviation is a sixth of the head, so that
-    near misses cost little (Law and Deng 2018, section 3.2).
-
-    Args:
-        heads: (B, K, 4) float, x1, y1, x2, y2 in pixels.
-        present: (B, K) bool, which slots hold a head.
-        height: Height of the images, a multiple of 4.
-        width: Width of the images, a multiple of 4.
+    near misses cost little (Law and Deng 2018, section 3.2). Heads are (B, K, 4) float, x1, y1, x2, y2 in
+    pixels, of slots that are ``present`` (B, K).
     """
     rows, columns = height // STRIDE, width // STRIDE
     center = (heads[..., :2] + heads[..., 2:]) / (2 * STRIDE)  # in cells
@@ -179,11 +152,7 @@ def count_detections(found: Sequence[Detections], truth: Sequence[Tensor]) -> tu
     """Count heads, detections and matches of the two over images.
 
     A detection matches at an intersection over union of one half or more; in the order of their scores, each
-    takes the free head that it overlaps most.
-
-    Args:
-        found: Detections of each image.
-        truth: Boxes of the heads of each image, (n_i, 4).
+    takes the free head that it overlaps most. The truth is (n_i, 4) boxes of each image.
     """
     matches = 0
     for detections, heads in zip(found, truth, strict=True):

@@ -65,17 +65,9 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return F.normalize(self.project(self.features(crops).flatten(1)).float(), dim=-1)
 
     def crop(self, images: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Cut out heads and resize them; outside an image is grey.
+        """Cut heads out of (B, 3, H, W) float in [0, 1] as (sum of n_i, 3, S, S) in [-1, 1], image by image.
 
-        Args:
-            images: (B, 3, H, W) float in [0, 1].
-            boxes: (B, 4) x1, y1, x2, y2 in pixels, one head per image; or for each image its (n_i, 4).
-
-        Returns:
-            (sum of n_i, 3, S, S) float in [-1, 1], image by image.
-
-        Raises:
-            ValueError: If there are not boxes for every image.
+        Boxes, x1, y1, x2, y2 in pixels, are (B, 4), one per image, or (n_i, 4) for each. Outside is grey.
         """
         if len(boxes) != len(images):
             raise ValueError(f"boxes for {len(boxes)} images, but there are {len(images)} images")
@@ -95,23 +87,14 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of heads.
+    """Pairs of heads."""
 
-    Attributes:
-        cosine: (P,) float, similarity of the two.
-        same: (P,) bool, whether both are the same person.
-    """
-
-    cosine: Tensor
-    same: Tensor
+    cosine: Tensor  # (P,) float, similarity of the two
+    same: Tensor  # (P,) bool, whether both are the same person
 
     @property
     def auc(self) -> float:
-        """Area under the receiver operating characteristic of verification by the cosine.
-
-        Raises:
-            ValueError: If there are no pairs of one person, or none of two.
-        """
+        """Area under the receiver operating characteristic of verification by the cosine."""
         if not self.same.any() or self.same.all():
             raise ValueError("verification needs pairs of one person and of two: measure on more scenes")
         probability = (self.cosine.double() + 1) / 2  # values outside [0, 1] would be taken for logits
@@ -124,13 +107,7 @@ class Pairs:
 
 
 def pair_up(embeddings: Tensor, people: Tensor, allowed: Tensor) -> Pairs:
-    """Compare every two heads once.
-
-    Args:
-        embeddings: (N, d) unit vectors.
-        people: (N,) long, number of the person.
-        allowed: (N, N) bool, symmetric: which pairs count.
-    """
+    """Compare every two heads once: (N, d) unit vectors, (N,) people; ``allowed`` (N, N) is symmetric."""
     first, second = torch.nonzero(allowed.triu(1), as_tuple=True)
     return Pairs((embeddings[first] * embeddings[second]).sum(-1), people[first] == people[second])
 

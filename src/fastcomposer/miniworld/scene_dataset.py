@@ -21,23 +21,14 @@ from fastcomposer.data.records import RecordError, read_record
 
 @dataclass
 class SceneBatch:
-    """Scenes with their truth.
+    """Scenes with their truth."""
 
-    Attributes:
-        pixel_values: (B, 3, S, S) float in [-1, 1].
-        segment_maps: (B, S, S) uint8; 0 is background.
-        heads: (B, K, 4) float, x1, y1, x2, y2 in pixels; empty slots are zero.
-        present: (B, K) bool, slots that hold a person.
-        identities: (B, K) long, number of the identity in the bank; -1 in empty slots.
-        index: (B,) long, positions in the bank, where captions are kept.
-    """
-
-    pixel_values: Tensor
-    segment_maps: Tensor
-    heads: Tensor
-    present: Tensor
-    identities: Tensor
-    index: Tensor
+    pixel_values: Tensor  # (B, 3, S, S) float in [-1, 1]
+    segment_maps: Tensor  # (B, S, S) uint8; 0 is background
+    heads: Tensor  # (B, K, 4) float, x1, y1, x2, y2 in pixels; empty slots are zero
+    present: Tensor  # (B, K) bool, slots that hold a person
+    identities: Tensor  # (B, K) long, number of the identity in the bank; -1 in empty slots
+    index: Tensor  # (B,) long, positions in the bank, where captions are kept
 
     def __len__(self) -> int:
         return len(self.index)
@@ -57,15 +48,9 @@ class SceneBatch:
 
 
 class SceneBank:
-    """The scenes of one split, decoded once.
+    """The scenes of one split of a data folder made by ``prepare data=avatars``, decoded once.
 
-    Args:
-        root: Data folder made by ``prepare data=avatars``.
-        split: ``train`` or ``test``.
-        slots: Maximum number of people in a scene.
-
-    Attributes:
-        identity_names: Names of the identities, in the order of their numbers.
+    A scene has at most ``slots`` people; ``identity_names`` are in the order of their numbers.
 
     Raises:
         RecordError: If a record has no ``rich_caption`` or ``heads``, as only rendered scenes have.
@@ -83,17 +68,15 @@ class SceneBank:
                 )
         self.captions = [item.record.caption for item in loaded]
         self.rich_captions = [str(item.record.extra["rich_caption"]) for item in loaded]
-        self.images = (
-            torch.from_numpy(np.stack([item.image for item in loaded])).permute(0, 3, 1, 2).contiguous()
-        )
+        images = torch.from_numpy(np.stack([item.image for item in loaded]))
+        self.images = images.permute(0, 3, 1, 2).contiguous()
         self.maps = torch.from_numpy(np.stack([item.segment_map for item in loaded]).astype(np.uint8))
         self.heads = torch.zeros(len(loaded), slots, 4)
         self.identities = torch.full((len(loaded), slots), -1)
         numbers: dict[str | None, int] = {}
         for row, item in enumerate(loaded):
-            for slot, (segment, head) in enumerate(
-                zip(item.record.segments, item.record.extra["heads"], strict=True)
-            ):
+            people = zip(item.record.segments, item.record.extra["heads"], strict=True)
+            for slot, (segment, head) in enumerate(people):
                 self.heads[row, slot] = torch.tensor(head)
                 self.identities[row, slot] = numbers.setdefault(segment.identity, len(numbers))
         self.identity_names = tuple(numbers)

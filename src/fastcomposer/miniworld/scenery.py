@@ -55,9 +55,8 @@ def _snow(d: ImageDraw.ImageDraw, s: int, rng: Rng) -> None:
 def _jungle(d: ImageDraw.ImageDraw, s: int, rng: Rng) -> None:
     for x, y in rng.uniform(0, s, (26, 2)):
         r = s * rng.uniform(0.06, 0.16)
-        d.ellipse(
-            (x - r, y - r * 0.6, x + r, y + r * 0.6), fill=_shift((30, 100 + int(rng.integers(60)), 45), rng)
-        )
+        green = _shift((30, 100 + int(rng.integers(60)), 45), rng)
+        d.ellipse((x - r, y - r * 0.6, x + r, y + r * 0.6), fill=green)
 
 
 def _city(d: ImageDraw.ImageDraw, s: int, rng: Rng) -> None:
@@ -76,9 +75,8 @@ def _mountain(d: ImageDraw.ImageDraw, s: int, rng: Rng) -> None:
     for _ in range(3):
         x, top, w = s * rng.uniform(0, 1), s * rng.uniform(0.08, 0.3), s * rng.uniform(0.4, 0.6)
         d.polygon([(x - w, s * 0.8), (x, top), (x + w, s * 0.8)], fill=_shift((112, 112, 134), rng))
-        d.polygon(
-            [(x - w * 0.22, top + s * 0.14), (x, top), (x + w * 0.22, top + s * 0.14)], fill=(246, 248, 252)
-        )
+        cap = [(x - w * 0.22, top + s * 0.14), (x, top), (x + w * 0.22, top + s * 0.14)]
+        d.polygon(cap, fill=(246, 248, 252))
     d.rectangle((0, s * 0.76, s, s), fill=_shift((96, 150, 84), rng))
 
 
@@ -86,9 +84,8 @@ def _house(d: ImageDraw.ImageDraw, s: int, rng: Rng) -> None:
     d.rectangle((0, s * 0.78, s, s), fill=_shift((110, 170, 90), rng))
     x = s * rng.uniform(0.02, 0.2)
     d.rectangle((x, s * 0.36, x + s * 0.76, s * 0.84), fill=_shift((50, 100, 210), rng))
-    d.polygon(
-        [(x - s * 0.05, s * 0.36), (x + s * 0.38, s * 0.06), (x + s * 0.81, s * 0.36)], fill=(150, 62, 52)
-    )
+    roof = [(x - s * 0.05, s * 0.36), (x + s * 0.38, s * 0.06), (x + s * 0.81, s * 0.36)]
+    d.polygon(roof, fill=(150, 62, 52))
     for k in (0.06, 0.56):
         d.rectangle((x + s * k, s * 0.46, x + s * (k + 0.14), s * 0.6), fill=(250, 240, 180))
 
@@ -194,9 +191,8 @@ def _oil(image: Image.Image, rng: Rng) -> Image.Image:
 
 
 def _pointillism(image: Image.Image, rng: Rng) -> Image.Image:
-    dots = np.kron(
-        np.ones((-(-image.height // 4), -(-image.width // 4))), np.diag([1.0, 1.0, 1.0, 1.0])[::-1]
-    )
+    cells = np.ones((-(-image.height // 4), -(-image.width // 4)))
+    dots = np.kron(cells, np.diag([1.0, 1.0, 1.0, 1.0])[::-1])
     grid = dots[: image.height, : image.width, None]
     return _from_array(np.asarray(image, float) * 0.85 + 10 + 36 * grid)
 

@@ -33,38 +33,24 @@ _SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Person:
-    """One subject of a scene.
-
-    Attributes:
-        end: Character offset in the caption directly after the class word.
-        bbox: x1, y1, x2, y2 of the visible pixels; x2 and y2 are exclusive.
-        head: x1, y1, x2, y2 of head and hair, clipped to the image.
-    """
+    """One subject of a scene."""
 
     identity: Identity
     appearance: Appearance
-    end: int
-    bbox: tuple[int, int, int, int]
-    head: tuple[int, int, int, int]
+    end: int  # character offset in the caption directly after the class word
+    bbox: tuple[int, int, int, int]  # x1, y1, x2, y2 of the visible pixels; x2 and y2 are exclusive
+    head: tuple[int, int, int, int]  # x1, y1, x2, y2 of head and hair, clipped to the image
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image with its ground truth.
+    """An image with its ground truth."""
 
-    Attributes:
-        image: (S, S, 3) uint8.
-        segment_map: (S, S) uint8; 0 is background, i + 1 the visible pixels of ``people[i]``.
-        caption: Names what a prompt controls, and no feature of identity.
-        rich_caption: Names skin, hair and beard too.
-        people: From left to right.
-    """
-
-    image: np.ndarray
-    segment_map: np.ndarray
-    caption: str
-    rich_caption: str
-    people: tuple[Person, ...]
+    image: np.ndarray  # (S, S, 3) uint8
+    segment_map: np.ndarray  # (S, S) uint8; 0 is background, i + 1 the visible pixels of people[i]
+    caption: str  # names what a prompt controls, and no feature of identity
+    rich_caption: str  # names skin, hair and beard too
+    people: tuple[Person, ...]  # from left to right
 
 
 class AvatarScenes:
@@ -89,9 +75,7 @@ class AvatarScenes:
         context_odds: float = 0.65,
     ) -> None:
         if size < 16 or size % 8:
-            raise ValueError(
-                f"size={size}: a scene needs a side of at least 16 pixels that is a multiple of 8"
-            )
+            raise ValueError(f"size={size}: the side is a multiple of 8 and at least 16 pixels")
         if len(subject_odds) != 3 or abs(sum(subject_odds) - 1) > 1e-6 or min(subject_odds) < 0:
             raise ValueError(f"subject_odds={list(subject_odds)}: three probabilities that sum to 1")
         if num_identities < 3:
@@ -168,11 +152,8 @@ def held_out_identities() -> tuple[Identity, ...]:
         identity = Identity.sample(rng)
         wanted = "man" if len(chosen) % 2 == 0 else "woman"
         taken = {i.hair for i in chosen} | {(i.skin, i.hair_color) for i in chosen}
-        if (
-            identity.word == wanted
-            and identity.hair not in taken
-            and (identity.skin, identity.hair_color) not in taken
-        ):
+        own = {identity.hair, (identity.skin, identity.hair_color)}
+        if identity.word == wanted and taken.isdisjoint(own):
             chosen.append(identity)
     return tuple(chosen)
 
@@ -218,12 +199,9 @@ def _position(slot: int, count: int, size: int, rng: np.random.Generator) -> tup
     center = size * (slot + 0.5 if count > 1 else 0.5) / (count if count > 1 else 1)
     x = round(center - width / 2 + size * rng.uniform(-0.03, 0.03))
     lowest = round(size * 0.04)
-    y = (
-        size - height + int(rng.integers(0, lowest + 1))
-        if count > 1
-        else round(size * rng.uniform(0.0, 0.08))
-    )
-    return width, x, max(y, size - height)
+    if count > 1:
+        return width, x, size - height + int(rng.integers(0, lowest + 1))
+    return width, x, max(round(size * rng.uniform(0.0, 0.08)), size - height)
 
 
 def _paste(

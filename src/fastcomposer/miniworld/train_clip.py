@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +30,7 @@ from fastcomposer.training.base_module import OptimizerFactory
 def contrastive_loss(a: Tensor, b: Tensor, logit_scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over cosine similarities (Radford et al. 2021, figure 3).
 
-    Args:
-        a: (B, d) embeddings; row i belongs to row i of ``b``.
-        b: (B, d).
-        logit_scale: Scalar, logarithm of the inverse temperature.
+    Row i of ``a`` (B, d) belongs to row i of ``b``; the scale is the logarithm of the inverse temperature.
     """
     logits = logit_scale.exp() * F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
     target = torch.arange(len(a), device=a.device)
@@ -56,13 +53,7 @@ class CLIPModule(PartModule):
     """
 
     PART = "clip"
-    LOGGED: ClassVar[tuple[str, ...]] = (
-        "train/loss",
-        "train/caption",
-        "train/identity",
-        "val/top1_of_16_1",
-        "val/top1_of_16_2",
-    )
+    LOGGED = ("train/loss", "train/caption", "train/identity", "val/top1_of_16_1", "val/top1_of_16_2")
 
     def __init__(
         self,
@@ -112,15 +103,14 @@ class CLIPModule(PartModule):
         rng = np.random.default_rng([11, step])
         people = rng.choice(len(self.seen), min(self.num_portraits, len(self.seen)), replace=False)
         pairs = [rng.choice(len(self.seen[p]), 2, replace=False) for p in people]
-        sides = []
+        crops = []
         for side in (0, 1):
-            crops = []
             for person, pair in zip(people, pairs, strict=True):
                 row, slot = self.seen[person][pair[side]]
                 portrait = cut_portrait(self.scenes.train, row, slot, rng)
                 crops.append(self.reference(portrait, int(rng.integers(2**31))))
-            sides.append(torch.stack(crops))
-        return sides[0], sides[1]
+        first, second = torch.stack(crops).chunk(2)
+        return first, second
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Project images (B, 3, R, R) in [0, 1] to (B, d)."""

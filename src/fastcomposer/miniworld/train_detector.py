@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,8 @@ from fastcomposer.training.base_module import OptimizerFactory
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
     """Penalty-reduced focal loss of a heat map, per centre (Zhou et al. 2019, equation 1).
 
-    Args:
-        logits: (B, h, w).
-        target: (B, h, w) in [0, 1]; exactly 1 at centres.
-        alpha: How fast the weight of an easy cell falls.
-        beta: How much less a cell near a centre counts.
+    Both are (B, h, w), the target in [0, 1] and exactly 1 at centres. ``alpha`` is how fast the weight of an
+    easy cell falls, ``beta`` how much less a cell near a centre counts.
     """
     heat = logits.sigmoid()
     centers = target == 1
@@ -54,13 +51,7 @@ class DetectorModule(PartModule):
     """
 
     PART = "detector"
-    LOGGED: ClassVar[tuple[str, ...]] = (
-        "train/loss",
-        "train/heat",
-        "train/boxes",
-        "val/recall",
-        "val/precision",
-    )
+    LOGGED = ("train/loss", "train/heat", "train/boxes", "val/recall", "val/precision")
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,8 @@ from fastcomposer.training.base_module import OptimizerFactory
 def margin_loss(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
     """Softmax over cosines with a margin at the right class (Wang et al. 2018, "CosFace", equation 4).
 
-    Args:
-        embeddings: (N, d) unit vectors.
-        proxies: (C, d), one per class, of any length.
-        labels: (N,) long, classes.
-        scale: Inverse temperature s.
-        margin: By how much the right cosine must lead, m.
+    Embeddings are (N, d) unit vectors; proxies (C, d), of any length; labels (N,) long. ``scale`` is the
+    inverse temperature s; by the margin m the right cosine must lead.
     """
     cosine = embeddings @ F.normalize(proxies, dim=-1).T
     return F.cross_entropy(scale * (cosine - margin * F.one_hot(labels, len(proxies))), labels)
@@ -60,7 +56,7 @@ class EmbedderModule(PartModule):
     """
 
     PART = "embedder"
-    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "val/auc", "val/gap")
+    LOGGED = ("train/loss", "val/auc", "val/gap")
 
     def __init__(
         self,
@@ -124,14 +120,10 @@ class EmbedderModule(PartModule):
 
 
 def visible_features(identity: str) -> tuple[str, ...]:
-    """List what distinguishes somebody at the size of a scene.
+    """List what distinguishes an identity at the size of a scene: skin, hair, hair colour and beard.
 
-    Args:
-        identity: Name of an identity in a record: class word, skin, hair, hair colour, beard, nose and brows,
-            joined by hyphens. Any other name counts as one feature.
-
-    Returns:
-        Skin, hair, hair colour and beard, each with its kind; no colour where nothing has it.
+    Its name in a record joins word, skin, hair, hair colour, beard, nose and brows by hyphens; any other name
+    counts as one feature. The colour is unseen without hair and beard.
     """
     parts = identity.split("-")
     if len(parts) != 7:
@@ -142,14 +134,7 @@ def visible_features(identity: str) -> tuple[str, ...]:
 
 
 def list_looks(bank: SceneBank) -> tuple[Tensor, Tensor]:
-    """Number the looks of the people in a training bank, and the features of each look.
-
-    Returns:
-        (N, K) long, look of each slot of the bank, -1 in empty ones; and (C, F) long, features of each look.
-
-    Raises:
-        RecordError: If names of identities that list features are mixed with others.
-    """
+    """Number the looks of a bank's slots, (N, K), -1 in empty ones, and the features of each look, (C, F)."""
     seen = [visible_features(str(name)) for name in bank.identity_names]
     looks = {look: number for number, look in enumerate(dict.fromkeys(seen))}
     if len({len(look) for look in looks}) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -52,7 +52,7 @@ class TextToImageModule(PartModule):
     """
 
     PART = "unet"
-    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/mse")
+    LOGGED = ("train/loss", "train/mse")
 
     def __init__(
         self,

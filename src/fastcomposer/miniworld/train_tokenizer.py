@@ -17,14 +17,9 @@ _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> CLIPTokenizer:
-    """Learn merges from captions.
+    """Learn merges from captions; the vocabulary has at most ``vocab_size`` tokens, special ones included.
 
-    Args:
-        captions: Texts to learn from.
-        vocab_size: Upper bound of the vocabulary, special tokens included.
-
-    Returns:
-        A tokenizer of 77 tokens, padded with the end token as in Stable Diffusion.
+    The tokenizer gives 77 tokens, padded with the end token as in Stable Diffusion.
     """
     blank = CLIPTokenizer().backend_tokenizer  # CLIP's normalization and splitting around an empty vocabulary
     alphabet = sorted(ByteLevel.alphabet())
@@ -45,11 +40,11 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> CLIPToke
 
 
 def tokenizer_of(folder: str | Path, root: str | Path) -> CLIPTokenizer:
-    """Load the tokenizer of a base folder; where there is none, learn it from a data folder's captions.
+    """Load the tokenizer of a base folder; where there is none, learn it from captions.
 
     Args:
         folder: The base folder.
-        root: Data folder of rendered scenes.
+        root: Data folder of rendered scenes, for the captions.
     """
     if not (Path(folder) / "tokenizer").is_dir():
         records = [read_json(root, record_id) for record_id in read_ids(root, "train")]

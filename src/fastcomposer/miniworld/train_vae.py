@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -30,7 +30,7 @@ class VAEModule(PartModule):
     """
 
     PART = "vae"
-    LOGGED: ClassVar[tuple[str, ...]] = ("train/loss", "train/kl", "val/psnr")
+    LOGGED = ("train/loss", "train/kl", "val/psnr")
 
     def __init__(
         self,

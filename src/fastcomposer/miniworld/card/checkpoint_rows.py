@@ -23,28 +23,18 @@ SINGLE, MULTI = "single_subject", "multi_subject"
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Identity of true images by the benchmark's own rule.
+    """Mean identity of true images by the benchmark's own rule."""
 
-    Attributes:
-        scenes: Mean over rendered scenes of one person, in any style, clothing and expression: the score of
-            a perfect method.
-        portraits: Mean over portraits like the reference, which no method gets.
-    """
-
-    scenes: float
-    portraits: float
+    scenes: float  # of one person in any style, clothing and expression: the score of a perfect method
+    portraits: float  # like the reference, which no method gets
 
 
 def identity_ceiling(
     subjects: Sequence[Subject], scenes: HeldOutScenes, faces: FaceExtractor, size: int | None
 ) -> Ceiling:
-    """Score true images of people who have a reference.
+    """Score true images of the subjects, who have images that no method gets.
 
-    Args:
-        subjects: The people, by the names that ``prepare`` gives them, with images that no method gets.
-        scenes: Renders of these people.
-        faces: Finds and embeds faces.
-        size: See :func:`~fastcomposer.evaluation.scoring.read_reference`.
+    For ``size`` see :func:`~fastcomposer.evaluation.scoring.read_reference`.
 
     Raises:
         ValueError: If nobody has another image, or there is no scene of one of them alone.
@@ -67,14 +57,8 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
     """Compare FastComposer with true images, with text alone, and with its twin without localization.
 
     All rows are at the best α: that of the highest single-subject identity among those that keep
-    :data:`LEAST_CONSISTENCY` of the text-only prompt consistency, or among all where none does.
-
-    Args:
-        collected: Runs of both benchmarks by FastComposer, with and without localization, and by text alone.
-        ceiling: See :func:`identity_ceiling`.
-
-    Raises:
-        ValueError: If a run is missing, with what to evaluate.
+    :data:`LEAST_CONSISTENCY` of the text-only prompt consistency, or among all where none does. The error
+    about a missing run names what to evaluate.
     """
     text = {name: _text_only(collected, name) for name in (SINGLE, MULTI)}
     candidates = [r.row for r in _runs(collected, OURS, SINGLE) if r.localized and r.alpha is not None]
@@ -114,14 +98,7 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
 
 
 def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
-    """Compare the attention inside the masks of a checkpoint and of its twin without localization.
-
-    Both are named as in the ``attention.json`` of ``fastcomposer attention``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a checkpoint is not in it.
-    """
+    """Compare the attention inside the masks of a checkpoint and of its twin, by their names in the file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; fastcomposer attention writes it")
     found = json.loads(file.read_text())

@@ -27,17 +27,8 @@ from fastcomposer.models.weights_io import WEIGHTS_NAME
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.utils.progress import tracked
 
-PARTS = (
-    "tokenizer",
-    "vae",
-    "text_encoder",
-    "image_encoder",
-    "clip",
-    "unet",
-    "scheduler",
-    "detector",
-    "embedder",
-)
+_NETWORKS = ("vae", "text_encoder", "image_encoder", "clip", "unet")
+PARTS = ("tokenizer", *_NETWORKS, "scheduler", "detector", "embedder")
 """Folders of a complete base."""
 CHECKPOINTS = {"fastcomposer": ".", "without_localization": "without_localization"}
 """Trained weights beside the parts, by the folder of their file in the base."""
@@ -47,18 +38,12 @@ _COUNTS = (1, 2, 3)  # people in a scene
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the card.
+    """One figure of the card."""
 
-    Attributes:
-        part: Folder of the part in the base.
-        measure: What was measured, with its unit.
-        at_least: Target of the value; ``None`` for no target.
-    """
-
-    part: str
-    measure: str
+    part: str  # its folder in the base
+    measure: str  # with its unit
     value: float
-    at_least: float | None = None
+    at_least: float | None = None  # the target
 
     @property
     def holds(self) -> bool | None:
@@ -104,22 +89,14 @@ def render_held_out(scenes: AvatarScenes, number: int) -> HeldOutScenes:
 def measure_base(
     base: Path, scenes: HeldOutScenes, sampler: Mapping[str, Any] | None = None, per_count: int = 64
 ) -> list[Row]:
-    """Measure every part that exists, and the images that they generate together.
-
-    Args:
-        base: Folder of the base.
-        scenes: Held-out renders.
-        sampler: See :func:`measure_generated`; ``None`` generates no images.
-        per_count: See :func:`measure_generated`.
-    """
+    """Measure every part that exists, and, with a sampler, the images that they generate together."""
     missing = missing_parts(base)
     rows: list[Row] = []
-    for part in PARTS:
-        if part not in missing:
-            if part in QUALITY and not (part == "clip" and "tokenizer" in missing):
-                rows += QUALITY[part](base, scenes)
-            rows += size_rows(base, part)
-            rows += [Row(part, f"{what}, MFLOP", flops / 1e6) for what, flops in flops_of(base, part).items()]
+    for part in (part for part in PARTS if part not in missing):
+        if part in QUALITY and not (part == "clip" and "tokenizer" in missing):
+            rows += QUALITY[part](base, scenes)
+        rows += size_rows(base, part)
+        rows += [Row(part, f"{what}, MFLOP", flops / 1e6) for what, flops in flops_of(base, part).items()]
     for name, folder in CHECKPOINTS.items():
         file = base / folder / WEIGHTS_NAME
         if file.is_file():
@@ -149,10 +126,7 @@ def size_rows(base: Path, part: str) -> list[Row]:
 
 @torch.no_grad()
 def flops_of(base: Path, part: str) -> dict[str, int]:
-    """Count the floating-point operations of a part by what it does, two per multiplication.
-
-    Matrix products, attention and convolutions count. A part that is no network has none.
-    """
+    """Count the operations of matrix products, attention and convolutions of a part, by what it does."""
     network_class, calls = _CALLS.get(part, (None, {}))
     network = load_pretrained(network_class, base, "model.base", part) if calls else None
     found = {}
@@ -222,25 +196,19 @@ def measure_clip(base: Path, scenes: HeldOutScenes) -> list[Row]:
         for count in _COUNTS:
             accuracy = caption_accuracy(images, texts, captions, scenes.rows(count))
             if accuracy is not None:
-                measure = f"right {kind} caption among 16, {_subjects(count)}"
-                rows.append(Row("clip", measure, accuracy, target))
+                rows.append(
+                    Row("clip", f"right {kind} caption among 16, {_subjects(count)}", accuracy, target)
+                )
     return rows
 
 
 def caption_accuracy(
     images: Tensor, texts: Tensor, captions: Sequence[str], rows: Sequence[int], size: int = 16
 ) -> float | None:
-    """Fraction of images whose own caption scores highest in a group of different captions.
+    """Fraction of images whose own caption scores highest in a group of ``size`` different captions.
 
-    Args:
-        images: (N, d) unit vectors.
-        texts: (N, d) unit vectors of the captions.
-        captions: The N captions.
-        rows: Images to compare with each other; those left over from full groups are dropped.
-        size: Images in a group.
-
-    Returns:
-        The fraction, or ``None`` where no group is full.
+    Images and texts are (N, d) unit vectors. Of the compared ``rows``, those left over from full groups are
+    dropped; without a full group the result is ``None``.
     """
     groups: list[list[int]] = []
     for row in rows:
@@ -327,14 +295,7 @@ def measure_generated(
 ) -> list[Row]:
     """Generate images from rich captions of held-out scenes, count the heads, and let CLIP find the caption.
 
-    Args:
-        base: Folder of the base with ``detector/``, ``clip/`` and ``tokenizer/``.
-        scenes: Renders with these captions.
-        sampler: Arguments of the pipeline call.
-        per_count: Images of one, of two and of three people.
-
-    Raises:
-        ValueError: If there are no scenes with one of these numbers of people.
+    ``per_count`` images each are of one, of two and of three people.
     """
     rows = {count: scenes.rows(count)[:per_count] for count in _COUNTS}
     if not all(rows.values()):
@@ -351,8 +312,7 @@ def measure_generated(
     accuracies = []
     for count in _COUNTS:
         of_count = wanted == count
-        measure = f"right number, {_subjects(count)}"
-        result.append(Row("generated", measure, float(right[of_count].mean())))
+        result.append(Row("generated", f"right number, {_subjects(count)}", float(right[of_count].mean())))
         accuracy = caption_accuracy(vectors, texts, captions, of_count.nonzero().flatten().tolist())
         if accuracy is not None:
             accuracies.append(accuracy)

@@ -24,30 +24,20 @@ RECORD = "training.json"
 
 @dataclass(frozen=True)
 class Training:
-    """How a part was trained.
+    """How a part was trained; ``None`` where unknown."""
 
-    Attributes:
-        method: Name of the training, the ``method`` of its command.
-        steps: Optimizer steps.
-        minutes: Time spent in training.
-        seed: Seed of the run; ``None`` where unknown.
-        machine: Accelerator, or processor and its cores.
-    """
-
-    method: str
-    steps: int
+    method: str  # of its command
+    steps: int  # of the optimizer
     minutes: float | None = None
     seed: int | None = None
-    machine: str | None = None
+    machine: str | None = None  # accelerator, or processor and its cores
 
 
 def read_lengths(base: Path, runs: str | Path) -> list[Training]:
     """Collect the length of each training.
 
-    Args:
-        base: Folder of the base, whose ``training.json`` has the lengths of an earlier call.
-        runs: Folder of the runs ``mini_base_<method>``, which are newer than the file. The weights of
-            checkpoints, which were trained several times, contain their total length.
+    ``training.json`` in the base has those of an earlier call; the runs ``mini_base_<method>`` are newer. The
+    weights of checkpoints, which were trained several times, contain their total length.
     """
     file = base / RECORD
     entries = json.loads(file.read_text()) if file.exists() else []
@@ -85,15 +75,7 @@ def base_card(
     scenes: int,
     samples: Sequence[str] = (),
 ) -> str:
-    """Write the card as Markdown.
-
-    Args:
-        rows: The figures.
-        missing: Parts that the base does not have.
-        lengths: Length of each training.
-        scenes: Number of held-out scenes of the measurements.
-        samples: Names of images in the folder ``samples`` beside the card.
-    """
+    """Write the card as Markdown; ``samples`` are names of images in a folder of that name beside it."""
     measures = ("parameters", "size, bytes")
     sizes = {(row.part, row.measure): row.value for row in rows if row.measure in measures}
     costs = [row for row in rows if row.measure.endswith(", MFLOP")]
