@@ -22,12 +22,12 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "FastComposer": "fastcomposer.composer",
-    "FastComposerPipeline": "fastcomposer.pipeline",
-    "FastComposerXLPipeline": "fastcomposer.pipeline",
+    "FastComposerPipeline": "fastcomposer.pipeline.stable_diffusion",
+    "FastComposerXLPipeline": "fastcomposer.pipeline.stable_diffusion_xl",
     "PromptError": "fastcomposer.prompt",
     "SubjectBatch": "fastcomposer.batch",
     "SubjectFusion": "fastcomposer.models.fusion",
-    "open_pipeline": "fastcomposer.pipeline",
+    "open_pipeline": "fastcomposer.pipeline.kinds",
 }
 
 __all__ = [

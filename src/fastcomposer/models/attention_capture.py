@@ -59,8 +59,6 @@ def explicit_attention(
 
 
 class _FusedAttention(torch.autograd.Function):
-    """See :func:`fused_attention`."""
-
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, subject_token_idx: Tensor
@@ -137,9 +135,7 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, list[str]]:
     ]
     layers: dict[str, list[str]] = {}
     for name in names:
-        match = _BLOCK.match(name)
-        if match is not None:
-            layers.setdefault(match.group(1), []).append(name)
+        layers.setdefault(_BLOCK.match(name)[1], []).append(name)  # type: ignore[index]
     return layers
 
 
@@ -223,12 +219,6 @@ class AttentionCapture:
         Raises:
             RuntimeError: If a layer has a processor that computes something else, such as an IP-Adapter's.
         """
-        self._refuse_other_processors()
-        maps: dict[str, Tensor] = {}
-        with self._active(_Recording(subject_token_idx, maps, detach)):
-            yield maps
-
-    def _refuse_other_processors(self) -> None:
         for name, module in self._modules.items():
             processor: Any = module.processor
             if type(processor) not in (*_PLAIN, SubjectAttnProcessor):
@@ -236,6 +226,9 @@ class AttentionCapture:
                     f"attention of {name} cannot be captured: a {type(processor).__name__} is set there, and "
                     "without it the U-Net would compute something else: remove it first"
                 )
+        maps: dict[str, Tensor] = {}
+        with self._active(_Recording(subject_token_idx, maps, detach)):
+            yield maps
 
     @contextmanager
     def _active(self, recording: _Recording) -> Iterator[None]:
@@ -268,13 +261,7 @@ class AttentionCapture:
 
 
 class SubjectAttnProcessor:
-    """Cross-attention that also reports the columns of the subjects' tokens.
-
-    Args:
-        name: Name of its layer.
-        recording: Where the columns go.
-        implementation: See :class:`AttentionCapture`.
-    """
+    """Cross-attention of a layer by name that also records the columns of the subjects' tokens."""
 
     def __init__(self, name: str, recording: _Recording, implementation: Implementation) -> None:
         self.name = name
@@ -321,16 +308,15 @@ class SubjectAttnProcessor:
 
 
 class AttentionAverage:
-    """Attention to the subjects' words during sampling, averaged as it comes so that it never grows.
+    """Attention to the subjects' words during sampling, averaged over groups of U-Net calls.
 
     Args:
-        unet: The U-Net to watch.
+        unet: The U-Net.
         subject_token_idx: (N, K) long, positions of the subjects' words of N images.
         subject_present: (N, K) bool.
         latent_size: Height h and width w of the latents.
-        num_calls: Number of U-Net calls to come.
-        num_groups: Number G of groups of consecutive calls to average over.
-        blocks: Names of blocks; the middle five by default (see :func:`select_blocks`).
+        num_calls: Number of U-Net calls.
+        num_groups: Number G of groups of consecutive calls.
     """
 
     def __init__(
@@ -341,9 +327,8 @@ class AttentionAverage:
         latent_size: tuple[int, int],
         num_calls: int,
         num_groups: int,
-        blocks: Sequence[str] | None = None,
     ) -> None:
-        self._capture = AttentionCapture(unet, select_blocks(unet, blocks))
+        self._capture = AttentionCapture(unet, select_blocks(unet))
         self._positions, self._present = subject_token_idx, subject_present
         self._latent_size, self._num_calls = latent_size, num_calls
         shape = (int(num_groups), *subject_token_idx.shape, *latent_size)

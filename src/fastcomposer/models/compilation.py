@@ -11,11 +11,7 @@ _BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
 
 
 def check_backend(backend: str) -> None:
-    """Refuse an unknown backend of :func:`torch.compile`.
-
-    Raises:
-        ValueError: If there is no such backend.
-    """
+    """Refuse an unknown backend of :func:`torch.compile` by ``ValueError``."""
     known = torch.compiler.list_backends(exclude_tags=None)
     if backend not in known:
         raise ValueError(f"compile={backend}: torch has the backends {', '.join(known)}")

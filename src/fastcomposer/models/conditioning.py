@@ -39,11 +39,7 @@ def check_widths(
     base: str = "the base model",
     image_encoder: str = "given",
 ) -> None:
-    """Refuse parts of other widths than the fusion's; ``None`` stands for a part that is not there.
-
-    Raises:
-        ValueError: If the widths differ.
-    """
+    """Refuse parts of other widths than the fusion's by ``ValueError``; ``None`` is a missing part."""
     widths = tuple(None if config is None else config.hidden_size for config in text_configs)
     pairs = zip(fusion.text_dims, widths, strict=False)
     if len(widths) != len(fusion.text_dims) or any(width not in (own, None) for own, width in pairs):

@@ -272,8 +272,7 @@ def _pooled(embeds: Tensor, present: Tensor, attention: ReferenceAttention | Non
 def _with_own_memory(loaded: Any) -> Any:
     """Copy the weights that ``from_pretrained`` has mapped from a file.
 
-    There they lie at odd addresses, where products with a single row round differently. Copied, they give the
-    images of the model that was saved, bit for bit.
+    At a file's odd addresses, products with a single row round differently from those of the saved model.
     """
     for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
         parameter.data = parameter.data.clone()

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fastcomposer.models.conditioning import check_widths
-from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
 from fastcomposer.models.published_checkpoint import existing_file
 from fastcomposer.models.source import (
     ModelSource,
@@ -26,7 +26,7 @@ from fastcomposer.models.source import (
     is_single_file,
     with_dtype,
 )
-from fastcomposer.models.text import ENCODERS, fusion_class, new_fusion
+from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.assets import asset
 from fastcomposer.utils.settings import base_fingerprint
 
@@ -121,17 +121,7 @@ def load_tokenizer(
     architecture: str | Path | None = None,
     weights: Weights = "pretrained",
 ) -> Any:
-    """Load the CLIP tokenizer of a base model, the first where it has two.
-
-    Args:
-        base: See :func:`open_source`, as for all arguments.
-        image_encoder: A single file's tokenizer is there.
-        architecture: See there.
-        weights: See there.
-
-    Raises:
-        FileNotFoundError: If there is no such folder and no such hub id can be reached.
-    """
+    """Load the CLIP tokenizer of a base model of :func:`open_source`, the first where it has two."""
     if weights == "random" or is_single_file(base):
         return open_source(base, image_encoder, architecture=architecture, weights=weights).tokenizer()
     try:
@@ -146,12 +136,8 @@ def load_networks(
     dtype: torch.dtype | None,
     kind: FusionConfig | None = None,
 ) -> dict[str, Any]:
-    """Load every network; the fusion is new unless the base is a saved FastComposer pipeline.
-
-    Raises:
-        ValueError: If weights are missing, or the saved pipeline's fusion is of another kind than asked for.
-    """
-    fusion: Any = fusion_class(len(source.text_configs))
+    """Load every network; the fusion is new unless the base is a saved FastComposer pipeline of that kind."""
+    fusion = _fusion_class(source)
     if kind is not None and source.has("fusion"):
         own = source.config(fusion, "fusion")
         saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"))
@@ -182,14 +168,23 @@ def _classes(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None) -> Any:
-    projection_dim = source.vision_config.projection_dim
-    return new_fusion(source.text_configs, projection_dim, max_subjects, kind or FusionConfig())
+def _fusion_class(source: ModelSource) -> Any:
+    return SubjectFusion if len(source.text_configs) == 1 else PairedFusion
+
+
+def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None) -> Fusion:
+    kind, image_dim = kind or FusionConfig(), source.vision_config.projection_dim
+    widths = [config.hidden_size for config in source.text_configs]
+    if len(widths) > 1:
+        return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim)
+    # Left out where it is the text's, as in the released model.
+    other = None if image_dim == widths[0] else image_dim
+    return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, image_dim=other)
 
 
 def _check_saved_fusion(source: ModelSource) -> None:
     if source.has("fusion"):
-        cls: Any = fusion_class(len(source.text_configs))
+        cls = _fusion_class(source)
         with torch.device("meta"):
             fusion = cls.from_config(source.config(cls, "fusion"))
         names = {"base": source.base, "image_encoder": source.image_encoder}

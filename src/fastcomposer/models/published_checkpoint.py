@@ -20,33 +20,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 # Published prefix to the name of the component.
-_COMPONENTS = {
-    "unet": "unet",
-    "vae": "vae",
-    "text_encoder": "text_encoder",
-    "image_encoder": "image_encoder",
-    "postfuse_module": "fusion",
-}
+_COMPONENTS = {name: name for name in ("unet", "vae", "text_encoder", "image_encoder")}
+_COMPONENTS["postfuse_module"] = "fusion"
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_OLD = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 _VAE_NEW = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
 _ONLY_PUBLISHED = ("vae", "text_encoder", "postfuse_module")
 _OBJECT = re.compile(r"GLOBAL (\S+)")
 _POSITION_IDS = {
-    "text_encoder.embeddings.position_ids": "text_encoder.embeddings.position_embedding.weight",
-    "image_encoder.vision_model.embeddings.position_ids": (
-        "image_encoder.vision_model.embeddings.position_embedding.weight"
-    ),
+    f"{part}.position_ids": f"{part}.position_embedding.weight"
+    for part in ("text_encoder.embeddings", "image_encoder.vision_model.embeddings")
 }
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a checkpoint file: :func:`read_saved`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or holds more than tensors.
-    """
+    """Read a checkpoint of tensors alone; errors are those of :func:`existing_file`, :func:`read_saved`."""
     state = read_saved(existing_file(path, "checkpoint"), "checkpoint")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} is no mapping of names to tensors")
@@ -54,11 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def existing_file(path: str | Path, what: str) -> Path:
-    """Return the path of a file.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
-    """
+    """Return the path of a file; ``FileNotFoundError`` if it does not exist."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{what} {file} does not exist")
@@ -66,11 +50,10 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 
 def read_saved(file: Path, what: str) -> Any:
-    """Read a file without running anything that a pickle may carry.
+    """Read a ``.safetensors`` file, or one of ``torch.save`` without running anything that it may carry.
 
     Args:
-        file: ``.safetensors`` file, or a file written by ``torch.save``, mapped into memory where its format
-            allows it.
+        file: The file.
         what: Name of the file, for messages.
 
     Raises:
@@ -93,11 +76,7 @@ def read_saved(file: Path, what: str) -> Any:
 
 
 def is_published(file: Path) -> bool:
-    """Whether a file of weights is in the released layout, by the names of its tensors.
-
-    Raises:
-        ValueError: See :func:`read_saved`.
-    """
+    """Whether a file of weights is in the released layout; errors are those of :func:`read_saved`."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
@@ -115,16 +94,9 @@ def has_published_names(names: Iterable[Any]) -> bool:
 
 
 def load_published(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor], origin: str) -> None:
-    """Copy a state in the published layout into today's components.
+    """Copy a state in the published layout, of the file ``origin``, into components: :func:`load_exact`.
 
-    Args:
-        modules: ``unet``, ``vae``, ``text_encoder``, ``image_encoder`` and ``fusion``.
-        state: Published name to tensor.
-        origin: File of the state, for messages.
-
-    Raises:
-        ValueError: If names are missing or unexpected, or shapes differ; all of them are listed. Positions
-            other than 0, 1, 2 … are unexpected.
+    Positions other than 0, 1, 2 … are unexpected.
     """
     refuse_second_encoder(modules)
     load_exact(modules, current_state(state), f"checkpoint {origin} does not fit the base model")
@@ -140,11 +112,7 @@ def current_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The components' weights under their published names: the inverse of :func:`load_published`.
-
-    Raises:
-        ValueError: If there are two text encoders, for which the layout has no names.
-    """
+    """The components' weights under their published names: the inverse of :func:`load_published`."""
     refuse_second_encoder(modules)
     state: dict[str, Tensor] = {}
     for prefix, component in _COMPONENTS.items():
@@ -158,11 +126,9 @@ def published_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def write_published(modules: Mapping[str, nn.Module], path: str | Path) -> Path:
-    """Write the components in the released layout, for programs that read the released checkpoint.
+    """Write the components of :func:`load_published` in the released layout, replacing a file when complete.
 
-    Args:
-        modules: See :func:`load_published`.
-        path: File to write, replaced when complete: ``.safetensors``, or any other name for ``torch.save``.
+    A path that ends with ``.safetensors`` gets that format, any other is written by ``torch.save``.
     """
     file = Path(path).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -215,11 +181,7 @@ def load_exact(
 
 
 def refuse_second_encoder(modules: Container[str]) -> None:
-    """Refuse components for which the layout has no names.
-
-    Raises:
-        ValueError: If there are two text encoders.
-    """
+    """Refuse two text encoders by ``ValueError``: the layout has names for one."""
     if "text_encoder_2" in modules:
         raise ValueError(
             "the released layout has one text encoder and this model has two: keep it with "

@@ -111,11 +111,7 @@ class ModelSource:
         return module
 
     def check_variant(self) -> None:
-        """Refuse a folder that lacks files of the variant.
-
-        Raises:
-            FileNotFoundError: With the first part that has none.
-        """
+        """Refuse a folder that lacks files of the variant by ``FileNotFoundError``, naming the first part."""
         if self.variant is None:
             return
         parts = ["vae", "unet", *self.text_encoders]
@@ -142,11 +138,7 @@ class ModelSource:
         return cls.from_pretrained(self.configs, subfolder="scheduler", **self.options)
 
     def safety_checker(self) -> tuple[Any, CLIPImageProcessor | None]:
-        """The base's safety checker with its feature extractor, or two times ``None``.
-
-        Raises:
-            ValueError: If its file lacks weights.
-        """
+        """The base's safety checker with its feature extractor, or two times ``None``."""
         if not self.has("safety_checker"):
             return None, None
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -158,18 +150,10 @@ class ModelSource:
 
 
 class SingleFileSource(ModelSource):
-    """A single file in Stability's layout, whose parts' configurations are those of an architecture.
-
-    Image encoder and tokenizer are not in such a file. CLIP ViT-L/14, which is the image encoder, comes with
-    the tokenizer that Stable Diffusion's text encoders were trained with.
-    """
+    """A single file in Stability's layout, with an architecture's configurations and CLIP's tokenizer."""
 
     def load(self, cls: Any, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
-        """Load a network with its weights.
-
-        Raises:
-            ValueError: If the file cannot be read or is of another architecture.
-        """
+        """Load a network with its weights; ``ValueError`` if the file is of another architecture."""
         if cls is CLIPVisionModelWithProjection:
             return super().load(cls, subfolder, dtype)
         config: dict[str, Any] = {"config": self.configs, "subfolder": subfolder, "local_files_only": True}
@@ -197,11 +181,7 @@ class SingleFileSource(ModelSource):
         return None, None
 
     def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
-        """The tokenizer beside the image encoder, padded as the text encoder's configuration says.
-
-        Raises:
-            FileNotFoundError: If there is none, or another.
-        """
+        """The tokenizer beside the image encoder, padded as the text encoder's configuration says."""
         config = self.text_config_of(subfolder)
         if config is None:
             return None
@@ -233,13 +213,7 @@ class RandomSource(ModelSource):
 
 
 def _stand_in_tokenizer(config: CLIPTextConfig) -> CLIPTokenizer:
-    """Make a tokenizer for an untrained text encoder; a trained one would understand none of it.
-
-    It splits words as the embedded base does and has the start, end and padding tokens of the encoder.
-
-    Raises:
-        ValueError: If the encoder's vocabulary is too small.
-    """
+    """Make a tokenizer with the words of the embedded base and the special tokens of an untrained encoder."""
     model = json.loads(_WORDS.read_text(encoding="utf-8"))["model"]
     special: Any = {"<|startoftext|>": config.bos_token_id, "<|endoftext|>": config.eos_token_id}
     words = {word: index for word, index in model["vocab"].items() if word not in special}
@@ -278,10 +252,7 @@ def _without_variant(variant: str, base: str, part: str) -> FileNotFoundError:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep transformers from listing what a file has beyond a network, such as the text half of a CLIP.
-
-    Missing weights are refused by :func:`_refuse_missing`; an error over shapes refers to the list.
-    """
+    """Keep transformers from listing what a file has beyond a network, such as the text half of a CLIP."""
     log = logging.getLogger("transformers.modeling_utils")
     log.addFilter(_is_needed)
     try:

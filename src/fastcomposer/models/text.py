@@ -7,15 +7,13 @@ second encoder's pooled embedding and the sizes of the image with the timestep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 ENCODERS: Mapping[str, Any] = {
     "text_encoder": CLIPTextModel,
@@ -110,28 +108,7 @@ def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
     return text_encoder(input_ids).last_hidden_state
 
 
-def fusion_class(num_encoders: int) -> type[SubjectFusion] | type[PairedFusion]:
-    """Class of the fusion for one text encoder or two."""
-    return SubjectFusion if num_encoders == 1 else PairedFusion
-
-
-def new_fusion(
-    text_configs: Sequence[CLIPTextConfig], image_dim: int, max_subjects: int | None, kind: FusionConfig
-) -> Fusion:
-    """Make an untrained fusion for text encoders, an image encoder's projection width, and a kind."""
-    widths = [config.hidden_size for config in text_configs]
-    if len(widths) == 1:
-        # Left out where it is the text's, as in the released model.
-        other = None if image_dim == widths[0] else image_dim
-        return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, image_dim=other)
-    return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim)
-
-
 def check_tokenizers(first: Any, second: Any) -> None:
-    """Refuse a second tokenizer with other words, since a subject's word must have one position in both.
-
-    Raises:
-        ValueError: If the vocabularies differ.
-    """
+    """Refuse tokenizers of different vocabularies: a subject's word must have one position in both."""
     if first is not None and second is not None and first.get_vocab() != second.get_vocab():
         raise ValueError("tokenizer and tokenizer_2 have different vocabularies: subjects cannot be placed")

@@ -40,12 +40,7 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long weights were trained.
-
-    Attributes:
-        steps: Optimizer steps.
-        minutes: Time spent in training.
-    """
+    """How long weights were trained: optimizer steps, and minutes spent in training."""
 
     steps: int = 0
     minutes: float = 0.0
@@ -162,11 +157,7 @@ def read_training_length(path: str | Path) -> TrainingLength:
 
 
 def find_weights_file(path: Path) -> Path:
-    """Find the file that :func:`load_trained_weights` reads.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """Find the file that :func:`load_trained_weights` reads; ``FileNotFoundError`` if there is none."""
     if not path.is_dir():
         return existing_file(path, "checkpoint")
     names = (WEIGHTS_NAME, "checkpoints/last.ckpt", PUBLISHED_NAME)
@@ -178,18 +169,10 @@ def find_weights_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Content:
-    """Content of a file of weights.
-
-    Attributes:
-        state: Tensors by name.
-        base_digest: Of int8 differences: digest of the weights that they differ from.
-        length: How long they were trained.
-        fusion: Kind of the fusion; the paper's where the file does not record it.
-        published: Whether the file is in the released layout and holds every network.
-    """
+    """Content of a file of weights; published are those in the released layout, which hold every network."""
 
     state: dict[str, Tensor]
-    base_digest: str | None = None
+    base_digest: str | None = None  # of int8 differences: of the weights that they differ from
     length: TrainingLength = field(default_factory=TrainingLength)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     published: bool = False

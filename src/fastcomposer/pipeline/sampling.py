@@ -78,17 +78,6 @@ class Schedule:
         return text_steps * self.order + max(0, self.num_calls - num_steps * self.order)
 
 
-def check_interval(interval: Sequence[float]) -> tuple[float, float]:
-    """Return the two noise levels of a guidance interval.
-
-    Raises:
-        ValueError: If they are not two, in order and not negative.
-    """
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
-        raise ValueError(f"guidance_interval is a lower and a higher noise level, not {list(interval)}")
-    return float(interval[0]), float(interval[1])
-
-
 @dataclass(frozen=True)
 class DelayedConditioning:
     """Embeddings for each U-Net call: text alone, then text with subjects (docs/method.md, eq. 6).
@@ -110,16 +99,13 @@ class DelayedConditioning:
 
     def repeated(self, count: int) -> DelayedConditioning:
         """Repeat every prompt for several images."""
-        return replace(
-            self,
-            text=self.text.repeat_interleave(count, dim=0),
-            subject=_repeated(self.subject, count),
-            negative=_repeated(self.negative, count),
-            added={
-                name: (value.repeat_interleave(count, dim=0), _repeated(negative, count))
-                for name, (value, negative) in self.added.items()
-            },
-        )
+
+        def repeat(value: Any) -> Any:
+            return None if value is None else value.repeat_interleave(count, dim=0)
+
+        added = {name: (repeat(value), repeat(negative)) for name, (value, negative) in self.added.items()}
+        text, subject, negative = map(repeat, (self.text, self.subject, self.negative))
+        return replace(self, text=text, subject=subject, negative=negative, added=added)
 
     def sees_subjects(self, call: int) -> bool:
         """Whether a U-Net call is conditioned on the subjects."""
@@ -136,41 +122,24 @@ class DelayedConditioning:
         return {"prompt_embeds": self.at(call, guided=guided), **added}
 
 
-def _repeated(value: Tensor | None, count: int) -> Tensor | None:
-    return None if value is None else value.repeat_interleave(count, dim=0)
-
-
 def _joined(value: Tensor, negative: Tensor | None, guided: bool) -> Tensor:
     return torch.cat([negative, value]) if guided and negative is not None else value
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Options of every step of a sampling run.
+    """Options of every step of a sampling run."""
 
-    Attributes:
-        scheduler: Arguments of the scheduler's step.
-        added_condition: Further conditions of the U-Net, such as an IP-Adapter's.
-        attention: Averages the subjects' attention, where asked for.
-        callback: Called after every U-Net call.
-        callback_inputs: Names of its tensors.
-        latents_callback: Called after every step with its last call, timestep and latents.
-    """
-
-    scheduler: dict[str, Any]
-    added_condition: dict[str, Any] | None = None
+    scheduler: dict[str, Any]  # arguments of its step
+    added_condition: dict[str, Any] | None = None  # of the U-Net, such as an IP-Adapter's
     attention: AttentionAverage | None = None
-    callback: Callable[..., Any] | None = None
+    callback: Callable[..., Any] | None = None  # after every U-Net call, with the tensors of these names
     callback_inputs: Sequence[str] = ("latents",)
-    latents_callback: Callable[[int, Tensor, Tensor], None] | None = None
+    latents_callback: Callable[[int, Tensor, Tensor], None] | None = None  # after every step
 
 
 class DelayedConditioningPipeline(DiffusionPipeline):
-    """Stable Diffusion's loop, over embeddings that depend on the step.
-
-    A mixin of diffusers' pipelines of Stable Diffusion and of Stable Diffusion XL, which have all that is
-    used here under the same names.
-    """
+    """Stable Diffusion's loop over embeddings that depend on the step: a mixin of diffusers' pipelines."""
 
     scheduler: Any
 
@@ -205,7 +174,9 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         guidance_interval: Sequence[float] | None = None,
     ) -> Schedule:
         """Set the scheduler's timesteps, which also resets its state."""
-        interval = None if guidance_interval is None else check_interval(guidance_interval)
+        interval = guidance_interval
+        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
+            raise ValueError(f"guidance_interval is a lower and a higher noise level, not {list(interval)}")
         calls, num_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
         )

@@ -62,12 +62,7 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->image_encoder->fusion->unet->vae"
     _optional_components = [  # noqa: RUF012
-        "tokenizer",
-        "tokenizer_2",
-        "text_encoder",
-        "text_encoder_2",
-        "image_encoder",
-        "feature_extractor",
+        *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "image_encoder", "feature_extractor"),
     ]
     _callback_tensor_inputs = [  # noqa: RUF012
         *StableDiffusionXLPipeline._callback_tensor_inputs,

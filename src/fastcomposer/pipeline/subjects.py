@@ -26,21 +26,13 @@ _FOR_REFERENCES = "references need it; or give subject_prompt_embeds, or alpha=0
 
 @dataclass(frozen=True)
 class Subjects:
-    """Subjects of a call, checked by :meth:`SubjectPromptPipeline._check_subjects`.
+    """Subjects of a call, checked by :meth:`SubjectPromptPipeline._check_subjects`."""
 
-    Attributes:
-        parsed: B prompts; none where embeddings are given in place of them.
-        rows: For each prompt and each subject its references.
-        alpha: Ratio of steps that see the subjects.
-        prompt_embeds: (B, T, d) in place of references.
-        num_groups: Number of groups of steps to average attention over; 0 for none.
-    """
-
-    parsed: list[ParsedPrompt]
-    rows: list[list[list[Any]]]
+    parsed: list[ParsedPrompt]  # none where embeddings are given in their place
+    rows: list[list[list[Any]]]  # of each prompt, of each subject, the references
     alpha: float
-    prompt_embeds: Tensor | None
-    num_groups: int
+    prompt_embeds: Tensor | None  # (B, T, d) in place of references
+    num_groups: int  # of steps to average attention over; 0 for none
 
 
 def tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
@@ -51,11 +43,7 @@ def tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
 
 
 def latents_callback(options: Mapping[str, Any], order: int) -> Callable[[int, Tensor, Tensor], None] | None:
-    """Make a callback of ``callback`` and ``callback_steps``, which diffusers still takes.
-
-    Raises:
-        TypeError: If there is any other option.
-    """
+    """Make a callback of ``callback`` and ``callback_steps``; refuse other options by ``TypeError``."""
     for name in options.keys() - {"callback", "callback_steps"}:
         raise TypeError(f"__call__() got an unexpected keyword argument {name!r}")
     callback, every = options.get("callback"), options.get("callback_steps") or 1
@@ -93,14 +81,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         output_type: str | None,
         num_calls: int | None = None,
     ) -> tuple[Any, list[bool] | None, Tensor | None]:
-        """Sample ``repeats`` images of a height and width from the encoded text of each of B prompts.
-
-        ``image_prompts`` are images for IP-Adapters, and embeddings in place of them; ``num_calls`` is the
-        number of U-Net calls to make of those in the schedule, ``None`` for all.
-
-        Returns:
-            Images, verdicts of the safety checker, and attention maps where they are asked for.
-        """
+        """Sample ``repeats`` images of each prompt: images, safety verdicts and attention maps."""
         device, dtype = texts.text.device, texts.text.dtype
         first = schedule.first_subject_call(subjects.alpha)
         subject = self._subject_embeds(texts.text, subjects) if first < schedule.num_calls else None
@@ -134,12 +115,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         return {"image_embeds": embeds}
 
     def _attention(
-        self,
-        slots: tuple[Tensor, Tensor],
-        repeats: int,
-        latents: Tensor,
-        schedule: Schedule,
-        num_groups: int,
+        self, slots: tuple[Tensor, Tensor], repeats: int, latents: Tensor, schedule: Schedule, num_groups: int
     ) -> AttentionAverage:
         """Average the attention to the subjects' words, over ``repeats`` images of each prompt."""
         idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)

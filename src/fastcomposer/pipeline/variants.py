@@ -56,27 +56,15 @@ class VariantsOutput:
 
 @dataclass(frozen=True)
 class _Branching:
-    """Plan of n images of V variants.
-
-    Attributes:
-        schedule: The U-Net calls.
-        text: Conditioning on the text alone, of the one prompt.
-        subjects: For each variant (1, T, d), or ``None`` for text alone.
-        starts: For each variant the index of the first call that sees the subjects.
-        width: Most variants in one call.
-        eta: η of DDIM.
-        slots: Positions and presence (1, K) of the subjects' words where their attention is wanted.
-        num_groups: Number of groups of calls to average it over.
-        callback: Called after every call.
-    """
+    """Plan of n images of V variants."""
 
     schedule: Schedule
-    text: DelayedConditioning
-    subjects: list[Tensor | None]
-    starts: list[int]
-    width: int
+    text: DelayedConditioning  # on the text alone, of the one prompt
+    subjects: list[Tensor | None]  # (1, T, d) of each variant; None for text alone
+    starts: list[int]  # of each variant the index of the first call that sees the subjects
+    width: int  # most variants in one call
     eta: float
-    slots: tuple[Tensor, Tensor] | None
+    slots: tuple[Tensor, Tensor] | None  # positions and presence (1, K) of words, for attention
     num_groups: int
     callback: Callable[..., Any] | None
 
@@ -102,15 +90,9 @@ class _Branching:
 
 @dataclass(frozen=True)
 class _Point:
-    """A sampling run of N images, stopped between two U-Net calls.
+    """A sampling run of N images, stopped between two U-Net calls."""
 
-    Attributes:
-        latents: (N, C, h, w).
-        scheduler: The scheduler with its state.
-        generators: One for each image.
-    """
-
-    latents: Tensor
+    latents: Tensor  # (N, C, h, w)
     scheduler: Any
     generators: list[Generator]
 
