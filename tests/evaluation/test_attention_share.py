@@ -73,7 +73,7 @@ def test_localization_moves_attention_into_the_masks(
         )
         trainer = L.Trainer(
             accelerator="cpu",
-            max_steps=150,
+            max_steps=100,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -84,7 +84,7 @@ def test_localization_moves_attention_into_the_masks(
         )
         trainer.fit(module, data)
         shares[weight] = attention_share(module.model, islice(data.val_dataloader(), 2)).inside
-    assert shares[1.0] > 1.3 * shares[0.0]  # random weights level off at 1.4 to 1.5
+    assert shares[1.0] > 1.3 * shares[0.0]  # 1.41 with these random weights
 
 
 def test_no_subjects_is_an_error(data: SubjectDataModule, small_base: Path) -> None:
