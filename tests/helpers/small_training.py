@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,23 @@ def bare_training(base: Path | str, world: Path | str, steps: int, *more: str) -
         "trainer.limit_val_batches=0",
         *more,
     )
+
+
+def saving(folder: Path, *names: str, every: int = 2) -> dict[str, Any]:
+    """Settings of a trainer that saves by the callbacks of these names, as the configuration asks for it."""
+    from configurations import composed
+    from hydra.utils import instantiate
+
+    config = composed("train", f"run_dir={folder}", f"callbacks.checkpoint.every_n_train_steps={every}")
+    callbacks = [instantiate(config.callbacks[name]) for name in names]
+    plugins = instantiate(config.trainer.plugins)
+    return {"callbacks": callbacks, "plugins": plugins, "enable_checkpointing": "checkpoint" in names}
+
+
+def log_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of a run's log without the epoch: a step that was to be the last counts as the end of an epoch."""
+    with (folder / "logs" / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "epoch"} for row in csv.DictReader(file)]
 
 
 def two() -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_the_command_trains_resumes_and_exports(
     assert size < 2.2 * sum(value.numel() for value in state.values()) + 20_000
 
 
-def test_scenes_go_on_after_the_batches_of_the_steps_that_are_done(world: Path) -> None:
+def test_scenes_resume_after_the_batches_of_the_steps_that_are_done(world: Path) -> None:
     from fastcomposer.miniworld.scene_dataset import SceneDataModule
 
     class Trainer:

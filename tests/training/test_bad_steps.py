@@ -10,9 +10,8 @@ import lightning as L
 import pytest
 import torch
 from configurations import composed
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from small_training import two
+from small_training import saving, two
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from fastcomposer.cli.train import train
@@ -90,23 +89,17 @@ class _Break(Callback):
 
 
 @pytest.fixture
-def saved(make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> Callable[..., Any]:
+def saved(make_module: Make, fit: Make, tmp_path: Path) -> Callable[..., Any]:
     """Train six steps with a checkpoint every second one; returns the files' steps and the error."""
 
-    def fit(*callbacks: Callback, keep: str = "checkpoint", **settings: Any) -> tuple[set[int], str]:
-        config = composed("train", f"run_dir={tmp_path}", "callbacks.checkpoint.every_n_train_steps=2")
-        trainer = make_trainer(
-            max_steps=6,
-            callbacks=[*callbacks, instantiate(config.callbacks[keep])],
-            enable_checkpointing=keep == "checkpoint",
-            plugins=instantiate(config.trainer.plugins),
-            **settings,
-        )
+    def run(breaks: Callback, keep: str = "checkpoint", **settings: Any) -> tuple[set[int], str]:
+        settings |= saving(tmp_path, keep)
+        settings["callbacks"] = [breaks, *settings["callbacks"]]
         with pytest.raises((NonFiniteWeightsError, ProcessRaisedException), match="not finite") as end:
-            trainer.fit(make_module(), make_data())
+            fit(make_module(), 6, **settings)
         return {read_step(file) for file in (tmp_path / "checkpoints").glob("*.ckpt")}, str(end.value)
 
-    return fit
+    return run
 
 
 @pytest.mark.parametrize("part", ["weights", "ema", "states"])
@@ -140,9 +133,9 @@ def test_checkpoints_that_are_not_finite_are_skipped(
         CheckpointFiles().save_checkpoint(content, tmp_path / f"step={step:06d}.ckpt")
     (tmp_path / "last.ckpt").symlink_to("step=000004.ckpt")
     assert find_checkpoint("auto", tmp_path) == tmp_path / "step=000002.ckpt"
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     named = "(optimizer_states.0.state.0.exp_avg)"
-    assert f"{tmp_path}/last.ckpt holds numbers that are not finite {named}" in said
+    assert f"{tmp_path}/last.ckpt holds numbers that are not finite {named}" in message
     (tmp_path / "step=000002.ckpt").unlink()
     for resume in ("auto", str(tmp_path / "step=000004.ckpt")):
         with pytest.raises(FaultError, match=r"not finite \(optimizer_states\.0\.state\.0\.exp_avg\)"):

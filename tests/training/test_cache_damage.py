@@ -79,25 +79,17 @@ def put(file: Path, data: bytes | bytearray) -> None:
     file.write_bytes(data)
 
 
-def rewrite(file: Path, name: str, change: Callable[[torch.Tensor], Any]) -> None:
-    """Change a tensor of a file, and leave the rest of it as it is."""
-    tensors = load_file(file)
-    with safe_open(file, framework="pt") as part:
-        metadata = part.metadata()
-    change(tensors[name])
-    save_file(tensors, file, metadata)
+def zero(name: str, rows: Any = slice(None)) -> Callable[[Path], None]:
+    """Zero rows of a tensor of a file, and leave the rest of it as it is."""
 
+    def change(file: Path) -> None:
+        tensors = load_file(file)
+        with safe_open(file, framework="pt") as part:
+            metadata = part.metadata()
+        tensors[name][rows] = 0
+        save_file(tensors, file, metadata)
 
-def zero_moments(file: Path) -> None:
-    rewrite(file, "moments", lambda moments: moments[4].zero_())
-
-
-def zero_states(file: Path) -> None:
-    rewrite(file, "states", lambda states: states.zero_())
-
-
-def zero_tables(file: Path) -> None:
-    rewrite(file, "captions", lambda captions: captions.zero_())
+    return change
 
 
 def cut(file: Path) -> None:
@@ -125,9 +117,9 @@ def swap(file: Path) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
-    (zero_moments, rf"{PART} is damaged \(moments of record \d+ "),
-    (zero_states, rf"{PART} is damaged \(text states of record \d+ "),
-    (zero_tables, rf"{PART} is damaged \(its tables"),
+    (zero("moments", 4), rf"{PART} is damaged \(moments of record \d+ "),
+    (zero("states"), rf"{PART} is damaged \(text states of record \d+ "),
+    (zero("captions"), rf"{PART} is damaged \(its tables"),
     (cut, rf"{PART} is damaged \("),
     (not_json, rf"{PART} is damaged \("),
     (another_name, r"1 of 24 records are missing, 0000\d+ first"),

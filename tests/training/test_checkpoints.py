@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from configurations import composed
-from hydra.utils import instantiate
+from small_training import saving
 
 from fastcomposer.training.checkpoints import CheckpointFiles, check_whole, newest_whole, read_step
 from fastcomposer.training.resuming import find_checkpoint
@@ -49,26 +48,16 @@ def turn_a_bit(file: Path) -> None:
 
 
 @pytest.fixture
-def trained(
-    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> Callable[..., dict[str, torch.Tensor]]:
+def trained(make_module: Make, fit: Make) -> Callable[..., dict[str, torch.Tensor]]:
     """Train with the checkpoints that the configuration asks for; returns the weights."""
 
-    def fit(folder: Path, steps: int, resume: str | None = None) -> dict[str, torch.Tensor]:
-        config = composed("train", f"run_dir={folder}", "callbacks.checkpoint.every_n_train_steps=2")
-        saved = [instantiate(config.callbacks[name]) for name in ("checkpoint", "stop")]
+    def run(folder: Path, steps: int, resume: str | None = None) -> dict[str, torch.Tensor]:
         module = make_module()
-        trainer = make_trainer(
-            max_steps=steps,
-            callbacks=saved,
-            enable_checkpointing=True,
-            plugins=instantiate(config.trainer.plugins),
-        )
         checkpoint = find_checkpoint(resume, folder / "checkpoints")
-        trainer.fit(module, make_data(), ckpt_path=checkpoint, weights_only=True)
+        fit(module, steps, resume=checkpoint, **saving(folder, "checkpoint", "stop"))
         return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
-    return fit
+    return run
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -87,9 +76,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert capsys.readouterr().err == ""
     damage(file)
     assert newest_whole(tmp_path) == tmp_path / "step=000002.ckpt"
-    said = capsys.readouterr().err
-    assert f"checkpoint {tmp_path}/last.ckpt is damaged" in said
-    assert f"resuming from {tmp_path}/step=000002.ckpt, after step 2" in said
+    message = capsys.readouterr().err
+    assert f"checkpoint {tmp_path}/last.ckpt is damaged" in message
+    assert f"resuming from {tmp_path}/step=000002.ckpt, after step 2" in message
 
 
 def test_where_none_is_whole_nothing_begins_anew(tmp_path: Path) -> None:
@@ -110,10 +99,12 @@ def test_after_a_full_disk_and_a_damaged_file_the_training_is_the_same(trained: 
     room = (folder / "last.ckpt").stat().st_size // 2
     with no_file_larger_than(room), pytest.raises(FaultError) as end:
         trained(tmp_path / "run", 4, "auto")
-    said = str(end.value)
-    assert "the checkpoint could not be saved: [Errno 27] File too large (" in said
-    assert f" MB free in {folder}): '{folder}/step=000004.ckpt'; whole and kept: {folder}/last.ckpt, " in said
-    assert said.endswith("make room, then resume=auto")
+    message = str(end.value)
+    assert "the checkpoint could not be saved: [Errno 27] File too large (" in message
+    assert (
+        f" MB free in {folder}): '{folder}/step=000004.ckpt'; whole and kept: {folder}/last.ckpt, " in message
+    )
+    assert message.endswith("make room, then resume=auto")
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", "step=000002.ckpt"}
     trained(tmp_path / "run", 4, "auto")
     assert {file.name: read_step(file) for file in folder.iterdir()} == {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import socket
 import time
 from collections.abc import Callable
@@ -17,17 +16,12 @@ from configurations import composed
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from notices import SignalAt
+from small_training import log_rows
 
 from fastcomposer.training.callbacks import GracefulStop
 from fastcomposer.training.loggers import ContinuedCSVLogger, PatientWandbLogger, kept_open
 
 Make = Callable[..., Any]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """All that was logged but the epoch: the step that a training was to end at counts as an epoch's end."""
-    with (folder / "logs" / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "epoch"} for row in csv.DictReader(file)]
 
 
 def of(part: str, found: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -48,18 +42,17 @@ class _Crash(Callback):
 
 
 @pytest.fixture
-def trained(make_module: Make, make_data: Make, make_trainer: Make) -> Make:
+def trained(make_module: Make, fit: Make) -> Make:
     """Train with a log and validation every second step; returns the log's rows."""
 
-    def fit(folder: Path, steps: int, resume: Path | None = None, **options: Any) -> list[dict[str, str]]:
+    def run(folder: Path, steps: int, resume: Path | None = None, **options: Any) -> list[dict[str, str]]:
         log = ContinuedCSVLogger(folder, name=None, version="logs")
         validation = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
-        trainer = make_trainer(max_steps=steps, logger=log, **validation, **options)
         with contextlib.suppress(ConnectionAbortedError):
-            trainer.fit(make_module(), make_data(), ckpt_path=resume, weights_only=True)
-        return rows(folder)
+            fit(make_module(), steps, resume=resume, logger=log, **validation, **options)
+        return log_rows(folder)
 
-    return fit
+    return run
 
 
 def test_a_killed_training_continues_its_log(trained: Make, tmp_path: Path) -> None:
@@ -115,7 +108,7 @@ def test_an_offline_run_does_not_keep_the_next_one_offline(
     assert f"To send it: wandb sync {tmp_path}" in capsys.readouterr().out
 
 
-def test_training_goes_on_without_the_server(
+def test_training_continues_without_the_server(
     unreachable: None,
     make_module: Make,
     make_data: Make,

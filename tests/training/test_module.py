@@ -102,7 +102,7 @@ def test_what_earlier_weights_brought_stays_where_it_is_frozen(
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-def test_training_goes_on_from_trained_weights_and_counts_their_steps(
+def test_training_continues_from_trained_weights_and_counts_their_steps(
     make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
     first = make_module()
@@ -196,7 +196,7 @@ def test_learning_rate_warms_up_and_cools_down(make_module: Make, fit: Make) -> 
 @pytest.mark.parametrize(
     "fusion", [FusionConfig("add"), FusionConfig("replace"), FusionConfig(pooling="attention")]
 )
-def test_every_fusion_trains_and_is_told_by_its_checkpoint(
+def test_every_fusion_trains_and_is_recorded_in_its_checkpoint(
     fusion: FusionConfig, make_module: Make, make_data: Make, fit: Make, tmp_path: Path
 ) -> None:
     module = make_module(fusion=fusion, ema_decay=None, caption_dropout=0.0)
@@ -211,27 +211,6 @@ def test_every_fusion_trains_and_is_told_by_its_checkpoint(
     load_trained_weights(fresh, tmp_path / "last.ckpt")
     assert fresh.fusion.kind == fusion
     assert torch.equal(fresh.fusion.mlp2.fc1.weight, after["fusion.mlp2.fc1.weight"])
-
-
-def test_batches_of_one_step_draw_different_numbers(
-    make_module: Make, make_data: Make, make_trainer: Make
-) -> None:
-    def seeds(**settings: Any) -> list[list[int]]:
-        module = make_module(ema_decay=None)
-        draw, found = module.sample_generators, []
-
-        def note(count: int) -> list[torch.Generator]:
-            found.append([generator.initial_seed() for generator in draw(count)])
-            return draw(count)
-
-        module.sample_generators = note
-        make_trainer(**settings).fit(module, make_data())
-        return found
-
-    alone = seeds(max_steps=2)
-    several = seeds(max_steps=2, accumulate_grad_batches=3)
-    assert len({seed for batch in several for seed in batch}) == 12
-    assert several[::3] == alone
 
 
 def test_fused_steps_in_mixed_precision_are_clipped(make_module: Make, fit: Make) -> None:

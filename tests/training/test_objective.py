@@ -39,12 +39,12 @@ MODULES = [
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_is_logged_is_said(module: type) -> None:
+def test_every_logged_name_is_listed(module: type) -> None:
     written = Counter(name.rstrip("_12") for name in _NAME.findall(inspect.getsource(module)))
     del written["train/learning_rate"]
-    said = {name.rstrip("_12") for name in module.LOGGED}  # type: ignore[attr-defined]
-    assert set(written) == said
-    assert all(times >= 2 for times in written.values())  # where it is said, and where it is logged
+    listed = {name.rstrip("_12") for name in module.LOGGED}  # type: ignore[attr-defined]
+    assert set(written) == listed
+    assert all(times >= 2 for times in written.values())  # where it is listed, and where it is logged
 
 
 def test_an_objective_that_nobody_logs_is_refused() -> None:

@@ -17,7 +17,7 @@ from fastcomposer.training.optimizers import AdamW
 
 @pytest.mark.parametrize("before", [None, {"foreach": True}, {"fused": True}])
 @pytest.mark.parametrize("implementation", ["fused", "foreach"])
-def test_checkpoints_of_any_implementation_go_on_with_the_configured_one(
+def test_checkpoints_of_any_implementation_resume_with_the_configured_one(
     before: dict[str, bool] | None, implementation: Any
 ) -> None:
     def steps(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, number: int) -> None:

@@ -160,7 +160,7 @@ def test_dropped_captions_cost_no_text_encoder(
     assert calls == [1]  # the empty prompt, once
 
 
-def test_it_goes_on_where_it_stopped_and_renews_what_changed(
+def test_it_resumes_where_it_stopped_and_renews_what_changed(
     fill: Fill, make_data: Make, own_world: Path, tmp_path: Path
 ) -> None:
     first = fill(make_data(root=own_world))
@@ -244,7 +244,7 @@ def sample(data: Any) -> Any:
     return data.train_dataset[3]
 
 
-def test_bad_records_are_left_out_and_told(
+def test_bad_records_are_left_out_and_named(
     fill: Fill, make_data: Make, own_world: Path, tmp_path: Path
 ) -> None:
     bad = "00000004"

@@ -108,7 +108,7 @@ def masks(step: int, rank: int, seed: int = 42, batch: int = 0) -> bool:
     return bool(uniform((1,), "cpu", _PROCESS.mask_generator()) < 0.5)
 
 
-def test_each_process_masks_by_its_own_draw(fit: Make) -> None:
+def test_each_process_masks_by_its_own_random_number(fit: Make) -> None:
     seed = next(seed for seed in range(20) if masks(0, 0, seed) and not masks(0, 1, seed))
     found = []
     for probability in (1.0, 0.0, 0.5):

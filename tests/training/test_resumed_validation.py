@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import signal
@@ -12,9 +11,8 @@ from typing import Any
 
 import lightning as L
 import pytest
-from configurations import composed
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from small_training import log_rows, saving
 
 from fastcomposer.training.base_module import fit
 from fastcomposer.training.checkpoints import newest_whole
@@ -52,35 +50,19 @@ class _Validations(Callback):
             file.write(f"{trainer.global_step}\n")
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "logs" / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "epoch"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture
 def trained(make_module: Make, make_data: Make, make_trainer: Make) -> Make:
     """Train with checkpoints, a log and validations every second step; returns all steps validated so far."""
 
     def run(folder: Path, kill: _Kill | None = None, every: int = 2, **settings: Any) -> list[int]:
-        config = composed("train", f"run_dir={folder}", f"callbacks.checkpoint.every_n_train_steps={every}")
         seen, objective = _Validations(folder.with_suffix(".txt")), Objective("val/denoise_loss")
-        callbacks = [instantiate(config.callbacks[name]) for name in ("checkpoint", "stop")]
-        settings = {
-            "max_steps": 4,
-            "limit_val_batches": 1,
-            "val_check_interval": 2,
-            "check_val_every_n_epoch": None,
-            **settings,
-        }
-        trainer = make_trainer(
-            logger=ContinuedCSVLogger(folder, name=None, version="logs"),
-            callbacks=[seen, objective, *callbacks, *([kill] if kill else [])],
-            enable_checkpointing=True,
-            plugins=instantiate(config.trainer.plugins),
-            **settings,
-        )
+        validation = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        saved = saving(folder, "checkpoint", "stop", every=every)
+        settings = {"max_steps": 4, **validation, **saved, **settings}
+        settings["callbacks"] = [seen, objective, *settings["callbacks"], *([kill] if kill else [])]
+        trainer = make_trainer(logger=ContinuedCSVLogger(folder, name=None, version="logs"), **settings)
         fit(trainer, make_module(), make_data(), newest_whole(folder / "checkpoints"))
-        last = [row["val/denoise_loss"] for row in _rows(folder) if row["val/denoise_loss"]][-1]
+        last = [row["val/denoise_loss"] for row in log_rows(folder) if row["val/denoise_loss"]][-1]
         assert objective.measured() == pytest.approx(float(last), rel=1e-6)  # what a search goes by
         return [int(step) for step in seen.file.read_text().split()]
 
@@ -107,7 +89,7 @@ def test_a_validation_that_was_due_is_made_up_for_once(
         _killed(lambda kill=kill: trained(run, kill, **settings))
     assert trained(run, **settings) == [2, 4]
     assert trained(run, **settings) == [2, 4]  # called again, it repeats nothing
-    assert _rows(run) == _rows(whole)
+    assert log_rows(run) == log_rows(whole)
 
 
 def test_a_validation_at_the_end_of_the_time_is_made_up_for(trained: Make, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_the_table_has_a_row_for_each_subject(run: RunFile) -> None:
     assert run.history["samples/identity"] == pytest.approx(means)
 
 
-def test_a_run_knows_what_it_is_part_of_and_made_from(run: RunFile, trained: Path, world: Path) -> None:
+def test_a_run_records_its_group_and_inputs(run: RunFile, trained: Path, world: Path) -> None:
     assert (run.run.run_group, run.run.job_type, run.run.display_name) == ("mini", "train", "mini-3")
     assert run.config["trainer"]["max_steps"] == 6
     (data_kind, data_name, data), (base_kind, base_name, base) = run.used
@@ -187,7 +187,7 @@ def test_the_workspace_has_every_panel() -> None:
     assert all(key in stored for panel in PANELS for key in panel.keys)
 
 
-def test_without_a_login_the_command_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_login_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

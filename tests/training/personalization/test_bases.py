@@ -45,7 +45,7 @@ def kinds(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "custom_diffusion"])
-def test_a_person_is_learned_and_drawn(
+def test_a_person_is_learned_and_generated(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], folder: Path, tmp_path: Path, method: str
 ) -> None:
     kind = kinds(folder)["random" if method == "custom_diffusion" else "file"]
@@ -69,7 +69,7 @@ def test_a_person_is_learned_and_drawn(
     assert np.abs(with_him - without).max() > 1e-5
 
 
-def test_bases_are_told_apart_by_their_weights(folder: Path, tmp_path: Path) -> None:
+def test_bases_differ_by_their_weights(folder: Path, tmp_path: Path) -> None:
     random, file = kinds(folder)["random"], kinds(folder)["file"]
     file.pop("image_encoder")
     assert source_fingerprint(**random) == source_fingerprint(**random | {"base": "other/base"})
@@ -83,7 +83,7 @@ def test_bases_are_told_apart_by_their_weights(folder: Path, tmp_path: Path) -> 
     assert source_fingerprint(**file | {"base": str(moved)}) != found
 
 
-def test_what_does_not_fit_is_said(make: Make, folder: Path, tmp_path: Path) -> None:
+def test_bases_that_do_not_fit_are_named(make: Make, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.weights=random needs an architecture"):
         make("dreambooth", weights="random")
     with pytest.raises(ValueError, match=r"the single file .* needs an architecture"):

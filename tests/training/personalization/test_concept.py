@@ -257,7 +257,7 @@ def test_concepts_of_another_base_are_named(
         apply_concepts(pipeline, wide)
 
 
-def test_a_pipeline_that_knows_somebody_can_be_saved(
+def test_a_pipeline_with_a_concept_can_be_saved(
     learn: Make, pipeline: FastComposerPipeline, tmp_path: Path
 ) -> None:
     (adam,) = learn("textual_inversion", 0)

@@ -185,19 +185,24 @@ def test_the_weight_of_the_prior_counts(make: Make, fit: Make, people: tuple[Ref
     assert found[1] > found[0] > 0
 
 
-def test_far_and_close_images_are_said_to_be_so(
+def encoded_prompts(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that takes all prompts of a training."""
+    found: list[str] = []
+    encoded = module._encoded
+    monkeypatch.setattr(module, "_encoded", lambda prompts: found.extend(prompts) or encoded(prompts))
+    return found
+
+
+def test_prompts_name_far_and_close_images(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make("custom_diffusion", images=PortraitSettings(16, 2, scales=(0.4, 0.5)), steps=4)
-    said: list[str] = []
-    encoded = module._encoded
-    monkeypatch.setattr(module, "_encoded", lambda prompts: said.extend(prompts) or encoded(prompts))
-    losses = Losses()
+    prompts, losses = encoded_prompts(module, monkeypatch), Losses()
     fit(module, people[:1], callbacks=[losses])
-    mine = [prompt for prompt in said if "<adam> man" in prompt]
+    mine = [prompt for prompt in prompts if "<adam> man" in prompt]
     assert len(mine) == 8
     assert all(prompt.startswith(("far away a photo", "very small a photo")) for prompt in mine)
-    assert [prompt for prompt in said if prompt not in mine] == ["a photo of a man"] * 8
+    assert [prompt for prompt in prompts if prompt not in mine] == ["a photo of a man"] * 8
     # The loss is the mean over the image, however small it is.
     assert min(losses.values) > 0.5
 
@@ -206,11 +211,9 @@ def test_several_people_take_turns_with_their_own_words(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make("textual_inversion")
-    said: list[str] = []
-    encoded = module._encoded
-    monkeypatch.setattr(module, "_encoded", lambda prompts: said.extend(prompts) or encoded(prompts))
+    prompts = encoded_prompts(module, monkeypatch)
     fit(module, people)
-    assert said == (["a photo of a <adam>"] * 2 + ["a photo of a <eve>"] * 2) * 2
+    assert prompts == (["a photo of a <adam>"] * 2 + ["a photo of a <eve>"] * 2) * 2
     assert set(module.learned()) == {"tokens.<adam>", "tokens.<eve>"}
 
 
@@ -260,7 +263,7 @@ def test_bad_class_images_are_named(settings: dict[str, Any], message: str) -> N
         ClassImages("x", **settings)
 
 
-def test_a_stopped_training_goes_on(
+def test_a_stopped_training_resumes(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], tmp_path: Path
 ) -> None:
     straight = make("custom_diffusion", steps=4)
