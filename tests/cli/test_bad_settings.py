@@ -1,4 +1,4 @@
-"""Settings of any kind: a constructor takes them, or the user is told which it was."""
+"""Settings of any kind: a constructor takes them, or the message names it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_any_value_is_taken_or_named(data: st.DataObject, nodes: dict[str, DictC
         assert "\n" not in words or not words.startswith("Error in call")
 
 
-def test_wrong_kinds_are_told_with_their_constructor(nodes: dict[str, DictConfig]) -> None:
+def test_wrong_types_are_named_with_their_constructor(nodes: dict[str, DictConfig]) -> None:
     node = copy.deepcopy(nodes["data.module"])
     node.batch_size = "many"
     with pytest.raises(Exception, match=r"batch_size|str") as end:

@@ -28,7 +28,7 @@ def test_the_parts_make_a_base(world: Path, tmp_path: Path, monkeypatch: pytest.
     for part in (["method=vae"], ["method=clip", "method.num_portraits=4"], ["method=text_to_image"]):
         monkeypatch.setattr(sys, "argv", ["train", *common, *part])
         train.main()
-    # A resumed part goes on from its own folder.
+    # A resumed part continues from its own folder.
     monkeypatch.setattr(sys, "argv", ["train", *common, "method=vae", "resume=auto", "trainer.max_steps=3"])
     train.main()
     run = Path("outputs/mini_base_vae/checkpoints/last.ckpt")

@@ -86,11 +86,7 @@ def test_prepare_train_resume_generate_evaluate(
         f"data.root={world}",
     ]
     status, _, err = run(
-        attention,
-        *measured,
-        "data.module.batch_size=4",
-        "checkpoints=[outputs/mini]",
-        "num_batches=1",
+        attention, *measured, "data.module.batch_size=4", "checkpoints=[outputs/mini]", "num_batches=1"
     )
     assert status == 0, err
     share = json.loads(Path("outputs/attention/attention.json").read_text())["outputs/mini"]
@@ -115,7 +111,7 @@ def test_prepare_train_resume_generate_evaluate(
         ("data.module.batch_size=0", "batch_size"),
     ],
 )
-def test_train_says_what_is_wrong(run: Run, settings: list[str], override: str, message: str) -> None:
+def test_train_names_what_is_wrong(run: Run, settings: list[str], override: str, message: str) -> None:
     status, _, err = run(train, *settings, override)
     assert status == 1
     assert message in err

@@ -30,10 +30,7 @@ def completed(line: str) -> list[str]:
     [
         ("tr", ["train"]),
         ("train localization=n", ["localization=none", "localization=normalized"]),
-        (
-            "train experiment=mini trainer.max_",
-            ["trainer.max_steps=", "trainer.max_time="],
-        ),
+        ("train experiment=mini trainer.max_", ["trainer.max_steps=", "trainer.max_time="]),
         ("generate sampler=u", ["sampler=unipc"]),
         ("nothing ", []),
     ],

@@ -81,7 +81,7 @@ def test_two_methods_on_two_benchmarks(run: Run, world: Path) -> None:
         ("multi_subject", "fastcomposer", {"alpha": 0.5}, 12),
         ("multi_subject", "text_only", {}, 12),
     ]
-    # Two men share the first two of four steps; a text is drawn once for all people of one word.
+    # Two men share the first two of four steps; a text is sampled once for all people of one word.
     assert [row.unet_calls for row in rows] == [40, 32, 48, 48]
     assert [row.reference_images for row in rows] == [1, 0, 1, 0]
     assert all(row.peak_memory_bytes > 1e7 and row.seconds_per_image > 0 for row in rows)
@@ -148,7 +148,7 @@ def test_other_metrics_are_refused_beside_scores_that_stay(run: Run) -> None:
         (["scoring.batch_size=0", "methods=[text_only]", "benchmark.multi=null"], "scoring.batch_size=0"),
     ],
 )
-def test_it_says_what_is_wrong(run: Run, arguments: list[str], message: str) -> None:
+def test_wrong_settings_are_named(run: Run, arguments: list[str], message: str) -> None:
     status, _, err = run(*arguments)
     assert status == 1
     assert message in err
@@ -190,12 +190,7 @@ def test_fine_tuning_baselines(run: Run) -> None:
 
 
 class Evaluation:
-    """The command in processes of its own, watched by the files that it leaves.
-
-    Args:
-        arguments: Of the command.
-        output: Folder of the evaluation, in the one where the command is called.
-    """
+    """The command in processes of its own, watched by the files that it leaves in ``output``."""
 
     def __init__(self, arguments: list[str], output: Path) -> None:
         self.output = output
@@ -210,8 +205,8 @@ class Evaluation:
 
     def written(self) -> int:
         """How many files there have been so far; parts of scores come and go."""
-        for place, _, files in os.walk(self.output):
-            self._ever |= {f"{place}/{name}" for name in files if not name.endswith(".tmp")}
+        for folder, _, files in os.walk(self.output):
+            self._ever |= {f"{folder}/{name}" for name in files if not name.endswith(".tmp")}
         return len(self._ever)
 
     def arrivals(self) -> list[float]:
@@ -242,9 +237,7 @@ class Evaluation:
 def moments(arrivals: list[float], kills: int, rng: random.Random) -> list[tuple[int, float]]:
     """Choose when to kill: how many files are awaited, and how many seconds after the last of them.
 
-    One moment in four lies in the time that a process takes to begin, the others in the time of its work,
-    each uniformly distributed over the time that an undisturbed process took. Files say how far the work
-    is, so that every process but the last is killed before it has finished.
+    One moment in four lies in the start of a process, the others are uniform over the time of its work.
     """
     early = kills // 4
     chosen = sorted(rng.uniform(arrivals[0], 0.95 * arrivals[-1]) for _ in range(kills - early))
@@ -255,12 +248,13 @@ def moments(arrivals: list[float], kills: int, rng: random.Random) -> list[tuple
     return found
 
 
-def test_killed_ten_times_at_random_moments_it_goes_on(toy: Toy, tmp_path: Path) -> None:
-    """No image is drawn twice, and the scores come out as if nothing had happened."""
-    kills, seed = 10, random.SystemRandom().randrange(10**6)  # other moments each time, said where it fails
+def test_killed_ten_times_at_random_moments_it_resumes(toy: Toy, tmp_path: Path) -> None:
+    """No image is sampled twice, and the scores come out as if nothing had happened."""
+    kills = 10
+    seed = random.SystemRandom().randrange(10**6)  # printed, so that a failure can be repeated
     arguments = toy.arguments("group_size=2", "scoring.batch_size=3", "threads=1")
-    whole, parts = (Evaluation(arguments, tmp_path / name) for name in ("whole", "parts"))
-    arrivals = whole.arrivals()
+    full, parts = (Evaluation(arguments, tmp_path / name) for name in ("full", "parts"))
+    arrivals = full.arrivals()
     planned = moments(arrivals, kills, random.Random(seed))
     print(f"seed {seed}: killed at {planned} of {len(arrivals)} files, {arrivals[-1]:.1f} s")
     seen: dict[str, int] = {}
@@ -268,15 +262,15 @@ def test_killed_ten_times_at_random_moments_it_goes_on(toy: Toy, tmp_path: Path)
     for count, later in planned:
         struck += parts.kill(count, later)
         now = images(parts.output)
-        assert seen.items() <= now.items(), "an image was drawn again"
+        assert seen.items() <= now.items(), "an image was sampled again"
         seen = now
     # A process that had finished before it was killed does not count; the machine may have stood still.
     assert struck >= kills - 1
     parts.arrivals()
-    assert seen.items() <= images(parts.output).items(), "an image was drawn again"
+    assert seen.items() <= images(parts.output).items(), "an image was sampled again"
     assert len(images(parts.output)) == 72
-    # The rest of a group that was cut in two is drawn in a smaller batch: the same but for rounding.
-    same_scores(whole.output, parts.output)
+    # The rest of a group that was cut in two is sampled in a smaller batch: the same but for rounding.
+    same_scores(full.output, parts.output)
     assert not list(parts.output.rglob("*.tmp"))
 
 

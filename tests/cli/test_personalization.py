@@ -54,7 +54,7 @@ def test_two_people_are_learned_together(command: Command) -> None:
     assert [learned.token for learned in read_concepts("outputs/both")] == ["<adam>", "<eve>"]
 
 
-def test_what_does_not_go_together_is_said(command: Command) -> None:
+def test_conflicting_settings_are_named(command: Command) -> None:
     status, errors = command("method=mini_dreambooth")
     assert (status, "data.people: nobody" in errors) == (1, True)
     status, errors = command(f"data.people={{{ADAM}}}")

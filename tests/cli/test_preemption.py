@@ -45,11 +45,11 @@ def test_a_preempted_job_saves_and_is_requeued(
             return int(end.code or 0)
         return 0
 
-    assert call("name=whole") == 0
+    assert call("name=full") == 0
     assert call("name=run", *notice, "+callbacks.notice.name=SIGUSR1") == 138
-    said = capsys.readouterr().out
-    assert "3 steps are done. resume=auto" in said
-    assert f"SIGUSR1: stopped after step 3; {tmp_path}/outputs/run/checkpoints/last.ckpt is saved" in said
+    printed = capsys.readouterr().out
+    assert "3 steps are done. resume=auto" in printed
+    assert f"SIGUSR1: stopped after step 3; {tmp_path}/outputs/run/checkpoints/last.ckpt is saved" in printed
     assert (tmp_path / "asked").read_text() == "requeue 42\n"
     assert read_step(Path("outputs/run/checkpoints/last.ckpt")) == 3
     assert call("name=run", *notice, "+callbacks.notice.name=SIGTERM", "callbacks.notice.step=3") == 143
@@ -59,19 +59,19 @@ def test_a_preempted_job_saves_and_is_requeued(
     cut.touch()  # as of a training that was killed while it saved
     assert call("name=run") == 0
     assert not cut.exists()
-    whole, run = (load_file(f"outputs/{name}/fastcomposer.safetensors") for name in ("whole", "run"))
-    assert whole.keys() == run.keys()
-    assert all(torch.equal(whole[name], run[name]) for name in whole)
+    full, run = (load_file(f"outputs/{name}/fastcomposer.safetensors") for name in ("full", "run"))
+    assert full.keys() == run.keys()
+    assert all(torch.equal(full[name], run[name]) for name in full)
 
 
-def test_sigterm_decides_the_status_though_putting_things_away_fails() -> None:
-    def put_away() -> None:
+def test_sigterm_sets_the_status_though_cleaning_up_fails() -> None:
+    def clean_up() -> None:
         raise RuntimeError("half set up")
 
     with pytest.raises(SystemExit, match="143"), _ending_on_sigterm():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            put_away()
+            clean_up()
     with pytest.raises(RuntimeError, match="half set up"), _ending_on_sigterm():
-        put_away()
+        clean_up()

@@ -83,9 +83,13 @@ def test_a_prompt_is_sampled_as_it_is(
     status, out, err = run(generate, *call)
     assert status == 0, err
     file = Path(out.splitlines()[0])
-    facts = read_metadata(file)
-    assert facts is not None and facts["prompt"] == prompt and facts["sampler"]["negative_prompt"] == TEXT
-    assert SECRET not in f"{out} {err} {[*tmp_path.rglob('*')]} {facts}"
+    metadata = read_metadata(file)
+    assert (
+        metadata is not None
+        and metadata["prompt"] == prompt
+        and metadata["sampler"]["negative_prompt"] == TEXT
+    )
+    assert SECRET not in f"{out} {err} {[*tmp_path.rglob('*')]} {metadata}"
     assert run(generate, f"settings={file}", "output=again")[0] == 0
     for one in (sampled[1], sampled[3]):
         assert (one["prompt"], one["negative_prompt"]) == (prompt, TEXT)

@@ -80,7 +80,10 @@ def command(
 
             def work() -> Any:
                 _quieten()
-                _use_threads(config.get("threads"))
+                if config.get("threads") is not None:
+                    import torch
+
+                    torch.set_num_threads(config.threads)
                 with _ending_on_sigterm():
                     return function(config)
 
@@ -227,13 +230,6 @@ def quieten_lightning() -> None:
     """Silence Lightning's notices; to be called after its import, which sets these levels."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def show_table(table: Table) -> None:

@@ -21,14 +21,14 @@ def main(config: DictConfig) -> None:
     """Load, generate, and write PNG files that carry their settings."""
     from fastcomposer.prompt import check_references, strip_markers
 
-    digests_of_settings = None
+    recorded_digests = None
     if config.settings is not None:
         from fastcomposer.cli.recalled import recall
         from fastcomposer.utils.texts import given_overrides
 
-        digests_of_settings = recall(config, given_overrides(HydraConfig.get()))
+        recorded_digests = recall(config, given_overrides(HydraConfig.get()))
     if config.prompt is None:
-        raise ValueError("prompt: say what the image should show, or name an image in settings")
+        raise ValueError("prompt: describe the image, or name an earlier one in settings")
     references = reference_files(config.references)
     if references:
         check_references(config.prompt, len(references))
@@ -60,7 +60,7 @@ def main(config: DictConfig) -> None:
         **{**options, "alpha": config.alpha},
     ).images
     digests = [[file_digest(Path(file)) for file in files] for files in references]
-    if digests_of_settings not in (None, digests):
+    if recorded_digests not in (None, digests):
         print(f"{config.settings} was generated from other reference images", file=sys.stderr)
     settings["reference_digests"] = digests
     output = Path(config.output)
