@@ -135,8 +135,8 @@ def project_training(module: PersonalizationModule, sampling: Projection, repeat
         people = (ReferenceSet("somebody", _WORD, files),)
         if module.class_images is not None:
             module.class_images = replace(module.class_images, folder=folder, count=module.images.batch_size)
-            place = module.class_images.place(_WORD, module.fingerprint, side)
-            module.class_images.draw(_class_noise, _WORD, place, side)
+            images = module.class_images.image_folder(_WORD, module.fingerprint, side)
+            module.class_images.generate(_class_noise, _WORD, images, side)
         # One step more: the first is not counted.
         trainer = L.Trainer(accelerator="auto", devices=1, max_steps=repeats + 1, callbacks=[timing], **QUIET)
         trainer.fit(module, PortraitDataModule(people, module.images, seed=0))

@@ -167,7 +167,7 @@ class PersonalizationModule(RecipeModule):
         """Class images, word and folder of every class word of some people."""
         if self.class_images is not None:
             for word in dict.fromkeys(person.word for person in people):
-                folder = self.class_images.place(word, self.fingerprint, self.images.resolution)
+                folder = self.class_images.image_folder(word, self.fingerprint, self.images.resolution)
                 yield self.class_images, word, folder
 
     def _generate_class_images(self, people: Sequence[ReferenceSet]) -> None:
@@ -186,7 +186,7 @@ class PersonalizationModule(RecipeModule):
                 )
                 pipeline.set_progress_bar_config(disable=True)
                 pipeline.to(self.trainer.strategy.root_device)
-                settings.draw(pipeline, word, folder, self.images.resolution)
+                settings.generate(pipeline, word, folder, self.images.resolution)
 
     def on_fit_start(self) -> None:
         """Start the clock, and encode the class images once."""

@@ -53,7 +53,7 @@ class ClassImages:
                 f"method.class_images.prompt={self.prompt!r}: {{}} is wanted where the class word goes"
             )
 
-    def place(self, word: str, base: str, resolution: int) -> Path:
+    def image_folder(self, word: str, base: str, resolution: int) -> Path:
         """Folder of a class word's images, by the base's fingerprint and the height and width in pixels."""
         settings = (self.prompt, self.num_inference_steps, self.guidance_scale, self.seed)
         digest = hashlib.sha256(repr((word, base, resolution, *settings)).encode()).hexdigest()[:12]
@@ -63,8 +63,8 @@ class ClassImages:
         """Numbers of the images that are not there yet."""
         return [i for i in range(self.count) if not _image(folder, i).is_file()]
 
-    def draw(self, pipeline: Any, word: str, folder: Path, resolution: int) -> None:
-        """Generate what is missing in a folder with the untrained base's pipeline; see :meth:`place`."""
+    def generate(self, pipeline: Any, word: str, folder: Path, resolution: int) -> None:
+        """Generate what is missing in a folder with the untrained base's pipeline."""
         missing = self.missing(folder)
         starts = range(0, len(missing), self.batch_size)
         for start in tracked(starts, f"images of a {word}", transient=True):
