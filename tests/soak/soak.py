@@ -28,6 +28,7 @@ from soak_server import Server
 from soak_verdict import Verdict
 from toy_evaluation import make_toy
 
+_SIZE = 2  # of the jobs
 _TRIES = 25  # in which each fault of a lane should have landed, on average a few are needed
 
 
@@ -39,14 +40,7 @@ def plan(chosen: Sequence[Job], faults: int, rng: random.Random) -> list[tuple[s
 
 
 def soak(
-    chosen: tuple[Job, ...],
-    world: Path,
-    folder: Path,
-    *,
-    faults: int,
-    seed: int,
-    minutes: float = 30,
-    lanes: int = 1,
+    chosen: tuple[Job, ...], world: Path, folder: Path, faults: int, seed: int, minutes: float, lanes: int
 ) -> Verdict:
     """Inject ``faults`` into jobs in turns, ``lanes`` jobs at once; begin no more after ``minutes``."""
     begun = time.monotonic()
@@ -88,8 +82,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--size", type=int, default=2)
-    parser.add_argument("--jobs", nargs="*", default=["train", "evaluate", "prepare", "shards", "cache"])
     parser.add_argument("--output", type=Path, default=Path("outputs/soak"))
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
@@ -99,19 +91,12 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="soak"))
     base = write_small_base(folder / "base")
-    world = write_world(folder / "world", num_train=72 * options.size)
-    found = jobs(base, make_toy(base, folder / "toy"), size=options.size)
-    chosen = tuple(job for job in found if job.name in options.jobs)
-    verdict = soak(
-        chosen,
-        world,
-        folder / "lanes",
-        faults=options.faults,
-        seed=seed,
-        minutes=options.minutes,
-        lanes=options.lanes,
-    )
-    verdict.write(options.output)
+    world = write_world(folder / "world", num_train=72 * _SIZE)
+    chosen = jobs(base, make_toy(base, folder / "toy"), size=_SIZE)
+    limits = {name: getattr(options, name) for name in ("faults", "minutes", "lanes")}
+    verdict = soak(chosen, world, folder / "lanes", seed=seed, **limits)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "verdict.txt").write_text(verdict.text() + "\n")
     print(verdict.text())
     if not all(entry.clean for entry in verdict.entries):
         sys.exit(f"the folders are kept in {folder}")

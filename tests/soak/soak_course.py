@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from soak_faults import FAULTS, Blow, Fault, holds_the_folder
 from soak_jobs import OUTPUT, Job
 from soak_server import Process, Server
 
-_SHOWN = 1500  # characters of what a process said
+_SHOWN = 1500  # characters of a process's output
 
 
 @dataclass
@@ -29,7 +28,6 @@ class Entry:
     struck_at: int | None = None  # finished work at the fault
     status: int | None = 0  # None if it had to be ended
     seconds: float = 0.0
-    processor_seconds: float = 0.0  # of it and its workers
     lost: list[str] = field(default_factory=list)  # finished work that is gone, or missing in the end
     repeated: list[str] = field(default_factory=list)  # finished work that was done again, or is there twice
     different: list[str] = field(default_factory=list)  # results unlike those of an undisturbed run
@@ -39,10 +37,6 @@ class Entry:
     def clean(self) -> bool:
         """Whether nothing is wrong."""
         return not (self.lost or self.repeated or self.different or self.wrong)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 class Course:
@@ -76,7 +70,6 @@ class Course:
         self.seconds = time.monotonic() - begun
         self.expected, self.total = self.job.results(self.folder), self.job.progress(self.folder)
         entry = Entry(self.job.name, "none", seconds=round(self.seconds, 3))
-        entry.processor_seconds = process.processor_seconds
         self._end_round(entry)
         return entry
 
@@ -95,7 +88,6 @@ class Course:
         entry.status = process.end()
         blow.repair()
         entry.seconds = round(time.monotonic() - begun, 3)
-        entry.processor_seconds = process.processor_seconds
         entry.landed = blow.landed and entry.status in blow.statuses
         entry.wrong += blow.wrong
         self._judge(entry, process, blow)
@@ -109,7 +101,6 @@ class Course:
         process = self.start()
         entry.status = process.end()
         entry.seconds = round(time.monotonic() - begun, 3)
-        entry.processor_seconds = process.processor_seconds
         self._judge(entry, process, Blow(False, ()))
         return entry
 
@@ -134,19 +125,20 @@ class Course:
 
     def _judge(self, entry: Entry, process: Process, blow: Blow) -> None:
         """Compare finished work with earlier work and, where the job is done, with the expected results."""
-        text = process.text
+        text, problems = process.text, []
         if entry.status is None:
-            entry.wrong.append(f"hangs: {text[-_SHOWN:]}")
+            problems.append("hangs")
         elif entry.status != 0 and not entry.landed:
-            entry.wrong.append(f"ended with {entry.status}: {text[-_SHOWN:]}")
+            problems.append(f"ended with {entry.status}")
         elif entry.status == 1 and not _ends_with_message(text):
-            entry.wrong.append(f"ended without a message of its own: {text[-_SHOWN:]}")
+            problems.append("ended without a message of its own")
         elif entry.status == 1 and blow.names and not any(name in text for name in blow.names):
-            entry.wrong.append(f"names none of {', '.join(blow.names)}: {text[-_SHOWN:]}")
+            problems.append(f"names none of {', '.join(blow.names)}")
         if all(name in text for name in self._to_be_reported):
             self._to_be_reported = ()
         elif entry.status == 0:  # else it may have ended before it looked
-            entry.wrong.append(f"does not report {' and '.join(self._to_be_reported)}: {text[-_SHOWN:]}")
+            problems.append(f"does not report {' and '.join(self._to_be_reported)}")
+        entry.wrong += [f"{problem}: {text[-_SHOWN:]}" for problem in problems]
         now = self.job.done(self.folder)
         now = {name: value for name, value in now.items() if self._damaged.get(name) != value}
         entry.lost, entry.repeated = self.job.compare(self.done, now) if self.done else ([], [])
@@ -195,8 +187,7 @@ def same(one: Any, other: Any) -> bool:
     if not isinstance(one, dict) or not isinstance(other, dict):
         return bool(one == other)
     return one.keys() == other.keys() and all(
-        math.isclose(one[key], other[key], abs_tol=1e-3)
-        if isinstance(one[key], float) and isinstance(other[key], float)
-        else one[key] == other[key]
-        for key in one
+        value == other[key]
+        or (isinstance(value, float) and isinstance(other[key], float) and abs(value - other[key]) <= 1e-3)
+        for key, value in one.items()
     )

@@ -11,26 +11,19 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from soak_callbacks import TRIGGER
-from soak_jobs import OUTPUT, WORLD, Job, unvalidated
+from soak_jobs import OUTPUT, WORLD, unvalidated
 from soak_server import Process
+
+if TYPE_CHECKING:
+    from soak_course import Course as Call
 
 _ROOM = 700  # bytes that a file may have on the full disk
 _GLANCE = 0.005  # seconds between two looks at a process
 _GRACE = 0.4  # most seconds that a scheduler gives a job to end
 _DAMAGED = 8  # records
-
-
-class Call(Protocol):
-    """A job that runs in a folder."""
-
-    job: Job
-    folder: Path
-
-    def start(self) -> Process:
-        """Call it (once more)."""
 
 
 @dataclass
@@ -57,15 +50,16 @@ class Fault:
 _ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-def _sends(
-    number: int, *statuses: int, everything: bool = False
-) -> Callable[[Call, Process, random.Random], Blow]:
-    """Send a signal to the process, or to its workers, too."""
+def _term(call: Call, process: Process, rng: random.Random) -> Blow:
+    return Blow(process.signal(signal.SIGTERM), _ENDED)
 
-    def strike(call: Call, process: Process, rng: random.Random) -> Blow:
-        return Blow((process.signal_all if everything else process.signal)(number), statuses)
 
-    return strike
+def _kill(call: Call, process: Process, rng: random.Random) -> Blow:
+    return Blow(process.signal(signal.SIGKILL), (-signal.SIGKILL,))
+
+
+def _kill_all(call: Call, process: Process, rng: random.Random) -> Blow:
+    return Blow(process.signal_all(signal.SIGKILL), (-signal.SIGKILL,))
 
 
 def _evict(call: Call, process: Process, rng: random.Random) -> Blow:
@@ -143,13 +137,13 @@ def _flip(call: Call, rng: random.Random) -> Path:
     file = rng.choice(call.job.newest_files(call.folder))
     content = bytearray(file.read_bytes())
     index = rng.randrange(len(content))
-    how = rng.choice(("flip", "zeros", "cut"))
-    if how == "flip":
-        content[index] ^= 1 << rng.randrange(8)
-    elif how == "zeros":
-        content = bytearray(len(content))
-    else:
-        del content[index:]
+    match rng.choice(("flip", "zeros", "cut")):
+        case "flip":
+            content[index] ^= 1 << rng.randrange(8)
+        case "zeros":
+            content = bytearray(len(content))
+        case "cut":
+            del content[index:]
     file.write_bytes(content)
     return file
 
@@ -169,13 +163,10 @@ def _has_workers(call: Call, process: Process) -> bool:
     return bool(process.workers())
 
 
-_kill = _sends(signal.SIGKILL, -signal.SIGKILL)
-_kill_all = _sends(signal.SIGKILL, -signal.SIGKILL, everything=True)
-
 FAULTS = {
     "kill": Fault(_kill),
     "outage": Fault(_kill_all, _has_workers),
-    "term": Fault(_sends(signal.SIGTERM, *_ENDED)),
+    "term": Fault(_term),
     "evict": Fault(_evict),
     "worker": Fault(_kill_a_worker, _has_workers),
     "disk": Fault(_fill_the_disk),

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Job:
 
     name: str
     command: str  # module of fastcomposer.cli
-    arguments: tuple[str, ...]
+    arguments: Sequence[str]
     results: Callable[[Path], dict[str, Any]]  # by name: to be as in an undisturbed run
     done: Callable[[Path], dict[str, int]]  # finished work by name: must not change; numbers of steps grow
     progress: Callable[[Path], int]  # amount of finished work, quickly counted
@@ -62,65 +62,35 @@ class Job:
 
 def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
     """The jobs, on tiny models and data; with ``size`` 1 each takes a second or two."""
-    train = small_training(
-        base,
-        f"../{WORLD}",
-        "threads=1",
-        "data.module.batch_size=2",
-        "data.module.num_workers=2",
-        "method.ema_decay=0.9",
-        "~callbacks.samples",
-        "~callbacks.progress",
-        "~callbacks.throughput",  # differs from run to run
-        "callbacks.checkpoint.every_n_train_steps=2",
-        f"trainer.max_steps={15 * size}",
-        f"trainer.val_check_interval={_VALIDATED}",
-        "method.max_bad_steps=1",
-        "+callbacks.nan._target_=soak_callbacks.NanBurst",
-        "trainer.limit_val_batches=1",
-        "trainer.log_every_n_steps=1",
-        "+trainer.enable_progress_bar=false",
-        f"hydra.run.dir={OUTPUT}",
-        "resume=auto",
-    )
-    evaluation = (
-        *toy.arguments("group_size=2", "scoring.batch_size=3", "threads=1"),
-        *(("benchmark.multi=null",) if size == 1 else ()),
-        f"output={OUTPUT}",
-    )
-    rendering = (
-        "data=avatars",
-        f"data.root={OUTPUT}",
-        f"data.prepare.num_train={56 * size}",
-        "data.prepare.num_test=8",
-        "data.prepare.num_workers=1",
-        "data.prepare.reference_size=32",
-        "data.prepare.scenes.num_identities=8",
-    )
-    sharding = (
-        "data=avatars",
-        f"data.root=../{WORLD}",
-        f"shards={OUTPUT}",
-        "sharding.records_per_shard=2",
-        "sharding.num_workers=1",
-    )
-    caching = (
-        f"model.base={base}",
-        "model.resolution=32",
-        "model.reference_size=56",
-        f"data.root=../{WORLD}",
-        f"cache={OUTPUT}",
-        "data.module.num_workers=0",
-        "precompute.records_per_file=2",
-        "precompute.batch_size=2",
-        "threads=1",
-    )
+    # Without what differs from run to run: samples, progress, throughput.
+    training = f"""
+        threads=1 data.module.batch_size=2 data.module.num_workers=2 hydra.run.dir={OUTPUT} resume=auto
+        ~callbacks.samples ~callbacks.progress ~callbacks.throughput
+        +callbacks.nan._target_=soak_callbacks.NanBurst callbacks.checkpoint.every_n_train_steps=2
+        method.ema_decay=0.9 method.max_bad_steps=1 +trainer.enable_progress_bar=false
+        trainer.max_steps={15 * size} trainer.val_check_interval={_VALIDATED} trainer.limit_val_batches=1
+        trainer.log_every_n_steps=1
+    """
+    train = small_training(base, f"../{WORLD}", *training.split())
+    evaluation = toy.arguments("group_size=2", "scoring.batch_size=3", "threads=1", f"output={OUTPUT}")
+    evaluation = [*evaluation, *(["benchmark.multi=null"] if size == 1 else [])]
+    rendering = f"""
+        data=avatars data.root={OUTPUT} data.prepare.num_train={56 * size} data.prepare.num_test=8
+        data.prepare.num_workers=1 data.prepare.reference_size=32 data.prepare.scenes.num_identities=8
+    """.split()
+    sharding = f"""
+        data=avatars data.root=../{WORLD} shards={OUTPUT} sharding.records_per_shard=2 sharding.num_workers=1
+    """.split()
+    caching = f"""
+        model.base={base} model.resolution=32 model.reference_size=56 data.root=../{WORLD} cache={OUTPUT}
+        data.module.num_workers=0 precompute.records_per_file=2 precompute.batch_size=2 threads=1
+    """.split()
     ends = ("kill", "term", "evict", "disk", "second")
     workers = ("outage", "worker")
     images, made, cut = _count("*.png", "*.parquet"), _count("*.json"), _count("chunk-*.bin", "chunk-*.json")
     return (
         Job(
-            *("train", "train", tuple(train), _training, _steps, _step),
+            *("train", "train", train, _training, _steps, _step),
             (*ends, *workers, "record", "truncate", "unvalidated", "nan"),
             ("checkpoints/*.ckpt",),
         ),
@@ -136,7 +106,14 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
             ("*/*.bin",),
         ),
         Job(
-            *("cache", "prepare", caching, _bytes, _files("*.safetensors"), _count("*.safetensors")),
+            *(
+                "cache",
+                "prepare",
+                caching,
+                _bytes,
+                _files("*.safetensors"),
+                _count("*.safetensors"),
+            ),
             (*ends, "cache"),
             ("*.safetensors",),
         ),
@@ -148,9 +125,8 @@ def jobs(base: Path, toy: Toy, *, size: int = 1) -> tuple[Job, ...]:
 
 def _training(folder: Path) -> dict[str, Any]:
     """The weights, and the log's row of every step and of every validation, of which there is one each."""
-    found: dict[str, Any] = {}
-    for name, value in load_file(folder / OUTPUT / "fastcomposer.safetensors").items():
-        found[name] = _digest(value.numpy().tobytes())
+    weights = load_file(folder / OUTPUT / "fastcomposer.safetensors")
+    found: dict[str, Any] = {name: _digest(value.numpy().tobytes()) for name, value in weights.items()}
     with (folder / OUTPUT / "logs" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"] or row["val/denoise_loss"]]
     rest = [tuple(sorted(pair for pair in row.items() if pair[0] != "epoch")) for row in rows]
@@ -240,10 +216,8 @@ def _step(folder: Path) -> int:
 
 def _files(pattern: str) -> Callable[[Path], dict[str, int]]:
     def times(folder: Path) -> dict[str, int]:
-        return {
-            str(file.relative_to(folder)): file.stat().st_mtime_ns
-            for file in (folder / OUTPUT).rglob(pattern)
-        }
+        found = (folder / OUTPUT).rglob(pattern)
+        return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in found}
 
     return times
 
@@ -259,8 +233,5 @@ def _count(*patterns: str) -> Callable[[Path], int]:
 
 def _shards(folder: Path) -> dict[str, int]:
     """The shards beside which their checksums lie, which come last."""
-    complete: dict[str, int] = {}
-    for file in (folder / OUTPUT).glob("*/chunk-*.bin"):
-        if file.with_suffix(".json").exists():
-            complete[str(file.relative_to(folder))] = file.stat().st_mtime_ns
-    return complete
+    complete = _files("chunk-*.bin")(folder)
+    return {name: time for name, time in complete.items() if (folder / name).with_suffix(".json").exists()}

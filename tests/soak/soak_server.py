@@ -14,29 +14,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 _PRELOAD = (
     "fastcomposer.cli.common",
-    "fastcomposer.data.datamodule",
-    "fastcomposer.miniworld.render",
     "fastcomposer.data.shards",
-    "fastcomposer.evaluation.generation",
     "fastcomposer.evaluation.methods",
-    "fastcomposer.evaluation.pipelines",
-    "fastcomposer.evaluation.results",
     "fastcomposer.evaluation.scoring",
     "fastcomposer.evaluation.summary",
+    "fastcomposer.miniworld.render",
     "fastcomposer.training.callbacks",
-    "fastcomposer.training.checkpoints",
-    "fastcomposer.training.loggers",
     "fastcomposer.training.module",
     "hydra.main",
-    "hydra.utils",
-    "hydra._internal.utils",
     "lightning.pytorch.loggers",
     "rich.table",
 )
@@ -58,9 +50,9 @@ class Server:
         if self._socket.recv(len(_READY)) != _READY:
             raise RuntimeError("the server of a soak could not start")
 
-    def call(self, folder: Path, command: str, arguments: tuple[str, ...]) -> Process:
+    def call(self, folder: Path, command: str, arguments: Sequence[str]) -> Process:
         """Start ``fastcomposer.cli.<command>`` in a folder."""
-        request = json.dumps({"folder": str(folder), "command": command, "arguments": arguments}).encode()
+        request = json.dumps({"folder": str(folder), "command": command, "arguments": [*arguments]}).encode()
         (output, out), (status, ended) = os.pipe(), os.pipe()
         socket.send_fds(self._socket, [request], [out, ended])
         os.close(out)
@@ -79,7 +71,6 @@ class Process:
     """One call of a command; its ``pid`` is that of its group of processes, too."""
 
     def __init__(self, output: int, status: int) -> None:
-        self.processor_seconds = 0.0  # of it and its workers, once it has ended
         self.status: int | None = None  # negative for a signal; None while it runs
         self._output, self._status = b"", os.fdopen(status)
         self.pid = int(self._status.readline())
@@ -95,7 +86,7 @@ class Process:
 
     def _watch(self) -> None:
         with self._status:
-            self.status, self.processor_seconds = json.loads(self._status.readline())
+            self.status = int(self._status.readline())
         self._ended.set()
 
     def wait(self, seconds: float = PATIENCE) -> bool:
@@ -136,11 +127,10 @@ class Process:
         """Its child processes."""
         try:
             found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            return [
-                int(n) for n in found if b"resource_tracker" not in Path(f"/proc/{n}/cmdline").read_bytes()
-            ]
+            lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
         except OSError:
             return []
+        return [pid for pid, line in lines.items() if b"resource_tracker" not in line]
 
 
 def _sent(send: Callable[[int, int], None], pid: int, number: int) -> bool:
@@ -181,9 +171,8 @@ def _watched(output: int, status: int) -> int:
         return output
     os.close(output)
     os.write(status, b"%d\n" % pid)
-    _, ended, usage = os.wait4(pid, 0)
-    result = [os.waitstatus_to_exitcode(ended), round(usage.ru_utime + usage.ru_stime, 3)]
-    os.write(status, json.dumps(result).encode())
+    _, ended = os.waitpid(pid, 0)
+    os.write(status, b"%d" % os.waitstatus_to_exitcode(ended))
     os._exit(0)
 
 

@@ -1,16 +1,13 @@
-"""The verdict of a soak: tables to read, and every call for programs."""
+"""The verdict of a soak, as tables."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 from soak_course import Entry
 
-_SHOWN = 20
 _COUNTED = ["lost", "repeated", "different", "wrong"]
 
 
@@ -24,57 +21,29 @@ class Verdict:
     entries: Sequence[Entry]  # one of each call
 
     @property
-    def landed(self) -> int:
-        """Number of faults that hit a job at work."""
-        return sum(entry.landed for entry in self.entries)
-
-    @property
     def passed(self) -> bool:
         """Whether all faults landed and nothing was lost, repeated, different or otherwise wrong."""
-        return self.landed >= self.asked and all(entry.clean for entry in self.entries)
-
-    def sentence(self) -> str:
-        """The verdict on a line."""
-        counts = {name: sum(len(getattr(entry, name)) for entry in self.entries) for name in _COUNTED}
-        text = ", ".join(f"{count} {name}" for name, count in counts.items())
-        result = "passed" if self.passed else "FAILED"
-        return f"{result}: {self.landed} of {self.asked} faults in {self.seconds / 60:.1f} minutes, {text}"
+        landed = sum(entry.landed for entry in self.entries)
+        return landed >= self.asked and all(entry.clean for entry in self.entries)
 
     def text(self) -> str:
-        """Landed faults by job, work by job, the first complaints, and the sentence."""
-        calls = pd.DataFrame([entry.as_dict() for entry in self.entries])
-        calls[_COUNTED] = calls[_COUNTED].map(len)
-        landed = calls[calls.landed]
-        calls = calls.assign(
-            calls=1,
-            done=calls.status == 0,
-            resumed=calls.resumed_from > 0,
-            missed=(calls.fault != "none") & ~calls.landed,
-        )
-        columns = ["calls", "done", "resumed", "missed", *_COUNTED, "seconds", "processor_seconds"]
-        work = calls.groupby("job", sort=False)[columns].sum().round().astype(int)
+        """Landed faults by job, work by job, the complaints, and the verdict on a line."""
+        calls = pd.DataFrame([asdict(entry) for entry in self.entries])
         complaints = [
             f"{entry.job}, {entry.fault}: {kind}: {what}"
             for entry in self.entries
             for kind in _COUNTED
             for what in getattr(entry, kind)
         ]
-        more = [f"and {len(complaints) - _SHOWN} more, in the JSON"] * (len(complaints) > _SHOWN)
+        calls[_COUNTED] = calls[_COUNTED].map(len)
+        landed = calls[calls.landed]
         faults = pd.crosstab(landed.fault, landed.job, margins=True, margins_name="all").to_string()
-        ending = [f"seed {self.seed}", self.sentence()]
-        return "\n".join([faults, "", work.to_string(), "", *complaints[:_SHOWN], *more, *ending])
-
-    def write(self, folder: Path) -> None:
-        """Write ``verdict.txt`` and ``verdict.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "verdict.txt").write_text(self.text() + "\n")
-        content = {
-            "passed": self.passed,
-            "sentence": self.sentence(),
-            "seed": self.seed,
-            "asked": self.asked,
-            "landed": self.landed,
-            "seconds": round(self.seconds, 1),
-            "calls": [entry.as_dict() for entry in self.entries],
-        }
-        (folder / "verdict.json").write_text(json.dumps(content, indent=1) + "\n")
+        calls["calls"], calls["resumed"] = 1, calls.resumed_from > 0
+        columns = ["calls", "landed", "resumed", *_COUNTED, "seconds"]
+        work = calls.groupby("job", sort=False)[columns].sum().round().astype(int).to_string()
+        counts = ", ".join(f"{count} {name}" for name, count in calls[_COUNTED].sum().items())
+        result = f"{'passed' if self.passed else 'FAILED'} with seed {self.seed}"
+        ending = (
+            f"{result}: {len(landed)} of {self.asked} faults in {self.seconds / 60:.1f} minutes, {counts}"
+        )
+        return "\n".join([faults, "", work, "", *complaints, ending])

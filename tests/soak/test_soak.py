@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from dataclasses import replace
@@ -25,21 +24,11 @@ SEED = 609  # of a choice of ten faults, weights of NaN, damage and a kill befor
 def test_a_short_soak(world: Path, small_base: Path, tmp_path: Path) -> None:
     """Two faults of each job; only the moments depend on how fast the machine is."""
     chosen = jobs(small_base, make_toy(small_base, tmp_path / "toy"))
-    verdict = soak(chosen, world, tmp_path / "soak", faults=10, seed=SEED)
+    verdict = soak(chosen, world, tmp_path / "soak", faults=10, seed=SEED, minutes=30, lanes=1)
     assert verdict.passed, "\n".join(str(entry) for entry in verdict.entries if not entry.clean)
     landed = [(entry.job, entry.fault) for entry in verdict.entries if entry.landed]
     assert sorted(landed) == sorted(plan(chosen, 10, random.Random(SEED)))
     assert {job for job, _ in landed} == {job.name for job in chosen}
-
-
-def test_a_plan_has_every_fault_of_every_job_equally_often(tmp_path: Path) -> None:
-    chosen = tuple(
-        replace(_job(), name=name, faults=faults)
-        for name, faults in (("a", ("kill", "term")), ("b", ("disk",)))
-    )
-    planned = plan(chosen, 8, random.Random(0))
-    assert [name for name, _ in planned] == ["a", "b"] * 4
-    assert sorted(planned) == [("a", "kill")] * 2 + [("a", "term")] * 2 + [("b", "disk")] * 4
 
 
 # --- checks of the soak ------------------------------------------------------------------------------------
@@ -93,24 +82,13 @@ def judged(
     return entry
 
 
-def test_a_soak_passes_what_is_right(course: Course) -> None:
-    folder = course.folder
-    write(course, b="2")
-    assert judged(course, 0).clean
-    assert course.folder != folder and not folder.exists()
-
-
-def test_a_soak_notices_what_is_missing(course: Course) -> None:
-    entry = judged(course, 0)
-    assert (entry.lost, entry.repeated, entry.different) == (["b.txt"], [], [])
-
-
-def test_a_soak_notices_what_is_too_much_or_different(course: Course) -> None:
+def test_a_soak_notices_what_is_missing_too_much_or_different(course: Course) -> None:
+    course.expected = {**course.expected, "d.txt": "4"}
     write(course, b="3", c="2")
     folder = course.folder
     entry = judged(course, 0)
-    assert (entry.lost, entry.repeated, entry.different) == ([], ["c.txt"], ["b.txt"])
-    assert folder.exists()  # to be looked at
+    assert (entry.lost, entry.repeated, entry.different) == (["d.txt"], ["c.txt"], ["b.txt"])
+    assert folder.exists()  # for inspection
 
 
 def test_a_soak_notices_what_is_done_again_or_gone(course: Course) -> None:
@@ -156,7 +134,7 @@ def test_a_soak_notices_how_a_process_ends(
     assert [text.startswith(complaint) for text in wrong] == [True] if complaint else wrong == []
 
 
-def test_a_verdict_counts_what_landed_and_fails_for_anything(tmp_path: Path) -> None:
+def test_a_verdict_counts_what_landed_and_fails_for_anything() -> None:
     entries = [
         Entry("made", "none"),
         Entry("made", "kill", landed=True, status=-9),
@@ -164,16 +142,12 @@ def test_a_verdict_counts_what_landed_and_fails_for_anything(tmp_path: Path) -> 
     ]
     verdict = Verdict(0, 1, 60.0, entries)
     assert verdict.passed
-    sentence = "passed: 1 of 1 faults in 1.0 minutes, 0 lost, 0 repeated, 0 different, 0 wrong"
-    assert verdict.sentence() == sentence
+    assert ": 1 of 1 faults in 1.0 minutes, 0 lost, 0 repeated, 0 different, 0 wrong" in verdict.text()
     assert not replace(verdict, asked=2).passed
     for name in ("lost", "repeated", "different", "wrong"):
         failed = replace(verdict, entries=[*entries, Entry("made", "none", **{name: ["this"]})])
-        assert not failed.passed and f"1 {name}" in failed.sentence()
-        failed.write(tmp_path)
-        assert f"made, none: {name}: this" in (tmp_path / "verdict.txt").read_text()
-    stored = json.loads((tmp_path / "verdict.json").read_text())
-    assert (stored["passed"], stored["landed"], len(stored["calls"])) == (False, 1, 4)
+        assert not failed.passed
+        assert f"made, none: {name}: this" in failed.text() and f"1 {name}" in failed.text()
 
 
 def test_every_fault_of_every_job_is_known(tmp_path: Path, small_base: Path) -> None:
