@@ -14,16 +14,11 @@ from fastcomposer.demo.studio import Order, Studio
 from fastcomposer.demo.uploads import PageLimits, read_reference
 
 MINI = CONFIG_FOLDER.parent / "data" / "mini"
+SAMPLER = {"alpha": 0.8, "num_inference_steps": 30, "guidance_scale": 3.0}
 SETTINGS: dict[str, Any] = {
     "model": {"base": str(MINI)},
     "checkpoint": str(MINI / "fastcomposer.safetensors"),
-    "sampler": {
-        "alpha": 0.8,
-        "num_inference_steps": 30,
-        "guidance_scale": 3.0,
-        "negative_prompt": None,
-        "scheduler": None,
-    },
+    "sampler": {**SAMPLER, "negative_prompt": None, "scheduler": None},
 }
 
 

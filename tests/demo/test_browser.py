@@ -30,18 +30,11 @@ PROMPT = "a man <|image|> and a woman <|image|> on the beach"
 
 @dataclass(frozen=True)
 class Served:
-    """A page that is being served.
-
-    Attributes:
-        address: Where.
-        folder: Where the command was called, empty before.
-        temporary: What the command takes for the system's folder of temporary files.
-        process: The command.
-    """
+    """A page that is being served."""
 
     address: str
-    folder: Path
-    temporary: Path
+    folder: Path  # working directory of the command, empty before
+    temporary: Path  # for temporary files
     process: subprocess.Popen[str]
 
 
@@ -225,12 +218,9 @@ def test_other_and_large_files_are_refused(open_page: Any, tmp_path: Path) -> No
     (tmp_path / "huge.png").write_bytes(b"x" * 1_500_000)
     (tmp_path / "letter.png").write_bytes(b"Dear Ann")
     (tmp_path / "letter.txt").write_text("Dear Bob")
-    for name, words in (
-        ("large.png", "large.png is too large"),
-        ("letter.png", "letter.png cannot be read as an image"),
-    ):
+    for name, problem in (("large.png", "is too large"), ("letter.png", "cannot be read as an image")):
         upload(page, tmp_path / name)
-        expect(page.locator("#fc-refused")).to_contain_text(words, timeout=PATIENCE)
+        expect(page.locator("#fc-refused")).to_contain_text(f"{name} {problem}", timeout=PATIENCE)
     toast = page.get_by_test_id("toast-body")  # what is not even sent
     upload(page, tmp_path / "huge.png")
     expect(toast.filter(has_text="exceed the maximum allowed size")).to_be_visible(timeout=PATIENCE)

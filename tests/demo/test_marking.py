@@ -36,39 +36,20 @@ def test_marking_keeps_what_stands_around() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "depicted", "words"),
+    ("prompt", "depicted", "start"),
     [
         (TWO, 2, None),
         ("a beach", 0, None),
         (" ", 0, "Write a prompt."),
-        (
-            TWO,
-            1,
-            "2 words are marked, but there are images of one person. "
-            "Add the second person, or unmark a word.",
-        ),
+        (TWO, 1, "2 words are marked, but there are images of one person. Add the second person"),
         (TWO, 0, "2 words are marked, but there is no image. Add the first and the second person"),
-        (
-            "a man",
-            1,
-            "There are images of one person, but no word is marked. "
-            "Click the word that names the first person, or remove an image.",
-        ),
-        (
-            TWO,
-            3,
-            "There are images of 3 people, but 2 words are marked. "
-            "Click the word that names the third person, or remove an image. If images show the same",
-        ),
+        ("a man", 1, "There are images of one person, but no word is marked."),
+        (TWO, 3, "There are images of 3 people, but 2 words are marked."),
         (f"{MARKER} a man", 1, f"A marker {MARKER} follows no word."),
-        (
-            TWO + f", a man {MARKER} and a boy {MARKER}",
-            2,
-            "This model takes at most 3 people. Unmark a word.",
-        ),
-        (TWO, 4, "This model takes at most 3 people. Remove a person. If images show the same person"),
+        (f"{TWO}, a man {MARKER}, a boy {MARKER}", 2, "This model takes at most 3 people. Unmark a word."),
+        (TWO, 4, "This model takes at most 3 people. Remove a person."),
     ],
 )
-def test_advice_names_what_is_missing(prompt: str, depicted: int, words: str | None) -> None:
+def test_advice_names_what_is_missing(prompt: str, depicted: int, start: str | None) -> None:
     found = advice(prompt, depicted, most=3)
-    assert found == words if words is None else found is not None and found.startswith(words)
+    assert found is None if start is None else str(found).startswith(start)

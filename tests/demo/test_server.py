@@ -20,10 +20,14 @@ def test_a_port_in_use_is_refused() -> None:
     Address(port=port).check()
 
 
-def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"server\.port=7860 on 192\.0\.2\.1: Cannot assign"):
-        Address(host="192.0.2.1").check()
-    with pytest.raises(ValueError, match=r"server\.host=no such name: not an address of this machine"):
-        Address(host="no such name").check()
-    with pytest.raises(ValueError, match=r"server\.port=0: must lie between 1 and 65535"):
-        Address(port=0).check()
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (Address(host="192.0.2.1"), r"server\.port=7860 on 192\.0\.2\.1: Cannot assign"),
+        (Address(host="no such name"), r"server\.host=no such name: not an address of this machine"),
+        (Address(port=0), r"server\.port=0: must lie between 1 and 65535"),
+    ],
+)
+def test_other_addresses_are_refused(address: Address, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        address.check()

@@ -23,10 +23,6 @@ from fastcomposer.utils.settings import file_digest
 LIMITS = PageLimits(megabytes=0.01, megapixels=0.02)
 
 
-def shown(address: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(address.partition("base64,")[2])))
-
-
 def test_an_image_is_taken_upright(tmp_path: Path) -> None:
     file = tmp_path / "lying.jpg"
     exif = Image.Exif()
@@ -36,7 +32,8 @@ def test_an_image_is_taken_upright(tmp_path: Path) -> None:
     image.save(file, exif=exif)
     taken = read_reference(file, LIMITS)
     assert (taken.file, taken.name, taken.digest) == (file, "lying.jpg", file_digest(file))
-    upright = shown(taken.thumbnail).convert("RGB")
+    thumbnail = base64.b64decode(taken.thumbnail.partition("base64,")[2])
+    upright = Image.open(io.BytesIO(thumbnail)).convert("RGB")
     assert upright.size == (60, 120)
     red, _, blue = upright.getpixel((30, 10))  # type: ignore[misc]
     assert blue > 200 > red
@@ -57,19 +54,16 @@ def test_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
         read_reference(tmp_path / "bomb.png", PageLimits())
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\nbroken", b"<svg/>"])
-def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.png").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\nbroken", b"<svg/>", "cut"])
+def test_unreadable_images_are_refused(tmp_path: Path, content: bytes | str) -> None:
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(data, "PNG")
+    (tmp_path / "a.png").write_bytes(content if isinstance(content, bytes) else data.getvalue()[:1500])
     with pytest.raises(RefusedImageError, match=r"^a\.png cannot be read as an image"):
         read_reference(tmp_path / "a.png", LIMITS)
 
 
-def test_cut_and_empty_images_are_refused(tmp_path: Path) -> None:
-    data = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(data, "PNG")
-    (tmp_path / "cut.png").write_bytes(data.getvalue()[:1500])
-    with pytest.raises(RefusedImageError, match="cannot be read"):
-        read_reference(tmp_path / "cut.png", LIMITS)
+def test_transparent_images_are_refused(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
     with pytest.raises(RefusedImageError, match="fully transparent"):
         read_reference(tmp_path / "clear.png", LIMITS)

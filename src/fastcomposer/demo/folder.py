@@ -21,11 +21,9 @@ _FILES = "files"
 def page_folder(output: Path) -> Iterator[Path]:
     """Create a folder in ``output`` for the files of a page, and delete it at the end of the block.
 
-    Folders of killed pages are deleted first: directories (not links) whose name begins with ``page-`` and
-    whose marker no process has locked. Links inside are deleted, not followed.
-
-    Yields:
-        Absolute path of an empty folder inside the new one.
+    Yields the absolute path of an empty folder inside the new one. Folders of killed pages are deleted first:
+    directories (not links) whose name begins with ``page-`` and whose marker no process has locked. Links
+    inside are deleted, not followed.
     """
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)

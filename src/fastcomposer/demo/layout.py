@@ -52,19 +52,11 @@ def theme() -> gr.themes.Base:
 
 
 def build(studio: Studio, limits: PageLimits, examples: Sequence[Example], subtitle: str) -> gr.Blocks:
-    """Lay out the page.
-
-    Args:
-        studio: Generates the images.
-        limits: Limits of the page.
-        examples: Examples to try.
-        subtitle: Line below the title.
-    """
+    """Lay out the page, with a ``subtitle`` below its title."""
     page = Page(studio, limits)
     kept = max(1, int(limits.minutes * 60))
-    with gr.Blocks(
-        title="FastComposer", analytics_enabled=False, delete_cache=(min(60, kept), kept)
-    ) as blocks:
+    deletion = (min(60, kept), kept)
+    with gr.Blocks(title="FastComposer", analytics_enabled=False, delete_cache=deletion) as blocks:
         gr.HTML(parts.header(subtitle))
         with gr.Row(elem_id="fc-tries", visible=bool(examples)):
             gr.HTML('<span class="fc-label">Try</span>')
@@ -83,8 +75,9 @@ def build(studio: Studio, limits: PageLimits, examples: Sequence[Example], subti
 
 
 def _people(limits: PageLimits) -> dict[str, Any]:
-    hint = "One or several images of each person, in the order of the marked words."
-    gr.HTML(parts.section("People", hint))
+    gr.HTML(
+        parts.section("People", "One or several images of each person, in the order of the marked words.")
+    )
     made: dict[str, Any] = {"cards": gr.HTML("", elem_id="fc-people", **_BUTTONS)}
     made["tray"] = gr.File(
         file_count="multiple",
@@ -97,9 +90,8 @@ def _people(limits: PageLimits) -> dict[str, Any]:
     )
     made["refused"] = gr.HTML(parts.notice(None), elem_id="fc-refused")
     with gr.Accordion("Use the camera", open=False):
-        made["camera"] = gr.Image(
-            sources=["webcam"], type="filepath", label="Camera", show_label=False, buttons=[]
-        )
+        shown: dict[str, Any] = {"label": "Camera", "show_label": False, "buttons": []}
+        made["camera"] = gr.Image(sources=["webcam"], type="filepath", **shown)
     gr.HTML(parts.consent(limits))
     return made
 
@@ -120,9 +112,8 @@ def _prompt() -> dict[str, Any]:
 
 def _settings(studio: Studio, limits: PageLimits) -> dict[str, Any]:
     defaults = studio.settings["sampler"]
-    gr.HTML(
-        parts.section("Settings", "α is the fraction of the sampling steps that use the reference images.")
-    )
+    hint = "α is the fraction of the sampling steps that use the reference images."
+    gr.HTML(parts.section("Settings", hint))
     made: dict[str, Any] = {}
     info = "Lower values follow the prompt, higher values keep the identity."
     made["alpha"] = gr.Slider(0, 1, defaults["alpha"], step=0.05, label="α", info=info)

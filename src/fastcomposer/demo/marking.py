@@ -34,11 +34,7 @@ def words_of(prompt: str) -> list[Word]:
 
 
 def toggle_marker(prompt: str, index: int) -> str:
-    """Mark the word at ``index`` of :func:`words_of`, or unmark it; another index changes nothing.
-
-    Returns:
-        The prompt with one marker more or less, without markers that follow no word.
-    """
+    """Mark or unmark the word at ``index`` of :func:`words_of`; removes markers that follow no word."""
     words = words_of(prompt)
     if not 0 <= index < len(words):
         return prompt
@@ -52,15 +48,9 @@ def subject_words(prompt: str) -> list[str]:
 
 
 def advice(prompt: str, depicted: int, most: int | None = None) -> str | None:
-    """State what is missing before images can be generated.
+    """State what a prompt and images of ``depicted`` people lack; ``None`` where nothing is missing.
 
-    Args:
-        prompt: Text with markers.
-        depicted: Number of people with reference images.
-        most: Maximum number of people in one image; ``None`` for no limit.
-
-    Returns:
-        One or two sentences; ``None`` where nothing is missing.
+    ``most`` is the maximum number of people in one image; ``None`` for no limit.
     """
     text = split_markers(prompt)[0].strip()
     marked, markers = len(subject_words(prompt)), prompt.count(MARKER)

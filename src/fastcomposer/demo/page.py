@@ -55,25 +55,17 @@ def errors_on_page() -> Iterator[None]:
 
 
 class Page:
-    """Handlers of the page's events; each returns the values of its outputs.
-
-    Args:
-        studio: Generates the images.
-        limits: Limits of the page.
-    """
+    """Handlers of the page's events; each returns the values of its outputs."""
 
     def __init__(self, studio: Studio, limits: PageLimits) -> None:
         self.studio, self.limits = studio, limits
 
-    def _state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
+    @errors_on_page()
+    def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
+        """Show words, advice and people."""
         message = advice(prompt, len(people), self.studio.max_subjects)
         message = message or too_long(self.studio.unread(prompt))
         return parts.chips(prompt), parts.notice(message), parts.cards(people)
-
-    @errors_on_page()
-    def state(self, prompt: str, people: list[Person]) -> tuple[str, str, str]:
-        """Show words, advice and people."""
-        return self._state(prompt, people)
 
     @errors_on_page()
     def add(self, files: list[str] | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
@@ -84,7 +76,7 @@ class Page:
                 added.append((read_reference(Path(file), self.limits),))
             except RefusedImageError as refusal:
                 refused.append(str(refusal))
-        return None, parts.notice(" ".join(refused) or None), added, *self._state(prompt, added)
+        return None, parts.notice(" ".join(refused) or None), added, *self.state(prompt, added)
 
     def take_photo(self, file: str | None, prompt: str, people: list[Person]) -> tuple[Any, ...]:
         """Add an image from the camera."""
@@ -103,28 +95,24 @@ class Page:
                 people = divided(people, index)
             case act:
                 people = moved(people, index, -1 if act == "left" else 1)
-        return people, *self._state(prompt, people)
+        return people, *self.state(prompt, people)
 
     @errors_on_page()
     def mark(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
         """Mark or unmark a word."""
         prompt = toggle_marker(prompt, int(event.index))
-        return prompt, *self._state(prompt, people)
+        return prompt, *self.state(prompt, people)
 
     @errors_on_page()
     def try_example(self, example: Example) -> tuple[Any, ...]:
         """Fill in the prompt and the images of an example."""
         people = [(read_reference(file, self.limits),) for file in example.references]
-        return example.prompt, people, *self._state(example.prompt, people)
+        return example.prompt, people, *self.state(example.prompt, people)
 
     def order(
         self, prompt: str, people: list[Person], seed: Any, steps: Any, guidance: Any, negative: str
     ) -> Order:
-        """Validate a request.
-
-        Raises:
-            ValueError: If something is missing or out of range, with a message for the user.
-        """
+        """Validate a request; a ValueError states what is missing or out of range."""
         message = advice(prompt, len(people), self.studio.max_subjects)
         if message is not None:
             raise ValueError(message)

@@ -45,11 +45,7 @@ class Address:
     share: bool = False
 
     def check(self) -> None:
-        """Check that the port is free, before a model is loaded.
-
-        Raises:
-            ValueError: If it is not, or this machine has no such address.
-        """
+        """Refuse a port in use, or the address of another machine, with a ValueError."""
         if not 0 < self.port < 65536:
             raise ValueError(f"server.port={self.port}: must lie between 1 and 65535")
         try:
@@ -79,12 +75,11 @@ def serve(
 
     Args:
         pipeline: A FastComposer pipeline.
-        settings: Settings of the pipeline (:class:`~fastcomposer.demo.studio.Studio`).
+        settings: As of :class:`~fastcomposer.demo.studio.Studio`.
         address: Address of the page.
         limits: Limits of the page.
-        output: Uploads and images lie in a new folder inside, which is deleted at the end
-            (:func:`~fastcomposer.demo.folder.page_folder`).
-        examples: Returns examples, given a folder for their images; ``None`` for none.
+        output: Uploads and images lie in a new folder inside, which is deleted at the end.
+        examples: Returns examples, given a folder for their images.
     """
     with page_folder(output) as files:
         # Gradio reads these from the environment, partly at import.

@@ -39,23 +39,14 @@ class Order:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image and its settings.
-
-    Attributes:
-        order: The request.
-        image: The image.
-        alpha: Fraction of the steps that use the references.
-        seed: Its seed.
-        withheld: Whether the safety checker blocked it; the image is black then.
-        attention: (K, h, w) attention to the K marked words; ``None`` where there is none.
-    """
+    """An image and its settings."""
 
     order: Order
     image: Image.Image
-    alpha: float
+    alpha: float  # fraction of the steps that use the references
     seed: int
-    withheld: bool = False
-    attention: Tensor | None = None
+    withheld: bool = False  # by the safety checker; the image is black then
+    attention: Tensor | None = None  # (K, h, w), to the K marked words
 
 
 class Studio:
@@ -81,11 +72,6 @@ class Studio:
         """Maximum number of people in one image; ``None`` for no limit."""
         return self.pipeline.fusion.config.max_subjects
 
-    @property
-    def checks_safety(self) -> bool:
-        """Whether images go through a safety checker."""
-        return getattr(self.pipeline, "safety_checker", None) is not None
-
     def unread(self, prompt: str) -> str:
         """The end of a prompt that the text encoder truncates; empty where it fits."""
         if self._tokenizer is None:
@@ -102,17 +88,9 @@ class Studio:
     def generate(
         self, order: Order, alphas: Sequence[float], count: int, on_call: Callable[[int, int], None]
     ) -> list[list[GeneratedImage]]:
-        """Generate images for each α; they share their text-only steps.
+        """Generate ``count`` images, of consecutive seeds, for each α; they share their text-only steps.
 
-        Args:
-            order: The request.
-            alphas: Fractions of the steps that use the references, in [0, 1].
-            count: Images for each α, with consecutive seeds.
-            on_call: Called after every U-Net call with the number of finished calls and of all calls.
-
-        Raises:
-            PromptError: If markers and references do not match.
-            ValueError: If another setting is out of range.
+        After every U-Net call ``on_call`` is called with the number of finished calls and of all calls.
         """
         seeds = range(order.seed, order.seed + count)
         marked = bool(subject_words(order.prompt))
@@ -137,22 +115,14 @@ class Studio:
                 callback_on_step_end=count_call,
                 **self._options,
             )
-        return [
-            [
-                GeneratedImage(
-                    order,
-                    image,
-                    alpha,
-                    seed,
-                    withheld=unsafe is not None and bool(unsafe[i]),
-                    attention=None if maps is None else maps[i, 0],
-                )
-                for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
-            ]
-            for alpha, images, unsafe, maps in zip(
-                alphas, output.images, output.nsfw_content_detected, output.attention_maps, strict=True
-            )
-        ]
+        found = output.images, output.nsfw_content_detected, output.attention_maps
+        made = []
+        for alpha, images, unsafe, maps in zip(alphas, *found, strict=True):
+            withheld: Any = [False] * count if unsafe is None else map(bool, unsafe)
+            seen: Any = [None] * count if maps is None else maps[:, 0]
+            columns = zip(images, seeds, withheld, seen, strict=True)
+            made.append([GeneratedImage(order, image, alpha, *rest) for image, *rest in columns])
+        return made
 
     def png(self, generated: GeneratedImage) -> bytes:
         """An image as PNG with all settings of the command ``generate``.
@@ -161,7 +131,6 @@ class Studio:
         """
         order = generated.order
         sampler = {
-            **self.settings["sampler"],
             "alpha": generated.alpha,
             "num_inference_steps": order.steps,
             "guidance_scale": order.guidance,
@@ -169,7 +138,7 @@ class Studio:
         }
         metadata = {
             **self.settings,
-            "sampler": sampler,
+            "sampler": {**self.settings["sampler"], **sampler},
             "prompt": order.prompt,
             "reference_digests": [[reference.digest for reference in person] for person in order.references],
             "alpha": generated.alpha,
