@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,16 +66,11 @@ def toy_parser(doc: Doc) -> Doc:
     return doc
 
 
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Iterator[Path]:
+def test_chunks_whose_head_is_a_class_word(tmp_path: Path) -> None:
     nlp = spacy.blank("en")
     nlp.add_pipe("toy_parser")
-    nlp.to_disk(tmp_path / "toy")
-    yield tmp_path / "toy"
-
-
-def test_chunks_whose_head_is_a_class_word(pipeline: Path) -> None:
-    finder = ParsedPhrases(WORDS, str(pipeline))
+    nlp.to_disk(tmp_path)
+    finder = ParsedPhrases(WORDS, str(tmp_path))
     finder.load()
     (phrases,) = finder.find(["a tall man holds a woman's puppy"])
     # The chunk is that of the puppy, not that of its owner.
@@ -88,11 +82,8 @@ def test_chunks_whose_head_is_a_class_word(pipeline: Path) -> None:
 
 
 def test_missing_pipelines_and_words_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError, match=r"data\.phrases\.model=en_core_web_xx"):
         ParsedPhrases(WORDS, "en_core_web_xx")
-    assert "data.phrases.model=en_core_web_xx" in str(caught.value)
-    assert "python -m spacy download en_core_web_xx" in str(caught.value)
-    assert "data/phrases=words" in str(caught.value)
     with pytest.raises(ValueError, match=r"data\.phrases\.words"):
         WordPhrases({"person": []})
     spacy.blank("en").to_disk(tmp_path / "blank")
