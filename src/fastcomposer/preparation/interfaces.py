@@ -36,15 +36,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Segments of a photo.
+    """Segments of a photo."""
 
-    Attributes:
-        segment_map: (H, W) integers, of the photo's size; pixels of no region have an id of their own.
-        regions: Regions, each with at least one pixel.
-    """
-
-    segment_map: np.ndarray
-    regions: tuple[Region, ...]
+    segment_map: np.ndarray  # (H, W) integers, of the photo's size; pixels of no region have other ids
+    regions: tuple[Region, ...]  # each with at least one pixel
 
     @cached_property
     def areas(self) -> dict[int, float]:

@@ -106,8 +106,6 @@ def _binned(values: Iterable[float], edges: Sequence[float], unit: str, form: st
 
 def _tenths(values: Sequence[float]) -> list[float]:
     """Edges that divide the range of values into ten."""
-    if not values:
-        return []
-    low, high = min(values), max(values)
+    low, high = min(values, default=0), max(values, default=0)
     step = max((high - low) / 10, 0.01)
     return [low + step * number for number in range(1, 10)]
