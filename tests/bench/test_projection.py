@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 from fastcomposer.bench.projection import (
     Machines,
     Measured,
-    Projection,
     project_growth,
     project_sampling,
     weigh_records,
@@ -22,17 +20,8 @@ from fastcomposer.bench.projection import (
 from fastcomposer.cli import bench
 from fastcomposer.data.shards import write_shards
 
-ONE = Measured(
-    seconds_per_step=1.0,
-    batch_size=10,
-    trained=1000,
-    frozen=500,
-    averaged=True,
-    activation_bytes=70.0,
-    cache_bytes=3.0,
-    shard_bytes=5.0,
-    index_bytes=100.0,
-)
+_BYTES = {"activation_bytes": 70.0, "cache_bytes": 3.0, "shard_bytes": 5.0, "index_bytes": 100.0}
+ONE = Measured(seconds_per_step=1.0, batch_size=10, trained=1000, frozen=500, averaged=True, **_BYTES)
 SLOW = Machines(per_node=4, node_bandwidth=6000.0, network_bandwidth=2000.0, overlap=0.5)
 
 
@@ -55,15 +44,11 @@ def test_rings_of_devices() -> None:
     assert two.seconds_per_step == pytest.approx(1 + 4000 / 6000 - 0.5)  # within a node
     assert eight.seconds_per_step == pytest.approx(1 + 7000 / 2000 - 0.5)  # over the network
     assert two.memory_bytes == project(ONE, SLOW, 1, 80, "ddp").memory_bytes
-    assert eight.hours_per_epoch == pytest.approx(eight.seconds_per_step / 3600)
     hidden = project(ONE, replace(SLOW, overlap=1.0), 2, 80, "ddp")
     assert hidden.seconds_per_step == 1.0
-
-
-def test_divided_weights() -> None:
-    plan = project(ONE, SLOW, 4, 80, "fsdp")
-    assert plan.network_bytes == 9000
-    assert plan.memory_bytes == 4 * 1000 * 5 / 4 + 4 * 500 + 700
+    divided = project(ONE, SLOW, 4, 80, "fsdp")
+    assert divided.network_bytes == 9000
+    assert divided.memory_bytes == 4 * 1000 * 5 / 4 + 4 * 500 + 700
 
 
 @pytest.mark.parametrize(
@@ -90,12 +75,11 @@ def test_shards_take_what_is_projected(world: Path, tmp_path: Path) -> None:
     assert 100 < index_bytes < 5000
 
 
-def test_bench_plans(world: Path, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_bench_plans(run: Any, world: Path, small_base: Path) -> None:
     settings = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56"]
     settings += [f"data.root={world}", "batch_size=2", "repeats=1", "suites=[plan]", "plan.devices=[1,512]"]
-    monkeypatch.setattr(sys, "argv", ["bench", *settings])
-    bench.main()
+    status, _, err = run(bench, *settings)
+    assert status == 0, err
     content = json.loads(Path("outputs/bench/plan.json").read_text())
     assert content["projection"] is True
     measured = content["measured"]
@@ -106,13 +90,6 @@ def test_bench_plans(world: Path, small_base: Path, tmp_path: Path, monkeypatch:
     one, many = (row for row in content["rows"] if row["records"] == 70_000 and row["strategy"] == "ddp")
     assert many["network_bytes"] == pytest.approx(8 * measured["trained"], rel=0.01)
     assert one["hours_per_epoch"] > 100 * many["hours_per_epoch"]
-
-
-def test_sums_by_hand() -> None:
-    projected = Projection("dreambooth", 0.5, 800, 0.1, 50, 2.0)
-    assert projected.personalization_seconds == pytest.approx(400)
-    assert projected.seconds_per_image == pytest.approx(7)
-    assert projected.as_dict()["projected_seconds"] == pytest.approx(407)
 
 
 def test_sampling_is_measured_in_steps_and_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +105,9 @@ def test_sampling_is_measured_in_steps_and_around_them(monkeypatch: pytest.Monke
     projected = project_sampling(pipeline, sampler, 32, repeats=4)  # type: ignore[arg-type]
     assert projected.seconds_per_sampling_step == pytest.approx(2)
     assert projected.seconds_around_sampling == pytest.approx(5)
-    assert projected.seconds == pytest.approx(105)
+    tuned = replace(projected, seconds_per_training_step=0.5, training_steps=800).as_dict()
+    assert tuned["projected_personalization_seconds"] == pytest.approx(400)
+    assert tuned["projected_seconds"] == pytest.approx(400 + 105)
     assert [call["num_inference_steps"] for call in calls] == [1, 1, 5]
     assert all(call["alpha"] == 1.0 and call["guidance_scale"] == 5.0 for call in calls)
     with pytest.raises(ValueError, match="repeats=0: at least 1"):

@@ -28,54 +28,48 @@ TINY_STEP = [
 ]
 
 
-def test_bench_measures_what_is_asked(run: Run, small_base: Path, world: Path) -> None:
-    common = [
-        f"model.base={small_base}",
-        "model.resolution=32",
-        "model.reference_size=56",
-        f"data.root={world}",
-        "min_seconds=0",
-        "min_rounds=2",
-        "sampler.num_inference_steps=4",
-        "sampler_batches=[1,2]",
-        "loader={records:1,side:96}",
-        "document=speed.md",
-        "variants=[tuned without localization]",  # each starts a process
-        *TINY_STEP,
-    ]
+def test_bench_measures_loader_and_step(run: Run, small_base: Path) -> None:
+    call = [f"model.base={small_base}", "min_seconds=0", "min_rounds=2", "loader={records:1,side:96}"]
+    call += ["document=speed.md", *TINY_STEP]
     Path("speed.md").write_text(
         "before\n<!-- bench: written by make bench -->\nold\n<!-- bench: end -->\nafter\n"
     )
-    status, _, err = run(bench, *common, "suites=[loader,step,sampler,evaluation]")
+    # Each variant starts a process.
+    status, _, err = run(bench, *call, "suites=[loader,step]", "variants=[tuned without localization]")
     assert status == 0, err
-    content = json.loads(Path("outputs/bench/bench.json").read_text())
-    rows = content["rows"]
-    assert list(dict.fromkeys(row["suite"] for row in rows)) == [
-        "loader",
-        "step",
-        "sampler",
-        "evaluation",
-    ]
+    rows = json.loads(Path("outputs/bench/bench.json").read_text())["rows"]
+    assert [row["suite"] for row in rows] == ["loader"] * 3 + ["step"]
     assert all(row["value"] > 0 for row in rows)
-    (step,) = (row for row in rows if row["suite"] == "step")
-    assert step["peak_memory_bytes"] > 2**27
-    assert 0 < step["share_of_peak"] < 1
-    calls = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "evaluation"}
-    assert calls == {"three alphas, each by itself": 12, "three alphas, shared steps": 11}
-    drawn = {row["what"]: row["unet_calls"] for row in rows if row["suite"] == "sampler"}
-    assert drawn == {"4 steps, batch 1": 4, "4 steps, batch 2": 8}  # as three images by themselves take 12
+    assert rows[-1]["peak_memory_bytes"] > 2**27
+    assert 0 < rows[-1]["share_of_peak"] < 1
     page = Path("speed.md").read_text()
-    assert page.startswith("before\n") and page.endswith("after\n") and "stale" not in page
+    assert page.startswith("before\n") and page.endswith("after\n") and "\nold\n" not in page
     assert page.count("\n| step | tuned without localization | ") == 1
     assert "- loader over plain order: " in page
-    for wrong, message in (
+
+
+def test_bench_counts_unet_calls_of_sampling(run: Run, small_base: Path) -> None:
+    call = [f"model.base={small_base}", "model.resolution=32", "model.reference_size=56", "min_seconds=0"]
+    steps = ["min_rounds=2", "sampler.num_inference_steps=4", "sampler_batches=[2]"]
+    status, _, err = run(bench, *call, *steps, "suites=[sampler,evaluation]")
+    assert status == 0, err
+    rows = json.loads(Path("outputs/bench/bench.json").read_text())["rows"]
+    calls = [(row["what"], row["unet_calls"]) for row in rows]
+    assert calls[:2] == [("4 steps, batch 2", 8)] * 2  # images and steps a second
+    assert calls[2:] == [("three alphas, each by itself", 12), ("three alphas, shared steps", 11)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ("suites=[nothing]", "suites: unknown nothing"),
         ("variants=[quick]", "variants: there are 'plain"),
         ("document=nowhere.md", "document=nowhere.md: no such file"),
-    ):
-        status, _, err = run(bench, *common, wrong)
-        assert status == 1
-        assert message in err
+    ],
+)
+def test_bench_refuses_wrong_settings(run: Run, wrong: str, message: str) -> None:
+    status, _, err = run(bench, "data.root=.", wrong)
+    assert status == 1 and message in err
 
 
 def test_bench_measures_reading_beside_the_step_it_is_for(run: Run, small_base: Path) -> None:

@@ -31,9 +31,8 @@ class _Zoom(v2.Transform):
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         height, width = inpt.shape[-2:]
-        enlarged = tvf.resize(
-            inpt, [int(params["factor"] * side) for side in (height, width)], antialias=True
-        )
+        size = [int(params["factor"] * side) for side in (height, width)]
+        enlarged = tvf.resize(inpt, size, antialias=True)
         return enlarged[:, : enlarged.shape[-1]] if height > width else enlarged
 
 

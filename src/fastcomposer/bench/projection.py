@@ -69,12 +69,12 @@ class Projection:
 
     @property
     def personalization_seconds(self) -> float:
-        """Projected time of the training."""
+        """Of the training."""
         return self.seconds_per_training_step * self.training_steps
 
     @property
     def seconds_per_image(self) -> float:
-        """Projected time of an image."""
+        """Of an image."""
         return self.seconds_around_sampling + self.seconds_per_sampling_step * self.sampling_steps
 
     @property
@@ -91,16 +91,13 @@ class Projection:
 def project_sampling(
     pipeline: FastComposerPipeline, sampler: Mapping[str, Any], resolution: int, repeats: int = 3
 ) -> Projection:
-    """Measure FastComposer, whose personalization is a part of sampling.
+    """Measure FastComposer, whose personalization is a part of sampling, by at least one repeated step.
 
-    Args:
-        pipeline: Any FastComposer; its weights make no difference.
-        sampler: Arguments of the pipeline call, with ``num_inference_steps``, which are projected to, and the
-            scheduler.
-        resolution: Height and width of the image in pixels.
-        repeats: Sampling steps to measure, at least 1.
+    ``sampler`` has the scheduler and the arguments of the pipeline call, with the ``num_inference_steps`` to
+    project to; the resolution is in pixels.
     """
-    _check(repeats)
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: at least 1")
     reference = Image.fromarray(_noise(resolution))
     scheduler, options = split_scheduler(sampler)
     use_scheduler(pipeline, scheduler)
@@ -121,12 +118,9 @@ def project_sampling(
 def project_training(module: PersonalizationModule, sampling: Projection, repeats: int = 3) -> Projection:
     """Measure training steps of a fine-tuning method, with the optimizer, on images of noise.
 
-    Args:
-        module: The method, which is trained for some steps and cannot be used afterwards.
-        sampling: Of FastComposer over the same base, which samples as fast as a fine-tuned base.
-        repeats: Training steps to measure, at least 1.
+    The module cannot be used afterwards. ``sampling`` is the projection of FastComposer over the same base,
+    which samples as fast as a fine-tuned one.
     """
-    _check(repeats)
     timing, side = _StepTimer(), module.images.resolution
     with tempfile.TemporaryDirectory() as folder:
         files = tuple(Path(folder) / f"{number}.png" for number in range(NUM_TUNING_IMAGES))
@@ -182,11 +176,6 @@ def _noise(side: int, seed: int = 0) -> np.ndarray:
 
 def _class_noise(prompts: Sequence[str], *, height: int, **_: Any) -> SimpleNamespace:
     return SimpleNamespace(images=[Image.fromarray(_noise(height)) for _ in prompts])
-
-
-def _check(repeats: int) -> None:
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: at least 1")
 
 
 # --- growth -------------------------------------------------------------------------------------------------
@@ -284,9 +273,6 @@ def project_growth(
     Of N devices, each sends 2 (N − 1) / N of all gradients in a ring that sums them (``ddp``); where weights
     are divided (``fsdp``), they are gathered for the forward and for the backward, and gradients are summed
     to their owners: 3 (N − 1) / N. Memory is weights, gradients, two moments, the average, and activations.
-
-    Raises:
-        ValueError: If a number is not positive, or a strategy is unknown.
     """
     if min(*devices, *records) < 1:
         raise ValueError(f"plan: {devices} devices and {records} records; all must be at least 1")
@@ -299,9 +285,8 @@ def project_growth(
     shared = _FLOAT * measured.frozen + measured.activation_bytes * measured.batch_size
     plan["memory_bytes"] = kept + shared
     sent = (2 + divided) * (plan.devices - 1) / plan.devices * _FLOAT * measured.trained
-    bandwidth = np.where(
-        plan.devices <= machines.per_node, machines.node_bandwidth, machines.network_bandwidth
-    )
+    near = plan.devices <= machines.per_node
+    bandwidth = np.where(near, machines.node_bandwidth, machines.network_bandwidth)
     exposed = sent / bandwidth - machines.overlap * measured.seconds_per_step
     plan["network_bytes"] = sent
     plan["seconds_per_step"] = measured.seconds_per_step + exposed.clip(lower=0.0)

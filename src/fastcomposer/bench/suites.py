@@ -44,6 +44,7 @@ _SOURCES = {  # what is read, and the step that it is for
     "shards": _STEP,
     "shards and cache": _CACHED_STEP,
 }
+_READING, _WORKERS = "batches from {}", "batches from data folder, {} workers"
 _BATCHES = 16  # more than workers keep ready
 _PEOPLE = 16  # few enough for most to be in another scene too, where references come from
 _NUM_WORKERS = 4
@@ -57,9 +58,8 @@ def time_scenes(watch: Stopwatch, scenes: AvatarScenes, workers: int, number: in
         with TemporaryDirectory() as folder:
             prepare_avatars(Path(folder), scenes, number, 0, num_workers=workers)
 
-    watch.interleave(
-        "scenes", "scenes/s", {f"render and write, {workers} processes": TimedCase(render, number)}
-    )
+    cases = {f"render and write, {workers} processes": TimedCase(render, number)}
+    watch.interleave("scenes", "scenes/s", cases)
 
 
 def write_large_records(root: Path, number: int, side: int) -> None:
@@ -131,60 +131,47 @@ def time_sampler(
 ) -> None:
     """Time sampling with a reference, by batch."""
     pipeline, options = _pipeline(model, sampler)
-    portrait = Image.new("RGB", (64, 64), "brown")
-
-    steps = options["num_inference_steps"]
+    portrait, steps = Image.new("RGB", (64, 64), "brown"), options["num_inference_steps"]
 
     def case(batch: int, number: int) -> TimedCase:
-        prompts, references = [_PROMPT] * batch, [[portrait]] * batch
-        sample = partial(pipeline, prompts, references=references, **options)
+        sample = partial(pipeline, [_PROMPT] * batch, references=[[portrait]] * batch, **options)
         return TimedCase(sample, number, unet_calls=steps * batch)
 
-    for unit in ("images/s", "steps/s"):
-        cases = {
-            f"{steps} steps, batch {batch}": case(batch, batch if unit == "images/s" else steps)
-            for batch in batches
-        }
+    for unit, number in (("images/s", None), ("steps/s", steps)):
+        cases = {f"{steps} steps, batch {batch}": case(batch, number or batch) for batch in batches}
         watch.interleave("sampler", unit, cases)
 
 
 def time_evaluation(watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any]) -> None:
     """Time one subject at three alphas: each by itself, and sharing the steps that see the text alone."""
     pipeline, options = _pipeline(model, sampler)
-    portrait = Image.new("RGB", (64, 64), "brown")
-    alphas = (0.6, 0.8, 1.0)
+    portrait, alphas = Image.new("RGB", (64, 64), "brown"), (0.6, 0.8, 1.0)
     settings = {key: value for key, value in options.items() if key != "alpha"}
 
-    def variants(chosen: Sequence[float]) -> Any:
+    def calls(*chosen: float) -> float:
+        found = [Variant([portrait], alpha) for alpha in chosen]
         generator = Generator().manual_seed(0)
-        return pipeline.sample_variants(
-            _PROMPT, [Variant([portrait], alpha) for alpha in chosen], generator=generator, **settings
-        )
+        return sum(pipeline.sample_variants(_PROMPT, found, generator=generator, **settings).unet_calls)
 
-    shared = sum(variants(alphas).unet_calls)
-    alone = sum(sum(variants([alpha]).unet_calls) for alpha in alphas)
+    def alone() -> float:
+        return sum(map(calls, alphas))
+
+    shared = partial(calls, *alphas)
     cases = {
-        "three alphas, each by itself": TimedCase(
-            lambda: [variants([alpha]) for alpha in alphas], len(alphas), unet_calls=alone
-        ),
-        "three alphas, shared steps": TimedCase(lambda: variants(alphas), len(alphas), unet_calls=shared),
+        "three alphas, each by itself": TimedCase(alone, len(alphas), unet_calls=alone()),
+        "three alphas, shared steps": TimedCase(shared, len(alphas), unet_calls=shared()),
     }
     watch.interleave("evaluation", "images/s", cases)
 
 
 def time_startup(watch: Stopwatch, commands: Mapping[str, Sequence[str]]) -> None:
-    """Time commands (modules of ``fastcomposer.cli`` and their arguments) from their start to their end.
-
-    In the arguments ``{folder}`` stands for an empty folder.
-    """
+    """Time modules of ``fastcomposer.cli`` with arguments; in these ``{folder}`` is an empty folder."""
 
     def call(arguments: Sequence[str]) -> None:
-        module, *rest = arguments
         with TemporaryDirectory() as folder:
-            rest = [argument.replace("{folder}", folder) for argument in rest]
-            subprocess.run(
-                [sys.executable, "-m", f"fastcomposer.cli.{module}", *rest], check=True, capture_output=True
-            )
+            module, *rest = (argument.replace("{folder}", folder) for argument in arguments)
+            command = [sys.executable, "-m", f"fastcomposer.cli.{module}", *rest]
+            subprocess.run(command, check=True, capture_output=True)
 
     cases = {what: TimedCase(partial(call, arguments)) for what, arguments in commands.items()}
     watch.interleave("start-up", "s", cases)
@@ -202,20 +189,13 @@ def time_reading(
 ) -> None:
     """Time filling a cache; then batches from all sources and training steps in turns; then data workers.
 
-    Args:
-        watch: Keeps the figures.
-        settings: Arguments of a training's data module; some are replaced.
-        model: Is trained, and fills the cache.
-        scenes: World of which ``records`` are rendered, with fewer people.
-        records: Number of records.
-        batch_size: Samples in a batch.
-        workers: Numbers of processes that read the folder.
+    The settings are arguments of a training's data module, some of which are replaced. So many records are
+    rendered of the scenes, with fewer people. ``workers`` are numbers of processes that read the folder.
     """
     with TemporaryDirectory() as folder:
         root, cache, shards = (Path(folder) / name for name in ("data", "cache", "shards"))
-        few = AvatarScenes(
-            scenes.size, scenes.seed, _PEOPLE, scenes.subject_odds, scenes.style_odds, scenes.context_odds
-        )
+        odds = scenes.subject_odds, scenes.style_odds, scenes.context_odds
+        few = AvatarScenes(scenes.size, scenes.seed, _PEOPLE, *odds)
         prepare_avatars(root, few, records, 1, num_workers=0)
         ours = {"num_workers": 0, "batch_size": batch_size, "cache": None}
         data = partial(SubjectDataModule, **{**settings, **ours, "root": root})
@@ -224,13 +204,14 @@ def time_reading(
         watch.interleave("reading", "records/s", {"fill a cache": fill})
         write_shards(root, shards, num_workers=0)
         modules = (data(), data(cache=cache), streamed(), streamed(cache=cache))
-        cases = {what: _reading(module) for what, module in zip(map(_name, _SOURCES), modules, strict=True)}
+        names = map(_READING.format, _SOURCES)
+        cases = {name: _reading(module) for name, module in zip(names, modules, strict=True)}
         steps = _steps(model, {_STEP: modules[0], _CACHED_STEP: modules[1]})
         watch.interleave("reading", "samples/s", cases | steps)
         for number in workers:
             # Each by itself: they would keep reading in the turn of another.
             read = _reading(data(num_workers=number), _BATCHES)
-            watch.interleave("reading", "samples/s", {_workers_name(number): read})
+            watch.interleave("reading", "samples/s", {_WORKERS.format(number): read})
 
 
 def _fill(model: FastComposer, data: SubjectDataModule, folder: Path) -> None:
@@ -263,21 +244,13 @@ def _steps(model: FastComposer, sources: dict[str, SubjectDataModule]) -> dict[s
     return {what: TimedCase(partial(step, batch), len(batch)) for what, batch in batches.items()}
 
 
-def _name(source: str) -> str:
-    return f"batches from {source}"
-
-
-def _workers_name(number: int) -> str:
-    return f"{_name('data folder')}, {number} workers"
-
-
 def shares(taken: Sequence[Speed]) -> list[str]:
     """Fraction of reading in the time of reading and training, for each source."""
     rows = {row.what: row.value for row in taken if row.suite == "reading"}
     lines = []
     for source, step in _SOURCES.items():
-        if _name(source) in rows and step in rows:
-            read, trained = 1 / rows[_name(source)], 1 / rows[step]
+        if (name := _READING.format(source)) in rows and step in rows:
+            read, trained = 1 / rows[name], 1 / rows[step]
             lines.append(
                 f"reading from {source}: {read / (read + trained):.1%} of the time of a training that reads "
                 "in its own process; workers read meanwhile"
@@ -289,22 +262,18 @@ def limits(rows: Sequence[Speed]) -> list[str]:
     """Report what was measured of each limit; those whose figures were not taken are left out."""
     by_name = {row.what: row for row in rows}
     loader, twin = (next((n for n in by_name if n.startswith(s)), "") for s in ("loader, ", "plain order, "))
-    tuned, reading = (TUNED, PLAIN), (_workers_name(_NUM_WORKERS), _CACHED_STEP)
-    workers = f"reading with {_NUM_WORKERS} workers over training from a cache: {{:.2f}} times as fast"
+    reading = f"reading with {_NUM_WORKERS} workers over training from a cache: {{:.2f}} times as fast"
+    localized = "step with localization over without: {:.3f} times as long (at most 1.05)"
     compared = [
-        (tuned, "value", "tuned over plain step: {:.2f} times as fast (at least 1.6)"),
-        (tuned, "peak_memory_bytes", "tuned over plain memory: {:.2f} (at most 0.75)"),
-        (
-            (WITHOUT_LOCALIZATION, TUNED),
-            "value",
-            "step with localization over without: {:.3f} times as long (at most 1.05)",
-        ),
-        ((loader, twin), "value", "loader over plain order: {:.2f} times as fast (at least 3)"),
-        (reading, "value", f"{workers} (at least 1)"),
+        (TUNED, PLAIN, "value", "tuned over plain step: {:.2f} times as fast (at least 1.6)"),
+        (TUNED, PLAIN, "peak_memory_bytes", "tuned over plain memory: {:.2f} (at most 0.75)"),
+        (WITHOUT_LOCALIZATION, TUNED, "value", localized),
+        (loader, twin, "value", "loader over plain order: {:.2f} times as fast (at least 3)"),
+        (_WORKERS.format(_NUM_WORKERS), _CACHED_STEP, "value", f"{reading} (at least 1)"),
     ]
     lines = []
-    for names, figure, text in compared:
-        above, below = (getattr(by_name[name], figure) if name in by_name else None for name in names)
+    for *names, figure, text in compared:
+        above, below = (getattr(by_name.get(name), figure, None) for name in names)
         if above and below:
             lines.append(text.format(above / below))
     for name, seconds in _STARTUP_SECONDS.items():

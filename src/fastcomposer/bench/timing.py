@@ -8,7 +8,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,6 @@ class Speed:
     share_of_peak: float | None = None  # FLOP/s over those of a large matrix product of the same data type
     peak_memory_bytes: int | None = None  # of a process of its own
     unet_calls: float | None = None  # of images, each with or without its partner for guidance
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,8 @@ class Stopwatch:
         for what, case in cases.items():
             values = [s if unit == "s" else case.number / s for s in seconds[what]]
             low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-            share = None
-            if case.dtype is not None:
-                share = flops[what] / statistics.median(seconds[what]) / self._peak(case.dtype)
+            per_second = flops[what] / statistics.median(seconds[what])
+            share = None if case.dtype is None else per_second / self._peak(case.dtype)
             more = share, case.peak_memory_bytes, case.unet_calls
             self.rows.append(Speed(suite, what, median, (high - low) / 2, unit, *more))
 

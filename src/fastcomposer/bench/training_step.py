@@ -54,11 +54,6 @@ class StepSettings:
             noise_scheduler=DDPMScheduler(),
         )
 
-    def batch(self) -> SubjectBatch:
-        """Make a batch of noise, with two subjects side by side in each image."""
-        sizes = self.resolution, self.image_encoder["image_size"], self.text_encoder["vocab_size"]
-        return noise_batch(self.batch_size, self.max_subjects, *sizes)
-
 
 def noise_batch(
     size: int, slots: int, resolution: int, reference_size: int, vocabulary: int = 400
@@ -113,13 +108,12 @@ class StepBench:
 
     def __init__(self, settings: StepSettings) -> None:
         self.model = settings.model().train()
-        self.batches = {False: settings.batch()}
-        with torch.no_grad():
-            moments = torch.cat(  # one by one, for a small peak
-                [self.model.encode_moments(image[None]) for image in self.batches[False].pixel_values]
-            )
-            text = encode_text(self.model.text_encoder, self.batches[False].input_ids)
-        self.batches[True] = self.batches[False].replace(latent_moments=moments, text_embeds=text)
+        sizes = settings.resolution, settings.image_encoder["image_size"], settings.text_encoder["vocab_size"]
+        batch = noise_batch(settings.batch_size, settings.max_subjects, *sizes)
+        with torch.no_grad():  # one image after the other, for a small peak
+            moments = torch.cat([self.model.encode_moments(image[None]) for image in batch.pixel_values])
+            text = encode_text(self.model.text_encoder, batch.input_ids)
+        self.batches = {False: batch, True: batch.replace(latent_moments=moments, text_embeds=text)}
         self.optimizer = torch.optim.AdamW(list(self.model.trainable_parameters()), lr=1e-5)
         self._compiled = False
 

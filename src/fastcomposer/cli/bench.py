@@ -79,7 +79,7 @@ def measure_speed(config: DictConfig) -> None:
     print(text)
     if config.document is not None:
         write_section(config.document, "bench", text)
-    rows = [row.as_dict() for row in watch.rows]
+    rows = [asdict(row) for row in watch.rows]
     write_figures(Path(config.output) / "bench.json", {"environment": metadata, "rows": rows})
 
 
