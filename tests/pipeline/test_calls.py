@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion
 from tiny_pipeline import ONE, SIZE, TWO, reference, seeded
 
-from fastcomposer import FastComposerPipeline, PromptError, SubjectFusion
+from fastcomposer import FastComposerPipeline, PromptError
 from fastcomposer.pipeline import stable_diffusion as ours
 
 
@@ -19,13 +18,14 @@ class TestBatches:
     def test_batched_prompts_equal_one_by_one(self, pipe: FastComposerPipeline) -> None:
         prompts = [TWO, ONE, "a beach"]
         references = [[reference(0), reference(1)], [reference(2)], []]
-        options = {**SIZE, "output_type": "np", "guidance_scale": 5.0}
-        together = pipe(
-            prompts, references=references, generator=[seeded(i) for i in range(3)], **options
-        ).images
-        assert together.shape == (3, 32, 32, 3)
-        for index, (prompt, row) in enumerate(zip(prompts, references, strict=True)):
-            alone = pipe(prompt, references=row, generator=seeded(index), **options).images
+        options: dict[str, Any] = {**SIZE, "output_type": "np", "guidance_scale": 5.0}
+        options["generator"] = [seeded(i) for i in range(6)]
+        together = pipe(prompts, references=references, num_images_per_prompt=2, **options).images
+        assert together.shape == (6, 32, 32, 3)
+        for index in range(6):
+            prompt, row = prompts[index // 2], references[index // 2]
+            options["generator"] = seeded(index)
+            alone = pipe(prompt, references=row, **options).images
             assert np.abs(together[index] - alone[0]).max() < 1e-4
 
     def test_several_references_of_a_subject(self, pipe: FastComposerPipeline) -> None:
@@ -57,19 +57,6 @@ class TestBatches:
             pipe(TWO, references=[[[a, b]], [[a]]], **SIZE)
         with pytest.raises(PromptError, match=r"references for 1 prompt\(s\), but 2 prompt"):
             pipe([TWO, ONE], references=[[a, b]], **SIZE)
-
-    def test_images_per_prompt(self, pipe: FastComposerPipeline) -> None:
-        options = {**SIZE, "output_type": "np"}
-        prompts, references = [ONE, TWO], [[reference(0)], [reference(1), reference(2)]]
-        generators = [seeded(i) for i in range(4)]
-        images = pipe(
-            prompts, references=references, num_images_per_prompt=2, generator=generators, **options
-        ).images
-        for index in range(4):
-            alone = pipe(
-                prompts[index // 2], references=references[index // 2], generator=seeded(index), **options
-            ).images
-            assert np.abs(images[index] - alone[0]).max() < 1e-4
 
     def test_embeddings_stand_in_for_prompt_and_references(self, pipe: FastComposerPipeline) -> None:
         images, device = [reference(0), reference(1)], torch.device("cpu")
@@ -122,11 +109,6 @@ class TestErrors:
             ({}, PromptError, r"0 reference image\(s\) for 1 marker"),
             ({"references": [reference(0)], "prompt": [ONE, ONE]}, PromptError, r"references for 1 prompt"),
             ({"references": [reference(0)], "prompt": "<|image|> on"}, PromptError, "no word before it"),
-            (
-                {"references": [reference(0)], "alpha": 1.2},
-                ValueError,
-                r"alpha must lie in \[0, 1\], not 1.2",
-            ),
             ({"references": [reference(0)], "alpha": float("nan")}, ValueError, "alpha must lie in"),
             ({"references": [reference(0)], "height": 36}, ValueError, "divisible by 8"),
             ({"references": [reference(0)], "width": 33}, ValueError, "multiples of 2, not 32 and 33"),
@@ -160,19 +142,6 @@ class TestErrors:
         with pytest.raises(error, match=message):
             pipe(**{"prompt": ONE, **SIZE, **options})
 
-    def test_references_may_be_left_out_where_they_would_not_be_seen(
-        self, pipe: FastComposerPipeline
-    ) -> None:
-        assert pipe(ONE, alpha=0, output_type="latent", **SIZE).images.shape == (1, 4, 16, 16)
-
     def test_unknown_argument(self, pipe: FastComposerPipeline) -> None:
         with pytest.raises(TypeError, match="reference"):
             pipe(ONE, reference=[reference(0)])
-
-    def test_widths_must_match(self, pipe: FastComposerPipeline) -> None:
-        with pytest.raises(ValueError, match=r"the fusion is 48 wide, but the text encoder .* is 32 wide"):
-            FastComposerPipeline(**{**pipe.components, "fusion": SubjectFusion(48)})
-
-    def test_a_base_model_alone_is_no_pipeline(self, tiny_base: Path) -> None:
-        with pytest.raises(ValueError, match="fusion"):
-            FastComposerPipeline.from_pretrained(tiny_base)

@@ -34,7 +34,7 @@ def rows_of_calls(pipe: FastComposerPipeline, **options: Any) -> tuple[list[int]
     return rows, latents
 
 
-def test_noise_levels_decide() -> None:
+def test_guidance_follows_noise_levels() -> None:
     scheduler = DDIMScheduler(**BETAS)
     timesteps = torch.tensor([999, 700, 400, 100, 0])
     alphas = scheduler.alphas_cumprod[timesteps]
@@ -93,8 +93,8 @@ def test_it_is_guidance_by_hand(pipe: FastComposerPipeline) -> None:
 def test_variants_take_it_too(pipe: FastComposerPipeline) -> None:
     options = {**OPTIONS, "guidance_interval": (0.5, 5.0)}
     variants = [Variant([reference(0)], alpha) for alpha in (0.5, 1.0)]
-    drawn = pipe.sample_variants(ONE, variants, generator=seeded(3), **options).images
-    for variant, image in zip(variants, drawn, strict=True):
+    images = pipe.sample_variants(ONE, variants, generator=seeded(3), **options).images
+    for variant, image in zip(variants, images, strict=True):
         alone = pipe(
             ONE, references=[reference(0)], alpha=variant.alpha, generator=seeded(3), **options
         ).images

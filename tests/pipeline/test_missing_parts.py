@@ -17,7 +17,7 @@ from fastcomposer import FastComposerPipeline, FastComposerXLPipeline, SubjectFu
 from fastcomposer.models.fusion import PairedFusion
 
 CALL: dict[str, Any] = {**SIZE, "output_type": "np", "guidance_scale": 5.0}
-NEEDS = {  # what a call needs that only says what it wants
+NEEDS = {  # arguments of the call that needs a part
     "vae": {"prompt": "a man"},
     "unet": {"prompt": "a man"},
     "scheduler": {"prompt": "a man"},
@@ -50,7 +50,7 @@ def reads_text(name: str) -> bool:
 
 
 def encode(pipe: Any, prompt: str = "a man", **more: Any) -> dict[str, torch.Tensor]:
-    """Embeddings under the names that encode_prompt returns, which the pipeline's call knows, too."""
+    """Embeddings under the names that encode_prompt returns, which the call of the pipeline also takes."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(type(pipe).encode_prompt)))
     (returned,) = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
     assert isinstance(returned, ast.Tuple)
@@ -149,15 +149,6 @@ def test_optional_parts_stay_away_when_saved(full: Any, tmp_path: Path) -> None:
     again = quiet(type(full).from_pretrained(tmp_path))
     assert {name for name, part in again.components.items() if part is None} == {*full._optional_components}
     assert np.array_equal(again(**embeds, generator=seeded(), **CALL).images, expected)
-
-
-def test_parts_are_left_out_when_loaded(full: Any, tmp_path: Path) -> None:
-    full.save_pretrained(tmp_path)
-    missing = {"vae": None, "unet": None, "image_encoder": None}
-    pipe = type(full).from_pretrained(tmp_path, **missing)
-    assert {name for name, part in pipe.components.items() if part is None} >= missing.keys()
-    expected = encode(full)
-    assert all(torch.equal(value, expected[name]) for name, value in encode(pipe).items())
 
 
 def test_parts_that_are_there_must_fit(full: Any) -> None:

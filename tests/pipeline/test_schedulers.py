@@ -46,7 +46,7 @@ def test_few_steps_with_delayed_subjects(name: str, shared: FastComposerPipeline
     assert pipeline.scheduler.config.beta_start == shared.scheduler.config.beta_start
     assert pipeline.scheduler.config.prediction_type == shared.scheduler.config.prediction_type
 
-    def draw(alpha: float, grey: float) -> Any:
+    def sample(alpha: float, grey: float) -> Any:
         reference = torch.full((3, 32, 32), grey)
         return pipeline(
             "a man <|image|> on the beach",
@@ -57,9 +57,9 @@ def test_few_steps_with_delayed_subjects(name: str, shared: FastComposerPipeline
 
     del (plain := dict(options))["alpha"]
     theirs = stock("a man on the beach", generator=torch.Generator().manual_seed(0), **{**plain, **SIZE})
-    assert np.array_equal(draw(0.0, 0.2), theirs.images)
-    assert np.array_equal(draw(0.0, 0.2), draw(0.0, 0.8))
-    assert not np.array_equal(draw(0.6, 0.2), draw(0.6, 0.8))
+    assert np.array_equal(sample(0.0, 0.2), theirs.images)
+    assert np.array_equal(sample(0.0, 0.2), sample(0.0, 0.8))
+    assert not np.array_equal(sample(0.6, 0.2), sample(0.6, 0.8))
 
 
 def test_the_bases_own_scheduler_is_left_alone(shared: FastComposerPipeline) -> None:

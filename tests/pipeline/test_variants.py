@@ -76,11 +76,7 @@ class TestSameAsAlone:
         for variant, images in zip(variants, output.images, strict=True):
             for row, seed in enumerate((7, 8)):
                 alone = pipe(
-                    TWO,
-                    references=variant.references,
-                    alpha=variant.alpha,
-                    generator=seeded(seed),
-                    **options,
+                    TWO, references=variant.references, alpha=variant.alpha, generator=seeded(seed), **options
                 ).images
                 assert (images[row] - alone[0]).abs().max() < 1e-4
 
