@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_architectures import narrow
 
 from fastcomposer import FastComposer
@@ -82,7 +81,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     assert file.read_bytes() == before
 
 
-def test_two_text_encoders_have_no_place_in_the_layout(tmp_path: Path) -> None:
+def test_two_text_encoders_have_no_names_in_the_layout(tmp_path: Path) -> None:
     folder = narrow("sdxl", tmp_path / "sdxl")
     model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
     with pytest.raises(ValueError, match="released layout has one text encoder and this model has two"):
@@ -153,9 +152,3 @@ def test_a_broken_file_is_named(name: str, tiny_base: Path, tmp_path: Path) -> N
 def test_missing_checkpoint_is_named_before_anything_loads(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"checkpoint {tmp_path}/absent.bin does not exist"):
         FastComposer.from_published_checkpoint(tmp_path / "absent.bin", base=tmp_path / "absent")
-
-
-def test_weights_keep_the_names_of_todays_libraries(golden_model: FastComposer, tmp_path: Path) -> None:
-    golden_model.text_encoder.save_pretrained(tmp_path)
-    names = {key.removeprefix("text_model.") for key in load_file(tmp_path / "model.safetensors")}
-    assert "final_layer_norm.weight" in names

@@ -79,11 +79,6 @@ def test_a_single_file_of_a_training_is_not_unpickled(folder: Path, tmp_path: Pa
     assert "take the .safetensors file" in str(error.value)
 
 
-def test_a_single_file_has_no_variants(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.variant=fp16: the single file .*model\.safetensors"):
-        open_source(folder / "model.safetensors", folder / "clip", architecture=folder, variant="fp16")
-
-
 def test_loading_a_single_file_and_a_clip_logs_nothing(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +108,8 @@ def test_what_is_wrong_is_named_before_anything_loads(folder: Path) -> None:
         open_source(file, clip)
     with pytest.raises(FileNotFoundError, match=r"base model .*absent.ckpt does not exist"):
         open_source(folder / "absent.ckpt", clip, architecture=folder)
+    with pytest.raises(ValueError, match=r"model\.variant=fp16: the single file .*model\.safetensors"):
+        open_source(file, clip, architecture=folder, variant="fp16")
     source = open_source(file, folder / "image_encoder", architecture=folder)
     with pytest.raises(FileNotFoundError, match="no tokenizer of CLIP in"):
         source.tokenizer()

@@ -1,4 +1,4 @@
-"""Trained weights alone in a file: whole, in half precision, and as differences from the base."""
+"""Trained weights alone in a file: in full and half precision, and as differences from the base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcomposer.models.weights_io import load_trained_weights, save_trained_we
 
 @pytest.fixture(scope="module")
 def trained(small_base: Path) -> FastComposer:
-    """A model that moved away from its base."""
+    """A model that differs from its base."""
     model = FastComposer.from_pretrained(small_base, max_subjects=3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_what_the_base_has_takes_a_byte(trained: FastComposer, tmp_path: Path) -
     assert all(state[name].dtype == torch.float16 for name in names - of_base)
 
 
-def test_differences_know_their_base(trained: FastComposer, small_base: Path, tmp_path: Path) -> None:
+def test_differences_name_their_base(trained: FastComposer, small_base: Path, tmp_path: Path) -> None:
     file = save_trained_weights(trained, tmp_path / "weights.safetensors", "int8")
     other = FastComposer.from_pretrained(small_base, max_subjects=3)
     with torch.no_grad():
