@@ -1,8 +1,4 @@
-"""Benchmarks: which images a method is asked for, case by case, under names and seeds that stay.
-
-The published protocol and the mini world's (docs/method.md, Evaluation protocol) have the same structure and
-are read from ``data/benchmarks`` by the same code.
-"""
+"""Benchmarks: which images a method is asked for, case by case (docs/method.md, Evaluation protocol)."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,8 +38,6 @@ class Definition(BaseModel):
         images_per_prompt: Images of each prompt and subject or pair.
         prompts: Prompts with placeholders, by category.
         subjects: Class word by subject; ``None`` where the file names none.
-        pairs: Note to the reader.
-        placeholder: Note to the reader.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -51,7 +45,7 @@ class Definition(BaseModel):
     images_per_prompt: PositiveInt
     prompts: Annotated[dict[_Category, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
     subjects: Annotated[dict[_SubjectId, _ClassWord], Field(min_length=1)] | None = None
-    pairs: str = ""
+    pairs: str = ""  # this and the next are notes to the reader
     placeholder: str = ""
 
     @property
@@ -91,12 +85,7 @@ def fill(template: str, placeholders: Sequence[str], values: Sequence[str]) -> s
 
 
 def read_definition(file: str | Path) -> Definition:
-    """Read and check a definition.
-
-    Raises:
-        BenchmarkError: If it is not valid, with file and field.
-        FileNotFoundError: If there is no such file.
-    """
+    """Read a definition; an invalid one is a :class:`BenchmarkError` with file and field."""
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(
@@ -111,7 +100,7 @@ def read_definition(file: str | Path) -> Definition:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 NUM_TUNING_IMAGES = 5
-"""Images of a person that methods with fine-tuning get, the reference too (docs/method.md)."""
+"""Images of a person that methods with fine-tuning get, including the reference."""
 
 
 @dataclass(frozen=True)
@@ -169,16 +158,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Subset:
-    """How much of a benchmark to run; ``None`` is all there is.
+    """How much of a benchmark to run; ``None`` is all there is, a number is at least 1.
 
     Attributes:
         num_subjects: Subjects, about as many of each class word.
         prompts_per_category: Prompts, spread evenly over each category.
         images_per_prompt: Images of each prompt and subject or pair.
         num_pairs: Pairs in which every subject appears about equally often.
-
-    Raises:
-        ValueError: If one is less than 1.
     """
 
     num_subjects: int | None = None
@@ -205,49 +191,43 @@ class Benchmark:
         """Ids of the subjects, or pairs of subjects, that share cases."""
         return tuple(dict.fromkeys(case.subjects for case in self.cases))
 
-    def subset(
-        self,
-        num_subjects: int | None = None,
-        prompts_per_category: int | None = None,
-        images_per_prompt: int | None = None,
-        num_pairs: int | None = None,
-    ) -> Benchmark:
-        """Pick evenly, as :class:`Subset` names it; the same arguments always pick the same.
+    def subset(self, **counts: int | None) -> Benchmark:
+        """Pick evenly, by the counts of :class:`Subset`; the same counts always pick the same.
 
         Cases keep their ids and seeds, so that a later run of more finds what is sampled already.
 
         Raises:
             ValueError: If more is asked for than there is, with the key to change.
         """
-        Subset(num_subjects, prompts_per_category, images_per_prompt, num_pairs)
-        groups = self._some_groups(num_subjects, num_pairs)
-        by_prompt: dict[tuple[str, ...], dict[str, dict[str, list[Case]]]] = {}
-        for case in self.cases:
-            categories = by_prompt.setdefault(case.subjects, {})
-            categories.setdefault(case.category, {}).setdefault(case.prompt, []).append(case)
+        part = Subset(**counts)
+        groups = self._some_groups(part)
         kept: list[Case] = []
-        for group in groups:
-            for category, prompts in by_prompt[group].items():
-                _check(prompts_per_category, "prompts_per_category", len(prompts), f"prompts of {category}")
-                for images in _spread(list(prompts.values()), prompts_per_category):
-                    _check(images_per_prompt, "images_per_prompt", len(images), "images of a prompt")
-                    kept += images[:images_per_prompt]
+        by_category = groupby(self.cases, lambda case: (case.subjects, case.category))
+        for (group, category), cases in by_category:
+            if group not in groups:
+                continue
+            prompts = [list(images) for _, images in groupby(cases, lambda case: case.prompt)]
+            _check(part, "prompts_per_category", len(prompts), f"prompts of {category}")
+            count = part.prompts_per_category or len(prompts)
+            for images in (prompts[i * len(prompts) // count] for i in range(count)):  # at equal distances
+                _check(part, "images_per_prompt", len(images), "images of a prompt")
+                kept += images[: part.images_per_prompt]
         present = {name for group in groups for name in group}
         return Benchmark(self.name, tuple(s for s in self.subjects if s.id in present), tuple(kept))
 
-    def _some_groups(self, num_subjects: int | None, num_pairs: int | None) -> Sequence[tuple[str, ...]]:
+    def _some_groups(self, part: Subset) -> Sequence[tuple[str, ...]]:
         size = len(self.groups[0])
-        if num_pairs is not None and size != 2:
+        if part.num_pairs is not None and size != 2:
             raise ValueError(
-                f"num_pairs={num_pairs}: {self.name} has no pairs; num_subjects is what it takes"
+                f"num_pairs={part.num_pairs}: {self.name} has no pairs; num_subjects is what it takes"
             )
-        if num_subjects is not None and num_subjects < size:
-            raise ValueError(f"num_subjects={num_subjects}: a case of {self.name} has {size} subjects")
-        _check(num_subjects, "num_subjects", len(self.subjects), "subjects")
-        chosen = _balanced(self.subjects, num_subjects)
+        if part.num_subjects is not None and part.num_subjects < size:
+            raise ValueError(f"num_subjects={part.num_subjects}: a case of {self.name} has {size} subjects")
+        _check(part, "num_subjects", len(self.subjects), "subjects")
+        chosen = _balanced(self.subjects, part.num_subjects)
         groups = [group for group in self.groups if chosen.issuperset(group)]
-        _check(num_pairs, "num_pairs", len(groups), "pairs of these subjects")
-        return groups if num_pairs is None else _spread_groups(groups, num_pairs)
+        _check(part, "num_pairs", len(groups), "pairs of these subjects")
+        return groups if part.num_pairs is None else _spread_groups(groups, part.num_pairs)
 
 
 def load_benchmarks(
@@ -269,9 +249,7 @@ def load_benchmarks(
         celeba_identities: See :func:`find_subjects`.
 
     Raises:
-        BenchmarkError: If a file is not valid, or images are named by CelebA's file numbers.
-        FileNotFoundError: If a file or a subject's image is missing.
-        ValueError: If nothing or too much is asked for.
+        ValueError: If nothing or too much is asked for; see also :func:`find_subjects`.
     """
     if single is None and multi is None:
         raise ValueError("benchmark: single and multi are both null, which leaves nothing to evaluate")
@@ -294,13 +272,11 @@ def find_subjects(
 ) -> tuple[Subject, ...]:
     """Find the images of subjects; see :func:`subject_images`.
 
-    CelebA numbers its people and its files apart: identity 2880 is shown by several files, and ``002880.jpg``
-    shows somebody else. The published benchmark names identities, whose images lie in folders.
-
     Args:
         words: Class word by id.
         images: The folder.
-        celeba_identities: Whether ids are CelebA identity numbers: a file of such a name is refused.
+        celeba_identities: Whether ids are CelebA identity numbers, whose images lie in folders: a file of
+            such a name is refused, as CelebA numbers its files apart (``002880.jpg`` is not identity 2880).
 
     Raises:
         BenchmarkError: If images are named by CelebA's file numbers, with the layout that is expected.
@@ -360,12 +336,9 @@ def _refuse_celeba_files(root: Path, name: str) -> None:
 def load_benchmark(file: str | Path, subjects: Sequence[Subject], seed: int = 42) -> Benchmark:
     """Make the cases of a benchmark.
 
-    The published protocol samples a run from one generator of seed 42: an image depends on all before
-    it. Here every case has a seed of its own, ``seed + images_per_prompt · prompt + image``, counted from 0,
-    whatever its subjects: a case comes out the same alone, in a part of the benchmark or in another order.
-    All subjects and methods start a prompt from the same noise, and can share the text-only steps before the
-    subjects come in (docs/method.md, eq. 6). Base seeds for other noise are further apart than the benchmark
-    has prompts times images.
+    Every case has a seed of its own, ``seed + images_per_prompt · prompt + image``, counted from 0, whatever
+    its subjects: an image does not depend on those before it, and all subjects and methods start a prompt
+    from the same noise. Base seeds for other noise are further apart than prompts times images.
 
     Args:
         file: Definition, JSON; its own ``subjects`` are not read.
@@ -374,11 +347,17 @@ def load_benchmark(file: str | Path, subjects: Sequence[Subject], seed: int = 42
 
     Raises:
         BenchmarkError: If file or subjects are not valid, with file and field.
-        FileNotFoundError: If there is no such file.
     """
     definition = read_definition(file)
     size = len(definition.placeholders)
-    _check_subjects(file, subjects, size)
+    if len(subjects) < size:
+        raise BenchmarkError(f"{file}: {len(subjects)} subjects for prompts with {size}")
+    for name, count in Counter(subject.id for subject in subjects).items():
+        if count > 1:
+            raise BenchmarkError(f"{file}: subject {name} is there {count} times")
+    for subject in subjects:
+        if not subject.images:
+            raise BenchmarkError(f"{file}: subject {subject.id} has no image")
     if seed < 0:
         raise ValueError(f"benchmark.seed={seed}: not negative")
     words = {subject.id: subject.word for subject in subjects}
@@ -395,25 +374,10 @@ def load_benchmark(file: str | Path, subjects: Sequence[Subject], seed: int = 42
     return Benchmark(definition.name, tuple(subjects), tuple(cases))
 
 
-def _check_subjects(file: str | Path, subjects: Sequence[Subject], size: int) -> None:
-    if len(subjects) < size:
-        raise BenchmarkError(f"{file}: {len(subjects)} subjects for prompts with {size}")
-    for name, count in Counter(subject.id for subject in subjects).items():
-        if count > 1:
-            raise BenchmarkError(f"{file}: subject {name} is there {count} times")
-    for subject in subjects:
-        if not subject.images:
-            raise BenchmarkError(f"{file}: subject {subject.id} has no image")
-
-
-def _check(count: int | None, key: str, available: int, what: str) -> None:
+def _check(part: Subset, key: str, available: int, what: str) -> None:
+    count = getattr(part, key)
     if count is not None and count > available:
         raise ValueError(f"{key}={count}: there are {available} {what}")
-
-
-def _spread(items: list[list[Case]], count: int | None) -> list[list[Case]]:
-    """Pick so many at equal distances, the first of all among them."""
-    return items if count is None else [items[i * len(items) // count] for i in range(count)]
 
 
 def _balanced(subjects: Sequence[Subject], count: int | None) -> set[str]:

@@ -1,4 +1,4 @@
-"""Sampling of cases: the protocol of all methods, and what they have in common."""
+"""Sampling of cases: the base of all methods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -36,7 +36,7 @@ class SampledImages:
 
     Attributes:
         images: (N, 3, H, W) float32 in [0, 1] on the CPU.
-        unet_calls: Of each; calls that images share are divided evenly, so that the sum is what was done.
+        unet_calls: Of each; calls that images share are divided evenly.
         seconds: Wall time of each, in proportion to its calls.
         attention: Attention of each to its subjects' words, (K, h, w) float32, where there is any.
     """
@@ -47,46 +47,8 @@ class SampledImages:
     attention: tuple[Tensor | None, ...]
 
 
-class Method(Protocol):
-    """Draws cases.
-
-    Attributes:
-        name: One of :data:`~fastcomposer.evaluation.results.METHODS`.
-        settings: What distinguishes rows of results, such as ``alpha``; one run for each.
-        max_subjects: Most subjects in an image; ``None`` for any number.
-        has_attention: Whether attention to subjects' words can be had.
-    """
-
-    name: str
-    settings: tuple[Mapping[str, Any], ...]
-    max_subjects: int | None
-    has_attention: bool
-
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """What must be on the device."""
-
-    def decides(self, setting: int) -> dict[str, Any]:
-        """All that decides the pixels beside a case and its subjects' images, as plain values."""
-
-    def images(self, subject: Subject) -> tuple[Path, ...]:
-        """What the method is given of a subject."""
-
-    def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
-        """Get to know subjects; what is done already is kept in the folder and not done again."""
-
-    def costs(self) -> Costs:
-        """What that took, of all subjects prepared."""
-
-    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
-        """Sort requests into groups that are best sampled together."""
-
-    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
-        """Draw one of those groups, with attention where it is asked for and can be had."""
-
-
-class Sampling:
-    """What all methods have in common: a pipeline, and how images are sampled with it.
+class Method:
+    """Samples cases with a pipeline.
 
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
@@ -94,12 +56,19 @@ class Sampling:
         batch_size: Most images in one U-Net call; changes pixels by rounding alone.
         group_size: Most images of a group: what an interruption loses.
 
+    Attributes:
+        name: One of :data:`~fastcomposer.evaluation.results.METHODS`.
+        settings: What distinguishes rows of results, such as ``alpha``; one run for each.
+        max_subjects: Most subjects in an image; ``None`` for any number.
+        sees_subjects: Whether pixels depend on references, and attention to subjects' words can be had.
+
     Raises:
         ValueError: If a size is less than 1.
     """
 
+    name: str
+    settings: tuple[Mapping[str, Any], ...] = ({},)
     max_subjects: int | None = None
-    has_attention: bool = False
     sees_subjects: ClassVar[bool] = False
 
     def __init__(
@@ -127,16 +96,35 @@ class Sampling:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """See :class:`Method`."""
+        """Networks that must be on the device."""
         return networks_of(self.pipeline)
 
     def decides(self, setting: int) -> dict[str, Any]:
-        """See :class:`Method`."""
-        return {**self._facts, "sampler": self.sampler}
+        """All that determines the pixels besides a case and its subjects' images, as plain values."""
+        return {**self._pipeline_facts, "sampler": self.sampler}
 
     @cached_property
-    def _facts(self) -> dict[str, Any]:
+    def _pipeline_facts(self) -> dict[str, Any]:
         return pipeline_facts(self.pipeline, subjects=self.sees_subjects)
+
+    def images(self, subject: Subject) -> tuple[Path, ...]:
+        """Images of a subject that the method gets."""
+        raise NotImplementedError
+
+    def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
+        """Learn subjects; what is in the folder already is not learned again. By default nothing."""
+
+    def costs(self) -> Costs:
+        """What learning took, over all subjects prepared."""
+        raise NotImplementedError
+
+    def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
+        """Sort requests into groups that are best sampled together."""
+        raise NotImplementedError
+
+    def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
+        """Sample one of those groups, with attention where it is asked for and can be had."""
+        raise NotImplementedError
 
 
 def sample_texts(

@@ -32,10 +32,7 @@ class DistanceStage(ResumableStage):
         data: Data module with a validation loader, whose targets are the real images.
         runs: Runs whose images are there when measuring begins.
         num_real: Most real images, the first ones; at least 2.
-        batch_size: Images described together.
-
-    Raises:
-        ValueError: If a number is too small.
+        batch_size: Images described together, at least 1.
     """
 
     title = "distances"
@@ -68,7 +65,7 @@ class DistanceStage(ResumableStage):
         ]
 
     def images_of(self, task: int) -> int:
-        """See :class:`ResumableStage`."""
+        """Number of images of its run."""
         return len(self.runs[task].benchmark.cases)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:

@@ -1,4 +1,4 @@
-"""Drawing of benchmarks: groups of cases as a prediction of Lightning, under any of its strategies."""
+"""Sampling of benchmarks: groups of cases as a prediction of Lightning, under any of its strategies."""
 
 from __future__ import annotations
 
@@ -35,11 +35,7 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """List a method's runs: one for each of its settings and each benchmark within its limit of subjects.
 
-    Args:
-        method: Its weights are read.
-        benchmarks: What to sample.
-        output: Folder of the evaluation.
-        precision: In which the networks run, as Lightning names it.
+    Its weights are read; ``precision`` is that of the networks, as Lightning names it.
     """
     runs = []
     for benchmark in _within_limit(method, benchmarks):
@@ -57,7 +53,7 @@ def plan_runs(
 def planned_folders(
     methods: Sequence[Method], benchmarks: Sequence[Benchmark], output: str | Path
 ) -> set[Path]:
-    """Folders of the runs that methods make; see :func:`plan_runs`. No weights are read."""
+    """Folders of the runs that :func:`plan_runs` lists, without reading weights."""
     return {
         run_folder(Path(output), benchmark.name, method.name, chosen)
         for method in methods
@@ -75,13 +71,8 @@ def _within_limit(method: Method, benchmarks: Sequence[Benchmark]) -> list[Bench
 def open_runs(runs: Sequence[PlannedRun], concepts: str | Path, restart: bool = False) -> None:
     """Make the folders of a method's runs, or continue what is there; on the first process only.
 
-    Args:
-        runs: The runs.
-        concepts: Folder of what the method learns.
-        restart: Whether to remove what is there, of the runs and of what was learned.
-
-    Raises:
-        ValueError: If there are images sampled under other settings, also at other alphas, with what differs.
+    With ``restart`` what is there is removed, of the runs and of the learned ``concepts``. Images sampled
+    under other settings, also at other alphas, are a ValueError with what differs.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
@@ -95,13 +86,10 @@ def open_runs(runs: Sequence[PlannedRun], concepts: str | Path, restart: bool = 
 
 
 class GenerationStage(ResumableStage):
-    """Samples what is missing of a method's runs.
+    """Samples what is missing of a method's opened runs.
 
-    Args:
-        method: The method.
-        runs: Runs of it, opened.
-        concepts: Folder for what fine-tuning methods learn.
-        save_attention: Whether to keep attention maps of the first case of each pair of subjects.
+    ``concepts`` is the folder for what fine-tuning methods learn; ``save_attention`` keeps attention maps of
+    the first case of each pair of subjects.
     """
 
     def __init__(
@@ -113,7 +101,7 @@ class GenerationStage(ResumableStage):
         self.networks = nn.ModuleDict(method.networks)  # Lightning moves and casts them
         self._runs = {(run.benchmark.name, run.setting): run for run in runs}
         self._attended: set[str] = set()
-        if save_attention and method.has_attention:
+        if save_attention and method.sees_subjects:
             for run in runs:
                 firsts = {case.subjects: case.id for case in reversed(run.benchmark.cases)}
                 self._attended |= {case for subjects, case in firsts.items() if len(subjects) > 1}
@@ -149,16 +137,16 @@ class GenerationStage(ResumableStage):
         return self.method.groups(requests)
 
     def images_of(self, task: tuple[ImageRequest, ...]) -> int:
-        """See :class:`ResumableStage`."""
+        """Number of its requests."""
         return len(task)
 
     def on_predict_start(self) -> None:
-        """Forget how much memory others took."""
+        """Reset the peak of memory."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
-        """Draw a group and write it; returns how many images."""
+        """Sample a group and write it; returns how many images."""
         requests = self.tasks[batch]
         sampled = self.method.sample(
             requests, attention=any(request.case.id in self._attended for request in requests)

@@ -1,4 +1,4 @@
-"""What evaluation runs left behind, ready to be shown: rows, scores of the images, and the images."""
+"""Evaluations read from their folders: rows, scores of the images, and the images."""
 
 from __future__ import annotations
 
@@ -37,16 +37,8 @@ _ROUNDING = 1e-3
 Score = Literal["identity", "identity_published", "prompt_consistency"]
 
 
-IMAGE_COLUMNS = (
-    "case",
-    "category",
-    "subjects",
-    "seed",
-    "identity",
-    "identity_published",
-    "prompt_consistency",
-    "file",
-)
+_COLUMNS = "case category subjects seed identity identity_published prompt_consistency file"
+IMAGE_COLUMNS = tuple(_COLUMNS.split())
 """Columns of :attr:`Run.images`."""
 
 
@@ -56,9 +48,9 @@ class Run:
 
     Attributes:
         row: Its figures.
-        folder: Where its images are; ``None`` where only the row is left.
-        images: A row for each scored image with :data:`IMAGE_COLUMNS`, in the order of the cases: those of
-            ``scores.parquet``, subjects as a tuple, and the image's file.
+        folder: Folder of its images; ``None`` where only the row is left.
+        images: A row for each scored image, by case, with :data:`IMAGE_COLUMNS`: those of ``scores.parquet``,
+            subjects as a tuple, and the image's file.
     """
 
     row: ResultRow
@@ -82,7 +74,7 @@ class Run:
         return self.row.settings.get("localization", True) not in (None, False, 0, "none", "off")
 
     def of_case(self, case: str) -> Any:
-        """The image of a case, by the names of the columns; ``None`` without one."""
+        """Row of a case's image; ``None`` without one."""
         return next(self.images[self.images.case == case].itertuples(index=False), None)
 
 
@@ -108,10 +100,7 @@ class Collected:
         return [name for name in BENCHMARKS if name in present]
 
     def main(self, benchmark: str) -> list[Run]:
-        """What the main table of a benchmark shows, in the paper's order.
-
-        All runs of the other methods, and FastComposer's with localization at the alpha chosen.
-        """
+        """Runs of the main table, in the paper's order; FastComposer's with localization at the alpha."""
         runs = [run for run in self.runs if run.row.benchmark == benchmark]
         ours = [run for run in runs if run.row.method == OURS and run.localized]
         chosen = _nearest(ours, self.alpha)
@@ -123,6 +112,10 @@ class Collected:
         runs = [run for run in self.main(benchmark) if run.row.method == OURS]
         return min(runs, key=lambda run: len(run.row.settings), default=None)
 
+    def first_ours(self) -> Run | None:
+        """:meth:`ours` of the first benchmark that has it."""
+        return next(filter(None, map(self.ours, self.benchmarks())), None)
+
     def baselines(self, benchmark: str) -> list[Run]:
         """The other methods."""
         return [run for run in self.main(benchmark) if run.row.method != OURS]
@@ -132,14 +125,9 @@ class Collected:
         main = self.ours(benchmark)
         if main is None:
             return []
-        same = [
-            run
-            for run in self.runs
-            if run.row.benchmark == benchmark
-            and run.row.method == OURS
-            and run.alpha is not None
-            and _without(run, "alpha") == _without(main, "alpha")
-        ]
+        runs = [run for run in self.runs if run.row.benchmark == benchmark and run.row.method == OURS]
+        others = _without(main, "alpha")
+        same = [run for run in runs if run.alpha is not None and _without(run, "alpha") == others]
         return sorted(same, key=lambda run: run.alpha or 0.0) if len(same) > 1 else []
 
     def ablation(self, benchmark: str) -> tuple[Run, Run] | None:
@@ -159,13 +147,12 @@ class Collected:
 
 
 def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = ()) -> Collected:
-    """Read an evaluation's folder.
+    """Read an evaluation's folder, or that of the jobs of ``evaluate -m``.
 
     Args:
-        folder: Holds ``results.json`` and of each run ``<benchmark>/<run>/scores.parquet`` and its images;
-            or the jobs of ``evaluate -m``, each of which does.
+        folder: Folder of ``results.json`` and, of each run, ``<benchmark>/<run>/scores.parquet`` and images.
         alpha: See :class:`Collected`.
-        benchmarks: Where references are looked up.
+        benchmarks: Benchmarks whose references are shown.
 
     Raises:
         FileNotFoundError: If there is no ``results.json``.
@@ -229,10 +216,9 @@ def _same_images(one: ResultRow, other: ResultRow) -> bool:
 
 
 def difference(one: Run, other: Run, score: Score) -> Estimate | None:
-    """Mean difference of a score over the cases that both runs sampled, resampled by who is in the image.
+    """Mean of ``one`` minus ``other`` over their common cases, resampled by subject; ``None`` without any.
 
-    Returns:
-        ``one`` minus ``other``; ``None`` without common cases, or where these started from other noise.
+    Cases that started from other noise are not common.
     """
     common = one.images.merge(other.images, on=["case", "seed"], suffixes=("", "_other"))
     if common.empty:

@@ -14,9 +14,9 @@ from torch import Generator
 from fastcomposer.evaluation.benchmark import NUM_TUNING_IMAGES, Subject
 from fastcomposer.evaluation.case_sampler import (
     ImageRequest,
+    Method,
     PipelineFactory,
     SampledImages,
-    Sampling,
     blocks,
     sample_texts,
 )
@@ -29,18 +29,18 @@ from fastcomposer.utils.settings import described
 _Key = tuple[tuple[str, ...], int]  # subjects and setting
 
 
-class FastComposerMethod(Sampling):
+class FastComposerMethod(Method):
     """Subjects from one or several reference images each, at one or more α.
 
     Cases of one prompt start from the same noise, whoever their subjects are: the steps before the subjects
     come in are taken once for all subjects and all α of a group.
 
     Args:
-        pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all that is not named here.
-        sampler: See there.
+        pipeline: See :class:`~fastcomposer.evaluation.case_sampler.Method`, as all that is not listed here.
+        sampler: See ``Method``.
         alphas: Each makes a run of its own; different numbers in [0, 1].
-        batch_size: See there.
-        group_size: See there.
+        batch_size: See ``Method``.
+        group_size: See ``Method``.
         labels: Further settings to distinguish runs by, such as ``{"localization": "none"}``.
         num_references: Images of each subject, 1 to 5.
 
@@ -49,7 +49,6 @@ class FastComposerMethod(Sampling):
     """
 
     name = "fastcomposer"
-    has_attention = True
     sees_subjects = True
 
     def __init__(
@@ -75,7 +74,7 @@ class FastComposerMethod(Sampling):
         self._references: dict[str, tuple[Path, ...]] = {}
 
     def decides(self, setting: int) -> dict[str, Any]:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        """See ``Method``; also the alpha."""
         return {**super().decides(setting), "alpha": self.alphas[setting]}
 
     def images(self, subject: Subject) -> tuple[Path, ...]:
@@ -89,11 +88,11 @@ class FastComposerMethod(Sampling):
         return found
 
     def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
-        """Nothing is learned."""
+        """Register references; nothing is learned."""
         self._references |= {subject.id: self.images(subject) for subject in subjects}
 
     def costs(self) -> Costs:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        """The number of references alone."""
         return Costs(reference_images=self.num_references)
 
     def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
@@ -114,7 +113,7 @@ class FastComposerMethod(Sampling):
         return groups
 
     def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        """Sample all variants of a prompt together."""
         variants = list(dict.fromkeys(map(_variant, requests)))
         seeds = list(dict.fromkeys(request.case.seed for request in requests))
         ways = [Variant([self._references[name] for name in names], self.alphas[s]) for names, s in variants]
@@ -141,25 +140,20 @@ class FastComposerMethod(Sampling):
         )
 
 
-class TextOnlyMethod(Sampling):
+class TextOnlyMethod(Method):
     """The base model without subjects.
 
-    Its image of a prompt is the same whoever is asked for: it is sampled once for all of them. Arguments: see
-    :class:`~fastcomposer.evaluation.case_sampler.Sampling`.
+    Its image of a prompt is the same whoever is asked for: it is sampled once for all of them.
     """
 
     name = "text_only"
-    settings: tuple[Mapping[str, Any], ...] = ({},)
 
     def images(self, subject: Subject) -> tuple[Path, ...]:
         """None."""
         return ()
 
-    def prepare(self, subjects: Sequence[Subject], folder: Path) -> None:
-        """Nothing is learned."""
-
     def costs(self) -> Costs:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        """None."""
         return Costs(reference_images=0)
 
     def groups(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageRequest, ...]]:
@@ -173,7 +167,7 @@ class TextOnlyMethod(Sampling):
         ]
 
     def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`; calls are divided among requests."""
+        """Sample images; their calls are divided among the requests they serve."""
         asked = [(request.case.text, request.case.seed) for request in requests]
         images = list(dict.fromkeys(asked))
         sampled = sample_texts(self.pipeline, images, self.sampler, self.batch_size)
@@ -186,24 +180,22 @@ class TextOnlyMethod(Sampling):
         )
 
 
-class PersonalizedMethod(Sampling):
+class PersonalizedMethod(Method):
     """A fine-tuning baseline: learns each subject first, then samples from text.
 
     Args:
         name: ``textual_inversion``, ``dreambooth`` or ``custom_diffusion``.
-        pipeline: Of the base; see :class:`~fastcomposer.evaluation.case_sampler.Sampling`, as all others.
+        pipeline: Of the base; see :class:`~fastcomposer.evaluation.case_sampler.Method`, as all others.
         personalize: Learns one subject, or loads what was learned before: a ``functools.partial`` of
             :func:`~fastcomposer.training.personalization.personalize.personalize`.
-        sampler: See there.
+        sampler: See ``Method``.
         max_subjects: Most subjects in an image; ``None`` for any number.
-        batch_size: See there.
-        group_size: See there.
+        batch_size: See ``Method``.
+        group_size: See ``Method``.
 
     Raises:
         ValueError: If a value is out of its range.
     """
-
-    settings: tuple[Mapping[str, Any], ...] = ({},)
 
     def __init__(
         self,
@@ -230,7 +222,7 @@ class PersonalizedMethod(Sampling):
         self._known: tuple[tuple[str, ...], FastComposerPipeline] | None = None
 
     def decides(self, setting: int) -> dict[str, Any]:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        """See ``Method``; also the recipe."""
         recipe = described(self._personalize)
         recipe.pop("trainer", None)  # where it runs; what of it matters is compared with each concept
         return {**super().decides(setting), "recipe": recipe}
@@ -248,7 +240,7 @@ class PersonalizedMethod(Sampling):
             )
 
     def costs(self) -> Costs:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`; means over subjects."""
+        """Means over subjects, and the most memory."""
         concepts = list(self._concepts.values())
         return Costs(
             self._num_images,
@@ -265,7 +257,7 @@ class PersonalizedMethod(Sampling):
         return [tuple(some) for same in by_subjects.values() for some in blocks(same, self.group_size)]
 
     def sample(self, requests: Sequence[ImageRequest], attention: bool = False) -> SampledImages:
-        """See :class:`~fastcomposer.evaluation.case_sampler.Method`."""
+        """Sample from text, with the concepts applied."""
         subjects = requests[0].case.subjects
         concepts = [self._concepts[name] for name in subjects]
         if self._known is None or self._known[0] != subjects:

@@ -54,14 +54,14 @@ def load_trained(
     """Load trained weights on top of a base, or a saved pipeline.
 
     Args:
-        base: See :func:`load_base`, as all others but two; not read for a saved pipeline.
-        image_encoder: See there.
-        max_subjects: See there.
+        base: See :meth:`FastComposer.from_pretrained`; not read for a saved pipeline.
+        image_encoder: See ``from_pretrained``.
+        max_subjects: See ``from_pretrained``.
         checkpoint: Trained weights, a run's folder, the released checkpoint, or a saved pipeline's folder.
         safety_checker: Whether to run the safety checker, where there is one.
-        architecture: See there.
-        weights: See there.
-        variant: See there.
+        architecture: See ``from_pretrained``.
+        weights: See ``from_pretrained``.
+        variant: See ``from_pretrained``.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -104,11 +104,8 @@ def pipeline_facts(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[st
         used = {name: network for name, network in used.items() if name not in _FOR_SUBJECTS}
     weights = {name: weights_digest(network) for name, network in used.items()}
     plain = json.loads(json.dumps(config, default=str))
+    tokenizer = hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()[:16]
     return {
-        "weights": {**weights, "tokenizer": _short(json.dumps(vocabulary, sort_keys=True).encode())},
+        "weights": {**weights, "tokenizer": tokenizer},
         "scheduler": {"class": type(scheduler).__name__, **plain},
     }
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

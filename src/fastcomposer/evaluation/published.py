@@ -43,12 +43,7 @@ class _Published(BaseModel):
 
 
 def read_published(file: str | Path = PUBLISHED) -> tuple[PublishedFigure, ...]:
-    """Read the published figures in the order of the paper's tables.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a figure is invalid, with file and field.
-    """
+    """Read the published figures in the order of the paper's tables; an invalid one is named in an error."""
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"published figures {path}: no such file")

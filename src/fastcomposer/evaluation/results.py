@@ -1,7 +1,4 @@
-"""Results: rows of figures made from the scores of single images, and the file ``results.json``.
-
-The file's format is a contract: tables, plots and reports are made from it, and so are other people's.
-"""
+"""Results: rows of figures made from the scores of single images, and the file ``results.json``."""
 
 from __future__ import annotations
 
@@ -89,9 +86,9 @@ class ResultRow:
         identity_preservation: Under the corrected protocol.
         prompt_consistency: Raw cosine.
         seconds_per_image: Sampling alone, without personalisation.
-        personalization_seconds_per_subject: See :class:`Costs`, as the next two.
-        stored_bytes_per_subject: See there.
-        peak_memory_bytes: See there.
+        personalization_seconds_per_subject: See :class:`Costs`, also for the next two.
+        stored_bytes_per_subject: See :class:`Costs`.
+        peak_memory_bytes: See :class:`Costs`.
         unet_calls: Of all images together; calls that images share count once.
         detection_rate: Fraction of the images with at least as many faces as subjects.
         copy_paste: Over the images for which it is defined.
@@ -131,11 +128,9 @@ class ResultRow:
 
 
 def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
-    """Choose the highest identity among rows that keep :data:`LEAST_CONSISTENCY` of the prompt consistency.
+    """Choose the highest identity among rows that keep :data:`LEAST_CONSISTENCY` of text's consistency.
 
-    Args:
-        rows: At least one; where none keeps as much, all are chosen from.
-        text_only: Text alone on the same cases.
+    Where none of the rows, at least one, keeps as much, all are chosen from.
     """
     least = LEAST_CONSISTENCY * text_only.prompt_consistency.mean
     faithful = [row for row in rows if row.prompt_consistency.mean >= least]
@@ -170,13 +165,7 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Results:
-    """What a results file holds.
-
-    Attributes:
-        schema: Version of its format.
-        environment: Machine and versions; plain values.
-        rows: One for each method, settings and benchmark.
-    """
+    """Content of a results file: machine and versions, and a row for each method, settings and benchmark."""
 
     __pydantic_config__ = PLAIN
     schema: Literal[1]
@@ -185,14 +174,11 @@ class Results:
 
 
 _RESULTS = TypeAdapter(Results)
+_SETTINGS = TypeAdapter(dict[str, Any])
 
 
 def row_from_scores(table: pa.Table, costs: Costs) -> ResultRow:
-    """Summarize the scores of one method on one benchmark.
-
-    Args:
-        table: With the columns of :data:`SCORES`, in any order.
-        costs: What they do not hold.
+    """Summarize the scores of one method on one benchmark, with the columns of :data:`SCORES` in any order.
 
     Raises:
         ResultsError: If the columns are not those, or rows are of several methods, settings or benchmarks.
@@ -201,6 +187,10 @@ def row_from_scores(table: pa.Table, costs: Costs) -> ResultRow:
     scores = table.to_pandas()
     row = _checked_scores(table).slice(0, 1).to_pylist()[0]
     groups = scores.subjects.map(tuple)
+    try:
+        settings = _SETTINGS.validate_json(row["settings"])
+    except ValidationError as error:
+        raise ResultsError(f"scores: column settings: {invalid_fields(error)}") from error
 
     def estimate(column: pd.Series) -> Estimate:
         return bootstrap(column, list(groups[column.index]))
@@ -209,7 +199,7 @@ def row_from_scores(table: pa.Table, costs: Costs) -> ResultRow:
     return ResultRow(
         benchmark=row["benchmark"],
         method=row["method"],
-        settings=_settings(row["settings"]),
+        settings=settings,
         reference_images=costs.reference_images,
         images=len(scores),
         identity_preservation=estimate(scores.identity),
@@ -287,13 +277,3 @@ def _checked_scores(table: pa.Table) -> pa.Table:
         if len(values) > 1:
             raise ResultsError(f"scores: column {name}: one value for all rows, not {', '.join(values)}")
     return table
-
-
-def _settings(text: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except ValueError as error:
-        raise ResultsError(f"scores: column settings: not JSON: {text!r}") from error
-    if not isinstance(settings, dict):
-        raise ResultsError(f"scores: column settings: a JSON object, not {text!r}")
-    return settings

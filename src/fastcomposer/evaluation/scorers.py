@@ -41,13 +41,9 @@ def scored_by(file: Path) -> str | None:
 
 
 def check_others(output: Path, name: str, scorer: Mapping[str, Any], redone: Collection[Path]) -> None:
-    """Refuse to write figures beside those of another scorer.
+    """Refuse to write figures to ``output`` beside those of another scorer in files of some name.
 
-    Args:
-        output: Folder of the evaluation.
-        name: ``scores.parquet`` or ``distances.json``.
-        scorer: What is about to make figures.
-        redone: Folders of the runs whose figures it makes anew.
+    Folders in ``redone`` are left out: their figures are made anew.
 
     Raises:
         ValueError: If there are such figures, with the settings that differ.
@@ -64,14 +60,7 @@ def check_others(output: Path, name: str, scorer: Mapping[str, Any], redone: Col
 
 
 def check_same(rows: Iterable[tuple[Path, ResultRow]]) -> None:
-    """Refuse to compare figures of different scorers.
-
-    Args:
-        rows: Each with the folder of its evaluation.
-
-    Raises:
-        ValueError: If two rows differ in what scored them, with the settings that do.
-    """
+    """Refuse rows, each with the folder of its evaluation, of different scorers, with what differs."""
     scored: list[tuple[Path, str | None]] = []
     measured: list[tuple[Path, str | None]] = []
     for evaluation, row in rows:
@@ -82,14 +71,11 @@ def check_same(rows: Iterable[tuple[Path, ResultRow]]) -> None:
     for found in (scored, measured):
         for file, scorer in found[1:]:
             if scorer != found[0][1]:
-                raise ValueError(_different(*found[0], file, scorer))
-
-
-def _different(first: Path, scorer: str | None, other: Path, its_scorer: str | None) -> str:
-    """Name the settings in which two scorers differ, or their digests where only these are known."""
-    known = read_scorer(first), read_scorer(other)
-    changed = differences(*known) if all(known) else differences(scorer, its_scorer, "scored_by")
-    return (
-        f"{first.parent} and {other.parent} were scored under different settings ({'; '.join(changed)}), so "
-        "their figures cannot be compared: evaluate what is to stand in one table with the same metrics"
-    )
+                first, known = found[0][0], (read_scorer(found[0][0]), read_scorer(file))
+                digests = found[0][1], scorer
+                changed = differences(*known) if all(known) else differences(*digests, "scored_by")
+                raise ValueError(
+                    f"{first.parent} and {file.parent} were scored under different settings "
+                    f"({'; '.join(changed)}), so their figures cannot be compared: evaluate what is to stand "
+                    "in one table with the same metrics"
+                )

@@ -26,7 +26,7 @@ from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.scorers import check_others, describe_scorer
 from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
 from fastcomposer.metrics.faces import FaceExtractor, Faces
-from fastcomposer.metrics.identity import IdentityScore, identity_score
+from fastcomposer.metrics.identity import identity_score
 from fastcomposer.metrics.image_scores import (
     COLUMN,
     CopyPaste,
@@ -55,10 +55,7 @@ class KnownSubject:
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """Cases of a run that are scored together.
-
-    They are always the same, so that scores depend neither on interruptions nor on the number of processes.
-    """
+    """Cases of a run that are scored together: always the same, so that scores do not depend on processes."""
 
     run: int
     number: int
@@ -73,11 +70,8 @@ class ScoringStage(ResumableStage):
         image_text: Embeds images and texts.
         runs: Runs whose images are there when scoring begins.
         reference_size: See :func:`read_reference`.
-        batch_size: Images scored together.
+        batch_size: Images scored together, at least 1.
         measures: Further scores of each image, by name.
-
-    Raises:
-        ValueError: If the batch size is less than 1.
     """
 
     title = "scores"
@@ -128,7 +122,7 @@ class ScoringStage(ResumableStage):
         ]
 
     def images_of(self, task: ScoringTask) -> int:
-        """See :class:`ResumableStage`."""
+        """Number of its cases."""
         return len(task.cases)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
@@ -222,36 +216,26 @@ def _checked(name: str, scores: Any, count: int) -> list[float]:
 
 
 def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -> dict[str, Any]:
-    """Score the faces of one image.
+    """Score the faces of one image against its subjects; ``blank`` (d,) is the embedding of a blank crop.
 
-    Args:
-        faces: What was found in it.
-        subjects: Who should be there.
-        blank: (d,) embedding of a blank crop.
-
-    Returns:
-        ``identity``, ``identity_published``, ``detected`` and ``copy_paste``: the mean over subjects whose
-        face is there and of whom there are other images, ``None`` without any.
+    ``copy_paste`` is the mean over subjects whose face is there and of whom there are other images, ``None``
+    without any.
     """
     references = torch.stack([subject.reference for subject in subjects])
     corrected = identity_score(faces, references, "corrected")
     published = identity_score(faces, references, "published", blank)
+    embeddings = faces.embeddings.cpu()
+    copied = [
+        copy_paste(embeddings[face], subject.reference, subject.others)
+        for subject, face in zip(subjects, corrected.faces, strict=True)
+        if face is not None and len(subject.others)
+    ]
     return {
         "identity": corrected.value,
         "identity_published": published.value,
         "detected": corrected.detected,
-        "copy_paste": _copy_paste(faces, subjects, corrected),
+        "copy_paste": sum(copied) / len(copied) if copied else None,
     }
-
-
-def _copy_paste(faces: Faces, subjects: Sequence[KnownSubject], score: IdentityScore) -> float | None:
-    embeddings = faces.embeddings.cpu()
-    values = [
-        copy_paste(embeddings[face], subject.reference, subject.others)
-        for subject, face in zip(subjects, score.faces, strict=True)
-        if face is not None and len(subject.others)
-    ]
-    return sum(values) / len(values) if values else None
 
 
 def know_subject(
@@ -276,17 +260,10 @@ def know_subject(
 
 
 def read_reference(file: Path, size: int | None) -> Tensor:
-    """Read an image as metrics see it: upright, light grey where it is transparent.
+    """Read an image as metrics see it, (3, H, W) float in [0, 1]: upright, light grey where transparent.
 
-    Args:
-        file: The image.
-        size: Side in pixels of the square it is padded and resized to; ``None`` leaves it as it is.
-
-    Returns:
-        (3, H, W) float in [0, 1].
-
-    Raises:
-        ValueError: If it cannot be read, naming the file.
+    ``size`` is the side in pixels of the square it is padded and resized to; ``None`` leaves it as it is. An
+    image that cannot be read is a ValueError that names the file.
     """
     rgba = ImageOps.exif_transpose(open_image(file)).convert("RGBA")
     pixels = torch.from_numpy(np.array(rgba)).permute(2, 0, 1).float() / 255
@@ -297,10 +274,7 @@ def read_reference(file: Path, size: int | None) -> Tensor:
 
 
 class SampleScores:
-    """Scores images as an evaluation does, subject by subject.
-
-    Arguments: see :class:`ScoringStage`.
-    """
+    """Scores images as :class:`ScoringStage` does, subject by subject."""
 
     def __init__(
         self, faces: FaceExtractor, image_text: ImageTextExtractor, reference_size: int | None = None

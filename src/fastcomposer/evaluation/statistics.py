@@ -43,14 +43,10 @@ def bootstrap(
 ) -> Estimate:
     """Estimate a mean with the 95 % percentile interval of the bootstrap over subjects.
 
-    Subjects are drawn with replacement, each with all of its images. Not images: those of one subject share a
-    reference and a face that a model draws well or badly, so that hundreds of them say little more about the
-    next person than a few do, and an interval from resampling images would be far too narrow. Nor pairs where
-    an image shows two: each person is in many of them. A pair counts as often as its one subject is drawn
-    times its other (Snijders and Borgatti 1999), which leaves an interval a little wide where all that
-    differs is from pair to pair.
-
-    With one group there is nothing to draw from but its images; the interval then speaks of that group alone.
+    Subjects are drawn with replacement, each with all of its images: images of one subject are not
+    independent, and resampling them would give far too narrow an interval. A pair counts as often as its one
+    subject is drawn times its other (Snijders and Borgatti 1999). With one group its images are resampled;
+    the interval then describes that group alone.
 
     Args:
         values: (N,) one finite value for each image.
@@ -108,18 +104,8 @@ def paired_difference(
 ) -> Estimate:
     """Estimate the mean of a − b over the same cases.
 
-    What makes a case easy or hard for both cancels, so this interval is narrower than those of the two means:
-    two methods differ where it is apart from 0, even if their own intervals overlap.
-
-    Args:
-        a: (N,) values of one method.
-        b: (N,) values of the other on the same cases in the same order.
-        groups: See :func:`bootstrap`, as the rest.
-        seed: See there.
-        draws: See there.
-
-    Raises:
-        ValueError: If the lengths differ, or see there.
+    The interval is narrower than those of the two means, as what makes a case easy or hard for both cancels.
+    ``b`` holds (N,) values on the same cases in the same order as ``a``; see :func:`bootstrap` for the rest.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values: a paired difference needs the same cases")

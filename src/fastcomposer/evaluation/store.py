@@ -1,9 +1,8 @@
 """Folders of evaluation runs: what was sampled under which settings, and what of it is done.
 
 ``<output>/<benchmark>/<method>[-<settings>]/`` holds ``run.json``, ``images/<case id>.png``,
-``attention/<case id>/``, ``scores.parquet`` and, where asked for, ``distances.json``. Every file is written
-atomically, and holds what it was made from: what is there and fits is never made again, what does not
-fit is an error, what is damaged is made anew.
+``attention/<case id>/``, ``scores.parquet`` and, where asked for, ``distances.json``. Files are written
+atomically and hold what they were made from: those that fit are kept, damaged ones are made anew.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class RunStore:
         benchmark: Name of the benchmark.
         method: Name of the method.
         settings: What was chosen, as in ``results.json``; part of the folder's name.
-        decides: All that determines the pixels beside a case and its subjects' images; plain values.
+        decides: All that determines the pixels besides a case and its subjects' images; plain values.
         images: For each subject a digest of the images that the method gets.
     """
 
@@ -72,12 +71,12 @@ class RunStore:
 
     @cached_property
     def folder(self) -> Path:
-        """Where everything is."""
+        """Folder of the run."""
         return run_folder(self.output, self.benchmark, self.method, self.settings)
 
     @cached_property
     def hash(self) -> str:
-        """Digest of what decides the pixels."""
+        """Digest of what determines the pixels."""
         return digest(self.decides)
 
     def open(self, restart: bool = False) -> None:
@@ -97,10 +96,9 @@ class RunStore:
             _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "decides": dict(self.decides)})
 
     def check_other_alphas(self, opened: Sequence[Path]) -> None:
-        """Refuse to stand beside runs that differ by more than alpha without a sign of it in their settings.
+        """Refuse runs that differ by more than alpha without a sign of it in their settings.
 
-        Args:
-            opened: Folders that :meth:`open` checks itself.
+        Folders in ``opened`` are left out: :meth:`open` checks them.
 
         Raises:
             ValueError: If there is such a run, with what differs.
@@ -118,18 +116,16 @@ class RunStore:
                 )
 
     def write_costs(self, costs: Costs) -> None:
-        """Keep what the method takes to learn a subject."""
+        """Write the costs of learning a subject."""
         stored = read_run(self.folder) or {}
         _write_json(self.folder / RUN_NAME, {**stored, "costs": asdict(costs)})
 
-    # --- images ------------------------------------------------------------------------------------------
-
     def image_file(self, case: Case) -> Path:
-        """Where a case's image goes."""
+        """File of a case's image."""
         return self.folder / "images" / f"{case.id}.png"
 
     def attention_file(self, case: Case) -> Path:
-        """Where a case's attention maps go; images of them are beside it."""
+        """File of a case's attention maps; images of them are beside it."""
         return self.folder / "attention" / case.id / "maps.npz"
 
     def has_image(self, case: Case) -> bool:
@@ -189,24 +185,17 @@ class RunStore:
         if changed:
             raise ValueError(f"{path} was made under other settings ({'; '.join(changed)}): {_GO_ON}")
 
-    # --- scores --------------------------------------------------------------------------------------------
-
     def part_file(self, number: int) -> Path:
-        """Where the scores of some images go until all are there."""
+        """File of the scores of some images, until all are there."""
         return self.folder / "scores" / f"part-{number:05d}.parquet"
 
     @property
     def scores_file(self) -> Path:
-        """Where the scores of all images go."""
+        """File of the scores of all images."""
         return self.folder / SCORES_NAME
 
     def merge_scores(self, part_keys: Sequence[str], key: str, scorer: Mapping[str, Any]) -> None:
-        """Join parts, in the order of their cases, and remove them.
-
-        Args:
-            part_keys: What each part was made from.
-            key: What all were made from.
-            scorer: See :func:`write_table`.
+        """Join the parts of some keys, in the order of their cases, and remove them.
 
         Raises:
             ValueError: If a part is missing or damaged.
@@ -237,7 +226,7 @@ def to_pil(pixels: Tensor) -> Image.Image:
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
-    """Write files that are ready one right after the other, so that hardly ever some of them are missing."""
+    """Write files one right after the other, so that an interruption leaves all or none."""
     for file, content in files.items():
         _write(file, content)
 
@@ -270,11 +259,7 @@ def read_table(file: Path, key: str | None = None) -> pa.Table | None:
 
 
 def read_scorer(file: Path) -> dict[str, Any] | None:
-    """Read what made a run's ``scores.parquet`` or ``distances.json``.
-
-    Returns:
-        As it was written; empty where the file does not hold it, ``None`` where it is missing or damaged.
-    """
+    """Read what made scores or distances: empty where the file has none, ``None`` where it is damaged."""
     try:
         if file.name == DISTANCES_NAME:
             return dict(json.loads(file.read_text())["made_from"])
@@ -289,7 +274,7 @@ def images_key(run_hash: str, cases: Sequence[str]) -> str:
 
 
 def write_distances(folder: Path, images: str, made_from: Mapping[str, Any], distances: Distances) -> None:
-    """Keep a run's distances from real images, its :func:`images_key` and what describes both sets."""
+    """Write a run's distances, its :func:`images_key` and what describes both sets of images."""
     content = {"images": images, "made_from": made_from, "distances": asdict(distances)}
     _write_json(folder / DISTANCES_NAME, content)
 

@@ -40,10 +40,7 @@ _NUMBERS = ("images", "seconds_per_image", "personalization_seconds_per_subject"
 
 
 def result_rows(output: Path) -> list[ResultRow]:
-    """Summarize all runs of an evaluation that have been scored.
-
-    Args:
-        output: Folder of the evaluation.
+    """Summarize all runs in an evaluation's folder that have been scored.
 
     Raises:
         ValueError: If scores are damaged or without their ``run.json``, or scored by different extractors.

@@ -62,14 +62,7 @@ def image_grid(collected: Collected, benchmark: str, per_category: int = 2) -> G
 def named_grid(
     benchmark: str, runs: Sequence[tuple[str, Run]], references: Mapping[str, Path], per_category: int
 ) -> Gallery | None:
-    """The same cases of some runs below each other; ``None`` where no case is common to all.
-
-    Args:
-        benchmark: Its name.
-        runs: With the name of each.
-        references: Reference image of each subject, as far as known.
-        per_category: Columns of each prompt category.
-    """
+    """The same cases of named runs below each other; ``None`` where no case is common to all."""
     cases = chosen_cases([run for _, run in runs], per_category)
     return _gallery(references, benchmark, runs, cases) if cases else None
 
@@ -149,16 +142,12 @@ def _gallery(
 ) -> Gallery:
     """Lay out cases as columns and named runs as lines, below the references."""
     captions = tuple(caption_of(case) for case in cases)
-    strips = [
-        Strip(
-            name,
-            tuple(
-                _cell(run.of_case(c.case), run, name, t, maps) for c, t in zip(cases, captions, strict=True)
-            ),
-        )
-        for name, run in runs
-    ]
-    return Gallery(benchmark, captions, (*_references(references, cases), *strips))
+    strips = _references(references, cases)
+    for name, run in runs:
+        named = zip(cases, captions, strict=True)
+        cells = tuple(_cell(run.of_case(case.case), run, name, caption, maps) for case, caption in named)
+        strips.append(Strip(name, cells))
+    return Gallery(benchmark, captions, tuple(strips))
 
 
 def _cell(image: Any, run: Run, name: str, caption: str, maps: bool) -> tuple[Shown, ...]:

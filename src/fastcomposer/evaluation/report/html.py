@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fastcomposer.evaluation.load_results import BENCHMARKS, Collected, Run, by_category, distinguishing
+from fastcomposer.evaluation.load_results import BENCHMARKS, Collected, by_category, distinguishing
 from fastcomposer.evaluation.report.gallery import attention_grid, image_grid
 from fastcomposer.evaluation.report.paper_claims import Expectation, tally
 from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
@@ -47,14 +47,7 @@ def render_html(
     expectations: Sequence[Expectation],
     deviations: Sequence[str],
 ) -> str:
-    """Write the report: an HTML document with all images and styles inside.
-
-    Args:
-        collected: The evaluation.
-        tables: See :func:`~fastcomposer.evaluation.report.tables.make_tables`.
-        expectations: What the paper makes one expect, and whether it holds.
-        deviations: Orderings that differ from the paper's.
-    """
+    """Write the report: an HTML document with all images and styles inside."""
     environment = page_environment()
     benchmarks = collected.benchmarks()
     named = {table.key: table for table in tables}
@@ -78,7 +71,7 @@ def render_html(
         tally=tally(expectations),
         scope=[_scope(collected, name) for name in benchmarks],
         environment=flat(collected.environment),
-        settings=_settings(collected),
+        runs=collected.runs,
         sections=SECTIONS,
     )
 
@@ -95,6 +88,7 @@ def page_environment() -> Environment:
     environment.globals |= {
         "written": written,
         "cell_parts": cell_parts,
+        "flat": flat,
         "missing": MISSING,
         "benchmark_names": BENCHMARKS,
     }
@@ -162,19 +156,16 @@ def _category_plot(
 
 
 def _speed_plot(collected: Collected) -> Plot | None:
-    benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), None)
-    main = collected.ours(benchmark) if benchmark else None
-    if benchmark is None or main is None:
+    main = collected.first_ours()
+    if main is None:
         return None
-    runs = collected.main(benchmark)
-    seconds = {
-        name: first_image(run)
-        for run, name in zip(runs, distinguishing(runs), strict=True)
-        if first_image(run) > 0
-    }
+    runs = collected.main(main.row.benchmark)
+    names = distinguishing(runs)
+    timed = zip(names, map(first_image, runs), strict=True)
+    seconds = {name: value for name, value in timed if value > 0}
     if len(seconds) < 2:
         return None
-    ours = distinguishing(runs)[runs.index(main)]
+    ours = names[runs.index(main)]
     figures = "; ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
     return Plot(
         Markup(speed_bars(seconds, "speed", first=ours)),
@@ -192,24 +183,3 @@ def _scope(collected: Collected, benchmark: str) -> dict[str, Any]:
         "images": sum(run.row.images for run in runs),
         "subjects": len({name for run in runs for names in run.images.subjects for name in names}),
     }
-
-
-def _settings(collected: Collected) -> list[dict[str, str]]:
-    return [
-        {
-            "method": run.name,
-            "benchmark": BENCHMARKS[run.row.benchmark],
-            "settings": ", ".join(f"{key} {value}" for key, value in flat(run.row.settings)) or MISSING,
-            "images": f"{run.row.images:,}",
-            "seeds": _seeds(run),
-            "calls": f"{run.row.unet_calls:,}",
-        }
-        for run in collected.runs
-    ]
-
-
-def _seeds(run: Run) -> str:
-    seeds = sorted(set(run.images.seed))
-    if not seeds:
-        return MISSING
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"

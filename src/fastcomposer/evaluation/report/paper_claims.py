@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fastcomposer.evaluation.load_results import (
     BENCHMARKS,
@@ -64,7 +64,7 @@ def expectations(collected: Collected) -> list[Expectation]:
 
 
 def identity_above_baselines(collected: Collected, benchmark: str) -> Expectation:
-    """FastComposer's mean identity, by the published protocol as in the paper, is above all baselines'."""
+    """Whether FastComposer's mean identity, by the published protocol, is above all baselines'."""
     claim = f"{BENCHMARKS[benchmark]}: FastComposer's identity is above every baseline's."
     ours, baselines = collected.ours(benchmark), collected.baselines(benchmark)
     if ours is None or not baselines:
@@ -79,7 +79,7 @@ def identity_above_baselines(collected: Collected, benchmark: str) -> Expectatio
 
 
 def localization_helps(collected: Collected) -> Expectation:
-    """Localization raises multi-subject identity, with the interval of the paired difference above 0."""
+    """Whether it raises multi-subject identity, with the interval of the paired difference above 0."""
     claim = "Localization raises multi-subject identity, with an interval apart from 0."
     pair = collected.ablation("multi_subject")
     if pair is None:
@@ -87,13 +87,13 @@ def localization_helps(collected: Collected) -> Expectation:
     raised = difference(*pair, "identity")
     if raised is None:
         return Expectation(claim, "not measured", ("The two runs have no scored case in common.",))
-    means = [run.row.identity_preservation.mean for run in pair]
-    evidence = f"{_figure(means[0])} with, {_figure(means[1])} without; difference {_estimate(raised)}."
+    on, off = (written(run.row.identity_preservation.mean, "score") for run in pair)
+    evidence = f"{on} with, {off} without; difference {_estimate(raised)}."
     return Expectation(claim, _verdict(raised.ci95[0] > 0), (evidence,))
 
 
 def alpha_trades(collected: Collected) -> list[Expectation]:
-    """Identity rises and prompt consistency falls with alpha: so do the ends, and no step back is clear."""
+    """Whether identity rises and prompt consistency falls with alpha, with no clear step back."""
     claims: dict[str, tuple[int, Score]] = {
         "Identity rises with α.": (1, "identity"),
         "Prompt consistency falls with α.": (-1, "prompt_consistency"),
@@ -108,8 +108,8 @@ def alpha_trades(collected: Collected) -> list[Expectation]:
     for claim, (sign, score) in claims.items():
         means = [sign * _score(run, score).mean for run in runs]
         back = [pair for pair, step in zip(pairwise(runs), pairwise(means), strict=True) if step[1] < step[0]]
-        clear = [pair for pair in back if compare(*pair, score).clear]
-        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(_figure(sign * mean) for mean in means)
+        clear = [pair for pair in back if compare(*pair, score)[0]]
+        evidence = f"{BENCHMARKS[benchmark]}: " + ", ".join(written(sign * mean, "score") for mean in means)
         evidence += f" at α = {alphas}; {len(back)} of {len(runs) - 1} steps go the other way"
         evidence += f", {len(clear)} of them clearly." if back else "."
         found.append(Expectation(claim, _verdict(means[-1] > means[0] and not clear), (evidence,)))
@@ -142,38 +142,30 @@ def deviations(collected: Collected) -> list[str]:
     return found
 
 
-class Comparison(NamedTuple):
-    """Whether two runs differ by more than whom they depict, and the difference in words."""
+def compare(one: Run, other: Run, score: Score) -> tuple[bool, str]:
+    """Compare two runs case by case, or by their intervals where they have no images in common.
 
-    clear: bool
-    words: str
-
-
-def compare(one: Run, other: Run, score: Score) -> Comparison:
-    """Compare two runs case by case, or by their own intervals where they have no images in common."""
+    Returns whether they differ by more than whom they depict, and a phrase on the difference.
+    """
     paired = difference(one, other, score)
     if paired is not None:
         clear = paired.excludes()
-        return Comparison(clear, f", difference {_estimate(paired)}" + ": not apart from 0" * (not clear))
+        return clear, f", difference {_estimate(paired)}" + ": not apart from 0" * (not clear)
     (low, high), (start, end) = _score(one, score).ci95, _score(other, score).ci95
     clear = high < start or end < low
-    return Comparison(clear, ", with intervals that overlap" * (not clear))
+    return clear, ", with intervals that overlap" * (not clear)
 
 
 def _against(one: Run, other: Run, score: Score) -> str:
     """The means of two runs, and how they compare."""
-    means = f"{_figure(_score(one, score).mean)} against {_figure(_score(other, score).mean)}"
-    return means + compare(one, other, score).words
+    means = " against ".join(written(_score(run, score).mean, "score") for run in (one, other))
+    return means + compare(one, other, score)[1]
 
 
 def _score(run: Run, score: Score) -> Estimate:
     name = "identity_preservation" if score == "identity" else score
     estimate: Estimate = getattr(run.row, name)
     return estimate
-
-
-def _figure(value: float) -> str:
-    return written(value, "score")
 
 
 def _against_fine_tuned(
@@ -183,8 +175,8 @@ def _against_fine_tuned(
     holds: Callable[[float, float], bool],
     unit: Literal["seconds", "bytes"] = "seconds",
 ) -> Expectation:
-    benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), "single_subject")
-    ours = collected.ours(benchmark)
+    ours = collected.first_ours()
+    benchmark = ours.row.benchmark if ours else "single_subject"
     others = [run for run in collected.baselines(benchmark) if run.row.method != TEXT_ONLY]
     if ours is None or not others:
         return _not_measured(claim, "FastComposer" if ours is None else "a fine-tuning baseline", benchmark)
@@ -198,8 +190,8 @@ def _against_fine_tuned(
 
 
 def _not_measured(claim: str, missing: str, benchmark: str) -> Expectation:
-    where = BENCHMARKS[benchmark].lower()
-    return Expectation(claim, "not measured", (f"There is no row of {missing} for {where}.",))
+    evidence = f"There is no row of {missing} for {BENCHMARKS[benchmark].lower()}."
+    return Expectation(claim, "not measured", (evidence,))
 
 
 def _verdict(held: bool) -> Verdict:

@@ -56,11 +56,8 @@ def knee(points: Sequence[AlphaPoint]) -> int | None:
     Both axes are scaled to the range they cover, a chord joins the smallest and the largest alpha, and the
     knee is the point farthest from that chord on its better side (more identity and more consistency).
 
-    Args:
-        points: Settings by rising alpha.
-
-    Returns:
-        Index of the knee; ``None`` with fewer than three points, or where none lies beyond the chord.
+    Returns the index of the knee among points of rising alpha; ``None`` with fewer than three, or where none
+    lies beyond the chord.
     """
     if len(points) < 3:
         return None
@@ -80,27 +77,14 @@ def _scaled(values: list[float]) -> list[float]:
 
 
 def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
-    """Draw identity against prompt consistency, with alpha at the points and the knee marked.
-
-    Args:
-        points: Settings by rising alpha.
-        name: Id of the ``<svg>`` element, as in the other plots.
-    """
+    """Draw identity against prompt consistency by rising alpha, with the knee marked; ``name`` is the id."""
 
     def draw(axes: Axes) -> None:
         xs = [point.consistency.mean for point in points]
         ys = [point.identity.mean for point in points]
         blue = COLOURS["series-1"]
-        axes.errorbar(
-            xs,
-            ys,
-            xerr=bars([point.consistency for point in points]),
-            yerr=bars([point.identity for point in points]),
-            fmt="none",
-            ecolor=COLOURS["muted"],
-            elinewidth=0.6,
-            zorder=2,
-        )
+        xerr, yerr = bars([point.consistency for point in points]), bars([point.identity for point in points])
+        axes.errorbar(xs, ys, yerr, xerr, fmt="none", ecolor=COLOURS["muted"], elinewidth=0.6, zorder=2)
         axes.plot(xs, ys, color=blue, marker="o", markersize=4.5, linewidth=1.3, zorder=3)
         best = knee(points)
         for position, point in enumerate(points):
@@ -129,12 +113,9 @@ def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:
 def category_dots(
     series: Mapping[str, Mapping[str, Estimate]], name: str, methods: Sequence[str] | None = None
 ) -> str:
-    """Draw a score by prompt category, one marker with its interval per method.
+    """Draw scores by method and prompt category, one marker with its interval each.
 
-    Args:
-        series: Method to category to score.
-        name: Id of the ``<svg>`` element.
-        methods: All methods of the page in the order of their colours, the first filled; by default these.
+    ``methods`` are all methods of the page in the order of their colours; by default those of the series.
     """
     categories = list(dict.fromkeys(category for scores in series.values() for category in scores))
     step = 0.8 / max(len(series), 1)
@@ -175,13 +156,7 @@ def category_dots(
 
 
 def speed_bars(seconds: Mapping[str, float], name: str, first: str | None = None) -> str:
-    """Draw durations as bars on a logarithmic axis.
-
-    Args:
-        seconds: Method to seconds, above 0.
-        name: Id of the ``<svg>`` element.
-        first: The method in the first colour, to which the others are set in proportion.
-    """
+    """Draw durations above 0 as bars on a logarithmic axis, with their ratios to the method ``first``."""
     names = [textwrap.fill(method, _NAME) for method in seconds]
     lines = sum(name.count("\n") for name in names)
 
@@ -224,20 +199,13 @@ def _seconds(value: float) -> str:
 
 def bars(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Distances from the means to the ends of their intervals, as matplotlib takes them."""
-    return [
-        [max(estimate.mean - estimate.ci95[0], 0.0) for estimate in estimates],
-        [max(estimate.ci95[1] - estimate.mean, 0.0) for estimate in estimates],
-    ]
+    lower = [max(estimate.mean - estimate.ci95[0], 0.0) for estimate in estimates]
+    upper = [max(estimate.ci95[1] - estimate.mean, 0.0) for estimate in estimates]
+    return [lower, upper]
 
 
 def figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
-    """Draw an ``<svg>`` element in the page's style.
-
-    Args:
-        name: Its id.
-        height: Inches.
-        draw: Draws on the axes.
-    """
+    """Draw an ``<svg>`` element of an id and a height in inches, in the page's style."""
     style: Any = {
         "svg.fonttype": "none",
         "text.parse_math": False,  # a $ in a setting is a letter

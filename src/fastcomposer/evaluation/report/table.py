@@ -54,9 +54,9 @@ class Table:
         key: Short name for files and links.
         title: Heading.
         frame: A :data:`Cell` for each label and :class:`Column`; see :func:`make_frame`.
-        notes: Sentences to read with it.
-        number: Of the paper's table that it corresponds to.
-        strong: Labels of the lines that stand out.
+        notes: Sentences below it.
+        number: Number of the paper's table that it corresponds to.
+        strong: Labels of the lines in bold.
     """
 
     key: str
@@ -84,13 +84,7 @@ class Table:
 def make_frame(
     first: str, columns: Sequence[Column], lines: Iterable[tuple[str, Sequence[Cell]]]
 ) -> pd.DataFrame:
-    """Make the frame of a table.
-
-    Args:
-        first: Heading of the labels.
-        columns: Columns after the labels.
-        lines: Label and cells of each line.
-    """
+    """Make the frame of a table: heading of the labels, columns after them, label and cells of each line."""
     labels, cells = zip(*lines, strict=True)
     return pd.DataFrame(list(cells), pd.Index(labels, name=first), list(columns), dtype=object)
 
@@ -104,19 +98,15 @@ def written(value: float, style: Style) -> str:
     if style == "share":
         return f"{100 * value:.1f} %"
     if style == "bytes":
-        return _bytes(value)
+        for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if value >= size:
+                return f"{value / size:.3g} {unit}"
+        return f"{value:.0f}" + " B" * (value != 0)
     if style == "ratio":
         return f"{value:,.0f}×" if value >= 10 else f"{value:.2g}×"
     if style == "seconds" and 0 < value < 100:
         return f"{value:.2g}" if value < 1 else f"{value:.1f}"
     return f"{value:,.0f}"
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}" if value == 0 else f"{value:.0f} B"
 
 
 def cell_parts(cell: Cell, column: Column) -> list[tuple[str, str]]:

@@ -21,12 +21,8 @@ from fastcomposer.evaluation.report.table import Cell, Column, Table, make_frame
 from fastcomposer.evaluation.results import ResultRow
 
 PUBLISHED = "published: Stable Diffusion 1.5, photos"
-"""Heading over figures that were measured on another model and other data."""
-BY_PUBLISHED = "identity, published protocol"
-"""Heading of what stands beside published figures of identity."""
+BY_PUBLISHED = "identity, published protocol"  # comparable with published figures, unlike the corrected one
 CORRECTED = "identity, corrected"
-"""Heading of identity by the corrected protocol, which has no published counterpart."""
-
 
 _PUBLISHED = {
     "identity": Column("identity", "score", PUBLISHED),
@@ -35,6 +31,8 @@ _PUBLISHED = {
     "memory": Column("memory", "bytes", PUBLISHED),
 }
 _SCORES = (Column(CORRECTED, "score"), Column("prompt", "score"))
+_DETECTED = Column("detected", "share", bare=True)
+_COPY_PASTE = Column("copy-paste", "score", bare=True)
 
 
 def make_tables(collected: Collected) -> list[Table]:
@@ -57,8 +55,8 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         (Column(BY_PUBLISHED, "score"), lambda row: row.identity_published),
         (Column("prompt", "score"), lambda row: row.prompt_consistency),
         (Column(CORRECTED, "score"), lambda row: row.identity_preservation),
-        (Column("detected", "share", bare=True), lambda row: row.detection_rate),
-        (Column("copy-paste", "score", bare=True), lambda row: row.copy_paste),
+        (_DETECTED, lambda row: row.detection_rate),
+        (_COPY_PASTE, lambda row: row.copy_paste),
         *((Column(name, "score"), partial(_measure, name)) for name in measures),
         (Column("s / image", "seconds"), lambda row: row.seconds_per_image),
         (Column("s to personalise", "seconds"), lambda row: row.personalization_seconds_per_subject),
@@ -84,17 +82,12 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         make_frame("method", columns, lines),
         _main_notes(collected, benchmark),
         list(BENCHMARKS).index(benchmark) + 1,
-        _ours(runs),
+        [name for run, name in zip(runs, names, strict=True) if run.row.method == OURS],
     )
 
 
 def _measure(name: str, row: ResultRow) -> Cell:
     return row.measures.get(name)
-
-
-def _ours(runs: Sequence[Run]) -> list[str]:
-    """Names of FastComposer's runs among some."""
-    return [name for run, name in zip(runs, distinguishing(runs), strict=True) if run.row.method == OURS]
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
@@ -124,21 +117,11 @@ def alpha_table(collected: Collected, benchmark: str) -> Table | None:
         return None
     best = knee(alpha_points(runs))
     labels = [f"{run.alpha:g}" + " (knee)" * (number == best) for number, run in enumerate(runs)]
-    columns = (
-        *_SCORES,
-        Column("detected", "share", bare=True),
-        Column("copy-paste", "score", bare=True),
-        Column("images", "count"),
-    )
+    columns = (*_SCORES, _DETECTED, _COPY_PASTE, Column("images", "count"))
+    rows = [run.row for run in runs]
     cells = [
-        (
-            run.row.identity_preservation,
-            run.row.prompt_consistency,
-            run.row.detection_rate,
-            run.row.copy_paste,
-            run.row.images,
-        )
-        for run in runs
+        (row.identity_preservation, row.prompt_consistency, row.detection_rate, row.copy_paste, row.images)
+        for row in rows
     ]
     title = f"Delayed subject conditioning, {BENCHMARKS[benchmark].lower()}"
     note = (
@@ -194,53 +177,33 @@ def distance_table(collected: Collected) -> Table | None:
     lines = [(label, row, found) for label, row, found in named if found is not None]
     if not lines:
         return None
-    columns = (
-        Column("FID", "score"),
-        Column("KID", "score"),
-        Column("its deviation over subsets", "score"),
-        Column("images", "count"),
-    )
+    scores = (Column(title, "score") for title in ("FID", "KID", "its deviation over subsets"))
     numbers = " or ".join(f"{number:,}" for number in sorted({found.real_images for _, _, found in lines}))
     note = (
         f"Compared with {numbers} held-out images of the data, as {lines[0][2].features} describes them. FID "
         "is the larger the fewer images there are: compare runs of as many. KID is not."
     )
-    frame = make_frame(
-        "method",
-        columns,
-        [(label, (found.fid, found.kid, found.kid_std, row.images)) for label, row, found in lines],
-    )
+    cells = [(label, (found.fid, found.kid, found.kid_std, row.images)) for label, row, found in lines]
+    frame = make_frame("method", [*scores, Column("images", "count")], cells)
     strong = [label for label, row, _ in lines if row.method == OURS]
     return Table("distances", "Distance from real images", frame, (note,), strong=strong)
 
 
 def speed_table(collected: Collected) -> Table | None:
     """Time until the first image of a new person, in proportion to FastComposer's; ``None`` without it."""
-    benchmark = next((name for name in collected.benchmarks() if collected.ours(name)), None)
-    ours = collected.ours(benchmark) if benchmark else None
-    if benchmark is None or ours is None:
+    ours = collected.first_ours()
+    if ours is None:
         return None
     figures = [figure for figure in read_published() if figure.benchmark == "single_subject"]
     reference = _quoted(figures, OURS, "seconds")
-    runs = collected.main(benchmark)
+    runs = collected.main(ours.row.benchmark)
     names = distinguishing(runs)
     lines: list[tuple[str, Sequence[Cell]]] = []
     for run, name in zip(runs, names, strict=True):
         quoted = _quoted(figures, run.row.method, "seconds")
         ratios = [replace(q, value=q.value / reference[0].value, note="") for q in quoted[:1] if reference]
-        lines.append(
-            (
-                name,
-                (
-                    run.row.personalization_seconds_per_subject,
-                    run.row.seconds_per_image,
-                    first_image(run),
-                    first_image(run) / first_image(ours),
-                    quoted,
-                    tuple(ratios),
-                ),
-            )
-        )
+        seconds = run.row.personalization_seconds_per_subject, run.row.seconds_per_image, first_image(run)
+        lines.append((name, (*seconds, first_image(run) / first_image(ours), quoted, tuple(ratios))))
     columns = (
         Column("s to personalise", "seconds"),
         Column("s / image", "seconds"),

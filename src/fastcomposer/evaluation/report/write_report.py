@@ -49,19 +49,15 @@ def write_report(
     alpha: float = 0.6,
     benchmarks: Sequence[Benchmark] = (),
 ) -> list[Path]:
-    """Write tables and report beside the results they are made from.
+    """Write tables and report beside the results they are made from; returns the files.
 
     Args:
         results: Folder of an evaluation, with ``results.json``.
         formats: Which of ``md``, ``csv``, ``tex`` and ``html`` to write.
         alpha: The setting of FastComposer that the main tables show; the nearest one measured is taken.
-        benchmarks: Where references are looked up; without, the report shows none.
-
-    Returns:
-        The files.
+        benchmarks: Benchmarks whose references are shown.
 
     Raises:
-        FileNotFoundError: If there is no ``results.json``.
         ValueError: If a format is unknown, or there are no rows.
     """
     check_formats(formats)
@@ -119,21 +115,20 @@ def summary_section(collected: Collected) -> str:
         main = collected.main(name)
         for label, run in zip(distinguishing(main), main, strict=True):
             rows.setdefault(label, {})[name] = run.row
-    lines: list[tuple[str, list[Cell]]] = []
-    strong = []
-    for label, by_benchmark in rows.items():
-        first = next(iter(by_benchmark.values()))
-        cells: list[Cell] = [first.reference_images, first.personalization_seconds_per_subject]
-        for name in names:
-            row = by_benchmark.get(name)
-            cells += [None, None] if row is None else [row.identity_preservation, row.prompt_consistency]
-        lines.append((label, cells))
-        strong += [label] * (first.method == OURS)
     columns = [Column("references", "count"), Column("s to personalise", "seconds")]
     for name in names:
         columns += [
             Column(f"{title}, {BENCHMARKS[name].lower()}", "score") for title in ("identity", "prompt")
         ]
+    lines: list[tuple[str, list[Cell]]] = []
+    strong = []
+    for label, by_benchmark in rows.items():
+        first = next(iter(by_benchmark.values()))
+        cells: list[Cell] = [first.reference_images, first.personalization_seconds_per_subject]
+        for row in map(by_benchmark.get, names):
+            cells += [None, None] if row is None else [row.identity_preservation, row.prompt_consistency]
+        lines.append((label, cells))
+        strong += [label] * (first.method == OURS)
     table = Table("summary", "", make_frame("method", columns, lines), strong=strong)
     return f"{to_markdown(table, heading=False)}\n\n{_measured(collected)}"
 
@@ -143,9 +138,8 @@ def results_section(collected: Collected) -> str:
     parts = []
     for benchmark in collected.benchmarks():
         table = _narrowed(main_table(collected, benchmark))
-        title = (
-            f"{table.title}, {max(run.row.images for run in collected.main(benchmark)):,} images per method"
-        )
+        images = max(run.row.images for run in collected.main(benchmark))
+        title = f"{table.title}, {images:,} images per method"
         parts.append(to_markdown(replace(table, title=title, notes=(), number=None)))
     gain = localization_table(collected)
     if gain is not None:
