@@ -113,12 +113,6 @@ def test_distances_from_other_images_do_not_mix(run: PlannedRun, tmp_path: Path)
     DistanceStage(Colours(), Data()).check_others(tmp_path, set())
 
 
-def test_no_more_real_images_are_read_than_asked_for(run: PlannedRun) -> None:
-    data = Data()
-    measure([run], data=data, num_real=6)
-    assert data.read == 4 + 8  # the first batch tells the images from others, two batches are compared with
-
-
 def test_bad_numbers_are_refused() -> None:
     for name in ("num_real", "batch_size"):
         with pytest.raises(ValueError, match=rf"distances\.{name}=0: at least"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from toy_evaluation import SAMPLER, Toy, make_toy, predict
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
 from fastcomposer.evaluation.case_sampler import ImageRequest, SampledImages
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
-from fastcomposer.evaluation.methods import FastComposerMethod, PersonalizedMethod, TextOnlyMethod
+from fastcomposer.evaluation.methods import FastComposerMethod
 from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.evaluation.store import read_run
 
@@ -198,17 +197,3 @@ def test_attention_of_the_first_case_of_each_pair(toy: Toy, trained: Any, tmp_pa
     generate(method, toy.benchmarks(), tmp_path, attention=True)
     assert [request.case.id for request in method.drawn] == ["multi_subject/00_man+02_man/context_0/0"]
     assert contents(tmp_path) == before
-
-
-def test_methods_are_asked_for_what_they_can_draw(toy: Toy, trained: Any, tmp_path: Path) -> None:
-    one = PersonalizedMethod("dreambooth", trained, partial(_learn), SAMPLER, max_subjects=1)
-    runs = plan_runs(one, toy.benchmarks(), tmp_path)
-    assert [run.benchmark.name for run in runs] == ["single_subject"]
-    both = plan_runs(TextOnlyMethod(trained, SAMPLER), toy.benchmarks(), tmp_path, "16-true")
-    assert [run.benchmark.name for run in both] == ["single_subject", "multi_subject"]
-    assert both[0].store.decides["precision"] == "16-true"
-    assert len(set(both[0].store.images.values())) == 1  # of no images
-
-
-def _learn(**_: Any) -> Any:
-    raise AssertionError

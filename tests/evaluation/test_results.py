@@ -72,13 +72,6 @@ def test_the_interval_of_pairs_covers_the_truth_as_often(people: int, least: flo
     assert least <= covered / 200 <= 0.99
 
 
-def test_intervals_are_the_same_every_time() -> None:
-    values, groups = [0.1, 0.5, 0.4, 0.9], ["a", "b", "a", "c"]
-    assert bootstrap(values, groups) == bootstrap(values, groups)
-    subjects = [("a",), ("b",), ("a",), ("c",)]
-    assert bootstrap(values, subjects) == bootstrap(values, groups)
-
-
 def test_one_group_speaks_of_itself() -> None:
     found = bootstrap([0.0, 1.0] * 50, ["a"] * 100)
     assert found.mean == 0.5
@@ -165,12 +158,6 @@ def test_a_row_by_hand() -> None:
     assert list(row.by_category) == ["style", "context"]
     assert row.by_category["style"]["identity_preservation"].mean == pytest.approx(0.05)
     assert row.by_category["context"]["prompt_consistency"].mean == pytest.approx(0.325)
-
-
-def test_copy_paste_is_left_out_where_it_is_never_defined() -> None:
-    row = row_from_scores(scores(copy_paste=[None] * 4), COSTS)
-    assert row.copy_paste is None
-    assert "copy_paste" not in row.as_dict()
 
 
 @pytest.mark.parametrize(

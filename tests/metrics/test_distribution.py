@@ -86,18 +86,3 @@ def test_inception_gets_whole_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save({}, tmp_path / "weights.pth")
     features = InceptionFeatures(tmp_path / "weights.pth")(torch.full((1, 3, 2, 2), 199.6 / 255))
     assert features.unique().tolist() == [200.0]
-
-
-@pytest.mark.slow
-def test_inception_of_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's own network reads a file of its layout."""
-    from torch_fidelity import feature_extractor_inceptionv3
-
-    monkeypatch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {})
-    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
-    torch.manual_seed(0)
-    network = distribution.NoTrainInceptionV3("inception-v3-compat", ["2048"])
-    monkeypatch.undo()
-    torch.save(network.state_dict(), tmp_path / "inception.pth")
-    features = InceptionFeatures(tmp_path / "inception.pth")(torch.rand(2, 3, 64, 64))
-    assert features.shape == (2, InceptionFeatures.num_features)

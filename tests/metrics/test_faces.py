@@ -124,13 +124,6 @@ def test_largest_faces_come_first_as_published(facenet: FaceNetFaces, portrait: 
     assert found[1].by_size().tolist() == [0, 1]
 
 
-def test_images_without_faces_are_empty(facenet: FaceNetFaces) -> None:
-    for faces in facenet(torch.rand(2, 3, 64, 64)):
-        assert faces.boxes.shape == (0, 4)
-        assert faces.scores.shape == (0,)
-        assert faces.embeddings.shape == (0, facenet.embed_dim)
-
-
 def test_the_blank_crop_is_zero_after_standardization(facenet: FaceNetFaces) -> None:
     with torch.no_grad():
         torch.testing.assert_close(facenet.blank(), facenet.embedder(torch.zeros(1, 3, 160, 160))[0])
@@ -204,25 +197,6 @@ def test_a_download_happens_only_when_asked_for(torch_home: Path, monkeypatch: p
     file = find_facenet_weights("casia-webface", download=True)
     assert file == torch_home / "checkpoints" / "20180408-102900-casia-webface.pt"
     assert file.read_text().endswith("/v2.2.9/20180408-102900-casia-webface.pt")
-
-
-def test_names_of_weights_are_those_of_facenet_pytorch(
-    torch_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own loader looks for the same files in the same folder."""
-    from facenet_pytorch.models import inception_resnet_v1
-
-    wanted: list[str] = []
-
-    def note(url: str, file: str) -> None:
-        wanted.append(file)
-        raise OSError
-
-    monkeypatch.setattr(inception_resnet_v1, "download_url_to_file", note)
-    for name in FACENET_FILES:
-        with pytest.raises(OSError):
-            inception_resnet_v1.load_weights(None, name)
-    assert wanted == [str(torch_home / "checkpoints" / file) for file in FACENET_FILES.values()]
 
 
 def test_float_images_lose_nothing(facenet: FaceNetFaces, portrait: Image.Image) -> None:

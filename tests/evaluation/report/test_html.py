@@ -88,13 +88,6 @@ def test_images_and_tables_are_described(page: Page) -> None:
     assert any("α 0.6: identity 0.450" in str(label) for label in labels)
 
 
-def test_wide_parts_scroll_by_themselves(text: str) -> None:
-    assert len(re.findall(r'class="scroll"[^>]*tabindex="0"', text)) == text.count("<table")
-    assert "prefers-color-scheme: dark" in text
-    assert 'name="viewport"' in text
-    assert text.count('class="pixelated"') > 80
-
-
 def test_figures_and_their_tags_are_shown(text: str) -> None:
     assert '<span class="interval">[0.430, 0.470]</span>' in text
     assert "0.380 re-run [R]" in text
@@ -143,13 +136,6 @@ def test_shown_cases_vary_prompts_and_people(whole_evaluation: Evaluation) -> No
     assert [case.category for case in cases[::2]] == ["accessory", "style", "expression", "context"]
     assert len({case.subjects for case in cases}) >= 3
     assert cases == chosen_cases(runs, per_category=2)
-
-
-def test_captions_come_from_the_images_themselves(tmp_path: Path, whole_evaluation: Evaluation) -> None:
-    (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
-    image = collect(*_arguments(whole_evaluation)).main("multi_subject")[0].of_case(multi.cases[0].id)
-    assert caption_of(image) == multi.cases[0].text
-    assert caption_of(image._replace(file=tmp_path / "none.png")) == image.case
 
 
 def test_grid_puts_references_above_all_methods(whole_evaluation: Evaluation) -> None:

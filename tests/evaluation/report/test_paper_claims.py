@@ -48,23 +48,6 @@ def test_verdicts_follow_the_figures(whole_evaluation: Evaluation) -> None:
     assert tally(list(found.values())) == {"held": 5, "not held": 3, "not measured": 0}
 
 
-def test_large_ratios_are_written_out_and_runs_of_one_method_told_apart(
-    tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
-) -> None:
-    methods = [
-        made_up("dreambooth", 0.3, 0.24, {"steps": 400}, 2.0, 2498.0, 10),
-        made_up("dreambooth", 0.2, 0.24, {"steps": 800}, 2.0, 4998.0, 10),
-        made_up("fastcomposer", 0.4, 0.25, {"alpha": 0.6}),
-    ]
-    found = judged(write_evaluation(tmp_path, methods)[0])
-    assert the(found, "Personalisation and one image").evidence == (
-        "DreamBooth (steps 400): 2,500 s against 2.0 s, 1,250 times as much.",
-        "DreamBooth (steps 800): 5,000 s against 2.0 s, 2,500 times as much.",
-    )
-    named = [text.partition(":")[0] for text in the(found, "Single subject: FastComposer's").evidence]
-    assert named == ["DreamBooth (steps 400)", "DreamBooth (steps 800)"]
-
-
 def test_what_is_missing_is_not_measured(
     tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
 ) -> None:

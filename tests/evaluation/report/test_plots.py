@@ -53,15 +53,6 @@ def test_alpha_curve_names_its_points() -> None:
         assert text in found
 
 
-def test_categories_and_methods_are_named() -> None:
-    series = {
-        "FastComposer": {"style": estimate(0.4), "context": estimate(0.5)},
-        "Other": {"style": estimate(0.2)},
-    }
-    found = texts(category_dots(series, "category"))
-    assert {"style", "context", "FastComposer", "Other"} <= set(found)
-
-
 def test_a_method_keeps_its_colour_where_others_are_missing() -> None:
     alone = {"Other": {"style": estimate(0.2)}}
     first, second = (f"var(--series-{number}," for number in (1, 2))
@@ -91,11 +82,6 @@ def test_long_names_leave_room_for_what_is_drawn(recwarn: pytest.WarningsRecorde
 
 def test_a_dollar_is_a_letter() -> None:
     assert "the $x^$" in texts(speed_bars({"the $x^$": 2.0, "other": 1.0}, "speed"))
-
-
-def test_large_figures_are_written_out() -> None:
-    found = texts(speed_bars({"Slow": 2500.0, "Quick": 99.7, "FastComposer": 2.0}, "speed", "FastComposer"))
-    assert "2,500 s  (1,250×)" in found and "100 s  (50×)" in found
 
 
 @pytest.mark.parametrize("name", ["one", "two"])

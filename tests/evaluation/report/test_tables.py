@@ -85,14 +85,6 @@ def test_localization_may_be_named_or_weighed(
     assert collect(folder, 0.6).runs[0].localized is localized
 
 
-def test_images_and_references_are_found(collected: Collected, whole_evaluation: Evaluation) -> None:
-    image = collected.main("multi_subject")[-1].images.iloc[0]
-    (multi,) = (benchmark for benchmark in whole_evaluation[1] if benchmark.name == "multi_subject")
-    assert image.file.is_file()
-    assert collected.references == {subject.id: subject.reference for subject in multi.subjects}
-    assert (image.case, image.seed) == (multi.cases[0].id, multi.cases[0].seed)
-
-
 def test_main_table_sets_measured_beside_published(tables: dict[str, Table]) -> None:
     single = row(tables["single_subject"], "DreamBooth")
     assert single["references"] == "5"
@@ -119,10 +111,6 @@ def test_settings_tell_runs_of_one_method_apart(
     assert measured == ["DreamBooth (steps 100)", "DreamBooth (steps 400)", "FastComposer"]
     assert "FastComposer is shown at α = 0.7." in table.notes
     assert any("nearest to the α = 0.5" in note for note in table.notes)
-
-
-def test_alpha_table_marks_the_knee(tables: dict[str, Table]) -> None:
-    assert [*tables["alpha_single_subject"].frame.index] == ["0", "0.4", "0.6 (knee)", "0.8", "1"]
 
 
 def test_localization_is_judged_case_by_case(collected: Collected, tables: dict[str, Table]) -> None:
