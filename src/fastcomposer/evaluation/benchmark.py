@@ -192,9 +192,7 @@ class Benchmark:
         return tuple(dict.fromkeys(case.subjects for case in self.cases))
 
     def subset(self, **counts: int | None) -> Benchmark:
-        """Pick evenly, by the counts of :class:`Subset`; the same counts always pick the same.
-
-        Cases keep their ids and seeds, so that a later run of more finds what is sampled already.
+        """Pick evenly, by the counts of :class:`Subset`; cases keep their ids and seeds.
 
         Raises:
             ValueError: If more is asked for than there is, with the key to change.
@@ -302,11 +300,10 @@ def find_subjects(
 
 
 def subject_images(root: Path, name: str) -> tuple[Path, ...]:
-    """Images of a subject, the reference first; none where there are none.
+    """Images of a subject, the reference first.
 
-    The reference of subject ``ann`` is ``ann.jpg`` (``.png``, ``.jpeg``); further images lie in the folder
-    ``ann`` beside it in the order of their names, ``2.jpg`` before ``10.jpg``. Without the file, the first
-    in the folder is the reference.
+    The reference of subject ``ann`` is ``ann.jpg`` (``.png``, ``.jpeg``), or else the first image in folder
+    ``ann``, whose images follow in the order of their names, ``2.jpg`` before ``10.jpg``.
     """
     more = (root / name).iterdir() if (root / name).is_dir() else ()
     in_folder = sorted((file for file in more if file.suffix in IMAGE_SUFFIXES), key=_by_number)

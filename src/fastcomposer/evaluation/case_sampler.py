@@ -32,19 +32,12 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class SampledImages:
-    """Images of N requests.
+    """Images of N requests, and of each its U-Net calls, seconds and attention to its subjects' words."""
 
-    Attributes:
-        images: (N, 3, H, W) float32 in [0, 1] on the CPU.
-        unet_calls: Of each; calls that images share are divided evenly.
-        seconds: Wall time of each, in proportion to its calls.
-        attention: Attention of each to its subjects' words, (K, h, w) float32, where there is any.
-    """
-
-    images: Tensor
-    unet_calls: tuple[float, ...]
-    seconds: tuple[float, ...]
-    attention: tuple[Tensor | None, ...]
+    images: Tensor  # (N, 3, H, W) float32 in [0, 1] on the CPU
+    unet_calls: tuple[float, ...]  # calls that images share are divided evenly
+    seconds: tuple[float, ...]  # wall time in proportion to calls
+    attention: tuple[Tensor | None, ...]  # (K, h, w) float32
 
 
 class Method:

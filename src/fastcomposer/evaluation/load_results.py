@@ -149,10 +149,7 @@ class Collected:
 def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = ()) -> Collected:
     """Read an evaluation's folder, or that of the jobs of ``evaluate -m``.
 
-    Args:
-        folder: Folder of ``results.json`` and, of each run, ``<benchmark>/<run>/scores.parquet`` and images.
-        alpha: See :class:`Collected`.
-        benchmarks: Benchmarks whose references are shown.
+    References of the subjects are those of ``benchmarks``.
 
     Raises:
         FileNotFoundError: If there is no ``results.json``.

@@ -44,9 +44,6 @@ def check_others(output: Path, name: str, scorer: Mapping[str, Any], redone: Col
     """Refuse to write figures to ``output`` beside those of another scorer in files of some name.
 
     Folders in ``redone`` are left out: their figures are made anew.
-
-    Raises:
-        ValueError: If there are such figures, with the settings that differ.
     """
     for file in sorted(output.glob(f"*/*/{name}")):
         stored = None if file.parent in redone else read_scorer(file)

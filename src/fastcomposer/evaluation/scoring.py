@@ -241,11 +241,7 @@ def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -
 def know_subject(
     subject: Subject, faces: FaceExtractor, size: int | None, device: torch.device | str = "cpu"
 ) -> KnownSubject:
-    """Embed the largest faces of a subject's reference and of the images that no method gets.
-
-    Raises:
-        ValueError: If no face is found in the reference.
-    """
+    """Embed the largest faces of a subject's reference, which has one, and of images that no method gets."""
     largest = [
         found.largest_first().embeddings[:1].cpu()
         for file in (subject.reference, *subject.other_images)

@@ -80,11 +80,7 @@ class RunStore:
         return digest(self.decides)
 
     def open(self, restart: bool = False) -> None:
-        """Make the folder, or continue one that was made under the same settings.
-
-        Raises:
-            ValueError: If it holds a run under other settings, with what differs.
-        """
+        """Make the folder, or continue one of the same settings; other settings are a ValueError."""
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         stored = read_run(self.folder)
@@ -99,9 +95,6 @@ class RunStore:
         """Refuse runs that differ by more than alpha without a sign of it in their settings.
 
         Folders in ``opened`` are left out: :meth:`open` checks them.
-
-        Raises:
-            ValueError: If there is such a run, with what differs.
         """
         own = json.loads(json.dumps(dict(self.decides)))
         for file in sorted(self.folder.parent.glob(f"*/{RUN_NAME}")):
@@ -129,11 +122,7 @@ class RunStore:
         return self.folder / "attention" / case.id / "maps.npz"
 
     def has_image(self, case: Case) -> bool:
-        """Whether a case is sampled; a damaged file counts as none.
-
-        Raises:
-            ValueError: If it was sampled from another prompt, seed or reference, with what differs.
-        """
+        """Whether a case is sampled; a damaged file counts as none, other inputs are a ValueError."""
         file = self.image_file(case)
         facts = read_metadata(file)
         if facts is None:
@@ -163,11 +152,7 @@ class RunStore:
         _write(file, data.getvalue())
 
     def read_image(self, case: Case) -> tuple[Tensor, ImageFacts]:
-        """Read an image (3, H, W) in [0, 1] and what it took.
-
-        Raises:
-            ValueError: If it is missing or damaged.
-        """
+        """Read an image (3, H, W) in [0, 1] and what it took; a ValueError where it is damaged."""
         file = self.image_file(case)
         facts = read_metadata(file)
         if facts is None:
@@ -195,11 +180,7 @@ class RunStore:
         return self.folder / SCORES_NAME
 
     def merge_scores(self, part_keys: Sequence[str], key: str, scorer: Mapping[str, Any]) -> None:
-        """Join the parts of some keys, in the order of their cases, and remove them.
-
-        Raises:
-            ValueError: If a part is missing or damaged.
-        """
+        """Join the parts of some keys, in the order of their cases, and remove them."""
         parts = []
         for number, part_key in enumerate(part_keys):
             parts.append(read_table(self.part_file(number), part_key))

@@ -40,11 +40,7 @@ _NUMBERS = ("images", "seconds_per_image", "personalization_seconds_per_subject"
 
 
 def result_rows(output: Path) -> list[ResultRow]:
-    """Summarize all runs in an evaluation's folder that have been scored.
-
-    Raises:
-        ValueError: If scores are damaged or without their ``run.json``, or scored by different extractors.
-    """
+    """Summarize all runs in an evaluation's folder that have been scored, by the same extractors."""
     rows = []
     for file in sorted(output.glob(f"*/*/{SCORES_NAME}")):
         table, run = read_table(file), read_run(file.parent)

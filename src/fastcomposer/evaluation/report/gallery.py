@@ -94,10 +94,7 @@ def attention_files(run: Run, image: Any) -> list[Path]:
 
 
 def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
-    """Choose cases that all runs have: prompts spread evenly over each category, and other people for each.
-
-    The choice depends on the order of the cases alone, never on how the images look or score.
-    """
+    """Choose common cases by their order alone: prompts spread over each category, other people for each."""
     images = runs[-1].images
     for run in runs[:-1]:
         images = images.merge(run.images[["case", "seed"]])

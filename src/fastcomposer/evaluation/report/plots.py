@@ -56,8 +56,7 @@ def knee(points: Sequence[AlphaPoint]) -> int | None:
     Both axes are scaled to the range they cover, a chord joins the smallest and the largest alpha, and the
     knee is the point farthest from that chord on its better side (more identity and more consistency).
 
-    Returns the index of the knee among points of rising alpha; ``None`` with fewer than three, or where none
-    lies beyond the chord.
+    Returns its index among points of rising alpha; ``None`` with fewer than three, or none beyond the chord.
     """
     if len(points) < 3:
         return None
