@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from toy_records import LEFT, RIGHT, add_record
 
+from fastcomposer.data.datamodule import StreamingDataModule
 from fastcomposer.data.records import write_ids
+from fastcomposer.data.shards import write_shards
 
 
 @pytest.fixture
@@ -24,6 +26,24 @@ def folder(tmp_path: Path) -> Path:
     write_ids(root, "test", ids[8:])
     write_ids(root, "all", ids)
     return root
+
+
+@pytest.fixture
+def shards(folder: Path, tmp_path: Path) -> Path:
+    """The ten records in shards of three."""
+    assert write_shards(folder, tmp_path / "shards", records_per_shard=3, num_workers=0) == 10
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def streamed(shards: Path, tokenizer: Any) -> Callable[..., StreamingDataModule]:
+    """Builds data modules over the shards."""
+
+    def build(root: Any = shards, **changes: Any) -> StreamingDataModule:
+        settings: dict[str, Any] = {"resolution": 24, "reference_size": 24, "batch_size": 2}
+        return StreamingDataModule(root, tokenizer, **(settings | changes))
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +107,7 @@ def test_any_caption_is_parsed_or_named(pieces: list[str], references: int | Non
         return
     assert len(parsed.input_ids) == 12
     assert parsed.num_subjects == caption.count(MARKER) == len(parsed.subject_token_idx)
-    assert all(0 < place < 11 for place in parsed.subject_token_idx)
+    assert all(0 < index < 11 for index in parsed.subject_token_idx)
     assert tokenizer.eos_token_id in parsed.input_ids
 
 
@@ -120,23 +118,6 @@ def saved(kind: str, image: Image.Image, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, format=kind, **options)
     return stream.getvalue()
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says to be huge."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
-        + chunk(b"IEND", b"")
-    )
 
 
 _NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -162,8 +143,7 @@ BAD = {
     "text.jpg": b"<html>404 not found</html>",
     "half.jpg": saved("jpeg", _RGB)[:300],
     "half.png": saved("png", _RGB)[:400],
-    "bomb.png": bomb(60_000, 60_000),
-    "large.png": bomb(12_000, 10_000),
+    "bomb.png": saved("png", Image.new("1", (14_000, 14_000))),
     "float.tif": saved("tiff", Image.fromarray(_NOISE[..., 0].astype(np.float32))),
 }
 
@@ -194,7 +174,6 @@ def test_unusual_images_are_read(name: str, file: Callable[[str], Path]) -> None
         assert abs(np.asarray(image).mean() - expected) < 12, "brightness has changed"
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_image_is_named(name: str, file: Callable[[str], Path]) -> None:
     path = file(name)
@@ -215,7 +194,6 @@ def test_sixteen_bits_become_eight() -> None:
     assert np.asarray(eight_bit(small)).tolist() == [[0, 7, 255]]
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", [*GOOD, *BAD])
 def test_records_of_unusual_images(name: str, tokenizer: Any, tmp_path: Path) -> None:
     """A sample, or an error that names the record's file; the map has the image's size."""

@@ -55,10 +55,3 @@ def test_other_formats_and_tiny_images_are_decoded_at_full_size(tmp_path: Path) 
     assert (image.shape, factor) == ((90, 40, 3), 1)
     Image.fromarray(photo(0, 90, 3)).save(tmp_path / "b.jpg")
     assert decode_image((tmp_path / "b.jpg").read_bytes(), tmp_path, needed=needed(8))[2] == 1
-
-
-def test_other_colours_become_rgb(tmp_path: Path) -> None:
-    Image.fromarray(photo(0)).convert("L").save(tmp_path / "a.jpg")
-    image, _, _ = decode_image((tmp_path / "a.jpg").read_bytes(), tmp_path)
-    assert image.shape == (24, 24, 3)
-    assert (image[..., 0] == image[..., 2]).all()

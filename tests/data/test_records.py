@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +61,9 @@ def test_files_lie_where_the_published_format_puts_them(folder: Path) -> None:
         ],
     }
     assert np.load(folder / "00000" / "0000003.npy").dtype == np.uint8
+    with Image.open(folder / "00000" / "0000003.jpg") as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # full colour resolution
     assert (folder / "image_ids_test.txt").read_text() == "0000008\n0000009\n"
-
-
-def test_the_same_record_gives_the_same_bytes_at_full_colour_resolution(tmp_path: Path) -> None:
-    for place in ("one", "two"):
-        add_record(tmp_path / place, NAME, LEFT)
-    for suffix in (".jpg", ".npy", ".json"):
-        paths = [record_path(tmp_path / place, NAME, suffix) for place in ("one", "two")]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
-    with Image.open(record_path(tmp_path / "one", NAME, ".jpg")) as image:
-        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
 
 
 def test_a_record_interrupted_while_written_has_no_json(
@@ -115,28 +106,19 @@ JSON_DEFECTS: list[tuple[Change, str]] = [
     (without("caption"), "caption: field is missing"),
     (having(caption=3), "caption: must be str, not 3"),
     (having(caption="a man <|image|> and a woman"), "caption: holds a marker <|image|>"),
-    (without("segments"), "segments: field is missing"),
     (having(segments={}), "segments: must be list, not {}"),
     (having(segments=[5]), "segments[0]: must be an object, not int"),
-    (without("id", 1), "segments[1].id: field is missing"),
     (having(1, id="7"), "segments[1].id: must be int, not '7'"),
-    (having(1, id=True), "segments[1].id: must be int, not True"),
     (having(1, id=1), "segments[1].id: 1 is used by segments[0] too"),
     (without("end", 1), "segments[1].end: field is missing"),
-    (having(1, end=5.0), "segments[1].end: must be int, not 5.0"),
     (having(1, end=18), "segments[1].end: 18 lies outside the caption of 17 characters"),
-    (having(1, end=0), "segments[1].end: 0 lies outside the caption of 17 characters"),
     (having(caption="a man, and a woman", segments=[{"id": 1, "end": 6}]), "segments[0].end: no word before"),
-    (without("bbox", 0), "segments[0].bbox: field is missing"),
     (having(0, bbox=[1, 2, 3]), "segments[0].bbox: must be four whole numbers x1, y1, x2, y2, not [1, 2, 3]"),
     (having(0, bbox=[1, 2, 3, 4.5]), "segments[0].bbox: must be four whole numbers"),
-    (having(0, bbox=[1, 2, 3, None]), "segments[0].bbox: must be four whole numbers"),
     (having(0, bbox=[10, 4, 2, 20]), "segments[0].bbox: x1, y1, x2, y2 = [10, 4, 2, 20] encloses nothing"),
-    (without("coco_label", 0), "segments[0].coco_label: field is missing"),
     (having(0, coco_label=None), "segments[0].coco_label: must be str, not None"),
     (having(0, identity=3), "segments[0].identity: must be a string, not 3"),
     (having(caption="a \ud83d man"), "caption: character 2 is '\\ud83d', half of one"),
-    (having(0, coco_label="\ud83d"), "segments[0].coco_label: character 0 is '\\ud83d', half of one"),
     (having(0, identity="\ud83d"), "segments[0].identity: character 0 is '\\ud83d', half of one"),
 ]
 
@@ -168,9 +150,7 @@ def test_harmless_variants_of_the_json(folder: Path, change: Change) -> None:
     ("content", "message"),
     [
         (b'{"caption": "a', "malformed JSON: Unterminated string"),
-        (b"\xff\xfe\x00", "malformed JSON"),
         (b"[]", "must be an object, not list"),
-        (b"", "malformed JSON"),
     ],
 )
 def test_malformed_json(folder: Path, content: bytes, message: str) -> None:
@@ -186,26 +166,6 @@ def test_missing_files(folder: Path, suffix: str, field: str) -> None:
     record_path(folder, NAME, suffix).unlink()
     with pytest.raises(RecordError, match=rf"0000003\{suffix}: {field}: file is missing"):
         read_record(folder, NAME)
-
-
-def test_damaged_files_raise_nothing_else(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for suffix, header in ((".jpg", 400), (".npy", 120), (".json", 200)):
-        path = record_path(folder, NAME, suffix)
-        good = path.read_bytes()
-        damaged = 0
-        for _ in range(150):
-            content = bytearray(good)
-            for place in rng.integers(min(header, len(good)), size=4):
-                content[place] = rng.integers(256)
-            path.write_bytes(content)
-            try:
-                read_record(folder, NAME)
-            except RecordError as error:
-                assert "0000003" in str(error)
-                damaged += 1
-        assert damaged > 30
-        path.write_bytes(good)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +208,7 @@ def test_segments_must_occur_in_the_map_and_in_their_box(folder: Path) -> None:
 
 def test_id_lists(tmp_path: Path) -> None:
     write_ids(tmp_path, "all", ["b", "a"])
-    (tmp_path / "image_ids_train.txt").write_text("\n b \r\n\na\n")
+    (tmp_path / "image_ids_train.txt").write_text("\ufeff\n b \r\n\na\n")  # an editor's byte order mark
     assert read_ids(tmp_path, "all") == read_ids(tmp_path, "train") == ["b", "a"]
     with pytest.raises(RecordError, match=r"image_ids_test\.txt: id list: file is missing; split 'test'"):
         read_ids(tmp_path, "test")
@@ -258,24 +218,11 @@ def test_id_lists(tmp_path: Path) -> None:
     (tmp_path / "image_ids_train.txt").write_text("a\n\n../b\n")
     with pytest.raises(RecordError, match=r"image_ids_train\.txt: line 3: '\.\./b' cannot be the name"):
         read_ids(tmp_path, "train")
+    (tmp_path / "image_ids_train.txt").write_bytes(b"a\n" + bytes(40))  # of a lost disk
+    with pytest.raises(RecordError, match=r"image_ids_train\.txt: line 2: .* cannot be the name"):
+        read_ids(tmp_path, "train")
     with pytest.raises(ValueError, match="split must be one of train, test, all, not 'val'"):
         read_ids(tmp_path, "val")
-
-
-def test_an_id_list_may_begin_with_a_mark_of_its_encoding(folder: Path) -> None:
-    file = folder / "image_ids_train.txt"
-    ids = read_ids(folder, "train")
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert read_ids(folder, "train") == ids
-
-
-@pytest.mark.parametrize("on_bad_record", ["raise", "skip"])
-def test_zeroed_id_lists_are_named(folder: Path, on_bad_record: str) -> None:
-    file = folder / "image_ids_train.txt"
-    content = file.read_bytes()
-    file.write_bytes(content[:2] + bytes(len(content) - 2))
-    with pytest.raises(RecordError, match=r"image_ids_train\.txt: line 1: .* cannot be the name"):
-        RecordIndex(folder, "train", on_bad_record)
 
 
 # --- index -------------------------------------------------------------------------------------------------
@@ -324,14 +271,6 @@ def test_the_index_works_where_it_cannot_be_kept(folder: Path) -> None:
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_the_index_may_be_built_by_several_at_once(folder: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        indexes = list(pool.map(lambda _: RecordIndex(folder, "all"), range(8)))
-    assert all(index.segments == indexes[0].segments for index in indexes)
-    assert len(json.loads((folder / ".index_all.json").read_text())["records"]) == 10
-    assert not list(folder.glob(".*.tmp"))
-
-
 def test_bad_records_are_raised_or_skipped_with_one_summary(folder: Path) -> None:
     change_json(folder, lambda c: c.pop("caption"), "0000001")
     record_path(folder, "0000004", ".json").unlink()
@@ -351,9 +290,6 @@ def test_bad_records_are_raised_or_skipped_with_one_summary(folder: Path) -> Non
         assert len(RecordIndex(folder, "train", on_bad_record="skip").record_ids) == 7
     with pytest.raises(ValueError, match="on_bad_record must be one of raise, skip, not 'ignore'"):
         RecordIndex(folder, "train", on_bad_record="ignore")
-
-
-def test_a_folder_without_a_good_record_is_an_error(folder: Path) -> None:
     write_ids(folder, "train", ["nowhere"])
     with pytest.raises(RecordError, match=r"no record is good: .*nowhere\.json: record: file is missing"):
         RecordIndex(folder, "train", on_bad_record="skip")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.records import Record, Segment, write_record
 
 SIZE = 24
@@ -39,3 +42,9 @@ def add_record(
     pixels = photo(seed)
     write_record(root, Record(record_id, caption, segments), pixels, segment_map(*segments), quality=100)
     return pixels
+
+
+def equal(one: SubjectBatch, other: SubjectBatch) -> bool:
+    """Whether two batches are equal bit for bit."""
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(SubjectBatch)]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)

@@ -53,44 +53,26 @@ class StaleCacheError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What moments and text states of a record are made from.
-
-    Attributes:
-        record_id: Name of the record.
-        digest: See :func:`content_digest`.
-        pixel_values: (3, H, W) float in [-1, 1], not mirrored.
-        input_ids: 77 token ids.
-    """
+    """What moments and text states of a record are made from."""
 
     record_id: str
-    digest: bytes
-    pixel_values: Tensor
-    input_ids: Sequence[int]
+    digest: bytes  # see content_digest
+    pixel_values: Tensor  # (3, H, W) float in [-1, 1], not mirrored
+    input_ids: Sequence[int]  # 77 token ids
 
 
 @dataclass(frozen=True)
 class CachePart:
-    """The content of one file: N records with M captions.
+    """The content of one file: N records with M captions."""
 
-    Attributes:
-        ids: Names of the records.
-        digests: (N, 16) uint8, of what each was made from.
-        moments: (N, 2, 2C, h, w), of the target and of its mirror image.
-        captions: (N,) row of each record's caption.
-        input_ids: (M, 77) token ids.
-        states: (M, 77, d) that the U-Net attends to.
-        pooled: (M, p) of the second text encoder; p is 0 where there is one alone.
-        bad: Why further records of this part could not be read.
-    """
-
-    ids: Sequence[str]
-    digests: Tensor
-    moments: Tensor
-    captions: Tensor
-    input_ids: Tensor
-    states: Tensor
-    pooled: Tensor
-    bad: Mapping[str, str]
+    ids: Sequence[str]  # names of the records
+    digests: Tensor  # (N, 16) uint8, of what each was made from
+    moments: Tensor  # (N, 2, 2C, h, w), of the target and of its mirror image
+    captions: Tensor  # (N,) row of each record's caption
+    input_ids: Tensor  # (M, 77) token ids
+    states: Tensor  # (M, 77, d) that the U-Net attends to
+    pooled: Tensor  # (M, p) of the second text encoder; p is 0 where there is one alone
+    bad: Mapping[str, str]  # why further records could not be read
 
 
 def part_file(folder: str | Path, number: int) -> Path:
@@ -137,15 +119,7 @@ def read_part_records(file: Path) -> tuple[list[str], dict[str, str], dict[str, 
 
 
 class PartReader:
-    """A part whose tables are in memory and whose moments and states are on disk.
-
-    Attributes:
-        ids: Names of the N records.
-        bad: Why further records could not be read.
-        made_from: What the part was made from, see :func:`describe_cache`.
-        digests: (N, 16) uint8.
-        captions: (N,) row of each record's caption.
-        input_ids: (M, 77) token ids.
+    """A part whose tables are in memory, as in :class:`CachePart`, and whose moments and states are on disk.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -183,12 +157,7 @@ class PartReader:
 
 
 def verify_part(file: Path) -> PartReader:
-    """Open a part and compare all checksums.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        StaleCacheError: If it is damaged, with the first record that is.
-    """
+    """Open a part, see :class:`PartReader` for errors, and compare all checksums."""
     part = PartReader(file)
     for row in range(len(part.ids)):
         for flip in (False, True):
@@ -215,11 +184,7 @@ def content_digest(image_file: bytes, caption: str) -> bytes:
 
 
 def describe_target(settings: SampleSettings) -> dict[str, Any]:
-    """Describe how targets are made: the resolution, the crop, and at which size images are decoded.
-
-    The crop is described by a few pixels of two transformed noise images, which also identify ways to crop
-    and resize that have no setting.
-    """
+    """Describe how targets are made: resolution, decoding, and the crop by pixels of transformed noise."""
     side, rng = settings.resolution, np.random.default_rng(0)
     transform = TargetTransform(side)
     probe = []
@@ -238,13 +203,7 @@ def describe_target(settings: SampleSettings) -> dict[str, Any]:
 
 
 def describe_cache(target: Mapping[str, Any], weights: Mapping[str, str], precision: str) -> dict[str, Any]:
-    """Describe what a cache is made from; each part stores it, too.
-
-    Args:
-        target: See :func:`describe_target`.
-        weights: Digests of the networks by name.
-        precision: Name of the type of moments and states.
-    """
+    """Describe what a cache is made from: the target, digests of networks by name, the type of moments."""
     return {"version": _VERSION, "target": dict(target), "weights": dict(weights), "precision": precision}
 
 
@@ -259,34 +218,27 @@ def check_manifest(folder: str | Path, made_from: Mapping[str, Any], restart: bo
 
     A manifest that is missing or damaged while the parts were made from the same is written anew.
 
-    Args:
-        folder: Of the cache.
-        made_from: See :func:`describe_cache`.
-        restart: Whether existing parts are to be removed.
-
     Raises:
         StaleCacheError: With what differs.
     """
     path, parts = Path(folder) / _MANIFEST, part_files(folder)
     if not parts or (restart and path.exists()):
         return
-    stored = None
     try:
-        stored = read_manifest(folder)
-        changes = [] if stored is None else cache_differences(stored, made_from)
-        problem = StaleCacheError(
+        changes = cache_differences(read_manifest(folder), made_from)
+        if not changes:
+            return
+        problem = (
             f"cache={folder} was made from something else: {'; '.join(changes)}; cache=<other> makes one "
             "beside it, restart=true makes it anew"
         )
-    except StaleCacheError as error:
-        changes, problem = [], error
-    if stored is not None and not changes:
-        return
-    if not path.exists():
+    except FileNotFoundError:
         first = next(iter(parts.values())).name
-        problem = StaleCacheError(f"cache={folder} holds {first} and no {_MANIFEST}; name another folder")
+        problem = f"cache={folder} holds {first} and no {_MANIFEST}; name another folder"
+    except StaleCacheError as error:
+        problem = str(error)
     if not _all_made_from(parts.values(), made_from):
-        raise problem
+        raise StaleCacheError(problem)
     logger.warning("%s is missing or damaged: written anew", path)
 
 
@@ -312,11 +264,11 @@ def clear(folder: str | Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """Read what a cache is made from; ``None`` where there is no cache."""
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read what a cache is made from, see :func:`describe_cache`."""
     path = Path(folder) / _MANIFEST
     if not path.exists():
-        return None
+        raise FileNotFoundError(f"data.module.cache: no cache at {folder}; {renewal(folder)} makes one")
     try:
         content = json.loads(path.read_bytes())
         version = content["version"]
@@ -354,10 +306,7 @@ def restart(folder: str | Path) -> str:
 
 
 class StateCache:
-    """Reads precomputed moments and states.
-
-    Args:
-        folder: Made by ``prepare cache=<folder>``.
+    """Reads precomputed moments and states from a folder made by ``prepare cache=<folder>``.
 
     Raises:
         FileNotFoundError: If there is no cache.
@@ -365,11 +314,7 @@ class StateCache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise FileNotFoundError(f"data.module.cache: no cache at {folder}; {renewal(folder)} makes one")
-        self.manifest = manifest
+        self.folder, self.manifest = Path(folder), read_manifest(folder)
         self._open: dict[int, PartReader] = {}
 
     @cached_property
@@ -388,15 +333,11 @@ class StateCache:
         return rows, bad
 
     def check_target(self, target: Mapping[str, Any]) -> None:
-        """Refuse a cache of targets that were made otherwise, see :func:`describe_target`."""
+        """Refuse a cache of other targets, see :func:`describe_target`; all checks raise StaleCacheError."""
         self._refuse(target_differences(self.manifest["target"], target), restart(self.folder))
 
     def check_weights(self, weights: Mapping[str, str]) -> None:
-        """Refuse a cache of networks with other digests, by name.
-
-        Raises:
-            StaleCacheError: With what differs.
-        """
+        """Refuse a cache of networks with other digests, by name."""
         self._refuse(differences(self.manifest["weights"], weights, "weights"), restart(self.folder))
 
     def check_records(self, record_ids: Collection[str]) -> None:

@@ -182,9 +182,8 @@ class SubjectDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Return the position in the data after the last batch that the trainer finished.
 
-        Returns:
-            ``batches`` trained on, the ``epoch`` of the data from 0, its finished ``samples``, counted over
-            all processes, and the ``seed`` and number of ``records`` that the order depends on.
+        That is ``batches`` trained on, the ``epoch`` of the data from 0, its finished ``samples`` over all
+        processes, and the ``seed`` and number of ``records`` that the order depends on.
         """
         if self.train_dataset is None:
             return {}
@@ -232,10 +231,7 @@ class SubjectDataModule(LightningDataModule):
         return before + self._batches_trained() - start["batches"]
 
     def _batches_trained(self) -> int:
-        """Return the trainer's count of finished batches since the run began, over all resumptions.
-
-        It is a total, because the trainer's epochs may be shorter than the data's.
-        """
+        """Return the trainer's total of finished batches; its epochs may be shorter than the data's."""
         if self.trainer is None:
             return 0
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,48 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.cache_files import StateCache, Target, content_digest
 from fastcomposer.data.index import RecordIndex, RecordTable
 from fastcomposer.data.pixels import NeededSize
-from fastcomposer.data.records import (
-    LoadedRecord,
-    RecordError,
-    Segment,
-    decode_record,
-    record_path,
-)
+from fastcomposer.data.records import LoadedRecord, Record, RecordError, Segment, decode_record, record_path
 from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.segment_crop import cut_out
-from fastcomposer.data.subject_selection import SubjectCandidate, choose_subjects
 from fastcomposer.data.transforms import ReferenceTransform, TargetTransform, sample_rng
-from fastcomposer.prompt import ParsedPrompt
+from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt, place_markers
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SubjectCandidate:
+    """A segment that may become a subject."""
+
+    segment: Segment
+    end: int  # character offset in the caption just after its word
+    mask: Tensor  # (H, W) bool, its pixels in the target
+
+
+def choose_subjects(
+    record: Record, segments: Sequence[Segment], masks: Tensor, tokenizer: Any, max_subjects: int
+) -> tuple[list[SubjectCandidate], ParsedPrompt]:
+    """Choose the largest of some segments, each with a word of its own that the tokenizer keeps.
+
+    ``masks``, (len(segments), H, W) bool, are their pixels in the target. The subjects come in the order of
+    their words, with the caption and a marker for each.
+    """
+    areas = masks.sum(dim=(1, 2)).tolist()
+    by_end: dict[int, SubjectCandidate] = {}  # the largest first
+    for number in sorted(range(len(segments)), key=lambda i: (-areas[i], segments[i].id)):
+        end = len(record.caption[: segments[number].end].rstrip())  # two offsets around a space are one word
+        if areas[number] and end not in by_end:
+            by_end[end] = SubjectCandidate(segments[number], end, masks[number])
+    while True:
+        subjects = sorted(list(by_end.values())[:max_subjects], key=lambda subject: subject.end)
+        caption = place_markers(record.caption, [subject.end for subject in subjects])
+        try:
+            return subjects, parse_prompt(caption, tokenizer, num_references=len(subjects))
+        except PromptError:
+            if not subjects:
+                raise
+            # Beyond the tokenizer's limit: the last one at least. The next in size may take its slot.
+            del by_end[subjects[-1].end]
 
 
 class SubjectDataset(Dataset[SubjectBatch]):
@@ -71,7 +99,6 @@ class SubjectDataset(Dataset[SubjectBatch]):
         self.root, self.split, self.tokenizer, self.settings = root, split, tokenizer, settings
         self.target_transform = TargetTransform(settings.resolution)
         self.reference_transform = ReferenceTransform(settings.reference_size, settings.augmentation)
-        self.epoch = 0
         self.index = records or RecordIndex(root, split, settings.on_bad_record)
         labels, least, share = settings.labels, settings.min_subjects, settings.train_share
         found = [i for i in self.index.record_ids if self.index.num_subjects(i, labels) >= least]
@@ -105,13 +132,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
     def __len__(self) -> int:
         return len(self.record_ids)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of samples read by a plain index; (epoch, index) pairs carry their own."""
-        self.epoch = epoch
-
     def __getitem__(self, index: int | tuple[int, int]) -> SubjectBatch:
-        """Return the sample of an index, or of an (epoch, index) pair."""
-        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
+        """Return the sample of an index in the first epoch, or of an (epoch, index) pair."""
+        epoch, index = index if isinstance(index, tuple) else (0, index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} records")
         rng = sample_rng(self.settings.seed, epoch, index % len(self))
@@ -141,12 +164,11 @@ class SubjectDataset(Dataset[SubjectBatch]):
         target, subjects, prompt = self._compose(loaded, flip=flip)
         slots = self.settings.max_subjects
         slot_masks = torch.zeros(1, slots, *target.shape[-2:])
-        token_idx = torch.zeros(1, slots, dtype=torch.long)
-        present = torch.zeros(1, slots, dtype=torch.bool)
-        for slot, (subject, token) in enumerate(zip(subjects, prompt.subject_token_idx, strict=True)):
+        for slot, subject in enumerate(subjects):
             slot_masks[0, slot] = subject.mask
-            token_idx[0, slot] = token
-            present[0, slot] = True
+        token_idx = torch.zeros(1, slots, dtype=torch.long)
+        token_idx[0, : len(subjects)] = torch.tensor(prompt.subject_token_idx, dtype=torch.long)
+        present = torch.arange(slots)[None] < len(subjects)
         references, extra, extra_present = self._references(loaded, subjects, rng)
         cached = {} if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
         return SubjectBatch(
@@ -169,29 +191,19 @@ class SubjectDataset(Dataset[SubjectBatch]):
         """Make the target (3, H, W), choose the subjects visible in it, and parse the prompt with them."""
         record, labels = loaded.record, self.settings.labels
         segments = [segment for segment in record.segments if labels is None or segment.label in labels]
-        target, masks = self.target_transform(
-            torch.from_numpy(loaded.image).permute(2, 0, 1),
-            loaded.segment_map,
-            [segment.id for segment in segments],
-            flip=flip,
-        )
-        subjects, prompt = choose_subjects(
-            record, segments, masks, self.tokenizer, self.settings.max_subjects
-        )
-        return target, subjects, prompt
+        image, ids = torch.from_numpy(loaded.image).permute(2, 0, 1), [segment.id for segment in segments]
+        target, masks = self.target_transform(image, loaded.segment_map, ids, flip=flip)
+        most = self.settings.max_subjects
+        return target, *choose_subjects(record, segments, masks, self.tokenizer, most)
 
     # --- references ----------------------------------------------------------------------------------------
 
     def _references(
         self, loaded: LoadedRecord, subjects: Sequence[SubjectCandidate], rng: np.random.Generator
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Make the references of a sample.
+        """(1, K, 3, R, R) first references; for N > 1 (1, K, N − 1, 3, R, R) further ones and their presence.
 
         Random numbers of the first references do not depend on N: further references follow all first ones.
-
-        Returns:
-            (1, K, 3, R, R) first references, and with N > 1 (1, K, N − 1, 3, R, R) further ones and which of
-            them there are, (1, K, N − 1) bool.
         """
         transform, slots = self.reference_transform, self.settings.max_subjects
         further = self.settings.num_references - 1
@@ -241,13 +253,12 @@ class SubjectDataset(Dataset[SubjectBatch]):
             other = self._read(other_id, replace(self._reference_needs, segment_id=segment_id))
             if other is None:
                 continue
-            for candidate in other.record.segments:
-                if candidate.id == segment_id and candidate.identity == segment.identity:
-                    yield other, candidate
-                    break
-            else:
+            wanted = (segment_id, segment.identity)
+            same = [found for found in other.record.segments if (found.id, found.identity) == wanted]
+            if not same:
                 path = record_path(self.root, other_id, ".json")
                 raise RecordError(f"{path}: segments[].identity: changed since the folder was indexed")
+            yield other, same[0]
 
     # --- precomputation ------------------------------------------------------------------------------------
 

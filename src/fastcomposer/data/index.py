@@ -30,18 +30,11 @@ Segments = dict[str, tuple[tuple[int, str, str | None], ...]]
 
 
 class RecordTable:
-    """The good records of a split, with the labels and identities of their segments.
+    """The good records of a split, with the labels and identities of their segments."""
 
-    Attributes:
-        record_ids: Good records in the order of the id list.
-        bad_records: Reason for each bad record; empty unless they are skipped.
-        segments: (id, label, identity) of each segment, by record.
-        location: Where they are, for messages.
-    """
-
-    location: str | Path
-    record_ids: tuple[str, ...]
-    bad_records: dict[str, str]
+    location: str | Path  # for messages
+    record_ids: tuple[str, ...]  # good records in the order of the id list
+    bad_records: dict[str, str]  # reason for each bad record; empty unless they are skipped
     segments: Segments
 
     def files(self, record_id: str) -> RecordFiles:

@@ -55,28 +55,18 @@ _REDUCTIONS = (8, 4, 2)  # factors by which a JPEG decoder leaves out pixels bef
 
 
 def is_narrow(size: tuple[int, int]) -> bool:
-    """Whether an image is too narrow for a record: scaled to a square target it would take gigabytes.
-
-    Its longer side has more than 1024 pixels, and more than 32 times those of the shorter one.
-    """
+    """Whether an image is too narrow for a record: scaled to a square target it would take gigabytes."""
     return max(size) > max(_SMALL, _MOST_RATIO * min(size))
 
 
 @dataclass(frozen=True)
 class NeededSize:
-    """The pixels that a sample needs of an image; a JPEG with more is decoded at a fraction of its size.
+    """The pixels that a sample needs of an image; a JPEG with more is decoded at a fraction of its size."""
 
-    Attributes:
-        height: Of the image, in pixels.
-        reference: Side in pixels of the references cut out of the image; 0 for none.
-        zoom: Whether a reference may be enlarged, which then shows a square as wide as the segment.
-        segment_id: The only segment that becomes a reference; ``None`` for all.
-    """
-
-    height: int
-    reference: int
-    zoom: bool
-    segment_id: int | None = None
+    height: int  # of the image, in pixels
+    reference: int  # side in pixels of the references cut out of the image; 0 for none
+    zoom: bool  # whether a reference may be enlarged, which then shows a square as wide as the segment
+    segment_id: int | None = None  # the only segment that becomes a reference; None for all
 
     def reduction(self, segments: Iterable[Segment], height: int, width: int) -> int:
         """Return the largest factor by which an image may shrink: 8, 4, 2 or 1."""
@@ -115,11 +105,7 @@ def decode_image(
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """Bring an image of 16 bits a channel to 8; Pillow would clip all values above 255.
-
-    Raises:
-        ValueError: If its pixels are floating-point numbers, whose range is unknown.
-    """
+    """Bring an image of 16 bits a channel to 8, where Pillow clips; refuse floats, whose range is unknown."""
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers")
     if not image.mode.startswith("I"):

@@ -91,19 +91,12 @@ class PortraitSettings:
 
 @dataclass(frozen=True)
 class PortraitBatch:
-    """Images of one person.
+    """Images of one person."""
 
-    Attributes:
-        pixel_values: (B, 3, R, R) float in [-1, 1].
-        masks: (B, 1, R, R) float; 1 where the image is, 0 around one that was made smaller.
-        views: B sizes of the person.
-        person: Which of the reference sets, from 0.
-    """
-
-    pixel_values: Tensor
-    masks: Tensor
-    views: tuple[View, ...]
-    person: int
+    pixel_values: Tensor  # (B, 3, R, R) float in [-1, 1]
+    masks: Tensor  # (B, 1, R, R) float; 1 where the image is, 0 around one that was made smaller
+    views: tuple[View, ...]  # B sizes of the person
+    person: int  # which of the reference sets, from 0
 
     def __len__(self) -> int:
         return len(self.pixel_values)
@@ -144,10 +137,6 @@ def reference_sets(people: Mapping[str, Mapping[str, Any]] | None) -> tuple[Refe
 def read_square(file: Path, size: int) -> Tensor:
     """Read an image as a square: transparent ones padded, so that nobody is cut; others cut at the centre.
 
-    Args:
-        file: The image; its EXIF orientation is honoured.
-        size: Height and width of the result in pixels.
-
     Returns:
         (4, size, size) float in [0, 1]: colours multiplied by opacity, and opacity.
 
@@ -166,14 +155,9 @@ def read_square(file: Path, size: int) -> Tensor:
 
 
 class Portraits:
-    """Samples people's images; the same step always gives the same batch.
+    """Samples people's images; the same seed and step always give the same batch.
 
     The person changes from step to step. Transparent pixels become a plain colour, drawn anew each time.
-
-    Args:
-        people: Whose images.
-        settings: How they are sampled.
-        seed: Seed of everything random.
     """
 
     def __init__(self, people: Sequence[ReferenceSet], settings: PortraitSettings, seed: int) -> None:
@@ -187,11 +171,11 @@ class Portraits:
         """Return the batch of a step for one process."""
         rng = np.random.default_rng([self.seed, rank, step])
         person = step % len(self.squares)
-        drawn = [self._draw_one(person, rng) for _ in range(self.settings.batch_size)]
-        pixels, masks, views = zip(*drawn, strict=True)
+        sampled = [self._sample_one(person, rng) for _ in range(self.settings.batch_size)]
+        pixels, masks, views = zip(*sampled, strict=True)
         return PortraitBatch(torch.stack(pixels) * 2 - 1, torch.stack(masks), views, person)
 
-    def _draw_one(self, person: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, View]:
+    def _sample_one(self, person: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, View]:
         squares, side = self.squares[person], self.settings.resolution
         square = squares[rng.integers(len(squares))]
         if rng.random() < self.settings.flip:
@@ -221,12 +205,7 @@ class _Endless(IterableDataset[PortraitBatch]):
 
 
 class PortraitDataModule(L.LightningDataModule):
-    """Endless seeded batches of people's images.
-
-    Args:
-        people: People to learn.
-        settings: How images are sampled, a setting of the method.
-        seed: Seed of everything random.
+    """Endless seeded batches of people's images; ``settings`` is a setting of the method.
 
     Raises:
         ValueError: If two people have one name, or the method does not learn from a few images.

@@ -51,9 +51,7 @@ def read_ids(root: str | Path, split: str) -> list[str]:
         ValueError: If the split is unknown.
         RecordError: If the list is missing, empty or holds an id that is no file name.
     """
-    if split not in ID_LISTS:
-        raise ValueError(f"split must be one of {', '.join(ID_LISTS)}, not {split!r}")
-    path = Path(root) / ID_LISTS[split]
+    path = _id_list(root, split)
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except FileNotFoundError:
@@ -70,14 +68,17 @@ def read_ids(root: str | Path, split: str) -> list[str]:
 
 def write_ids(root: str | Path, split: str, record_ids: Iterable[str]) -> None:
     """Write the id list of a split, one id a line, in the order given."""
-    if split not in ID_LISTS:
-        raise ValueError(f"split must be one of {', '.join(ID_LISTS)}, not {split!r}")
-    path = Path(root) / ID_LISTS[split]
-    ids = list(record_ids)
+    path, ids = _id_list(root, split), list(record_ids)
     for record_id in ids:
         _check_id(path, record_id, "id")
     content = "".join(f"{record_id}\n" for record_id in ids).encode()
     write_atomically(path, lambda file: file.write(content))
+
+
+def _id_list(root: str | Path, split: str) -> Path:
+    if split not in ID_LISTS:
+        raise ValueError(f"split must be one of {', '.join(ID_LISTS)}, not {split!r}")
+    return Path(root) / ID_LISTS[split]
 
 
 def _check_id(path: Path, record_id: str, field_name: str) -> None:
@@ -145,11 +146,7 @@ def _to_json(record: Record) -> bytes:
 
 
 def read_json(root: str | Path, record_id: str) -> Record:
-    """Read and validate the JSON of a record, leaving its pixels alone.
-
-    Raises:
-        RecordError: For every defect, naming file and field.
-    """
+    """Read and validate the JSON of a record; see :func:`read_record`."""
     path = record_path(root, record_id, ".json")
     return _decode_json(_content(path, "record"), path, record_id)
 
@@ -177,18 +174,16 @@ def parse_record(content: Any, path: Path, record_id: str) -> Record:
         raise record_error(path, "record", f"must be an object, not {type(content).__name__}")
     caption = _field(content, "caption", str, path, "caption")
     if MARKER in caption:
-        raise record_error(
-            path, "caption", f"holds a marker {MARKER}; markers are placed from segments[].end"
-        )
+        problem = f"holds a marker {MARKER}; markers are placed from segments[].end"
+        raise record_error(path, "caption", problem)
     entries = _field(content, "segments", list, path, "segments")
     segments: list[Segment] = []
     seen: dict[int, int] = {}
     for number, entry in enumerate(entries):
         segment = _parse_segment(entry, caption, path, f"segments[{number}]")
         if segment.id in seen:
-            raise record_error(
-                path, f"segments[{number}].id", f"{segment.id} is used by segments[{seen[segment.id]}] too"
-            )
+            problem = f"{segment.id} is used by segments[{seen[segment.id]}] too"
+            raise record_error(path, f"segments[{number}].id", problem)
         seen[segment.id] = number
         segments.append(segment)
     extra = {key: value for key, value in content.items() if key not in ("caption", "segments")}
@@ -201,9 +196,8 @@ def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
     segment_id = _field(entry, "id", int, path, f"{name}.id")
     end = _field(entry, "end", int, path, f"{name}.end")
     if not 0 < end <= len(caption):
-        raise record_error(
-            path, f"{name}.end", f"{end} lies outside the caption of {len(caption)} characters"
-        )
+        problem = f"{end} lies outside the caption of {len(caption)} characters"
+        raise record_error(path, f"{name}.end", problem)
     if not ends_in_word(caption[:end]):
         raise record_error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
     box = _field(entry, "bbox", list, path, f"{name}.bbox")
@@ -258,7 +252,7 @@ def read_record(
     Args:
         root: Data folder.
         record_id: Name of the record.
-        labels: Check the pixels of segments with these labels only; ``None`` checks all.
+        labels: Check the pixels of segments with these labels only.
         needed: What is needed of the image; ``None`` for all pixels.
 
     Raises:

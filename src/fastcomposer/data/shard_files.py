@@ -35,24 +35,21 @@ _FIELDS = 4  # of a record: its id, JSON, image and compressed segment map
 
 
 class DamagedShardsError(ValueError):
-    """A file of shards is missing or damaged; the message names it and the command that repairs it.
-
-    Not a :class:`~fastcomposer.data.record.RecordError`: ``on_bad_record=skip`` does not skip damage.
-    """
+    """A file of shards is missing or damaged, which ``on_bad_record=skip`` does not skip."""
 
 
 def chunk_file(split: str, number: int) -> str:
-    """Name of a chunk."""
+    """Return the name of a chunk."""
     return f"{split}/chunk-0-{number}.bin"
 
 
 def index_file(split: str) -> str:
-    """Name of litdata's index."""
+    """Return the name of litdata's index."""
     return f"{split}/index.json"
 
 
 def catalogue_file(split: str) -> str:
-    """Name of the catalogue."""
+    """Return the name of the catalogue."""
     return f"{split}.index.json"  # litdata fetches names that end so without starting threads of its own
 
 
@@ -61,10 +58,8 @@ def damaged(problem: str, location: str | Path) -> DamagedShardsError:
     where, then = str(location), ""
     if is_remote(where):
         where, then = "<folder that they were copied from>", ", to be copied again"
-    return DamagedShardsError(
-        f"{problem}; fastcomposer prepare data.root=<data folder> shards={where} "
-        f"makes anew what is damaged{then}"
-    )
+    command = f"fastcomposer prepare data.root=<data folder> shards={where}"
+    return DamagedShardsError(f"{problem}; {command} makes anew what is damaged{then}")
 
 
 # --- checksums ---------------------------------------------------------------------------------------------
@@ -72,13 +67,7 @@ def damaged(problem: str, location: str | Path) -> DamagedShardsError:
 
 @dataclass(frozen=True)
 class ChunkChecks:
-    """Checksums of a chunk.
-
-    Attributes:
-        size: In bytes.
-        crc32: Of the file.
-        records: Id and checksum of each of its records, in their order; a catalogue keeps them elsewhere.
-    """
+    """Size in bytes and CRC-32 of a chunk; id and checksum of each of its records, where they are needed."""
 
     size: int
     crc32: int
@@ -224,8 +213,8 @@ class ShardStore:
             self._check_room(sum(chunk.size for chunk in chunks))
             return
         files = [self.folder / Path(chunk_file("", number)).name for number in range(len(chunks))]
-        found = [size_problem(file, chunk.size) for file, chunk in zip(files, chunks, strict=True)]
-        problems = [f"{file} {problem}" for file, problem in zip(files, found, strict=True) if problem]
+        pairs = zip(files, chunks, strict=True)
+        problems = [f"{file} {found}" for file, chunk in pairs if (found := size_problem(file, chunk.size))]
         if problems:
             more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
             raise damaged(", ".join([*problems[:3], *more]), self.location)
@@ -282,13 +271,13 @@ class ShardStore:
             raise
         except Exception as error:  # whatever the store's client raises
             raise OSError(f"{remote} cannot be downloaded: {error}") from error
-        if not file.exists():  # some clients keep that to themselves
+        if not file.exists():  # some clients raise nothing
             raise FileNotFoundError(f"{remote} is missing")
         return file
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """Tells a file from one that replaces it."""
+    """Identify a file, as opposed to one that replaces it."""
     try:
         status = file.stat()
     except FileNotFoundError:

@@ -176,13 +176,15 @@ def _claim(
     restart: bool,
 ) -> None:
     """Refuse a folder with other files or shards of other records; write the manifest."""
-    splits = {
-        split: {"records": _digest(table.record_ids), "shards": len(shards[split])}
-        for split, table in tables.items()
-    }
+    splits = {}
+    for split, table in tables.items():
+        digest = hashlib.sha256("\n".join(table.record_ids).encode()).hexdigest()[:16]
+        splits[split] = {"records": digest, "shards": len(shards[split])}
     wanted = {"version": VERSION, "records_per_shard": records_per_shard, "splits": splits}
     path = folder / MANIFEST
-    if not path.exists() and (others := _other_files(folder)):
+    files = [] if path.exists() or not folder.exists() else folder.iterdir()
+    others = sorted(file.name for file in files if file.name != LOCK_NAME and not is_leftover(file))
+    if others:
         raise ValueError(
             f"shards={folder} holds {others[0]!r} and no {MANIFEST}: shards are written into an empty "
             "folder, or where there are some; name another one"
@@ -209,17 +211,6 @@ def _claim(
         logger.warning("%s is damaged (%s): written anew", path, "; ".join(changes))
     content = (json.dumps(wanted, indent=2) + "\n").encode()
     write_atomically(path, lambda file: file.write(content))
-
-
-def _other_files(folder: Path) -> list[str]:
-    """Files in a folder that are not of a run that was killed before it wrote a shard."""
-    if not folder.exists():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK_NAME and not is_leftover(path))
-
-
-def _digest(record_ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(record_ids).encode()).hexdigest()[:16]
 
 
 def _write_chunks(shards: Sequence[_Shard], num_workers: int) -> int:

@@ -29,11 +29,8 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside a block and put its state back afterwards.
-
-    ``torch.manual_seed`` would seed accelerators too, whose state could not be put back.
-    """
-    generator = torch.default_generator
+    """Seed torch's CPU generator inside a block and put its state back afterwards."""
+    generator = torch.default_generator  # torch.manual_seed would seed accelerators too
     state = generator.get_state()
     generator.manual_seed(seed)
     try:
@@ -142,21 +139,18 @@ class ReferenceTransform:
 
     def __init__(self, size: int, augmentation: ReferenceAugmentation | None) -> None:
         self.size, self.augmentation = size, augmentation
-        self._steps = [] if augmentation is None else self._list_steps(augmentation)
-
-    @staticmethod
-    def _list_steps(settings: ReferenceAugmentation) -> list[tuple[float, v2.Transform]]:
-        """List the steps after the resize, each with its probability."""
-        strength = settings.jitter_strength
-        steps: list[tuple[float, v2.Transform]] = [
-            (settings.rotate, v2.RandomRotation(settings.degrees, InterpolationMode.BILINEAR)),
-            (settings.jitter, v2.ColorJitter(strength, strength, strength, min(strength, 0.5))),
-            (settings.blur, SeparableBlur(settings.blur_kernel, settings.blur_sigma)),
-            (settings.grey, v2.Grayscale(num_output_channels=3)),
-            (settings.flip, v2.RandomHorizontalFlip(1.0)),
-            (settings.elastic, SeparableElastic(settings.elastic_alpha, settings.elastic_sigma)),
-        ]
-        return [(probability, step) for probability, step in steps if probability > 0]
+        self._steps: list[tuple[float, v2.Transform]] = []  # after the resize, each with its probability
+        if (by := augmentation) is not None:
+            strength = by.jitter_strength
+            steps: list[tuple[float, v2.Transform]] = [
+                (by.rotate, v2.RandomRotation(by.degrees, InterpolationMode.BILINEAR)),
+                (by.jitter, v2.ColorJitter(strength, strength, strength, min(strength, 0.5))),
+                (by.blur, SeparableBlur(by.blur_kernel, by.blur_sigma)),
+                (by.grey, v2.Grayscale(num_output_channels=3)),
+                (by.flip, v2.RandomHorizontalFlip(1.0)),
+                (by.elastic, SeparableElastic(by.elastic_alpha, by.elastic_sigma)),
+            ]
+            self._steps = [pair for pair in steps if pair[0] > 0]
 
     def __call__(self, crop: Tensor, seed: int) -> Tensor:
         """Turn a (3, h, w) uint8 crop into (3, R, R) float in [0, 1]; the seed is the augmentation's."""
@@ -201,10 +195,7 @@ class SeparableBlur(v2.GaussianBlur):
 
 
 class SeparableElastic(v2.ElasticTransform):
-    """torchvision's elastic deformation, its displacements smoothed by rows and then by columns.
-
-    It takes a fifth of the time, and the loader would spend most of its time there.
-    """
+    """torchvision's elastic deformation, smoothed by rows and then by columns in a fifth of the time."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the displacements, (1, h, w, 2) in the units of ``grid_sample``."""
@@ -249,9 +240,7 @@ class TargetTransform:
     def __call__(
         self, image: Tensor, segment_map: np.ndarray, segment_ids: Sequence[int], *, flip: bool
     ) -> tuple[Tensor, Tensor]:
-        """Transform a (3, h, w) uint8 image with the masks of K segments.
-
-        The image may be smaller than the (h, w) segment map, but of its shape.
+        """Transform a (3, h, w) uint8 image, or a shrunken one, with the masks of K segments.
 
         Returns:
             The target, (3, H, W) float in [-1, 1], and the masks, (K, H, W) bool; mirrored with ``flip``.
