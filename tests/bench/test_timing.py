@@ -9,7 +9,7 @@ import torch
 
 from fastcomposer.bench.suites import limits
 from fastcomposer.bench.timing import Speed, Stopwatch, TimedCase, table
-from fastcomposer.bench.training_step import VARIANTS, StepBench, StepSettings
+from fastcomposer.bench.training_step import TUNED, VARIANTS, StepBench, StepSettings, peak_memory
 
 
 def row(what: str, value: float, memory: int | None = None) -> Speed:
@@ -78,19 +78,26 @@ def test_limits_of_what_was_measured() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench() -> StepBench:
+def settings() -> StepSettings:
     blocks: dict[str, Any] = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4}
     attention = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return StepBench(
-        StepSettings(
-            unet={**blocks, "sample_size": 8, "cross_attention_dim": 16, "attention_head_dim": 2},
-            vae={**blocks, **kinds, "latent_channels": 4},
-            text_encoder={**attention, "vocab_size": 99, "max_position_embeddings": 77},
-            image_encoder={**attention, "image_size": 32, "patch_size": 16, "projection_dim": 16},
-            resolution=64,
-        )
+    return StepSettings(
+        unet={**blocks, "sample_size": 8, "cross_attention_dim": 16, "attention_head_dim": 2},
+        vae={**blocks, **kinds, "latent_channels": 4},
+        text_encoder={**attention, "vocab_size": 99, "max_position_embeddings": 77},
+        image_encoder={**attention, "image_size": 32, "patch_size": 16, "projection_dim": 16},
+        resolution=64,
     )
+
+
+@pytest.fixture(scope="module")
+def bench(settings: StepSettings) -> StepBench:
+    return StepBench(settings)
+
+
+def test_peak_memory_is_that_of_another_process(settings: StepSettings) -> None:
+    assert 2**27 < peak_memory(settings, VARIANTS[TUNED]) < 2**33
 
 
 @pytest.mark.parametrize(

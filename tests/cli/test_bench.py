@@ -28,19 +28,19 @@ TINY_STEP = [
 ]
 
 
-def test_bench_measures_loader_and_step(run: Run, small_base: Path) -> None:
+def test_bench_measures_loader_and_step(run: Run, small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcomposer.bench.training_step.peak_memory", lambda *_: 2**28)
     call = [f"model.base={small_base}", "min_seconds=0", "min_rounds=2", "loader={records:1,side:96}"]
     call += ["document=speed.md", *TINY_STEP]
     Path("speed.md").write_text(
         "before\n<!-- bench: written by make bench -->\nold\n<!-- bench: end -->\nafter\n"
     )
-    # Each variant starts a process.
     status, _, err = run(bench, *call, "suites=[loader,step]", "variants=[tuned without localization]")
     assert status == 0, err
     rows = json.loads(Path("outputs/bench/bench.json").read_text())["rows"]
     assert [row["suite"] for row in rows] == ["loader"] * 3 + ["step"]
     assert all(row["value"] > 0 for row in rows)
-    assert rows[-1]["peak_memory_bytes"] > 2**27
+    assert rows[-1]["peak_memory_bytes"] == 2**28
     assert 0 < rows[-1]["share_of_peak"] < 1
     page = Path("speed.md").read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "\nold\n" not in page
