@@ -73,7 +73,7 @@ def test_words_of_textual_inversion_are_words(tiny_base: Path) -> None:
         parse_prompt(f"a man<|endoftext|> {M}", tokenizer)
 
 
-def test_truncation_is_told_and_keeps_the_end_token(tokenizer: Any) -> None:
+def test_truncation_warns_and_keeps_the_end_token(tokenizer: Any) -> None:
     parsed = parse_prompt(f"a man {M} " + "beach " * 100, tokenizer)
     assert parsed.truncated and len(parsed.input_ids) == 77 and parsed.input_ids[-1] == 499
     assert not parse_prompt(f"a man {M}", tokenizer).truncated
