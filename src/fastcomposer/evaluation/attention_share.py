@@ -16,17 +16,11 @@ from fastcomposer.models.attention_capture import AttentionCapture, select_block
 
 @dataclass(frozen=True)
 class AttentionShare:
-    """Means over subjects, localized layers and heads.
+    """Means over subjects, localized layers and heads."""
 
-    Attributes:
-        inside: Fraction of the attention on a subject's word that lies inside the subject's mask.
-        area: Fraction of the image that the mask covers, as of an even spread.
-        subjects: Number of subjects measured.
-    """
-
-    inside: float
-    area: float
-    subjects: int
+    inside: float  # fraction of the attention on a subject's word that lies inside the subject's mask
+    area: float  # fraction of the image that the mask covers, as of an even spread
+    subjects: int  # how many were measured
 
     def as_dict(self) -> dict[str, float]:
         """Plain numbers by name."""

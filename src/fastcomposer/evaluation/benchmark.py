@@ -105,17 +105,11 @@ NUM_TUNING_IMAGES = 5
 
 @dataclass(frozen=True)
 class Subject:
-    """A person to be depicted.
-
-    Attributes:
-        id: Name in case ids.
-        word: Class word, such as ``man``.
-        images: The reference first; then what methods with fine-tuning get besides; then other images.
-    """
+    """A person to be depicted, named ``id`` in case ids."""
 
     id: str
-    word: str
-    images: tuple[Path, ...]
+    word: str  # class word, such as man
+    images: tuple[Path, ...]  # the reference, further ones for methods with fine-tuning, then others
 
     @property
     def reference(self) -> Path:
@@ -124,7 +118,7 @@ class Subject:
 
     @property
     def tuning_images(self) -> tuple[Path, ...]:
-        """What methods with fine-tuning get: the reference and up to four more."""
+        """The reference and up to four more, for methods with fine-tuning."""
         return self.images[:NUM_TUNING_IMAGES]
 
     @property
@@ -239,11 +233,11 @@ def load_benchmarks(
     """Load the two benchmarks of a folder, or parts of them.
 
     Args:
-        folder: Where ``single_subject.json``, which also names the subjects, and ``multi_subject.json`` are.
+        folder: Folder of ``single_subject.json``, which also names the subjects, and ``multi_subject.json``.
         images: Folder of the subjects' images; see :func:`find_subjects`.
         seed: Base seed; see :func:`load_benchmark`.
         single: How much of the single-subject benchmark; ``None`` leaves it out.
-        multi: The same of the multi-subject benchmark.
+        multi: How much of the multi-subject benchmark; ``None`` leaves it out.
         celeba_identities: See :func:`find_subjects`.
 
     Raises:

@@ -46,15 +46,12 @@ IMAGE_COLUMNS = tuple(_COLUMNS.split())
 class Run:
     """A method with one choice of settings on one benchmark.
 
-    Attributes:
-        row: Its figures.
-        folder: Folder of its images; ``None`` where only the row is left.
-        images: A row for each scored image, by case, with :data:`IMAGE_COLUMNS`: those of ``scores.parquet``,
-            subjects as a tuple, and the image's file.
+    ``images`` has a row for each scored image, by case: those of ``scores.parquet`` with
+    :data:`IMAGE_COLUMNS`, subjects as a tuple, and the image's file.
     """
 
     row: ResultRow
-    folder: Path | None = None
+    folder: Path | None = None  # of its images; None where only the row is left
     images: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=IMAGE_COLUMNS), compare=False)
 
     @property
@@ -80,19 +77,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Collected:
-    """An evaluation.
-
-    Attributes:
-        runs: In the order of the result file.
-        environment: Machine and versions.
-        alpha: Which setting of FastComposer the main tables show; the nearest one measured is taken.
-        references: Reference image of each subject, as far as known.
-    """
+    """An evaluation, with its runs in the order of the result file."""
 
     runs: tuple[Run, ...]
-    environment: Mapping[str, Any]
-    alpha: float
-    references: Mapping[str, Path] = field(default_factory=dict)
+    environment: Mapping[str, Any]  # machine and versions
+    alpha: float  # setting of FastComposer in the main tables; the nearest one measured is taken
+    references: Mapping[str, Path] = field(default_factory=dict)  # of each subject, as far as known
 
     def benchmarks(self) -> list[str]:
         """Benchmarks with at least one run, single subjects first."""

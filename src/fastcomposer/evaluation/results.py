@@ -29,41 +29,25 @@ _Amount = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a method takes to learn a subject.
+    """Costs of learning a subject."""
 
-    Attributes:
-        reference_images: Images of each subject.
-        personalization_seconds_per_subject: Fine-tuning; 0 where there is none.
-        stored_bytes_per_subject: What is kept of a subject besides its images.
-        peak_memory_bytes: Most memory in use while personalising or sampling.
-    """
-
-    reference_images: int
-    personalization_seconds_per_subject: float = 0.0
-    stored_bytes_per_subject: int = 0
-    peak_memory_bytes: int = 0
+    reference_images: int  # of each subject
+    personalization_seconds_per_subject: float = 0.0  # fine-tuning
+    stored_bytes_per_subject: int = 0  # besides its images
+    peak_memory_bytes: int = 0  # while personalising or sampling
 
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a run's images are from real ones.
-
-    Attributes:
-        fid: Too large for few images: to be compared between runs of as many.
-        kid: Without such a bias.
-        kid_std: Standard deviation of KID over subsets of the images.
-        real_images: Number of real images.
-        features: What describes the images, such as ``InceptionFeatures``.
-        scored_by: Digest of features and real images: those of one digest can be compared.
-    """
+    """How far a run's images are from real ones."""
 
     __pydantic_config__ = PLAIN
-    fid: float
-    kid: float
-    kid_std: float
-    real_images: int
-    features: str
-    scored_by: str | None = None
+    fid: float  # too large for few images: to be compared between runs of as many
+    kid: float  # without such a bias
+    kid_std: float  # standard deviation over subsets of the images
+    real_images: int  # how many
+    features: str  # class of the extractor, such as InceptionFeatures
+    scored_by: str | None = None  # digest of features and real images: those of one digest can be compared
 
 
 class CategoryScores(TypedDict):

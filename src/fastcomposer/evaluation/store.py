@@ -54,9 +54,7 @@ class RunStore:
     """The folder of one method with one choice of settings on one benchmark.
 
     Attributes:
-        output: Folder of the evaluation.
-        benchmark: Name of the benchmark.
-        method: Name of the method.
+        output: Folder of the evaluation, with the names of benchmark and method.
         settings: What was chosen, as in ``results.json``; part of the folder's name.
         decides: All that determines the pixels besides a case and its subjects' images; plain values.
         images: For each subject a digest of the images that the method gets.

@@ -31,40 +31,24 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is headed and written.
-
-    Attributes:
-        title: Its heading.
-        style: How its figures are written.
-        group: Heading over several columns; empty for what was measured here.
-        bare: Whether intervals are hidden, to save room.
-    """
+    """How a column is headed and written."""
 
     title: str
     style: Style
-    group: str = ""
-    bare: bool = False
+    group: str = ""  # heading over several columns; empty for what was measured here
+    bare: bool = False  # whether intervals are hidden, to save room
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table, whose frame holds a :data:`Cell` for each label and :class:`Column`."""
 
-    Attributes:
-        key: Short name for files and links.
-        title: Heading.
-        frame: A :data:`Cell` for each label and :class:`Column`; see :func:`make_frame`.
-        notes: Sentences below it.
-        number: Number of the paper's table that it corresponds to.
-        strong: Labels of the lines in bold.
-    """
-
-    key: str
+    key: str  # short name for files and links
     title: str
     frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
-    number: int | None = None
-    strong: Collection[str] = ()
+    notes: tuple[str, ...] = ()  # sentences below it
+    number: int | None = None  # of the paper's table that it corresponds to
+    strong: Collection[str] = ()  # labels of the lines in bold
 
     @property
     def heading(self) -> str:
