@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from toy_records import LEFT, add_record
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.cli.common import message_of
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.records import RecordError, write_ids
 from fastcomposer.data.samplers import EpochSampler
@@ -48,6 +50,13 @@ def test_settings_are_checked_at_construction(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         module(folder, tokenizer, **changes)
+
+
+def test_all_bad_settings_are_reported_in_one_line(folder: Path, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="2 validation errors") as end:
+        module(folder, tokenizer, flip=2, seed=-1)
+    message = message_of(end.value)
+    assert re.fullmatch(r"data\.module: flip: [^\n]*, not 2; seed: [^\n]*, not -1", str(message))
 
 
 def test_labels_that_nobody_has_are_refused(folder: Path, tokenizer: Any) -> None:

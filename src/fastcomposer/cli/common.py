@@ -193,12 +193,16 @@ def message_of(error: Exception) -> str | None:
 
     Wrong settings, files and captions, and failing disks and processes are the user's to act on.
     """
-    from fastcomposer.utils.errors import FaultError
+    from pydantic import ValidationError
+
+    from fastcomposer.utils.errors import FaultError, invalid_fields
     from fastcomposer.utils.workers import message_in_worker
 
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__
+    if isinstance(cause, ValidationError):
+        return f"{cause.title}: {invalid_fields(cause)}"
     if isinstance(cause, ValueError | OSError | FaultError | OmegaConfBaseException):
         return message_in_worker(str(cause))
     if isinstance(cause, ModuleNotFoundError) and cause.name in _EXTRAS:
