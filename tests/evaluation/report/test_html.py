@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fastcomposer.evaluation.load_results import collect
-from fastcomposer.evaluation.report.gallery import attention_grid, caption_of, chosen_cases, image_grid, shown
+from fastcomposer.evaluation.report.gallery import caption_of, chosen_cases, image_grid, shown
 from fastcomposer.evaluation.report.html import SECTIONS, flat
 from fastcomposer.evaluation.report.write_report import FORMATS, write_report
 
@@ -152,14 +152,6 @@ def test_grid_puts_references_above_all_methods(whole_evaluation: Evaluation) ->
     ]
     assert {len(cell) for cell in gallery.strips[0].cells} == {2}
     assert gallery.strips[0].references
-
-
-def test_attention_is_shown_with_and_without_localization(whole_evaluation: Evaluation) -> None:
-    gallery = attention_grid(collect(*_arguments(whole_evaluation)), "multi_subject")
-    assert gallery is not None
-    assert [strip.label for strip in gallery.strips[1:]] == ["With localization", "Without localization"]
-    assert {len(cell) for cell in gallery.strips[1].cells} == {3}  # the image and both subjects' maps
-    assert len({image.source for image in gallery.strips[1].cells[0]}) > 1
 
 
 @pytest.mark.parametrize(("side", "kind", "pixelated"), [(64, "png", True), (512, "jpeg", False)])

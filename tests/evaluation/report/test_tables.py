@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastcomposer.evaluation.load_results import Collected, collect, difference
-from fastcomposer.evaluation.report.table import MINUS, Table, to_csv, to_latex, to_markdown, written
+from fastcomposer.evaluation.report.table import MINUS, Table, to_csv, to_latex, written
 from fastcomposer.evaluation.report.tables import distance_table, make_tables
 from fastcomposer.evaluation.report.write_report import results_section, summary_section
 from fastcomposer.evaluation.results import Distances, read_results, write_results
@@ -150,16 +150,6 @@ def test_csv_keeps_every_digit_interval_and_tag(collected: Collected, tables: di
     assert float(found[0]["value"]) == ours.row.identity_published.mean
     assert float(found[0]["ci95_low"]) == ours.row.identity_published.ci95[0]
     assert float(found[1]["value"]) == ours.row.identity_preservation.mean
-
-
-def test_markdown_lines_have_as_many_cells_as_the_head(tables: dict[str, Table]) -> None:
-    text = "\n\n".join(map(to_markdown, tables.values()))
-    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == len(tables)
-    for lines in blocks:
-        assert len({line.count("|") for line in lines}) == 1
-    assert "published: identity" in text
-    assert "**FastComposer**" in text
 
 
 def test_latex_escapes_and_groups(tables: dict[str, Table]) -> None:
