@@ -129,7 +129,7 @@ def parse_prompt(
         raise PromptError(
             f"{num_markers} subjects in prompt {caption!r}; the model takes {max_subjects} at most"
         )
-    _check_places(caption, tokenizer)
+    _check_positions(caption, tokenizer)
     text, ends = split_markers(caption)
     # No truncation here, so that a subject cut off is seen below instead of being lost in silence.
     encoded = tokenizer(
@@ -159,7 +159,7 @@ def ends_in_word(text: str) -> bool:
     return re.search(r"\w$", text.rstrip().rstrip("".join(marks))) is not None
 
 
-def _check_places(caption: str, tokenizer: Any) -> None:
+def _check_positions(caption: str, tokenizer: Any) -> None:
     """Refuse markers without a word before them; words that textual inversion has added are words, too."""
     pieces = caption.split(MARKER)
     for number, piece in enumerate(pieces[:-1]):

@@ -46,8 +46,8 @@ def test_flops_are_counted_and_compared_with_a_matrix_product() -> None:
 
 
 def test_the_table_has_machine_and_figures() -> None:
-    facts = {"processor": "abacus", "cores": 2, "threads": 1, "torch": "2", "load_average": 0.5}
-    text = table([row("tuned: cached, fused attention", 1.234, 3 * 2**29)], facts)
+    metadata = {"processor": "abacus", "cores": 2, "threads": 1, "torch": "2", "load_average": 0.5}
+    text = table([row("tuned: cached, fused attention", 1.234, 3 * 2**29)], metadata)
     assert "abacus, 2 cores, 1 threads, torch 2; load 0.5 at the start." in text
     assert "| step | tuned: cached, fused attention | 1.23 | 0.1 | images/s | 40% | 1.50 GiB |  |" in text
 

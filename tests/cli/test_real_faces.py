@@ -17,7 +17,7 @@ from fastcomposer.cli import evaluate
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.results import read_results
-from fastcomposer.evaluation.scoring import know_subject
+from fastcomposer.evaluation.scoring import embed_references
 from fastcomposer.metrics.identity import identity_score
 
 
@@ -66,11 +66,11 @@ def test_a_reference_s_face_is_the_published_scorer_s(
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("evaluate", ["model=sd15", *paper_metrics])
     faces = instantiate(config.metrics.faces)
-    known = know_subject(Subject("000001", "woman", (file,)), faces, config.scoring.reference_size)
+    known = embed_references(Subject("000001", "woman", (file,)), faces, config.scoring.reference_size)
     with Image.open(file) as photo, torch.no_grad():
         expected = faces.embedder(faces.detector(photo.convert("RGB"))[:1])[0]
     assert (known.reference - expected).abs().max() < 1e-6
-    resized = know_subject(Subject("000001", "woman", (file,)), faces, 512)
+    resized = embed_references(Subject("000001", "woman", (file,)), faces, 512)
     assert (resized.reference - expected).abs().max() > 1e-4  # small, for the embedder is untrained
 
 

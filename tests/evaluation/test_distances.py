@@ -18,7 +18,7 @@ from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject
 from fastcomposer.evaluation.distances import DistanceStage
 from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.results import Distances
-from fastcomposer.evaluation.store import ImageFacts, RunStore, images_key, read_distances, write_all
+from fastcomposer.evaluation.store import ImageMetadata, RunStore, images_key, read_distances, write_all
 
 
 class Colours:
@@ -59,7 +59,7 @@ def run(tmp_path: Path) -> PlannedRun:
     generator = torch.Generator().manual_seed(1)
     for case in cases:
         pixels = torch.rand(3, 8, 8, generator=generator)
-        write_all({store.image_file(case): store.encode_image(case, pixels, ImageFacts(1.0, 2.0, 3))})
+        write_all({store.image_file(case): store.encode_image(case, pixels, ImageMetadata(1.0, 2.0, 3))})
     return PlannedRun(store, Benchmark("single_subject", (Subject("a", "man", ()),), cases), 0)
 
 

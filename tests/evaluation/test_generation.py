@@ -62,9 +62,9 @@ def test_every_case_is_drawn_once(toy: Toy, trained: Any, tmp_path: Path) -> Non
     assert [cost["reference_images"] for cost in costs] == [1] * 4
     for run in stage.runs:
         for case in run.benchmark.cases:
-            pixels, facts = run.store.read_image(case)
+            pixels, metadata = run.store.read_image(case)
             assert pixels.shape == (3, 32, 32)
-            assert facts.peak_memory_bytes > 1e7 and facts.seconds > 0 and facts.unet_calls > 1
+            assert metadata.peak_memory_bytes > 1e7 and metadata.seconds > 0 and metadata.unet_calls > 1
 
     again = Noted(trained, SAMPLER, [0.5, 1.0], batch_size=4, group_size=4)
     assert generate(again, toy.benchmarks(), tmp_path).num_images() == 0

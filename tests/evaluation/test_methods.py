@@ -14,7 +14,7 @@ from toy_evaluation import SAMPLER, Toy
 from fastcomposer.evaluation.benchmark import Case, Subject
 from fastcomposer.evaluation.case_sampler import ImageRequest
 from fastcomposer.evaluation.methods import FastComposerMethod, PersonalizedMethod, TextOnlyMethod
-from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_facts
+from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_metadata
 from fastcomposer.training.personalization.concept import Concept, write_concepts
 
 OPTIONS = {key: value for key, value in SAMPLER.items() if key != "alpha"}
@@ -141,17 +141,17 @@ class TestFastComposer:
             {"alpha": 0.5, "localization": "none"},
             {"alpha": 1.0, "localization": "none"},
         )
-        first, second = method.decides(0), method.decides(1)
+        first, second = method.config(0), method.config(1)
         assert first | {"alpha": 1.0} == second
         assert first["sampler"] == OPTIONS
         assert {"unet", "vae", "fusion", "image_encoder", "text_encoder", "tokenizer"} == set(
             first["weights"]
         )
         again = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
-        assert pipeline_facts(again, subjects=True)["weights"] == first["weights"]
+        assert pipeline_metadata(again, subjects=True)["weights"] == first["weights"]
         with torch.no_grad():
             next(again.unet.parameters()).flatten()[0] += 1e-3
-        changed = pipeline_facts(again, subjects=True)["weights"]
+        changed = pipeline_metadata(again, subjects=True)["weights"]
         assert {name for name in changed if changed[name] != first["weights"][name]} == {"unet"}
 
     @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ class TestTextOnly:
 
     def test_what_the_text_does_not_need_does_not_decide(self, toy: Toy) -> None:
         """A base has no fusion: it is made at random, and would make each process's settings others."""
-        facts = [TextOnlyMethod(lambda: load_base(str(toy.base)), SAMPLER).decides(0) for _ in range(2)]
-        assert facts[0] == facts[1]
-        assert set(facts[0]["weights"]) == {"unet", "vae", "text_encoder", "tokenizer"}
+        metadata = [TextOnlyMethod(lambda: load_base(str(toy.base)), SAMPLER).config(0) for _ in range(2)]
+        assert metadata[0] == metadata[1]
+        assert set(metadata[0]["weights"]) == {"unet", "vae", "text_encoder", "tokenizer"}
 
 
 def learn(
@@ -261,8 +261,8 @@ class TestPersonalized:
             )
             return PersonalizedMethod("dreambooth", untrained, recipe, SAMPLER, max_subjects=1)
 
-        assert method().decides(0) == method(trainer=partial(dict, devices=2)).decides(0)
-        assert method().decides(0) != method(seed=1).decides(0)
+        assert method().config(0) == method(trainer=partial(dict, devices=2)).config(0)
+        assert method().config(0) != method(seed=1).config(0)
 
     def test_bad_settings(self, untrained: Any) -> None:
         with pytest.raises(ValueError, match=r"methods\.lora: no such method; there are fastcomposer"):
@@ -281,4 +281,4 @@ class TestPipelines:
     def test_saved_pipelines_are_checkpoints(self, toy: Toy, trained: Any, tmp_path: Path) -> None:
         trained().save_pretrained(tmp_path)
         saved = load_trained("not looked at", checkpoint=str(tmp_path))
-        assert pipeline_facts(saved, subjects=True) == pipeline_facts(trained(), subjects=True)
+        assert pipeline_metadata(saved, subjects=True) == pipeline_metadata(trained(), subjects=True)

@@ -22,8 +22,8 @@ from fastcomposer.evaluation.results import SCORES, Costs, row_from_scores
 from fastcomposer.evaluation.scoring import (
     KnownSubject,
     ScoringStage,
+    embed_references,
     face_scores,
-    know_subject,
     read_reference,
 )
 from fastcomposer.evaluation.store import read_table
@@ -113,11 +113,11 @@ class TestReferences:
             files.append(tmp_path / f"{number}.png")
             Image.new("RGB", (8, 8), color).save(files[-1])
         subject = Subject("ann", "woman", (files[4], *files[:4], *files[5:]))
-        known = know_subject(subject, MeanFaces(), None)
+        known = embed_references(subject, MeanFaces(), None)
         assert known.reference.argmax() == 0
         assert known.others.argmax(1).tolist() == [1, 2]  # the black one shows nobody
         with pytest.raises(ValueError, match=r"5\.png: no face is found in the reference of subject bob"):
-            know_subject(Subject("bob", "man", (files[5],)), MeanFaces(), None)
+            embed_references(Subject("bob", "man", (files[5],)), MeanFaces(), None)
 
 
 @pytest.fixture
@@ -163,10 +163,10 @@ def test_scores_are_those_of_the_images(drawn: tuple[Path, list[PlannedRun]]) ->
         assert [line["case"] for line in lines] == sorted(case.id for case in run.benchmark.cases)
         for line in lines:
             case = next(case for case in run.benchmark.cases if case.id == line["case"])
-            pixels, facts = run.store.read_image(case)
+            pixels, metadata = run.store.read_image(case)
             assert line["image"] == f"images/{case.id}.png"
-            assert (line["seconds"], line["unet_calls"]) == (facts.seconds, facts.unet_calls)
-            known = {s.id: know_subject(s, extractor, 32) for s in run.benchmark.subjects}
+            assert (line["seconds"], line["unet_calls"]) == (metadata.seconds, metadata.unet_calls)
+            known = {s.id: embed_references(s, extractor, 32) for s in run.benchmark.subjects}
             expected = face_scores(
                 extractor(pixels[None])[0], [known[name] for name in case.subjects], EYE[3]
             )

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_training import saving
 
-from fastcomposer.training.checkpoints import CheckpointFiles, check_whole, newest_whole, read_step
+from fastcomposer.training.checkpoints import CheckpointFiles, check_complete, newest_complete, read_step
 from fastcomposer.training.resuming import find_checkpoint
 from fastcomposer.utils.errors import FaultError
 
@@ -72,17 +72,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         file = tmp_path / f"step={step:06d}.ckpt"
         CheckpointFiles().save_checkpoint({"global_step": step, "weights": torch.arange(1000.0)}, file)
     (tmp_path / "last.ckpt").symlink_to(file.name)
-    assert newest_whole(tmp_path) == tmp_path / "last.ckpt"
+    assert newest_complete(tmp_path) == tmp_path / "last.ckpt"
     assert capsys.readouterr().err == ""
     damage(file)
-    assert newest_whole(tmp_path) == tmp_path / "step=000002.ckpt"
+    assert newest_complete(tmp_path) == tmp_path / "step=000002.ckpt"
     message = capsys.readouterr().err
     assert f"checkpoint {tmp_path}/last.ckpt is damaged" in message
     assert f"resuming from {tmp_path}/step=000002.ckpt, after step 2" in message
 
 
 def test_where_none_is_whole_nothing_begins_anew(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path) is None
+    assert newest_complete(tmp_path) is None
     (tmp_path / "last.ckpt").write_bytes(b"")
     with pytest.raises(FaultError, match=r"last\.ckpt is damaged.*resume=restart begins anew"):
         find_checkpoint("auto", tmp_path)
@@ -102,7 +102,8 @@ def test_after_a_full_disk_and_a_damaged_file_the_training_is_the_same(trained: 
     message = str(end.value)
     assert "the checkpoint could not be saved: [Errno 27] File too large (" in message
     assert (
-        f" MB free in {folder}): '{folder}/step=000004.ckpt'; whole and kept: {folder}/last.ckpt, " in message
+        f" MB free in {folder}): '{folder}/step=000004.ckpt'; complete and kept: {folder}/last.ckpt, "
+        in message
     )
     assert message.endswith("make room, then resume=auto")
     assert {file.name for file in folder.iterdir()} == {"last.ckpt", "step=000002.ckpt"}
@@ -131,7 +132,7 @@ def test_every_moment_of_a_full_disk(tmp_path: Path) -> None:
         assert read_step(path) == 1
         assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     files.save_checkpoint(state, path)
-    check_whole(path)
+    check_complete(path)
     assert read_step(path) == 2
 
 

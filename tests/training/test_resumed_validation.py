@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from small_training import log_rows, saving
 
 from fastcomposer.training.base_module import fit
-from fastcomposer.training.checkpoints import newest_whole
+from fastcomposer.training.checkpoints import newest_complete
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.objective import Objective
 
@@ -61,7 +61,7 @@ def trained(make_module: Make, make_data: Make, make_trainer: Make) -> Make:
         settings = {"max_steps": 4, **validation, **saved, **settings}
         settings["callbacks"] = [seen, objective, *settings["callbacks"], *([kill] if kill else [])]
         trainer = make_trainer(logger=ContinuedCSVLogger(folder, name=None, version="logs"), **settings)
-        fit(trainer, make_module(), make_data(), newest_whole(folder / "checkpoints"))
+        fit(trainer, make_module(), make_data(), newest_complete(folder / "checkpoints"))
         last = [row["val/denoise_loss"] for row in log_rows(folder) if row["val/denoise_loss"]][-1]
         assert objective.measured() == pytest.approx(float(last), rel=1e-6)  # what a search goes by
         return [int(step) for step in seen.file.read_text().split()]

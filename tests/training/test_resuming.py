@@ -25,7 +25,7 @@ Check = Callable[..., list[str]]
 
 
 def _settings(*overrides: str, records: str = "a1", bad: int = 0) -> tuple[dict[str, Any], Any]:
-    """What decides a training of one process, and its configuration."""
+    """The deciding settings of a training of one process, and its configuration."""
     config = composed("train", "experiment=mini", "trainer.max_time=null", "run_dir=run", *overrides)
     with open_dict(config):
         del config["hydra"]

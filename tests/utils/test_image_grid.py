@@ -43,10 +43,10 @@ def test_the_gallery_draws_each_pair_in_every_scene(
     call += [f"--base={mini}", f"--checkpoint={mini / 'fastcomposer.safetensors'}"]
     monkeypatch.setattr(sys, "argv", call)
     runpy.run_path(str(ROOT / "scripts" / "gallery.py"), run_name="__main__")
-    facts = read_metadata(output)
-    assert facts is not None
-    assert len(facts["prompts"]) == 5
-    assert (facts["people"], facts["num_inference_steps"]) == (["00_man.png", "01_woman.png"], 1)
+    metadata = read_metadata(output)
+    assert metadata is not None
+    assert len(metadata["prompts"]) == 5
+    assert (metadata["people"], metadata["num_inference_steps"]) == (["00_man.png", "01_woman.png"], 1)
     assert Image.open(output).width == 7 * 134 + 6
     monkeypatch.setattr(sys, "argv", [*call, f"--people={tmp_path}"])
     with pytest.raises(SystemExit):

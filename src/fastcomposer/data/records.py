@@ -201,7 +201,7 @@ def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
     if not ends_in_word(caption[:end]):
         raise record_error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
     box = _field(entry, "bbox", list, path, f"{name}.bbox")
-    if len(box) != 4 or not all(_is_whole(value) for value in box):
+    if len(box) != 4 or not all(_is_integer(value) for value in box):
         raise record_error(path, f"{name}.bbox", f"must be four whole numbers x1, y1, x2, y2, not {box}")
     x1, y1, x2, y2 = (int(value) for value in box)
     if x1 >= x2 or y1 >= y2:
@@ -235,7 +235,7 @@ def _check_text(value: str, path: Path, name: str) -> None:
         raise record_error(path, name, f"character {error.start} is {half!r}, half of one") from None
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return not isinstance(value, bool) and (
         isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.pipelines import networks_of, pipeline_facts
+from fastcomposer.evaluation.pipelines import networks_of, pipeline_metadata
 from fastcomposer.evaluation.results import Costs
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
@@ -92,13 +92,13 @@ class Method:
         """Networks that must be on the device."""
         return networks_of(self.pipeline)
 
-    def decides(self, setting: int) -> dict[str, Any]:
+    def config(self, setting: int) -> dict[str, Any]:
         """All that determines the pixels besides a case and its subjects' images, as plain values."""
-        return {**self._pipeline_facts, "sampler": self.sampler}
+        return {**self._pipeline_metadata, "sampler": self.sampler}
 
     @cached_property
-    def _pipeline_facts(self) -> dict[str, Any]:
-        return pipeline_facts(self.pipeline, subjects=self.sees_subjects)
+    def _pipeline_metadata(self) -> dict[str, Any]:
+        return pipeline_metadata(self.pipeline, subjects=self.sees_subjects)
 
     def images(self, subject: Subject) -> tuple[Path, ...]:
         """Images of a subject that the method gets."""

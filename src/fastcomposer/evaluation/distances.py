@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.results import Distances
-from fastcomposer.evaluation.scorers import check_others, extractor_facts
+from fastcomposer.evaluation.scorers import check_others, extractor_metadata
 from fastcomposer.evaluation.store import DISTANCES_NAME, images_key, read_distances, write_distances
 from fastcomposer.metrics.distribution import ImageFeatures, feature_distance
 from fastcomposer.utils.settings import digest
@@ -92,7 +92,7 @@ class DistanceStage(ResumableStage):
         first = next(self._real_images())
         pixels = (first * 255).round().byte().flatten(1).sum(1).tolist()
         return {
-            "metrics": {"features": extractor_facts(self.features)},
+            "metrics": {"features": extractor_metadata(self.features)},
             "distances": {"num_real": self.num_real},
             "data": {"module": {"batch_size": self.data.batch_size}, "first_images": digest(pixels)},
         }

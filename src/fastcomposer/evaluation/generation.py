@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
 from fastcomposer.evaluation.case_sampler import ImageRequest, Method
-from fastcomposer.evaluation.store import ImageFacts, RunStore, run_folder, write_all
+from fastcomposer.evaluation.store import ImageMetadata, RunStore, run_folder, write_all
 from fastcomposer.utils.memory import peak_memory_bytes
 from fastcomposer.utils.progress import tracked
 from fastcomposer.utils.settings import differences, digest, file_digest
@@ -44,8 +44,8 @@ def plan_runs(
             for subject in benchmark.subjects
         }
         for setting, chosen in enumerate(method.settings):
-            decides = {"method": method.name, "precision": precision, **method.decides(setting)}
-            store = RunStore(Path(output), benchmark.name, method.name, chosen, decides, images)
+            config = {"method": method.name, "precision": precision, **method.config(setting)}
+            store = RunStore(Path(output), benchmark.name, method.name, chosen, config, images)
             runs.append(PlannedRun(store, benchmark, setting))
     return runs
 
@@ -112,7 +112,7 @@ class GenerationStage(ResumableStage):
         Raises:
             ValueError: If this process would sample other images than the first one.
         """
-        own = [dict(run.store.decides) for run in self.runs]
+        own = [dict(run.store.config) for run in self.runs]
         changed = differences(self.trainer.strategy.broadcast(own), own, "runs")
         if changed:
             raise ValueError(f"process {self.global_rank} has other settings: {'; '.join(changed)}")
@@ -159,10 +159,10 @@ class GenerationStage(ResumableStage):
             store = self._runs[request.case.benchmark, request.setting].store
             if request.case.id in self._attended:
                 store.write_attention(request.case, image, maps)
-            facts = ImageFacts(seconds, calls, peak)
+            metadata = ImageMetadata(seconds, calls, peak)
             # Where only the maps were missing the image stays.
             if not store.has_image(request.case):
-                files[store.image_file(request.case)] = store.encode_image(request.case, image, facts)
+                files[store.image_file(request.case)] = store.encode_image(request.case, image, metadata)
         write_all(files)
         return len(requests)
 

@@ -95,7 +95,7 @@ class Collected:
         ours = [run for run in runs if run.row.method == OURS and run.localized]
         chosen = _nearest(ours, self.alpha)
         kept = [run for run in runs if run.row.method != OURS or (run in ours and run.alpha == chosen)]
-        return sorted(kept, key=lambda run: _place(run.row.method))
+        return sorted(kept, key=lambda run: _rank(run.row.method))
 
     def ours(self, benchmark: str) -> Run | None:
         """FastComposer as the main table shows it; where there are several, the one with fewest settings."""
@@ -242,7 +242,7 @@ def _nearest(runs: Iterable[Run], alpha: float) -> float | None:
     return min(known, key=lambda value: abs(value - alpha), default=None)
 
 
-def _place(method: str) -> int:
+def _rank(method: str) -> int:
     order = list(NAMES)
     return order.index(method) if method in order else len(order)
 

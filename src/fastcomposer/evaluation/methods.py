@@ -73,9 +73,9 @@ class FastComposerMethod(Method):
         self.settings: tuple[Mapping[str, Any], ...] = tuple({"alpha": a, **shown} for a in self.alphas)
         self._references: dict[str, tuple[Path, ...]] = {}
 
-    def decides(self, setting: int) -> dict[str, Any]:
+    def config(self, setting: int) -> dict[str, Any]:
         """See ``Method``; also the alpha."""
-        return {**super().decides(setting), "alpha": self.alphas[setting]}
+        return {**super().config(setting), "alpha": self.alphas[setting]}
 
     def images(self, subject: Subject) -> tuple[Path, ...]:
         """Its references; too few images of a subject are an error."""
@@ -221,11 +221,11 @@ class PersonalizedMethod(Method):
         self._num_images = 0
         self._known: tuple[tuple[str, ...], FastComposerPipeline] | None = None
 
-    def decides(self, setting: int) -> dict[str, Any]:
+    def config(self, setting: int) -> dict[str, Any]:
         """See ``Method``; also the recipe."""
         recipe = described(self._personalize)
         recipe.pop("trainer", None)  # where it runs; what of it matters is compared with each concept
-        return {**super().decides(setting), "recipe": recipe}
+        return {**super().config(setting), "recipe": recipe}
 
     def images(self, subject: Subject) -> tuple[Path, ...]:
         """The reference and up to four more."""

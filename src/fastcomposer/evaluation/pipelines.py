@@ -1,4 +1,4 @@
-"""Pipelines under evaluation: where they come from, and what of them decides pixels."""
+"""Pipelines under evaluation: where they come from, and which of their parts determine pixels."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def networks_of(pipeline: FastComposerPipeline) -> dict[str, nn.Module]:
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
-def pipeline_facts(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[str, Any]:
+def pipeline_metadata(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[str, Any]:
     """Digests of a pipeline's weights (with those for references or not), tokenizer and scheduler."""
     scheduler: Any = pipeline.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}

@@ -111,7 +111,7 @@ class ResultRow:
         return {name: value for name, value in row.items() if name not in empty}
 
 
-def most_alike(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
+def most_similar(rows: Sequence[ResultRow], text_only: ResultRow) -> ResultRow:
     """Choose the highest identity among rows that keep :data:`LEAST_CONSISTENCY` of text's consistency.
 
     Where none of the rows, at least one, keeps as much, all are chosen from.

@@ -19,16 +19,16 @@ def describe_scorer(
     """Describe what scores images, by the configuration keys that choose it; plain values."""
     return {
         "metrics": {
-            "faces": extractor_facts(faces),
-            "image_text": extractor_facts(image_text),
+            "faces": extractor_metadata(faces),
+            "image_text": extractor_metadata(image_text),
             "reference_size": reference_size,
-            "measures": {name: extractor_facts(measure) for name, measure in measures.items()},
+            "measures": {name: extractor_metadata(measure) for name, measure in measures.items()},
         }
     }
 
 
-def extractor_facts(extractor: Any) -> dict[str, Any]:
-    """What of an extractor decides scores: its class, its plain settings and its weights."""
+def extractor_metadata(extractor: Any) -> dict[str, Any]:
+    """What determines the scores of an extractor: its class, its plain settings and its weights."""
     plain = {k: v for k, v in vars(extractor).items() if isinstance(v, int | float | str) and k != "training"}
     weights = weights_digest(extractor) if isinstance(extractor, nn.Module) else None
     return {"class": type(extractor).__qualname__, **plain, "weights_digest": weights}

@@ -139,7 +139,7 @@ class ScoringStage(ResumableStage):
             for name, measure in self.measures.items()
         }
         rows = []
-        for i, (case, (_, facts)) in enumerate(zip(part.cases, photos, strict=True)):
+        for i, (case, (_, metadata)) in enumerate(zip(part.cases, photos, strict=True)):
             subjects = [self._subject(run, name) for name in case.subjects]
             rows.append(
                 {
@@ -152,10 +152,10 @@ class ScoringStage(ResumableStage):
                     "seed": case.seed,
                     **face_scores(found[i], subjects, self.faces.blank()),
                     "prompt_consistency": float(consistency[i]),
-                    "seconds": facts.seconds,
-                    "unet_calls": facts.unet_calls,
+                    "seconds": metadata.seconds,
+                    "unet_calls": metadata.unet_calls,
                     "image": str(run.store.image_file(case).relative_to(run.store.folder)),
-                    "peak_memory_bytes": facts.peak_memory_bytes,
+                    "peak_memory_bytes": metadata.peak_memory_bytes,
                     **{column: scores[i] for column, scores in measured.items()},
                 }
             )
@@ -200,7 +200,7 @@ class ScoringStage(ResumableStage):
     def _subject(self, run: PlannedRun, name: str) -> KnownSubject:
         if name not in self._known:
             subject = next(subject for subject in run.benchmark.subjects if subject.id == name)
-            self._known[name] = know_subject(subject, self.faces, self.reference_size, self.device)
+            self._known[name] = embed_references(subject, self.faces, self.reference_size, self.device)
         return self._known[name]
 
 
@@ -238,7 +238,7 @@ def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -
     }
 
 
-def know_subject(
+def embed_references(
     subject: Subject, faces: FaceExtractor, size: int | None, device: torch.device | str = "cpu"
 ) -> KnownSubject:
     """Embed the largest faces of a subject's reference, which has one, and of images that no method gets."""

@@ -41,7 +41,7 @@ _GO_ON = "output=<other> writes beside it, resume=restart forgets it"
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class ImageMetadata:
     """What sampling an image took; ``peak_memory_bytes`` is the process's maximum until then."""
 
     seconds: float
@@ -56,7 +56,7 @@ class RunStore:
     Attributes:
         output: Folder of the evaluation, with the names of benchmark and method.
         settings: What was chosen, as in ``results.json``; part of the folder's name.
-        decides: All that determines the pixels besides a case and its subjects' images; plain values.
+        config: All that determines the pixels besides a case and its subjects' images; plain values.
         images: For each subject a digest of the images that the method gets.
     """
 
@@ -64,7 +64,7 @@ class RunStore:
     benchmark: str
     method: str
     settings: Mapping[str, Any]
-    decides: Mapping[str, Any]
+    config: Mapping[str, Any]
     images: Mapping[str, str]
 
     @cached_property
@@ -75,7 +75,7 @@ class RunStore:
     @cached_property
     def hash(self) -> str:
         """Digest of what determines the pixels."""
-        return digest(self.decides)
+        return digest(self.config)
 
     def open(self, restart: bool = False) -> None:
         """Make the folder, or continue one of the same settings; other settings are a ValueError."""
@@ -83,23 +83,23 @@ class RunStore:
             shutil.rmtree(self.folder, ignore_errors=True)
         stored = read_run(self.folder)
         if stored is not None:
-            self._check(stored["decides"], dict(self.decides), str(self.folder))
+            self._check(stored["config"], dict(self.config), str(self.folder))
         remove_leftovers(self.folder)
         if stored is None:
             content = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
-            _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "decides": dict(self.decides)})
+            _write_json(self.folder / RUN_NAME, {**content, "hash": self.hash, "config": dict(self.config)})
 
     def check_other_alphas(self, opened: Sequence[Path]) -> None:
         """Refuse runs that differ by more than alpha without a sign of it in their settings.
 
         Folders in ``opened`` are left out: :meth:`open` checks them.
         """
-        own = json.loads(json.dumps(dict(self.decides)))
+        own = json.loads(json.dumps(dict(self.config)))
         for file in sorted(self.folder.parent.glob(f"*/{RUN_NAME}")):
             run = None if file.parent in opened else read_run(file.parent)
             if run is None or run["method"] != self.method or _rest(run["settings"]) != _rest(self.settings):
                 continue
-            if changed := differences(_rest(run["decides"]), _rest(own)):
+            if changed := differences(_rest(run["config"]), _rest(own)):
                 raise ValueError(
                     f"{file.parent} was made under other settings ({'; '.join(changed)}) and would be taken "
                     "for another alpha of the same: labels={<name>: <value>} distinguishes them, "
@@ -122,18 +122,18 @@ class RunStore:
     def has_image(self, case: Case) -> bool:
         """Whether a case is sampled; a damaged file counts as none, other inputs are a ValueError."""
         file = self.image_file(case)
-        facts = read_metadata(file)
-        if facts is None:
+        metadata = read_metadata(file)
+        if metadata is None:
             return False
-        expected = self._facts(case)
-        self._check({key: facts.get(key) for key in expected}, expected, str(file))
+        expected = self._metadata(case)
+        self._check({key: metadata.get(key) for key in expected}, expected, str(file))
         return True
 
-    def encode_image(self, case: Case, pixels: Tensor, facts: ImageFacts) -> bytes:
+    def encode_image(self, case: Case, pixels: Tensor, metadata: ImageMetadata) -> bytes:
         """Make the PNG of an image (3, H, W) in [0, 1]."""
         about = {"benchmark": self.benchmark, "method": self.method, "settings": dict(self.settings)}
         data = io.BytesIO()
-        info = image_text({**about, "case": case.id, **self._facts(case), **asdict(facts)})
+        info = image_text({**about, "case": case.id, **self._metadata(case), **asdict(metadata)})
         to_pil(pixels).save(data, "PNG", pnginfo=info)
         return data.getvalue()
 
@@ -149,17 +149,17 @@ class RunStore:
         np.savez_compressed(data, maps=np.zeros((0, 0, 0)) if maps is None else maps.numpy())
         _write(file, data.getvalue())
 
-    def read_image(self, case: Case) -> tuple[Tensor, ImageFacts]:
+    def read_image(self, case: Case) -> tuple[Tensor, ImageMetadata]:
         """Read an image (3, H, W) in [0, 1] and what it took; a ValueError where it is damaged."""
         file = self.image_file(case)
-        facts = read_metadata(file)
-        if facts is None:
+        metadata = read_metadata(file)
+        if metadata is None:
             raise ValueError(f"{file}: missing or damaged; evaluate again, which samples it anew")
         with Image.open(file) as opened:
             pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
-        return pixels, ImageFacts(**{name: facts[name] for name in ImageFacts.__dataclass_fields__})
+        return pixels, ImageMetadata(**{name: metadata[name] for name in ImageMetadata.__dataclass_fields__})
 
-    def _facts(self, case: Case) -> dict[str, Any]:
+    def _metadata(self, case: Case) -> dict[str, Any]:
         images = {name: self.images[name] for name in case.subjects}
         return {"run": self.hash, "prompt": case.prompt, "seed": case.seed, "references": images}
 
@@ -216,7 +216,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / RUN_NAME).read_text())
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "decides" in content else None
+    return content if isinstance(content, dict) and "config" in content else None
 
 
 def write_table(file: Path, table: pa.Table, key: str, scorer: Mapping[str, Any]) -> None:

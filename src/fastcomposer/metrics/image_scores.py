@@ -18,7 +18,7 @@ class ImageMeasure(Protocol):
     """Gives every generated image one number.
 
     Scores are kept and looked up by the class's name, its attributes that are plain values, and its weights
-    where it is a module: what decides a score belongs into one of these.
+    where it is a module: what determines a score belongs into one of these.
     """
 
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Timer
 from torch import Generator, Tensor, nn
 
 from fastcomposer.models.weights_io import TrainingLength
-from fastcomposer.training.checkpoints import newest_whole, non_finite
+from fastcomposer.training.checkpoints import newest_complete, non_finite
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import full_tensor, gather_like, local_shard, shard_like
 from fastcomposer.utils.errors import FaultError
@@ -331,7 +331,7 @@ class RecipeModule(L.LightningModule):
         folder, kept = getattr(trainer.checkpoint_callback, "dirpath", None), ""
         if trainer.is_global_zero and folder:
             with suppress(FaultError):
-                kept = str(newest_whole(Path(folder)) or "")
+                kept = str(newest_complete(Path(folder)) or "")
         kept = trainer.strategy.broadcast(kept)
         raise NonFiniteWeightsError(
             f"after step {self.global_step} what is trained is not finite "

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and checked before a training resumes from one."""
+"""Checkpoint files: written completely or not at all, and checked before a training resumes from one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class CheckpointFiles(TorchCheckpointIO):
         except OSError as error:
             left = ", ".join(sorted(str(other) for other in file.parent.glob("*.ckpt")))
             kept = (
-                f"whole and kept: {left}; make room, then resume=auto" if left else "there is no earlier one"
+                f"complete and kept: {left}; make room, then resume=auto"
+                if left
+                else "there is no earlier one"
             )
             raise FaultError(f"the checkpoint could not be saved: {error}; {kept}") from error
 
@@ -92,8 +94,8 @@ def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{name}.{key}")
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """Find the checkpoint of most steps that is whole and finite; ``None`` if the folder has none at all.
+def newest_complete(folder: Path) -> Path | None:
+    """Find the checkpoint of most steps that is complete and finite; ``None`` if the folder has none at all.
 
     Newer ones that are not are named on standard error; it is a fault if none is.
     """
@@ -105,7 +107,7 @@ def newest_whole(folder: Path) -> Path | None:
             damaged[file] = str(error)
     for file in sorted(steps, key=lambda file: (steps[file], file.name == "last.ckpt"), reverse=True):
         try:
-            check_whole(file)
+            check_complete(file)
         except FaultError as error:
             damaged[file] = str(error)
             continue
@@ -133,7 +135,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def check_whole(file: Path) -> None:
+def check_complete(file: Path) -> None:
     """Read a checkpoint from end to end, and refuse wrong checksums, NaN and infinity."""
     content = _read(file)
     with zipfile.ZipFile(file) as archive:

@@ -54,7 +54,7 @@ class _ContinuedWriter(ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self.earlier = _whole_rows(Path(self.metrics_file_path))
+        self.earlier = _complete_rows(Path(self.metrics_file_path))
         self.count, self.last_trained = 0, -1
         self._begun = False
 
@@ -83,7 +83,7 @@ class _ContinuedWriter(ExperimentWriter):
             raise disk_error(error, self.metrics_file_path) from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self._write(fieldnames, _whole_rows(Path(self.metrics_file_path)))
+        self._write(fieldnames, _complete_rows(Path(self.metrics_file_path)))
 
     def _write(self, fieldnames: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the file beside its path; Lightning would write over it."""
@@ -94,7 +94,7 @@ class _ContinuedWriter(ExperimentWriter):
         write_atomically(Path(self.metrics_file_path), lambda file: file.write(text.getvalue().encode()))
 
 
-def _whole_rows(file: Path) -> list[dict[str, Any]]:
+def _complete_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a log; the last is left out where its writer was killed within it."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     if lines and not lines[-1].endswith("\n"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcomposer.training.checkpoints import check_whole, newest_whole, read_settings
+from fastcomposer.training.checkpoints import check_complete, newest_complete, read_settings
 
 FIXED = ("method", "data.module", "seed", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 """What a checkpoint records; groups such as ``model`` and ``localization`` are interpolated into these."""
@@ -47,14 +47,14 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
         folder: The folder.
     """
     if resume == "auto":
-        return newest_whole(folder)
+        return newest_complete(folder)
     if resume == "restart":
         shutil.rmtree(folder, ignore_errors=True)
         return None
     if resume is not None:
         if not Path(resume).is_file():
             raise FileNotFoundError(f"resume={resume}: no such checkpoint file (or auto, restart, null)")
-        check_whole(Path(resume))
+        check_complete(Path(resume))
         return Path(resume)
     if any(folder.glob("*.ckpt")):
         raise ValueError(

@@ -108,7 +108,7 @@ def test_the_ceiling_is_what_true_images_score(monkeypatch: pytest.MonkeyPatch) 
         ids[1]: SimpleNamespace(reference=east, others=torch.tensor([[0.9, 0.1]])),
         ids[2]: SimpleNamespace(reference=east, others=torch.zeros(0, 2)),
     }
-    monkeypatch.setattr(checkpoint_rows, "know_subject", lambda subject, faces, size: known[subject.id])
+    monkeypatch.setattr(checkpoint_rows, "embed_references", lambda subject, faces, size: known[subject.id])
     people = [Subject(name, "man", (Path("x.png"),)) for name in known]
 
     def person(who: Identity) -> Person:

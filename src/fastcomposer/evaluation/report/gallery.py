@@ -109,8 +109,8 @@ def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
 
 def caption_of(image: Any) -> str:
     """The prompt that an image was sampled from, as its file states; the case where it does not."""
-    facts = read_metadata(image.file) or {}
-    return strip_markers(str(facts["prompt"])) if "prompt" in facts else image.case
+    metadata = read_metadata(image.file) or {}
+    return strip_markers(str(metadata["prompt"])) if "prompt" in metadata else image.case
 
 
 def shown(file: Path, alt: str) -> Shown:

@@ -156,11 +156,11 @@ def results_section(collected: Collected) -> str:
 
 def _measured(collected: Collected) -> str:
     """State the machine, FastComposer's alpha and the meaning of brackets."""
-    facts = collected.environment
-    machine = f"{facts.get('device', 'an unnamed machine')}, {facts.get('cpus', '?')} cores"
+    metadata = collected.environment
+    machine = f"{metadata.get('device', 'an unnamed machine')}, {metadata.get('cpus', '?')} cores"
     ours = [run.alpha for name in collected.benchmarks() if (run := collected.ours(name)) and run.alpha]
     shown = f" FastComposer at α = {', '.join(f'{alpha:g}' for alpha in sorted({*ours}))}." * bool(ours)
-    return f"Measured on {machine}, torch {facts.get('torch', '?')}.{shown} Brackets hold 95 % intervals."
+    return f"Measured on {machine}, torch {metadata.get('torch', '?')}.{shown} Brackets hold 95 % intervals."
 
 
 def _narrowed(table: Table) -> Table:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.load_results import OURS, TEXT_ONLY, Collected, Run, difference
-from fastcomposer.evaluation.results import LEAST_CONSISTENCY, most_alike
-from fastcomposer.evaluation.scoring import know_subject
+from fastcomposer.evaluation.results import LEAST_CONSISTENCY, most_similar
+from fastcomposer.evaluation.scoring import embed_references
 from fastcomposer.metrics.faces import FaceExtractor
 from fastcomposer.metrics.identity import identity_score
 from fastcomposer.miniworld.card.measures import HeldOutScenes, Row
@@ -39,7 +39,7 @@ def identity_ceiling(
     Raises:
         ValueError: If nobody has another image, or there is no scene of one of them alone.
     """
-    known = {subject.id: know_subject(subject, faces, size) for subject in subjects}
+    known = {subject.id: embed_references(subject, faces, size) for subject in subjects}
     means = [float((one.others @ one.reference).mean()) for one in known.values() if len(one.others)]
     if not means:
         raise ValueError("no subject has an image besides those that methods get: run prepare again")
@@ -64,7 +64,7 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
     candidates = [r.row for r in _runs(collected, OURS, SINGLE) if r.localized and r.alpha is not None]
     if not candidates:
         raise ValueError(_missing(OURS, SINGLE))
-    best = float(most_alike(candidates, text[SINGLE].row).settings["alpha"])
+    best = float(most_similar(candidates, text[SINGLE].row).settings["alpha"])
     ours = {name: _ours(collected, name, best, localized=True) for name in (SINGLE, MULTI)}
     twin = _ours(collected, MULTI, best, localized=False)
     raised = difference(ours[MULTI], twin, "identity")

@@ -10,7 +10,7 @@ from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.load_results import TEXT_ONLY, method_name
 from fastcomposer.evaluation.report.table import Column, Table, make_frame
-from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_alike
+from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_similar
 from fastcomposer.sweeps.report.measured import Group, Sweep
 
 RULE = (
@@ -61,7 +61,7 @@ def _searched(group: Group, keys: Sequence[str]) -> Iterator[tuple[str, Table]]:
         varied = [key for key in keys if len({entry.job.chosen.get(key) for entry, _ in tried}) > 1]
         if not varied or not _same_cases([row for _, row in tried], texts):
             continue
-        best = most_alike([row for _, row in tried], texts[0])
+        best = most_similar([row for _, row in tried], texts[0])
         entry = next(entry for entry, row in tried if row is best)
         settings = " ".join(f"{key}={entry.job.chosen[key]}" for key in varied if key in entry.job.chosen)
         lines = []
