@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fastcomposer.evaluation.benchmark import Benchmark, Subset, load_benchmarks, read_definition
+from fastcomposer.evaluation.benchmark import Benchmark, read_definition
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "data" / "benchmarks"
@@ -74,11 +74,3 @@ def test_the_paper_choice_refuses_files_named_by_celeba_s_own_numbers(
         InstantiationException, match=r"000181\.jpg shows somebody else than identity 181\..*identity_CelebA"
     ):
         loaded("paper", tmp_path)
-
-
-def test_null_leaves_a_benchmark_out(world: Path) -> None:
-    folder, images = BENCHMARKS / "mini", world / "references"
-    assert [b.name for b in load_benchmarks(folder, images, single=Subset())] == ["single_subject"]
-    assert [b.name for b in load_benchmarks(folder, images, multi=Subset())] == ["multi_subject"]
-    with pytest.raises(ValueError, match="single and multi are both null"):
-        load_benchmarks(folder, images)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from toy_evaluation import SAMPLER, Toy, make_toy, predict
 
@@ -16,7 +15,6 @@ from fastcomposer.evaluation.benchmark import Benchmark, Subset
 from fastcomposer.evaluation.case_sampler import ImageRequest, SampledImages
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
 from fastcomposer.evaluation.methods import FastComposerMethod
-from fastcomposer.evaluation.pipelines import load_trained
 from fastcomposer.evaluation.store import read_run
 
 
@@ -115,17 +113,6 @@ def test_damaged_and_missing_images_are_drawn_again_and_no_others(
         assert np.abs(new - old).max() <= 1
 
 
-def test_more_cases_and_more_alphas_join_what_is_there(toy: Toy, trained: Any, tmp_path: Path) -> None:
-    few = toy.benchmarks(single=Subset(num_subjects=2, images_per_prompt=1), multi=None)
-    generate(Noted(trained, SAMPLER, [0.5]), few, tmp_path)
-    before = contents(tmp_path)
-    assert len(before) == 4
-    method = Noted(trained, SAMPLER, [0.5, 1.0])
-    generate(method, toy.benchmarks(multi=None), tmp_path)
-    assert len(method.drawn) == 2 * 12 - 4
-    assert before.items() <= contents(tmp_path).items()
-
-
 def test_alphas_that_were_drawn_otherwise_are_told_apart(toy: Toy, trained: Any, tmp_path: Path) -> None:
     part = toy.benchmarks(single=Subset(num_subjects=2, images_per_prompt=1), multi=None)
     generate(FastComposerMethod(trained, SAMPLER, [0.5]), part, tmp_path)
@@ -141,33 +128,14 @@ def test_alphas_that_were_drawn_otherwise_are_told_apart(toy: Toy, trained: Any,
     generate(FastComposerMethod(trained, sampler, [0.5, 1.0]), part, tmp_path, restart=True)
 
 
-@pytest.mark.parametrize("change", ["sampler", "weights", "seed", "reference"])
-def test_changed_settings_are_seen(
-    change: str, toy: Toy, trained: Any, tmp_path: Path, small_base: Path
-) -> None:
-    own = make_toy(small_base, tmp_path / "toy") if change == "reference" else toy
-    part = {"single": Subset(num_subjects=2, images_per_prompt=1), "multi": None}
-    generate(FastComposerMethod(trained, SAMPLER, [0.5]), own.benchmarks(**part), tmp_path / "out")
+def test_a_changed_reference_is_seen(trained: Any, tmp_path: Path, small_base: Path) -> None:
+    own = make_toy(small_base, tmp_path / "toy")
+    benchmarks = own.benchmarks(single=Subset(num_subjects=2, images_per_prompt=1), multi=None)
     method = FastComposerMethod(trained, SAMPLER, [0.5])
-    benchmarks = own.benchmarks(**part)
-    message = "sampler.guidance_scale: 3.0, not 4.0"
-    if change == "sampler":
-        method = FastComposerMethod(trained, {**SAMPLER, "guidance_scale": 4.0}, [0.5])
-    elif change == "weights":
-        other = load_trained(str(toy.base), checkpoint=str(toy.checkpoint))
-        with torch.no_grad():
-            next(other.vae.parameters()).flatten()[0] += 1e-3
-        method, message = FastComposerMethod(lambda: other, SAMPLER, [0.5]), "weights.vae"
-    elif change == "seed":
-        from fastcomposer.evaluation.benchmark import load_benchmarks
-
-        benchmarks = load_benchmarks(own.definitions, own.references, seed=50, single=part["single"])
-        message = r"seed: 42, not 50"
-    else:
-        image = own.references / "00_man.png"
-        Image.open(image).rotate(90).save(image)
-        message = "references.00_man: '"
-    with pytest.raises(ValueError, match=message) as caught:
+    generate(method, benchmarks, tmp_path / "out")
+    image = own.references / "00_man.png"
+    Image.open(image).rotate(90).save(image)
+    with pytest.raises(ValueError, match=r"references\.00_man: '") as caught:
         generate(method, benchmarks, tmp_path / "out")
     assert "resume=restart" in str(caught.value)
     generate(method, benchmarks, tmp_path / "out", restart=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastcomposer.evaluation.published import PUBLISHED, read_published
+from fastcomposer.evaluation.published import read_published
 from fastcomposer.evaluation.results import (
     SCORES,
     Costs,
@@ -46,17 +46,6 @@ def test_groups_of_unequal_size_count_by_their_images() -> None:
     found = bootstrap([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
     assert found.mean == 0.25
     assert found.ci95 == (0.0, 1.0)  # either group alone is a quarter of the draws
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        of_subject = rng.normal(0.5, 0.2, 20)
-        values = np.repeat(of_subject, 6) + rng.normal(0, 0.1, 120)
-        low, high = bootstrap(values, np.repeat(np.arange(20), 6).tolist(), seed=trial, draws=400).ci95
-        covered += low <= 0.5 <= high
-    assert 0.87 <= covered / 200 <= 0.98  # the percentile interval of 20 groups is slightly narrow
 
 
 @pytest.mark.parametrize(("people", "least"), [(15, 0.87), (6, 0.8)])
@@ -256,25 +245,14 @@ def edited(row: dict[str, Any], path: str, value: Any) -> None:
     ("path", "value", "message"),
     [
         ("benchmark", "triple", "benchmark: .*single_subject.*, not 'triple'"),
-        ("method", "magic", "method: .*fastcomposer.*, not 'magic'"),
         ("settings", [], "settings: "),
-        ("images", 1.5, r"images: .*, not 1\.5"),
-        ("images", True, "images: .*, not True"),
         ("images", None, "images: .*required"),
-        ("identity_published", None, "identity_published: .*required"),
         ("seconds_per_image", -1, "seconds_per_image: .*, not -1"),
         ("speed", 3, "speed: Unexpected"),
-        ("identity_preservation", 0.5, "identity_preservation: .*, not 0.5"),
         ("identity_preservation.ci95", [0.4], r"identity_preservation\.ci95\[1\]: .*required"),
         ("distances", {"fid": 1.0}, r"distances\.features: .*required"),
-        ("scored_by", 3, "scored_by: .*, not 3"),
         ("measures", {"colour": {"mean": 1.0}}, r"measures\.colour\.ci95: .*required"),
         ("copy_paste.ci95", [0.6, 0.4], r"copy_paste\.ci95: two numbers, the lower first"),
-        (
-            "by_category.style.identity_preservation",
-            None,
-            r"by_category\.style\.identity_preservation: .*required",
-        ),
     ],
 )
 def test_defects_of_a_file_are_named(tmp_path: Path, path: str, value: Any, message: str) -> None:
@@ -320,22 +298,3 @@ def test_published_figures_carry_their_tags() -> None:
     assert known["multi_subject", "uniportrait", "identity", "own protocol, with its router"] == (0.673, "R")
     assert known["single_subject", "portrait_booth", "identity", ""] == (0.657, "R")
     assert Counter(f.tag for f in figures) == {"R": 22, "M": 18}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tag": "X"}, r"figures\[0\]\.tag: .*not 'X'"),
-        ({"measure": "beauty"}, r"figures\[0\]\.measure: .*identity"),
-        ({"colour": "red"}, r"figures\[0\]\.colour: "),
-    ],
-)
-def test_defects_of_published_figures_are_named(tmp_path: Path, change: dict[str, str], message: str) -> None:
-    content = json.loads(PUBLISHED.read_text())
-    content["figures"][0] |= change
-    file = tmp_path / "published.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        read_published(file)
-    with pytest.raises(FileNotFoundError, match="published figures"):
-        read_published(tmp_path / "missing.json")

@@ -29,7 +29,6 @@ from fastcomposer.evaluation.scoring import (
 from fastcomposer.evaluation.store import read_table
 from fastcomposer.evaluation.summary import result_rows
 from fastcomposer.metrics.faces import Faces
-from fastcomposer.metrics.image_text import ClipExtractor
 from fastcomposer.utils.settings import digest
 
 EYE = torch.eye(4)
@@ -134,17 +133,6 @@ def drawn(toy: Toy, tmp_path: Path) -> tuple[Path, list[PlannedRun]]:
     return tmp_path, runs
 
 
-def test_means_of_all_that_is_scored_are_logged(drawn: tuple[Path, list[PlannedRun]]) -> None:
-    stage = ScoringStage(MeanFaces(), MeanImageText(), drawn[1], 32, batch_size=4)
-    trainer = predict(stage).trainer
-    tables = [read_table(run.store.scores_file) for run in drawn[1]]
-    for name in ("identity", "identity_published", "prompt_consistency", "copy_paste"):
-        values = [
-            value for table in tables if table for value in table[name].to_pylist() if value is not None
-        ]
-        assert trainer.callback_metrics[f"scores/{name}"].item() == pytest.approx(sum(values) / len(values))
-
-
 def score(runs: list[PlannedRun], **changes: Any) -> int:
     """Score with four images a part; returns how many were scored."""
     given = {"faces": MeanFaces(), "image_text": MeanImageText(), "reference_size": 32, "batch_size": 4}
@@ -217,22 +205,6 @@ def test_parts_that_are_done_stay(
     damage(runs[0].store.scores_file)
     assert score(runs) == 8
     assert [read_table(run.store.scores_file) for run in runs] == before
-
-
-def test_other_metric_models_score_anew(
-    drawn: tuple[Path, list[PlannedRun]], toy: Toy, small_base: Path
-) -> None:
-    _, runs = drawn
-    assert score(runs[:1]) == 8
-    assert score(runs[:1]) == 0
-    assert score(runs[:1], faces=MeanFaces(tint=0.1)) == 8
-    assert score(runs[:1], reference_size=16) == 8
-    clip = ClipExtractor(toy.base, "clip")
-    assert score(runs[:1], image_text=clip) == 8
-    assert score(runs[:1], image_text=ClipExtractor(toy.base, "clip")) == 0
-    with torch.no_grad():
-        next(clip.parameters()).flatten()[0] += 1
-    assert score(runs[:1], image_text=clip) == 8
 
 
 def test_scores_of_two_scorers_do_not_mix(drawn: tuple[Path, list[PlannedRun]]) -> None:

@@ -18,7 +18,6 @@ from fastcomposer.evaluation.store import (
     COLUMNS,
     ImageMetadata,
     RunStore,
-    read_scorer,
     read_table,
     write_all,
     write_table,
@@ -177,17 +176,6 @@ def row(case: str, **changes: Any) -> dict[str, Any]:
 
 
 class TestScores:
-    def test_parts_are_joined_in_the_order_of_their_cases(self, tmp_path: Path) -> None:
-        run = store(tmp_path)
-        for number, cases in enumerate((("c", "d"), ("a", "b"))):
-            table = pa.Table.from_pylist([row(case) for case in cases], COLUMNS)
-            write_table(run.part_file(number), table, f"part {number}", SCORER)
-        run.merge_scores(["part 0", "part 1"], "all", SCORER)
-        table = read_table(run.scores_file, "all")
-        assert table is not None and table["case"].to_pylist() == ["a", "b", "c", "d"]
-        assert read_scorer(run.scores_file) == SCORER
-        assert not run.part_file(0).parent.exists()
-
     def test_parts_that_are_not_what_is_wanted(self, tmp_path: Path) -> None:
         run = store(tmp_path)
         write_table(run.part_file(0), pa.Table.from_pylist([row("a")], COLUMNS), "old", SCORER)

@@ -64,7 +64,6 @@ class FixedNetwork(ColourNetwork):
 
 
 RELEASED = {"size": {"shortest_edge": 200, "longest_edge": 333}, "size_divisor": 32}
-SQUARE = {"height": 192, "width": 192}
 
 
 def segmenter(network: nn.Module, processing: Any = RELEASED, **options: Any) -> PretrainedSegmenter:

@@ -39,20 +39,6 @@ def test_no_knee_without_a_bend_outwards() -> None:
     assert knee(points((0, 0.3, 0.2), (0.5, 0.3, 0.2), (1, 0.3, 0.2))) is None
 
 
-def test_alpha_curve_names_its_points() -> None:
-    found = texts(alpha_curve(CURVE, "curve"))
-    for text in (
-        "α = 0",
-        "0.4",
-        "α = 0.6  knee",
-        "0.8",
-        "α = 1",
-        "prompt consistency",
-        "identity preservation",
-    ):
-        assert text in found
-
-
 def test_a_method_keeps_its_colour_where_others_are_missing() -> None:
     alone = {"Other": {"style": estimate(0.2)}}
     first, second = (f"var(--series-{number}," for number in (1, 2))
@@ -60,12 +46,6 @@ def test_a_method_keeps_its_colour_where_others_are_missing() -> None:
     svg = category_dots(alone, "category", methods=["FastComposer", "Other"])
     assert second in svg
     assert first not in svg
-
-
-def test_bars_say_seconds_and_ratio() -> None:
-    found = texts(speed_bars({"Slow": 700.0, "FastComposer": 2.0}, "speed", first="FastComposer"))
-    assert "700 s  (350×)" in found
-    assert "2 s" in found
 
 
 def test_long_names_leave_room_for_what_is_drawn(recwarn: pytest.WarningsRecorder) -> None:
