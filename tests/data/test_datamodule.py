@@ -83,16 +83,6 @@ def test_an_epoch_smaller_than_a_batch_is_an_error(folder: Path, tokenizer: Any)
         module(folder, tokenizer, batch_size=9).train_dataloader()
 
 
-def test_a_fraction_of_the_records_is_trained_on(folder: Path, tokenizer: Any) -> None:
-    data = module(folder, tokenizer, train_share=0.3)
-    data.setup()
-    whole = module(folder, tokenizer)
-    whole.setup()
-    assert data.train_dataset and data.val_dataset and whole.train_dataset and whole.val_dataset
-    assert data.train_dataset.record_ids == whole.train_dataset.record_ids[:3]  # of eight
-    assert data.val_dataset.record_ids == whole.val_dataset.record_ids
-
-
 # --- order -------------------------------------------------------------------------------------------------
 
 
@@ -262,15 +252,6 @@ def test_an_interrupted_step_is_repeated(folder: Path, tokenizer: Any, tmp_path:
         fit(module(folder, tokenizer), keep=tmp_path, fail_at=step, max_steps=9)
     resumed = fit(module(folder, tokenizer), checkpoint=tmp_path / f"exception-{step}.ckpt", max_steps=9)
     assert resumed == straight[step:]
-
-
-def test_shortened_epochs(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
-    limits: dict[str, Any] = {"max_epochs": 3, "limit_train_batches": 3}
-    straight = fit(module(folder, tokenizer), keep=tmp_path, **limits)
-    assert len(straight) == 9
-    for name in ("batch-end-2", "epoch-end-3"):
-        resumed = fit(module(folder, tokenizer), checkpoint=tmp_path / f"{name}.ckpt", **limits)
-        assert resumed == straight[int(name.split("-")[-1]) :], name
 
 
 def test_every_step_accumulates_as_many_batches(folder: Path, tokenizer: Any, tmp_path: Path) -> None:

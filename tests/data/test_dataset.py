@@ -283,12 +283,3 @@ def test_samples_depend_on_seed_epoch_and_index_alone(build: Build) -> None:
     )
     other = build(**settings, seed=7)[(3, 0)]
     assert not torch.equal(other.subject_pixel_values, forward[0].subject_pixel_values)
-
-
-def test_the_epoch_of_plain_indices(build: Build) -> None:
-    dataset = build(flip=0.5, augmentation=PUBLISHED)
-    assert equal(dataset[2], dataset[(0, 2)])
-    assert equal(dataset[-6], dataset[(0, 2)])
-    assert not equal(dataset[2], dataset[(1, 2)])
-    with pytest.raises(IndexError, match="index 8 of 8 records"):
-        dataset[8]

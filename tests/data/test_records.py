@@ -147,19 +147,6 @@ def test_harmless_variants_of_the_json(folder: Path, change: Change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"caption": "a', "malformed JSON: Unterminated string"),
-        (b"[]", "must be an object, not list"),
-    ],
-)
-def test_malformed_json(folder: Path, content: bytes, message: str) -> None:
-    record_path(folder, NAME, ".json").write_bytes(content)
-    with pytest.raises(RecordError, match=rf"0000003\.json: record: {message}"):
-        read_json(folder, NAME)
-
-
-@pytest.mark.parametrize(
     ("suffix", "field"), [(".json", "record"), (".jpg", "image"), (".npy", "segment map")]
 )
 def test_missing_files(folder: Path, suffix: str, field: str) -> None:
@@ -226,18 +213,6 @@ def test_id_lists(tmp_path: Path) -> None:
 
 
 # --- index -------------------------------------------------------------------------------------------------
-
-
-def test_the_index_counts_subjects_and_finds_identities(folder: Path) -> None:
-    change_json(folder, lambda c: c["segments"][1].update(coco_label="dog"), "0000009")
-    index = RecordIndex(folder, "test")
-    assert index.record_ids == ("0000008", "0000009")
-    assert [index.num_subjects(i, ["person"]) for i in index.record_ids] == [2, 1]
-    assert [index.num_subjects(i) for i in index.record_ids] == [2, 2]
-    assert index.by_identity(["person"]) == {
-        "ann": [("0000008", 1), ("0000009", 1)],
-        "bob": [("0000008", 7)],
-    }
 
 
 def test_the_index_is_read_from_disk_until_the_data_changes(

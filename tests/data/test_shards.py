@@ -14,8 +14,7 @@ from toy_records import LEFT, RIGHT, add_record, equal
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.data.datamodule import StreamingDataModule, SubjectDataModule
-from fastcomposer.data.index import RecordIndex
-from fastcomposer.data.records import RecordError, read_files, record_path, write_ids
+from fastcomposer.data.records import RecordError, record_path, write_ids
 from fastcomposer.data.samplers import ShardSampler
 from fastcomposer.data.shards import ShardedRecords, write_shards
 
@@ -112,26 +111,6 @@ def test_writing_resumes(folder: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds shards of other records"):
         write_shards(folder, other, records_per_shard=3, num_workers=0)
     assert write_shards(folder, other, records_per_shard=4, num_workers=0, restart=True) == 3
-
-
-def test_shards_hold_what_the_folder_holds(folder: Path, shards: Path) -> None:
-    table, index = ShardedRecords(str(shards), "train"), RecordIndex(folder, "train")
-    assert table.record_ids == index.record_ids
-    assert table.segments == index.segments
-    assert table.by_identity() == index.by_identity()
-    for record_id in table.record_ids:
-        assert table.files(record_id) == read_files(folder, record_id)
-        assert table.image_and_caption(record_id) == index.image_and_caption(record_id)
-
-
-def test_bad_records_are_skipped_as_in_the_folder(folder: Path, streamed: Build, tmp_path: Path) -> None:
-    record_path(folder, "0000003", ".jpg").write_bytes(b"no image")
-    write_shards(folder, tmp_path / "other", records_per_shard=3, num_workers=0)
-    data = streamed(tmp_path / "other", on_bad_record="skip")
-    data.setup("fit")
-    assert data.train_dataset is not None
-    assert data.train_dataset[3].record_ids == ("0000004",)
-    assert "0000003.jpg: image: unreadable" in str(data.train_dataset.target(3))
 
 
 def test_missing_shards_are_named(folder: Path, streamed: Build, tmp_path: Path) -> None:

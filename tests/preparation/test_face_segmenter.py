@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from skimage import segmentation
 from skimage.data import astronaut
 
-from fastcomposer.preparation.face_segmenter import FaceSegmenter, outlines
+from fastcomposer.preparation.face_segmenter import FaceSegmenter
 from fastcomposer.preparation.interfaces import Photo
 
 
@@ -53,26 +51,6 @@ def test_without_a_face_there_is_no_segment() -> None:
     assert [found.regions for found in segmenter().segment([backdrop])] == [()]
     (found,) = strict.segment([photo(astronaut())])
     assert found.regions == () and not found.segment_map.any()
-
-
-def test_a_face_in_front_of_another_body_is_its_own_segment() -> None:
-    flat = Image.new("RGB", (120, 160), "grey")
-    behind, before = np.array([40.0, 20, 80, 60]), np.array([50.0, 90, 80, 120])
-    people = outlines(flat, [behind, before])
-    assert people[40, 60] == 1 and people[105, 65] == 2
-    assert people[80, 60] == 1  # the body of the one behind
-
-
-@pytest.mark.filterwarnings("error")
-def test_outlines_of_dark_clothes_are_those_of_an_exact_solution(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In large even parts of an image the solver is far from done, and yet it is clear who is where.
-    hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    image = Image.open(hopper).convert("RGB").resize((512, 606)).crop((0, 0, 512, 512))
-    faces = [np.array([170.9, 110.6, 353.5, 331.2])]
-    people = outlines(image, faces)
-    solve = segmentation.random_walker
-    monkeypatch.setattr(segmentation, "random_walker", lambda *a, **k: solve(*a, **{**k, "mode": "bf"}))
-    assert (people == outlines(image, faces)).mean() > 0.999
 
 
 def test_settings_are_checked() -> None:

@@ -69,8 +69,6 @@ def test_invalid_captions_are_refused(album: Path, name: str | None, content: st
 
 
 def test_folders_without_photos(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"source=.*no such folder"):
-        list_photos(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds no photo \(\.jpg"):
         list_photos(tmp_path)
 
@@ -104,16 +102,3 @@ def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     image = np.asarray(open_photo(photo_of(tmp_path / "p.png"), 1, None))
     assert image[0, 0].tolist() == [10, 20, 30]
     assert image[3, 3].tolist() == [255, 255, 255]
-
-
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "missing"])
-def test_damaged_photos_are_unusable(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "p.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
-    content = path.read_bytes()
-    path.write_bytes({"cut": content[:400], "text": b"hello", "empty": b"", "missing": b""}[damage])
-    if damage == "missing":
-        path.unlink()
-    with pytest.raises(UnusablePhotoError, match="unreadable: ") as caught:
-        open_photo(photo_of(path), 1, None)
-    assert "\n" not in caught.value.detail

@@ -150,8 +150,6 @@ def test_every_photo_is_a_record_or_listed(prepare: Prepare, tmp_path: Path) -> 
     }
     page = (root / "preparation" / "report.html").read_text()
     assert "10 of 18 photos became records, with 18 subjects" in page
-    assert page.count("data:image/jpeg;base64,") == 10
-    assert page.count('">woman</b>') == 8
     assert "x_tiny.png: 15 x 40 pixels" in page
 
 
@@ -225,12 +223,6 @@ def test_other_data_is_not_touched(prepare: Prepare, tmp_path: Path) -> None:
     assert (tmp_path / "data" / "image_ids_train.txt").read_text() == "x\n"
 
 
-def test_the_data_folder_may_lie_among_the_photos(prepare: Prepare, album: Path, tmp_path: Path) -> None:
-    assert prepare(root="album/data") == 10
-    assert prepare(root="album/data") == 0
-    assert len(read_ids(album / "data", "all")) == 10
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -249,14 +241,8 @@ def test_invalid_settings_are_refused_first(
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"min_side": 0}, "min_side=0"),
-        ({"min_side": 64, "max_side": 32}, "max_side=32"),
-        ({"min_area": 1.0}, r"limits\.min_area=1\.0"),
-        ({"samples": -1}, r"limits\.samples=-1"),
-    ],
+    ("name", "value"), [("min_side", 0), ("max_side", 32), ("min_area", 1.0), ("samples", -1)]
 )
-def test_limits(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PhotoLimits(**setting)
+def test_limits(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"data\.prepare\.limits.*{name}={value}"):
+        PhotoLimits(**{name: value})
