@@ -109,13 +109,6 @@ def another_name(file: Path) -> None:
     save_file(load_file(file), file, {"records": json.dumps(content)})
 
 
-def swap(file: Path) -> None:
-    other = file.with_name("part-00000.safetensors")
-    one, two = file.read_bytes(), other.read_bytes()
-    put(file, two)
-    put(other, one)
-
-
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (zero("moments", 4), rf"{PART} is damaged \(moments of record \d+ "),
     (zero("states"), rf"{PART} is damaged \(text states of record \d+ "),
@@ -149,15 +142,6 @@ def test_damage_is_named_when_it_is_read_and_repaired_alone(
     caplog.clear()
     assert stage().missing_tasks() == []
     assert not caplog.text
-
-
-def test_swapped_parts_are_read_as_they_were_and_put_back(cache: Path, fill: Make, make_data: Make) -> None:
-    before, wanted = contents(cache), samples(make_data, cache)
-    swap(cache / PART)
-    for one, other in zip(samples(make_data, cache), wanted, strict=True):
-        assert torch.equal(one.latent_moments, other.latent_moments)  # type: ignore[arg-type]
-    assert fill() == 20
-    assert contents(cache) == before
 
 
 def test_no_flipped_byte_is_read(cache: Path, make_data: Make) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -12,28 +11,11 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from fastcomposer.training.callbacks import GracefulStop, TrainingProgress
 
 Make = Callable[..., Any]
-
-
-def test_a_signal_ends_after_the_step_and_saves(make_module: Make, fit: Make, tmp_path: Path) -> None:
-    class Interrupt(Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == 3:
-                signal.raise_signal(signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    stop = GracefulStop(tmp_path)
-    module = make_module()
-    fit(module, 50, callbacks=[stop, Interrupt()])
-    assert stop.received == signal.SIGTERM
-    assert module.global_step == 4
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
@@ -74,16 +56,3 @@ def test_a_log_has_a_line_now_and_then(
     assert first[0] == f"{tmp_path}: step 3/7 after 0:00:30"
     assert second[0] == f"{tmp_path}: step 6/7 after 0:01:00"
     assert 0 < float(first[2]) < 10
-
-
-def test_a_terminal_has_a_bar(
-    make_module: Make, fit: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    progress = TrainingProgress(interval=0)
-    fit(make_module(), 2, callbacks=[progress], enable_progress_bar=True)
-    out, err = capsys.readouterr()
-    assert "Epoch 0 " in out
-    assert "/-2" not in out
-    assert "v_num" not in out
-    assert "step" not in err

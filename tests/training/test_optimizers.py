@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from fastcomposer.training.optimizers import AdamW
 
@@ -69,36 +65,3 @@ def test_eight_bits_come_from_their_library_where_it_is(monkeypatch: pytest.Monk
 def test_bad_settings_are_refused_when_it_is_configured(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdamW(**settings)
-
-
-class _Groups(Callback):
-    """Notes the optimizer's settings in each step."""
-
-    def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
-        (group,) = optimizer.param_groups
-        self.found.append({name: group[name] for name in ("lr", "betas", "weight_decay", "fused")})
-
-
-def test_a_resumed_training_uses_the_present_settings(
-    make_module: Callable[..., Any],
-    make_data: Callable[..., Any],
-    make_trainer: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    def train(steps: int, optimizer: AdamW, warmup: int, resume: Path | None = None) -> list[dict[str, Any]]:
-        seen = _Groups()
-        trainer = make_trainer(max_steps=steps, callbacks=[seen])
-        module = make_module(optimizer=optimizer, warmup_steps=warmup)
-        trainer.fit(module, make_data(), ckpt_path=resume, weights_only=True)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-        return seen.found
-
-    first = train(2, AdamW(lr=1e-3), 4)
-    assert [one["lr"] for one in first] == pytest.approx([1e-3 / 4, 1e-3 / 2])
-    lower = AdamW(lr=1e-4, betas=(0.8, 0.9), weight_decay=0.5, implementation="foreach")
-    for step, found in enumerate(train(4, lower, 10, tmp_path / "last.ckpt"), start=3):
-        assert found["lr"] == pytest.approx(1e-4 * step / 10)
-        assert (found["betas"], found["weight_decay"], found["fused"]) == ((0.8, 0.9), 0.5, None)

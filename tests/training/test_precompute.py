@@ -148,18 +148,6 @@ def module_cache(folder: Path, record_id: str) -> Tensor:
     raise LookupError(record_id)
 
 
-def test_dropped_captions_cost_no_text_encoder(
-    fill: Fill, make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
-) -> None:
-    fill()
-    module = make_module(caption_dropout=0.5)
-    calls: list[int] = []
-    module.model.text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    module.model.vae.encoder.register_forward_hook(lambda *_: calls.append(2))
-    make_trainer(max_steps=2).fit(module, make_data(cache=tmp_path / "cache"))
-    assert calls == [1]  # the empty prompt, once
-
-
 def test_it_resumes_where_it_stopped_and_renews_what_changed(
     fill: Fill, make_data: Make, own_world: Path, tmp_path: Path
 ) -> None:
@@ -258,16 +246,3 @@ def test_bad_records_are_left_out_and_named(
     data.setup("fit")
     place = data.train_dataset.record_ids.index(bad)
     assert data.train_dataset[place].record_ids == ("00000005",)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"precision": "bfloat16"}, r"precompute\.precision=bfloat16: one of float32, float16"),
-        ({"records_per_file": 0}, r"precompute\.records_per_file must be at least 1"),
-        ({"batch_size": 0}, r"precompute\.batch_size must be at least 1"),
-    ],
-)
-def test_bad_settings_are_named(fill: Fill, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fill(**settings)

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 from command_line import called
 from PIL import Image
 from wandb_files import RunFile, read_run
 
 from fastcomposer.cli import evaluate, train
-from fastcomposer.cli import workspace as workspace_command
 from fastcomposer.evaluation.results import read_results
-from fastcomposer.training.loggers import run_name
 from fastcomposer.training.wandb_artifacts import artifact_name, weights_artifact
 from fastcomposer.training.wandb_workspace import PANELS, RESULTS, SAMPLE_IMAGES, SAMPLE_ROWS, workspace
 
@@ -185,23 +182,3 @@ def test_the_workspace_has_every_panel() -> None:
     assert len({section.name for section in view.sections}) == len(view.sections)
     stored = view._to_model().spec.model_dump_json()
     assert all(key in stored for panel in PANELS for key in panel.keys)
-
-
-def test_without_a_login_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb.teardown()
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.chdir(tmp_path)
-    status, _, err = called(workspace_command)
-    assert status == 1
-    assert "wandb login" in err
-    assert "wandb sync" in err
-
-
-@pytest.mark.parametrize(
-    ("folder", "name"), [("outputs/mini", "mini"), ("multirun/ablation/3", "ablation-3"), ("a/b1", "b1")]
-)
-def test_runs_are_named_after_their_folders(folder: str, name: str) -> None:
-    assert run_name(folder) == name

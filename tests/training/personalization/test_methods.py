@@ -250,19 +250,6 @@ def test_a_resolution_that_the_base_cannot_halve_is_named(
         make("dreambooth", base=str(base), images=PortraitSettings(24))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"count": 0}, r"method\.class_images\ncount\n"),
-        ({"num_inference_steps": 0}, r"method\.class_images\nnum_inference_steps\n"),
-        ({"prompt": "a photo"}, r"method\.class_images\.prompt='a photo'"),
-    ],
-)
-def test_bad_class_images_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ClassImages("x", **settings)
-
-
 def test_a_stopped_training_resumes(
     make: Make, fit: Make, people: tuple[ReferenceSet, ...], tmp_path: Path
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.training.personalization.concept import Concept
-from fastcomposer.training.personalization.dreambooth import DreamBooth
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.personalize import personalize
 
@@ -106,22 +104,6 @@ def test_changed_settings_people_seeds_and_bases_are_named(
     )
     with pytest.raises(ValueError, match=r"base: '[0-9a-f]{16}', not 'new'"):
         learn(factory("textual_inversion"))
-
-
-def test_where_class_images_are_is_no_setting(
-    learn: Callable[..., Concept], factory: Factory, tmp_path: Path
-) -> None:
-    method = factory("dreambooth")
-    first = learn(method)
-    elsewhere = replace(method.keywords["class_images"], folder=tmp_path / "elsewhere")
-    assert learn(factory("dreambooth", class_images=elsewhere)) == first
-
-
-def test_factories_must_be_partials(learn: Callable[..., Concept], factory: Factory) -> None:
-    with pytest.raises(ValueError, match=r"method: a functools\.partial"):
-        learn(DreamBooth)
-    with pytest.raises(ValueError, match=r"trainer: a functools\.partial"):
-        learn(factory("dreambooth"), L.Trainer)
 
 
 def test_a_process_learns_people_without_waiting_for_others(
