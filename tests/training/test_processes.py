@@ -33,7 +33,6 @@ class _Notes(Callback):
         self.records: list[str] = []
         self.gradients: dict[str, torch.Tensor] = {}
         self.losses: list[float] = []
-        self.own: list[float] = []
         self.rates: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
@@ -48,14 +47,13 @@ class _Notes(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        self.own.append(outputs["loss"].item())
         self.losses.append(trainer.callback_metrics["train/loss"].item())
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         weights = {name: p.detach() for name, p in module.trained_parameters().items()}
         averages = dict(zip(weights, module.ema.shadow_params, strict=True))
         content = {"records": self.records, "gradients": self.gradients, "losses": self.losses}
-        content |= {"own": self.own, "rates": self.rates, "weights": weights, "averages": averages}
+        content |= {"rates": self.rates, "weights": weights, "averages": averages}
         torch.save(content, self.folder / f"{trainer.global_rank}.pt")
 
 
@@ -100,10 +98,10 @@ def test_two_processes_train_as_one(fit: Make) -> None:
 _PROCESS = RecipeModule(partial(torch.optim.SGD, lr=1.0))
 
 
-def masks(step: int, rank: int, seed: int = 42, batch: int = 0) -> bool:
+def masks(step: int, rank: int, batch: int) -> bool:
     """Whether a process masks the losses of a batch of a step."""
     _PROCESS._trainer = SimpleNamespace(global_step=step, global_rank=rank)  # type: ignore[assignment]
-    _PROCESS.seed, _PROCESS._micro_batch = seed, batch
+    _PROCESS.seed, _PROCESS._micro_batch = 42, batch
     return bool(uniform((1,), "cpu", _PROCESS.mask_generator()) < 0.5)
 
 
@@ -112,7 +110,7 @@ def test_masks_come_from_seed_step_process_and_batch(rank: int, batch: int, numb
     for step in range(20):
         state = np.random.SeedSequence((42, step, 2**32 - 1, *numbers)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> 1))
-        assert masks(step, rank, batch=batch) == bool(torch.rand(1, generator=generator) < 0.5)
+        assert masks(step, rank, batch) == bool(torch.rand(1, generator=generator) < 0.5)
 
 
 def test_processes_cool_down_by_one_clock(fit: Make) -> None:

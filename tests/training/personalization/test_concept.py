@@ -93,7 +93,6 @@ def draw(pipeline: FastComposerPipeline, prompt: str) -> np.ndarray:
             "a <eve> woman and a <adam> man together",
         ),
         ("an old man <|image|>", [concept(word="old man")], "an <adam> old man"),
-        ("a man<|image|>riding", [concept()], "a <adam> man riding"),
         ("in the snow", [], "in the snow"),
     ],
 )
@@ -107,7 +106,6 @@ def test_tokens_take_the_markers_places(prompt: str, concepts: list[Concept], ex
         ("a man <|image|>", [concept(), concept()], r"2 concept\(s\) for 1 marker\(s\)"),
         ("a man", [concept()], r"1 concept\(s\) for 0 marker\(s\)"),
         ("a woman <|image|>", [concept()], r"<adam> is a man, but prompt .* has a marker after 'woman'"),
-        ("<|image|> a man", [concept()], "has a marker after ''"),
     ],
 )
 def test_prompts_that_do_not_fit_are_named(prompt: str, concepts: list[Concept], message: str) -> None:
@@ -116,20 +114,6 @@ def test_prompts_that_do_not_fit_are_named(prompt: str, concepts: list[Concept],
 
 
 # --- disk --------------------------------------------------------------------------------------------------
-
-
-def test_concepts_are_stored_with_what_they_cost(learn: Make, people: tuple[ReferenceSet, ...]) -> None:
-    (learned,) = learn("custom_diffusion", 0)
-    assert read_concepts(learned.file.parent) == (learned,)
-    assert (learned.method, learned.word, learned.token) == ("custom_diffusion", "man", "<adam>")
-    assert learned.steps == 3
-    assert 0 < learned.seconds < 60
-    assert learned.stored_bytes == learned.file.stat().st_size
-    assert learned.peak_memory_bytes > 50e6
-    tensors = load_file(learned.file)
-    assert {name.rsplit(".", 2)[1] for name in tensors if name.startswith("unet.")} == {"to_k", "to_v"}
-    assert [name for name in tensors if not name.startswith("unet.")] == ["tokens.<adam>"]
-    assert {value.dtype for value in tensors.values()} == {torch.float16}
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path, pipeline: FastComposerPipeline) -> None:
