@@ -14,7 +14,6 @@ from fastcomposer.models.attention_capture import (
     AttentionAverage,
     AttentionCapture,
     SubjectAttnProcessor,
-    cross_attention_layers,
     explicit_attention,
     fused_attention,
     select_blocks,
@@ -73,13 +72,6 @@ def test_blocks_by_name() -> None:
         ValueError, match=r"\['up_blocks.0', 'middle'\] are no .*'down_blocks.0'.*'up_blocks.3'"
     ):
         select_blocks(unet, ["up_blocks.0", "mid_block", "middle"])
-
-
-def test_second_self_attention_is_no_cross_attention() -> None:
-    unet = make_unet(only_cross_attention=[True, False, False, False])
-    assert len(cross_attention_layers(unet)["down_blocks.0"]) == 1
-    layers = [name for names in cross_attention_layers(unet).values() for name in names]
-    assert all(unet.get_submodule(name).is_cross_attention for name in layers)
 
 
 def test_processors_are_set_on_chosen_layers_only_and_put_back() -> None:
@@ -183,11 +175,6 @@ def test_detached_maps_carry_no_gradient() -> None:
         with capture.record(POSITIONS, detach=True) as maps:
             output = unet(*call(unet)).sample
         assert output.requires_grad and not any(m.requires_grad for m in maps.values())
-
-
-def test_unknown_implementation_is_refused() -> None:
-    with pytest.raises(ValueError, match="'fused' or 'explicit', not 'flash'"):
-        AttentionCapture(small_unet(), ["mid_block"], "flash")  # type: ignore[arg-type]
 
 
 def test_average_is_the_mean_over_heads_layers_and_steps() -> None:

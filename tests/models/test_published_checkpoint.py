@@ -147,8 +147,3 @@ def test_a_broken_file_is_named(name: str, tiny_base: Path, tmp_path: Path) -> N
     (tmp_path / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=f"checkpoint .*{name} cannot be read"):
         FastComposer.from_published_checkpoint(tmp_path / name, base=tiny_base)
-
-
-def test_missing_checkpoint_is_named_before_anything_loads(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"checkpoint {tmp_path}/absent.bin does not exist"):
-        FastComposer.from_published_checkpoint(tmp_path / "absent.bin", base=tmp_path / "absent")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from lightning_checkpoint import LIGHTNING_CLASS, write_lightning_checkpoint
 from safetensors.torch import save_file
 from single_file_layout import single_file_state
 from tiny_architectures import narrow
-from transformers import CLIPConfig, CLIPModel
 
 from fastcomposer import FastComposer
 from fastcomposer.models.loading import load_tokenizer, open_source
@@ -50,26 +48,6 @@ def test_every_weight_is_read(folder: Path, suffix: str) -> None:
     assert read.get_vocab() == model.tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
-def test_the_released_checkpoint_needs_no_more_of_a_single_file_than_its_name(
-    folder: Path, suffix: str, tmp_path: Path
-) -> None:
-    if folder.name == "sdxl":
-        pytest.skip("the released layout has one text encoder")
-    expected = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
-    torch.nn.init.normal_(expected.vae.encoder.conv_in.weight)
-    checkpoint = expected.save_published_checkpoint(tmp_path / "pytorch_model.bin")
-    base = folder / f"model.{suffix}"
-    model = FastComposer.from_published_checkpoint(
-        checkpoint, base=base, image_encoder=folder / "clip", architecture=folder
-    )
-    wanted, found = expected.state_dict(), model.state_dict()
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    assert model.tokenizer.get_vocab() == expected.tokenizer.get_vocab()
-    assert model.sampling_scheduler.config == expected.sampling_scheduler.config
-
-
 def test_a_single_file_of_a_training_is_not_unpickled(folder: Path, tmp_path: Path) -> None:
     write_lightning_checkpoint(tmp_path / "v1-5-pruned.ckpt", {"weight": torch.zeros(1)})
     with pytest.raises(
@@ -77,29 +55,6 @@ def test_a_single_file_of_a_training_is_not_unpickled(folder: Path, tmp_path: Pa
     ) as error:
         FastComposer.from_pretrained(tmp_path / "v1-5-pruned.ckpt", folder / "clip", architecture=folder)
     assert "take the .safetensors file" in str(error.value)
-
-
-def test_loading_a_single_file_and_a_clip_logs_nothing(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for library in ("diffusers", "transformers"):
-        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
-    plain = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
-    config = CLIPConfig(
-        text_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
-        vision_config=plain.image_encoder.config.to_dict(),
-        projection_dim=plain.image_encoder.config.projection_dim,
-    )
-    CLIPModel(config).save_pretrained(tmp_path)
-    plain.tokenizer.save_pretrained(tmp_path)
-    half = {name: value.contiguous().half() for name, value in single_file_state(plain).items()}
-    save_file(half, tmp_path / "half.safetensors")
-    for dtype in (torch.float32, torch.float16):
-        model = FastComposer.from_pretrained(
-            tmp_path / "half.safetensors", tmp_path, architecture=folder, dtype=dtype
-        )
-        assert model.unet.dtype == model.fusion.dtype == dtype
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_what_is_wrong_is_named_before_anything_loads(folder: Path) -> None:

@@ -211,7 +211,6 @@ def test_dreambooth_learns_one_person(make: Make, fit: Make, people: tuple[Refer
     [
         ("dreambooth", {"steps": 0}, r"method\.steps=0"),
         ("dreambooth", {"prior_weight": -1.0}, r"method\.prior_weight=-1"),
-        ("dreambooth", {"rare_token": " "}, r"method\.rare_token"),
         ("dreambooth", {"templates": ["a photo"]}, r"method\.templates=\['a photo'\]"),
         ("textual_inversion", {"class_images": ClassImages("x")}, r"method\.class_images"),
     ],
