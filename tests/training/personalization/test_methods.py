@@ -20,7 +20,6 @@ from fastcomposer.models.text import encode_text
 from fastcomposer.training.personalization.prior import ClassImages
 
 Make = Callable[..., Any]
-ALL = ("textual_inversion", "dreambooth", "custom_diffusion")
 
 
 class Losses(Callback):
