@@ -183,5 +183,5 @@ def right_pairs(scenes: Sequence[Rendered]) -> float:
 def test_nearly_every_subject_of_the_mini_world_gets_its_phrase(record_property: Any) -> None:
     """At least 95 % of the subjects of scenes with a man and a woman, by the embedded base's CLIP."""
     fraction = right_pairs([*rendered(180, ["man", "woman"]), *rendered(20, ["man", "woman", "woman"])])
-    record_property("right_subjects", fraction)
+    record_property("right_subjects", float(fraction))
     assert fraction >= 0.95
