@@ -74,7 +74,7 @@ def test_photos_become_records(tmp_path: Path) -> None:
     assert shown.count("<figure") == 3
     assert shown.count("<b ") == 4
     text = printed(outputs)
-    assert "4 photos: 3 are records, 1 are not" in text
+    assert "4 photos: 3 are records, 1 are left out" in text
     assert "cat.jpg,no subject named in the caption" in text
 
 

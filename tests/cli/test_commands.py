@@ -106,7 +106,10 @@ def test_prepare_train_resume_generate_evaluate(
         ("localization.localization_blocks=[attic]", "attic"),
         ("localization.localization=l2", "localization.localization"),
         ("method.model.fusion.mode=max", "method.model.fusion.mode='max'"),
-        ("data.module.background=blur", "background must be one of"),
+        (
+            "data.module.background=blur",
+            "data.module: background: Input should be 'noise', 'black' or 'kept'",
+        ),
         ("matmul_precision=fast", "matmul_precision=fast: one of highest"),
         ("data.module.batch_size=0", "batch_size"),
     ],

@@ -89,7 +89,7 @@ def test_a_benchmark_is_scored_with_real_faces(
     options = ["alphas=[0.5]", "benchmark.multi=null", "sampler.num_inference_steps=1", "output=scores"]
     monkeypatch.setattr(sys, "argv", ["fastcomposer", *toy.arguments(*paper_metrics, *options)])
     evaluate.main()
-    rows = read_results(tmp_path / "scores" / "results.json")[0]
+    rows = read_results(tmp_path / "scores" / "results.json").rows
     assert {row.method for row in rows} == {"text_only", "fastcomposer"}
     for row in rows:
         assert row.images == 12

@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
+from fastcomposer.cli import evaluate, report
 from fastcomposer.cli.common import quoted, renamed
-from fastcomposer.cli.report import ALIAS
 
 _CALL = re.compile(r"^\s*fastcomposer (\w+)(?: (.*))?$")
 _LOOP = re.compile(r"^for (\w+) in ([^;]+); do$")
@@ -37,8 +37,9 @@ def overrides(command: str, arguments: str) -> list[str]:
     given = [word for word in shlex.split(arguments) if word not in ("-m", "--help", "--cfg", "job")]
     if command == "generate":
         given = [quoted(word, "prompt") for word in given]
-    if command == "report":
-        given = [renamed(word, *ALIAS) for word in given]
+    for module in (evaluate, report):
+        if module.__name__.endswith(command):
+            given = [renamed(word, *module.ALIAS) for word in given]
     parsed = OverridesParser.create().parse_overrides(given)
     return [_first(one) if one.is_sweep_override() else str(one.input_line) for one in parsed]
 
