@@ -12,9 +12,8 @@ from PIL import Image
 from toy_evaluation import SAMPLER, Toy, make_toy, predict
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subset
-from fastcomposer.evaluation.case_sampler import ImageRequest, SampledImages
 from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs
-from fastcomposer.evaluation.methods import FastComposerMethod
+from fastcomposer.evaluation.methods import FastComposerMethod, ImageRequest, SampledImages
 from fastcomposer.evaluation.store import read_run
 
 

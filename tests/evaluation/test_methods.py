@@ -12,8 +12,12 @@ import torch
 from toy_evaluation import SAMPLER, Toy
 
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.case_sampler import ImageRequest
-from fastcomposer.evaluation.methods import FastComposerMethod, PersonalizedMethod, TextOnlyMethod
+from fastcomposer.evaluation.methods import (
+    FastComposerMethod,
+    ImageRequest,
+    PersonalizedMethod,
+    TextOnlyMethod,
+)
 from fastcomposer.evaluation.pipelines import load_base, load_trained, pipeline_metadata
 from fastcomposer.training.personalization.concept import Concept, write_concepts
 

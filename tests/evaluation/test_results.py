@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastcomposer.evaluation.published import read_published
+from fastcomposer.evaluation.load_results import read_published
 from fastcomposer.evaluation.results import (
     SCORES,
     Costs,

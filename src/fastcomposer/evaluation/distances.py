@@ -12,11 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import PlannedRun
+from fastcomposer.evaluation.methods import blocks
 from fastcomposer.evaluation.results import Distances
-from fastcomposer.evaluation.scorers import check_others, extractor_metadata
-from fastcomposer.evaluation.store import DISTANCES_NAME, images_key, read_distances, write_distances
+from fastcomposer.evaluation.store import (
+    DISTANCES_NAME,
+    check_others,
+    extractor_metadata,
+    images_key,
+    read_distances,
+    write_distances,
+)
 from fastcomposer.metrics.distribution import ImageFeatures, feature_distance
 from fastcomposer.utils.settings import digest
 from fastcomposer.utils.stages import ResumableStage

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from fastcomposer.evaluation.benchmark import Benchmark, Subject
-from fastcomposer.evaluation.case_sampler import ImageRequest, Method
+from fastcomposer.evaluation.methods import ImageRequest, Method
 from fastcomposer.evaluation.store import ImageMetadata, RunStore, run_folder, write_all
 from fastcomposer.utils.memory import peak_memory_bytes
 from fastcomposer.utils.progress import tracked

@@ -1,4 +1,4 @@
-"""Evaluations read from their folders: rows, scores of the images, and the images."""
+"""Evaluations read from their folders: rows, scores of the images, and the images; and published figures."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, ValidationError
 
-from fastcomposer.evaluation.benchmark import Benchmark
+from fastcomposer.evaluation.benchmark import PLACEHOLDERS, Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
-from fastcomposer.evaluation.scorers import check_same, scored_by
-from fastcomposer.evaluation.statistics import Estimate, bootstrap, paired_difference
-from fastcomposer.evaluation.store import SCORES_NAME
+from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap, paired_difference
+from fastcomposer.evaluation.store import SCORES_NAME, check_same, scored_by
+from fastcomposer.utils.assets import packaged
+from fastcomposer.utils.errors import invalid_fields
 
+PUBLISHED = packaged("data/benchmarks/paper/published.json")
 OURS = "fastcomposer"
 TEXT_ONLY = "text_only"
 NAMES = {
@@ -35,8 +38,6 @@ NAMES = {
 BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject"}
 _ROUNDING = 1e-3
 Score = Literal["identity", "identity_published", "prompt_consistency"]
-
-
 _COLUMNS = "case category subjects seed identity identity_published prompt_consistency file"
 IMAGE_COLUMNS = tuple(_COLUMNS.split())
 """Columns of :attr:`Run.images`."""
@@ -253,3 +254,40 @@ def _without(run: Run, *keys: str) -> dict[str, Any]:
 
 def _key(benchmark: str, method: str, settings: Mapping[str, Any]) -> tuple[str, str, str]:
     return benchmark, method, json.dumps(settings, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """One figure (docs/method.md).
+
+    Attributes:
+        benchmark: ``single_subject`` or ``multi_subject``.
+        method: As in ``results.json``, or the name of later work.
+        measure: ``identity``, ``prompt``, ``seconds`` or ``memory``.
+        value: The figure; seconds, bytes.
+        tag: How sure it is: V read in the published code, R quoted by another paper, M recalled, unconfirmed.
+        note: What sets it apart from the paper's own, such as ``re-run``; empty where nothing does.
+    """
+
+    __pydantic_config__ = PLAIN
+    benchmark: Annotated[str, Field(pattern=f"^({'|'.join(PLACEHOLDERS)})$")]
+    method: str
+    measure: Literal["identity", "prompt", "seconds", "memory"]
+    value: float
+    tag: Literal["V", "R", "M"]
+    note: str = ""
+
+
+class _Published(BaseModel):
+    figures: tuple[PublishedFigure, ...]
+
+
+def read_published(file: str | Path = PUBLISHED) -> tuple[PublishedFigure, ...]:
+    """Read the published figures in the order of the paper's tables; an invalid one is named in an error."""
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"published figures {path}: no such file")
+    try:
+        return _Published.model_validate_json(path.read_text(encoding="utf-8")).figures
+    except ValidationError as error:
+        raise ValueError(f"{path}: {invalid_fields(error)}") from error

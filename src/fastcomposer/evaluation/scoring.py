@@ -21,10 +21,16 @@ from torchvision.transforms.v2 import functional as tvf
 from fastcomposer.data.pixels import open_image
 from fastcomposer.data.transforms import pad_to_square
 from fastcomposer.evaluation.benchmark import Case, Subject
-from fastcomposer.evaluation.case_sampler import blocks
 from fastcomposer.evaluation.generation import PlannedRun
-from fastcomposer.evaluation.scorers import check_others, describe_scorer
-from fastcomposer.evaluation.store import COLUMNS, SCORES_NAME, read_table, write_table
+from fastcomposer.evaluation.methods import blocks
+from fastcomposer.evaluation.store import (
+    COLUMNS,
+    SCORES_NAME,
+    check_others,
+    describe_scorer,
+    read_table,
+    write_table,
+)
 from fastcomposer.metrics.faces import FaceExtractor, Faces
 from fastcomposer.metrics.identity import identity_score
 from fastcomposer.metrics.image_scores import (

@@ -18,14 +18,15 @@ from lightning.pytorch.loggers import WandbLogger
 import fastcomposer
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
 from fastcomposer.evaluation.results import METHODS, Costs, ResultRow, row_from_scores
-from fastcomposer.evaluation.scorers import check_same, scored_by
 from fastcomposer.evaluation.store import (
     RUN_NAME,
     SCORES_NAME,
+    check_same,
     images_key,
     read_distances,
     read_run,
     read_table,
+    scored_by,
 )
 from fastcomposer.training.wandb_workspace import RESULTS
 

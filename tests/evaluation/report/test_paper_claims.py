@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastcomposer.evaluation.load_results import collect, difference
-from fastcomposer.evaluation.report.gallery import named_grid
+from fastcomposer.evaluation.report.html import named_grid
 from fastcomposer.evaluation.report.paper_claims import Expectation, compare, deviations, expectations, tally
 
 Evaluation = tuple[Path, list[Any]]

@@ -15,8 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastcomposer.evaluation.load_results import Collected, collect, difference
-from fastcomposer.evaluation.report.table import MINUS, Table, to_csv, to_latex, written
-from fastcomposer.evaluation.report.tables import distance_table, make_tables
+from fastcomposer.evaluation.report.tables import (
+    MINUS,
+    Table,
+    distance_table,
+    make_tables,
+    to_csv,
+    to_latex,
+    written,
+)
 from fastcomposer.evaluation.report.write_report import summary_section
 from fastcomposer.evaluation.results import Distances, read_results, write_results
 from fastcomposer.evaluation.store import write_table

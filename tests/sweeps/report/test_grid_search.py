@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastcomposer.evaluation.benchmark import Subset
-from fastcomposer.evaluation.report.table import to_markdown
+from fastcomposer.evaluation.report.tables import to_markdown
 from fastcomposer.evaluation.results import ResultRow, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.miniworld.people import rendered_people

@@ -11,14 +11,14 @@ from fastcomposer.evaluation.load_results import (
     BENCHMARKS,
     TEXT_ONLY,
     Collected,
+    PublishedFigure,
     Run,
     Score,
     difference,
     distinguishing,
+    read_published,
 )
-from fastcomposer.evaluation.published import PublishedFigure, read_published
-from fastcomposer.evaluation.report.table import written
-from fastcomposer.evaluation.report.tables import first_image
+from fastcomposer.evaluation.report.tables import first_image, written
 from fastcomposer.evaluation.statistics import Estimate
 
 Verdict = Literal["held", "not held", "not measured"]

@@ -6,7 +6,6 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -16,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from fastcomposer.evaluation.report.table import written
+from fastcomposer.evaluation.report.tables import AlphaPoint, knee, written
 from fastcomposer.evaluation.statistics import Estimate
 
 # Roles of colours on light paper. Each hue is one of Okabe and Ito's, which colour-blind readers tell apart;
@@ -39,40 +38,6 @@ _FONT = 9.5  # points
 _NAME = 26  # letters in a line of a name beside an axis
 _LEGEND = 62  # letters in a line of a legend
 _ROW = 0.16  # inches of a line of text
-
-
-@dataclass(frozen=True)
-class AlphaPoint:
-    """Identity and prompt consistency at one alpha."""
-
-    alpha: float
-    identity: Estimate
-    consistency: Estimate
-
-
-def knee(points: Sequence[AlphaPoint]) -> int | None:
-    """Find the setting after which more of one score costs most of the other.
-
-    Both axes are scaled to the range they cover, a chord joins the smallest and the largest alpha, and the
-    knee is the point farthest from that chord on its better side (more identity and more consistency).
-
-    Returns its index among points of rising alpha; ``None`` with fewer than three, or none beyond the chord.
-    """
-    if len(points) < 3:
-        return None
-    xs = _scaled([point.consistency.mean for point in points])
-    ys = _scaled([point.identity.mean for point in points])
-    along = (xs[-1] - xs[0], ys[-1] - ys[0])
-    # The normal of the chord that points towards larger scores.
-    normal = (-along[1], along[0]) if along[0] - along[1] >= 0 else (along[1], -along[0])
-    distances = [(x - xs[0]) * normal[0] + (y - ys[0]) * normal[1] for x, y in zip(xs, ys, strict=True)]
-    best = max(range(len(points)), key=distances.__getitem__)
-    return best if distances[best] > 1e-9 else None
-
-
-def _scaled(values: list[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
 
 
 def alpha_curve(points: Sequence[AlphaPoint], name: str) -> str:

@@ -10,21 +10,19 @@ from fastcomposer.evaluation.benchmark import Benchmark
 from fastcomposer.evaluation.load_results import BENCHMARKS, OURS, Collected, collect, distinguishing
 from fastcomposer.evaluation.report.html import render_html
 from fastcomposer.evaluation.report.paper_claims import Expectation, deviations, expectations
-from fastcomposer.evaluation.report.table import (
-    Cell,
-    Column,
-    Table,
-    make_frame,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
 from fastcomposer.evaluation.report.tables import (
     BY_PUBLISHED,
     PUBLISHED,
+    Cell,
+    Column,
+    Table,
     localization_table,
     main_table,
+    make_frame,
     make_tables,
+    to_csv,
+    to_latex,
+    to_markdown,
 )
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.utils.files import write_atomically

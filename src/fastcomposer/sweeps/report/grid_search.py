@@ -9,7 +9,7 @@ from pathlib import Path
 from fastcomposer.data.portraits import ReferenceSet
 from fastcomposer.evaluation.benchmark import Benchmark, Subject, Subset, load_benchmark
 from fastcomposer.evaluation.load_results import TEXT_ONLY, method_name
-from fastcomposer.evaluation.report.table import Column, Table, make_frame
+from fastcomposer.evaluation.report.tables import Column, Table, make_frame
 from fastcomposer.evaluation.results import LEAST_CONSISTENCY, ResultRow, most_similar
 from fastcomposer.sweeps.report.measured import Group, Sweep
 

@@ -13,9 +13,9 @@ import pandas as pd
 
 from fastcomposer.evaluation.benchmark import subject_images
 from fastcomposer.evaluation.load_results import BENCHMARKS, Run, Score, collect, difference
-from fastcomposer.evaluation.report.table import Cell, Column, Style, Table, make_frame, written
-from fastcomposer.evaluation.scorers import check_same
+from fastcomposer.evaluation.report.tables import Cell, Column, Style, Table, make_frame, written
 from fastcomposer.evaluation.statistics import Estimate, bootstrap
+from fastcomposer.evaluation.store import check_same
 from fastcomposer.sweeps.jobs import (
     JOB_NAME,
     Job,

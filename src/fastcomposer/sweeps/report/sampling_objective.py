@@ -11,7 +11,7 @@ from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
-    from fastcomposer.evaluation.case_sampler import Method
+    from fastcomposer.evaluation.methods import Method
 
 
 def _mean(estimate: Estimate | None) -> float:

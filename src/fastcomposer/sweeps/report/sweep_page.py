@@ -8,9 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fastcomposer.evaluation.report.gallery import Gallery, named_grid
-from fastcomposer.evaluation.report.html import Plot, page_environment
-from fastcomposer.evaluation.report.table import Table, to_csv, to_latex, to_markdown
+from fastcomposer.evaluation.report.html import Gallery, Plot, named_grid, page_environment
+from fastcomposer.evaluation.report.tables import Table, to_csv, to_latex, to_markdown
 from fastcomposer.evaluation.report.write_report import FORMATS, check_formats, write_formats
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.sweeps.jobs import Job

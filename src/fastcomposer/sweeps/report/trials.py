@@ -12,7 +12,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 
 from fastcomposer.evaluation.report.html import Plot
 from fastcomposer.evaluation.report.plots import COLOURS, figure
-from fastcomposer.evaluation.report.table import Column, Table, make_frame
+from fastcomposer.evaluation.report.tables import Column, Table, make_frame
 from fastcomposer.sweeps.jobs import Goal, Job
 from fastcomposer.sweeps.report.measured import short
 from fastcomposer.sweeps.report.sweep_plots import as_number
