@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
 from fastcomposer.models.attention_capture import AttentionCapture, Implementation, select_blocks
-from fastcomposer.models.conditioning import encode_references
+from fastcomposer.models.conditioning import encode_reference_states
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import is_published
+from fastcomposer.models.resampler import PatchStates, subject_columns
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import find_weights_file, load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
@@ -198,12 +199,22 @@ class FastComposer(Networks):
         """
         text_embeds = (text or self.encode_captions(batch)).tokens.to(self.fusion.dtype)
         pixels, present = batch.references()
-        embeds = encode_references(
+        embeds, states = encode_reference_states(
             self.image_encoder, self.reference_normalizer, pixels, present if skip_empty else None
         )
         subjects = self.fusion.pool(embeds, present)
-        prompts = self.fusion(text_embeds, subjects, batch.subject_token_idx, batch.subject_present)
+        patches = None
+        if self.fusion.kind.num_tokens > 1:
+            patches = PatchStates(states, present, self.subject_columns(batch))
+        prompts = self.fusion(text_embeds, subjects, batch.subject_token_idx, batch.subject_present, patches)
         return prompts, subjects
+
+    def subject_columns(self, batch: SubjectBatch) -> Tensor:
+        """Positions of the subjects' words (B, K), or of their tokens (B, K, M) where each has several."""
+        count = self.fusion.kind.num_tokens
+        if count == 1:
+            return batch.subject_token_idx
+        return subject_columns(batch.input_ids, batch.subject_token_idx, batch.subject_present, count)
 
     def training_losses(
         self,
@@ -244,7 +255,7 @@ class FastComposer(Networks):
         prompt_embeds, subject_embeds = self.encode_batch(batch, text=text, skip_empty=skip_empty)
         added = self.text.added_condition(text.pooled, self._sizes(batch))
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, batch.subject_token_idx)
+        prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, self.subject_columns(batch))
         target = noise
         if self.noise_scheduler.config.prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(latents, noise, timesteps)

@@ -56,7 +56,7 @@ def attention_share(
             timesteps = torch.full_like(timesteps, timestep)
         noisy = model.noise_scheduler.add_noise(latents, noise, timesteps)
         prompts, _ = model.encode_batch(batch)
-        with capture.record(batch.subject_token_idx, detach=True) as maps:
+        with capture.record(model.subject_columns(batch), detach=True) as maps:
             model.unet(noisy, timesteps, prompts)
         size = (latents.shape[-2], latents.shape[-1])
         for layer in maps.values():

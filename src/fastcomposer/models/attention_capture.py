@@ -40,7 +40,7 @@ def fused_attention(
         key: (B, heads, T, d).
         value: (B, heads, T, d).
         mask: Added to the logits, or ``None``; it gets no gradient.
-        subject_token_idx: (B, K) long, the columns.
+        subject_token_idx: (B, K) long, the columns; or (B, K, M), whose sum is a subject's, -1 for none.
 
     Returns:
         The output (B, heads, positions, d), and the probabilities (B, heads, positions, K) in float32.
@@ -55,7 +55,7 @@ def explicit_attention(
     with torch.autocast(query.device.type, enabled=False):
         probabilities = _logits(query, key, mask).softmax(dim=-1)
     output = probabilities.to(value.dtype) @ value
-    return output, probabilities.gather(-1, _columns(probabilities, subject_token_idx))
+    return output, _subject_maps(probabilities, subject_token_idx)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -66,7 +66,7 @@ class _FusedAttention(torch.autograd.Function):
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         with torch.autocast(query.device.type, enabled=False):
             probabilities = _logits(query, key, mask).softmax(dim=-1)
-        maps = probabilities.gather(-1, _columns(probabilities, subject_token_idx))
+        maps = _subject_maps(probabilities, subject_token_idx)
         ctx.save_for_backward(query, key, value, mask, subject_token_idx, output, maps)
         ctx.set_materialize_grads(False)
         return output, maps
@@ -91,7 +91,13 @@ class _FusedAttention(torch.autograd.Function):
             else:
                 columns = grad_maps * maps
                 gradient.sub_(columns.sum(dim=-1, keepdim=True)).mul_(probabilities)
-                gradient.scatter_add_(-1, _columns(gradient, subject_token_idx), columns)
+                if subject_token_idx.ndim == 3:
+                    index, there = _summed_columns(probabilities, subject_token_idx)
+                    columns = probabilities.gather(-1, index) * there
+                    columns = columns * grad_maps.repeat_interleave(subject_token_idx.shape[2], dim=-1)
+                else:
+                    index = _columns(gradient, subject_token_idx)
+                gradient.scatter_add_(-1, index, columns)
             gradient.mul_(query.shape[-1] ** -0.5)
             grad_query = (gradient @ key.float()).to(query.dtype)
             grad_key = (gradient.transpose(-1, -2) @ query.float()).to(key.dtype)
@@ -107,6 +113,20 @@ def _logits(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 def _columns(scores: Tensor, subject_token_idx: Tensor) -> Tensor:
     """Index of the subjects' columns of (B, heads, positions, T)."""
     return subject_token_idx[:, None, None, :].expand(*scores.shape[:3], -1)
+
+
+def _summed_columns(scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of columns (B, K, M) of (B, heads, positions, T), and which of them (B, 1, 1, K·M) there are."""
+    flat = columns.flatten(1)
+    return _columns(scores, flat.clamp(min=0)), (flat >= 0)[:, None, None, :]
+
+
+def _subject_maps(probabilities: Tensor, subject_token_idx: Tensor) -> Tensor:
+    """Columns (B, heads, positions, K) of the subjects, each the sum of those of its tokens."""
+    if subject_token_idx.ndim == 2:
+        return probabilities.gather(-1, _columns(probabilities, subject_token_idx))
+    index, there = _summed_columns(probabilities, subject_token_idx)
+    return (probabilities.gather(-1, index) * there).unflatten(-1, subject_token_idx.shape[1:]).sum(-1)
 
 
 Implementation = Literal["fused", "explicit"]
@@ -210,7 +230,8 @@ class AttentionCapture:
         """Collect the maps of the U-Net call inside the ``with`` block.
 
         Args:
-            subject_token_idx: (B, K) long, positions of the subjects' words, B as in the U-Net call.
+            subject_token_idx: (B, K) long, positions of the subjects' words, B as in the U-Net call; or
+                (B, K, M), positions of their tokens, whose columns are added up, -1 for none.
             detach: Whether the maps are without gradients.
 
         Yields:
@@ -312,7 +333,8 @@ class AttentionAverage:
 
     Args:
         unet: The U-Net.
-        subject_token_idx: (N, K) long, positions of the subjects' words of N images.
+        subject_token_idx: (N, K) long, positions of the subjects' words of N images, or (N, K, M) of their
+            tokens (see :meth:`AttentionCapture.record`).
         subject_present: (N, K) bool.
         latent_size: Height h and width w of the latents.
         num_calls: Number of U-Net calls.
@@ -331,7 +353,7 @@ class AttentionAverage:
         self._capture = AttentionCapture(unet, select_blocks(unet))
         self._positions, self._present = subject_token_idx, subject_present
         self._latent_size, self._num_calls = latent_size, num_calls
-        shape = (int(num_groups), *subject_token_idx.shape, *latent_size)
+        shape = (int(num_groups), *subject_present.shape, *latent_size)
         self._sums = torch.zeros(shape, device=subject_token_idx.device)
         self._counts = [0] * int(num_groups)
 
@@ -344,7 +366,8 @@ class AttentionAverage:
             batch_size: Rows of the call, a multiple of N; the last N are the images', others are guidance.
         """
         images = len(self._positions)
-        with self._capture.record(self._positions.repeat(batch_size // images, 1), detach=True) as maps:
+        repeats = (batch_size // images, *[1] * (self._positions.ndim - 1))
+        with self._capture.record(self._positions.repeat(repeats), detach=True) as maps:
             yield
         resized = []
         for layer in maps.values():

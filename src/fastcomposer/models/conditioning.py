@@ -12,7 +12,8 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithPr
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fastcomposer.models.fusion import Fusion
-from fastcomposer.prompt import ParsedPrompt, parse_prompt
+from fastcomposer.models.resampler import PatchStates, free_positions, subject_columns
+from fastcomposer.prompt import ParsedPrompt, PromptError, parse_prompt
 
 
 class ReferenceNormalizer(nn.Module):
@@ -74,10 +75,27 @@ def encode_references(
     Returns:
         (..., d).
     """
+    return encode_reference_states(image_encoder, normalizer, pixels, present)[0]
+
+
+def encode_reference_states(
+    image_encoder: CLIPVisionModelWithProjection,
+    normalizer: ReferenceNormalizer,
+    pixels: Tensor,
+    present: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Embed reference images, and keep the last hidden states of their patches.
+
+    Args are those of :func:`encode_references`.
+
+    Returns:
+        (..., d), and (..., P, w) states, the class token's first.
+    """
     shape = pixels.shape[:-3]
     if not shape.numel():  # the encoder takes no empty batch
-        width = image_encoder.config.projection_dim
-        return pixels.new_zeros(*shape, width, dtype=image_encoder.dtype)
+        width, patches = image_encoder.config.projection_dim, patch_shape(image_encoder.config)
+        empty = pixels.new_zeros(shape, dtype=image_encoder.dtype)
+        return empty[..., None].expand(*shape, width), empty[..., None, None].expand(*shape, *patches)
     flat = pixels.flatten(0, -4)
     chosen = None
     if present is not None and pixels.device.type == "cpu":
@@ -85,10 +103,30 @@ def encode_references(
         if not len(chosen):  # the encoder takes no empty batch
             chosen = chosen.new_zeros(1)
         flat = flat[chosen]
-    embeds = image_encoder(normalizer(flat).to(image_encoder.dtype)).image_embeds
+    output = image_encoder(normalizer(flat).to(image_encoder.dtype))
+    found = (output.image_embeds, output.last_hidden_state)
     if chosen is not None:
-        embeds = embeds.new_zeros(shape.numel(), embeds.shape[-1]).index_copy(0, chosen, embeds)
-    return embeds.unflatten(0, shape)
+        found = tuple(v.new_zeros(shape.numel(), *v.shape[1:]).index_copy(0, chosen, v) for v in found)
+    return found[0].unflatten(0, shape), found[1].unflatten(0, shape)
+
+
+def patch_shape(config: CLIPVisionConfig) -> tuple[int, int]:
+    """Number P of the image encoder's states, the class token's included, and their width w."""
+    return (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size
+
+
+def token_columns(parsed: Sequence[ParsedPrompt], fusion: Fusion | None, device: torch.device | str) -> Any:
+    """Positions of the subjects' tokens that attention maps are for, and presence (B, K).
+
+    Returns:
+        (B, K) of the words, or (B, K, M) where the fusion gives a subject several tokens
+        (:func:`~fastcomposer.models.resampler.subject_columns`).
+    """
+    token_idx, present = subject_slots(parsed, device)
+    if fusion is None or fusion.kind.num_tokens == 1:
+        return token_idx, present
+    input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=device)
+    return subject_columns(input_ids, token_idx, present, fusion.kind.num_tokens), present
 
 
 def subject_slots(parsed: Sequence[ParsedPrompt], device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -118,19 +156,28 @@ def fuse_references(
         fusion: Subject fusion of the same width.
     """
     device = text_embeds.device
-    token_idx, present = subject_slots(parsed, device)
+    columns, present = token_columns(parsed, fusion, device)
+    token_idx = columns if columns.ndim == 2 else columns[..., 0].clamp(min=0)
     subject_embeds = text_embeds.new_zeros(*token_idx.shape, fusion.image_dim)
+    patches = None
     subjects = [subject for row in references for subject in row]
     if subjects:
         # Only real references are encoded: prompts with fewer subjects must not pay for empty slots.
         pixels = torch.cat(subjects).to(device=device, dtype=torch.float32)
-        embeds = encode_references(image_encoder, ReferenceNormalizer(device), pixels).to(text_embeds.dtype)
-        counts = [len(subject) for subject in subjects]
-        several = pad_sequence(list(embeds.split(counts)), batch_first=True)  # (subjects, N, d)
-        there = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]
-        pooled = fusion.pool(several, there.to(device))
-        subject_embeds = pad_sequence(list(pooled.split([len(row) for row in references])), batch_first=True)
-    return fusion(text_embeds, subject_embeds, token_idx, present)
+        counts, rows = [len(subject) for subject in subjects], [len(row) for row in references]
+        there = (torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]).to(device)
+
+        def by_subject(values: Tensor) -> Tensor:  # (subjects, N, ...)
+            return pad_sequence(list(values.to(text_embeds.dtype).split(counts)), batch_first=True)
+
+        def by_prompt(values: Tensor) -> Tensor:  # (B, K, ...)
+            return pad_sequence(list(values.split(rows)), batch_first=True)
+
+        embeds, states = encode_reference_states(image_encoder, ReferenceNormalizer(device), pixels)
+        subject_embeds = by_prompt(fusion.pool(by_subject(embeds), there))
+        if columns.ndim == 3:
+            patches = PatchStates(by_prompt(by_subject(states)), by_prompt(there), columns)
+    return fusion(text_embeds, subject_embeds, token_idx, present, patches)
 
 
 def parse_prompts(
@@ -149,7 +196,21 @@ def parse_prompts(
         )
     counts = [None] * len(prompts) if num_references is None else num_references
     most = None if fusion is None else fusion.config.max_subjects
-    return [
+    parsed = [
         parse_prompt(prompt, tokenizer, num_references=count, max_subjects=most)
         for prompt, count in zip(prompts, counts, strict=True)
     ]
+    if fusion is not None:
+        _check_room(parsed, fusion.kind.num_tokens - 1)
+    return parsed
+
+
+def _check_room(parsed: Sequence[ParsedPrompt], further: int) -> None:
+    """Refuse prompts whose padding does not hold so many further tokens of each subject."""
+    for prompt in parsed:
+        free = int(free_positions(torch.tensor([prompt.input_ids])))
+        if prompt.num_subjects * further > free:
+            raise PromptError(
+                f"prompt {prompt.text!r} leaves {free} positions, and each of its {prompt.num_subjects} "
+                f"subjects takes {further} beside its word: shorten it"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+
+from fastcomposer.models.resampler import PatchStates, Resampler
 
 Mode = Literal["mlp", "add", "replace"]
 Pooling = Literal["mean", "attention"]
@@ -26,19 +28,29 @@ class FusionConfig:
         mode: ``mlp``: x = MLP1([c ; e]) + c; ``add``: x = c + e; ``replace``: x = e, the word is not seen.
         pooling: How several references of one subject become e: their ``mean``, or ``attention``
             (:class:`ReferenceAttention`). One reference is e itself either way.
+        num_tokens: Tokens of each subject: its fused word, and ``num_tokens - 1`` further ones of a
+            :class:`~fastcomposer.models.resampler.Resampler`, which take positions of the prompt's padding.
 
     Raises:
-        ValueError: If one of them is unknown.
+        ValueError: If one of them is unknown or out of range.
     """
 
     mode: Mode = "mlp"
     pooling: Pooling = "mean"
+    num_tokens: int = 1
 
     def __post_init__(self) -> None:
         for name, kinds in (("mode", Mode), ("pooling", Pooling)):
             if getattr(self, name) not in get_args(kinds):
                 known = ", ".join(get_args(kinds))
                 raise ValueError(f"method.model.fusion.{name}={getattr(self, name)!r}: one of {known}")
+        if self.num_tokens < 1:
+            raise ValueError(f"method.model.fusion.num_tokens={self.num_tokens}: at least 1, the word's")
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain values for a file of weights; one token is not named."""
+        values = asdict(self)
+        return values if self.num_tokens > 1 else {name: values[name] for name in ("mode", "pooling")}
 
 
 class _Mlp(nn.Module):
@@ -98,6 +110,11 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         pooling: See :class:`FusionConfig`.
         image_dim: Width e of the image encoder's embedding, where it is another: it then goes through a
             projection from e to d of the fusion's own, which the released model has no need of.
+        num_tokens: See :class:`FusionConfig`.
+        patches: Number P and width w of the image encoder's states, which more tokens than one are made of.
+
+    Raises:
+        ValueError: If a setting is out of range, or ``num_tokens`` has no ``patches``.
     """
 
     config: Any
@@ -110,9 +127,11 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mode: Mode = "mlp",
         pooling: Pooling = "mean",
         image_dim: int | None = None,
+        num_tokens: int = 1,
+        patches: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.kind = FusionConfig(mode, pooling)
+        self.kind = FusionConfig(mode, pooling, num_tokens)
         self.image_projection: nn.Linear | None = None
         if image_dim not in (None, embed_dim):
             self.image_projection = nn.Linear(image_dim, embed_dim, bias=False)
@@ -123,6 +142,11 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.reference_attention = (
             ReferenceAttention(image_dim or embed_dim) if pooling == "attention" else None
         )
+        self.resampler: Resampler | None = None
+        if num_tokens > 1:
+            if patches is None:
+                raise ValueError(f"num_tokens={num_tokens} needs the number and width of patches")
+            self.resampler = Resampler(embed_dim, num_tokens - 1, patches)
 
     @property
     def text_dims(self) -> tuple[int, ...]:
@@ -163,15 +187,21 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return _pooled(embeds, present, self.reference_attention)
 
     def forward(
-        self, text_embeds: Tensor, subject_embeds: Tensor, subject_token_idx: Tensor, subject_present: Tensor
+        self,
+        text_embeds: Tensor,
+        subject_embeds: Tensor,
+        subject_token_idx: Tensor,
+        subject_present: Tensor,
+        patches: PatchStates | None = None,
     ) -> Tensor:
-        """Replace the word embedding of every subject.
+        """Replace the word embedding of every subject, and add its further tokens to the padding.
 
         Args:
             text_embeds: (B, T, d) hidden states of the text encoder.
             subject_embeds: (B, K, e) projected image embeddings.
             subject_token_idx: (B, K) long, position of each subject's word; ignored in empty slots.
             subject_present: (B, K) bool, which slots hold a subject.
+            patches: What further tokens are made of, where there are any.
 
         Returns:
             (B, T, d) embeddings in the dtype of ``text_embeds``.
@@ -181,12 +211,13 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         width = text_embeds.shape[-1]
         words = text_embeds.gather(1, subject_token_idx.unsqueeze(-1).expand(-1, -1, width))
         fused = self.fuse(words, subject_embeds.to(text_embeds.dtype)).to(text_embeds.dtype)
-        # Each token looks up its slot instead of each slot writing its token: empty slots then need no token
-        # to write to, and no shape depends on values that the host would have to wait for.
-        tokens = torch.arange(text_embeds.shape[1], device=text_embeds.device)
-        owners = (tokens[None, :, None] == subject_token_idx[:, None, :]) & subject_present[:, None, :]
-        slot = owners.int().argmax(dim=-1, keepdim=True)
-        return fused.gather(1, slot.expand(-1, -1, width)).where(owners.any(-1, keepdim=True), text_embeds)
+        found = _written(text_embeds, fused, subject_token_idx, subject_present)
+        if self.resampler is None or patches is None:
+            return found
+        flat = (value.flatten(0, 1) for value in (words, patches.states.to(words.dtype), patches.present))
+        tokens = self.resampler(*flat).unflatten(0, words.shape[:2]).flatten(1, 2).to(found.dtype)
+        columns = patches.columns[..., 1:].flatten(1)
+        return found + _written(torch.zeros_like(found), tokens, columns, columns >= 0)
 
 
 class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -201,6 +232,8 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mode: See :class:`FusionConfig`.
         pooling: See :class:`FusionConfig`; both take the pooled embedding.
         image_dim: Width e of the image encoder's embedding.
+        num_tokens: See :class:`FusionConfig`; both encoders' parts of a token have a resampler each.
+        patches: See :class:`SubjectFusion`.
     """
 
     config: Any
@@ -213,11 +246,20 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mode: Mode = "mlp",
         pooling: Pooling = "mean",
         image_dim: int = 768,
+        num_tokens: int = 1,
+        patches: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.kind = FusionConfig(mode, pooling)
+        self.kind = FusionConfig(mode, pooling, num_tokens)
         self.first, self.second = (
-            SubjectFusion(width, max_subjects, mode, image_dim=None if width == image_dim else image_dim)
+            SubjectFusion(
+                width,
+                max_subjects,
+                mode,
+                image_dim=None if width == image_dim else image_dim,
+                num_tokens=num_tokens,
+                patches=patches,
+            )
             for width in embed_dims
         )
         self.reference_attention = ReferenceAttention(image_dim) if pooling == "attention" else None
@@ -243,7 +285,12 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return _pooled(embeds, present, self.reference_attention)
 
     def forward(
-        self, text_embeds: Tensor, subject_embeds: Tensor, subject_token_idx: Tensor, subject_present: Tensor
+        self,
+        text_embeds: Tensor,
+        subject_embeds: Tensor,
+        subject_token_idx: Tensor,
+        subject_present: Tensor,
+        patches: PatchStates | None = None,
     ) -> Tensor:
         """Replace the word embedding of every subject in both encoders' states, (B, T, d₁ + d₂).
 
@@ -251,13 +298,24 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         parts = text_embeds.split(self.text_dims, dim=-1)
         fused = [
-            fusion(part, subject_embeds, subject_token_idx, subject_present)
+            fusion(part, subject_embeds, subject_token_idx, subject_present, patches)
             for fusion, part in zip((self.first, self.second), parts, strict=True)
         ]
         return torch.cat(fused, dim=-1)
 
 
 Fusion = SubjectFusion | PairedFusion
+
+
+def _written(text_embeds: Tensor, values: Tensor, positions: Tensor, present: Tensor) -> Tensor:
+    """Replace states (B, T, d) at positions (B, S) by values (B, S, d), where these are present."""
+    # Each token looks up its slot instead of each slot writing its token: empty slots then need no position
+    # to write to, and no shape depends on values that the host would have to wait for.
+    tokens = torch.arange(text_embeds.shape[1], device=text_embeds.device)
+    owners = (tokens[None, :, None] == positions[:, None, :]) & present[:, None, :]
+    slot = owners.int().argmax(dim=-1, keepdim=True)
+    found = values.gather(1, slot.expand(-1, -1, text_embeds.shape[-1]))
+    return found.where(owners.any(-1, keepdim=True), text_embeds)
 
 
 def _pooled(embeds: Tensor, present: Tensor, attention: ReferenceAttention | None) -> Tensor:

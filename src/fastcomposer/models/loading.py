@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from fastcomposer.models.conditioning import check_widths
+from fastcomposer.models.conditioning import check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
 from fastcomposer.models.published_checkpoint import existing_file
 from fastcomposer.models.source import (
@@ -140,11 +140,11 @@ def load_networks(
     fusion = _fusion_class(source)
     if kind is not None and source.has("fusion"):
         own = source.config(fusion, "fusion")
-        saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"))
+        saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"), own.get("num_tokens", 1))
         if saved != kind:
             raise ValueError(
-                f"the pipeline {source.base} brings a fusion of mode {saved.mode} that pools by "
-                f"{saved.pooling}: set method.model.fusion to these"
+                f"the pipeline {source.base} brings a fusion of mode {saved.mode} with {saved.num_tokens} "
+                f"tokens that pools by {saved.pooling}: set method.model.fusion to these"
             )
     dtype = dtype or torch.float32
     networks = {name: source.load(cls, name, dtype) for name, cls in _classes(source).items()}
@@ -174,12 +174,15 @@ def _fusion_class(source: ModelSource) -> Any:
 
 def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None) -> Fusion:
     kind, image_dim = kind or FusionConfig(), source.vision_config.projection_dim
+    more: dict[str, Any] = {}
+    if kind.num_tokens > 1:
+        more = {"num_tokens": kind.num_tokens, "patches": patch_shape(source.vision_config)}
     widths = [config.hidden_size for config in source.text_configs]
     if len(widths) > 1:
-        return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim)
+        return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim, **more)
     # Left out where it is the text's, as in the released model.
     other = None if image_dim == widths[0] else image_dim
-    return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, image_dim=other)
+    return SubjectFusion(widths[0], max_subjects, kind.mode, kind.pooling, image_dim=other, **more)
 
 
 def _check_saved_fusion(source: ModelSource) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths
+from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
 from fastcomposer.models.published_checkpoint import (
@@ -237,7 +238,8 @@ class Networks(nn.Module):
         if old.kind == kind:
             return
         config = {name: value for name, value in old.config.items() if not name.startswith("_")}
-        new = type(old)(**{**config, "mode": kind.mode, "pooling": kind.pooling})
+        patches = patch_shape(self.image_encoder.config) if kind.num_tokens > 1 else None
+        new = type(old)(**{**config, **asdict(kind), "patches": patches})
         new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]
         self.fusion = new.train(old.training)

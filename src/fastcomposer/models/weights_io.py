@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -72,7 +72,7 @@ def save_trained_weights(
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base": str(model.source.base) if model.source else ""}
-    metadata["fusion"] = json.dumps(asdict(model.fusion.kind))
+    metadata["fusion"] = json.dumps(model.fusion.kind.metadata())
     if length is not None:
         metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
     weights = model.changed_state_dict() if weights is None else weights
@@ -96,7 +96,7 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
 
     Args:
         model: The model; its fusion becomes one of the file's kind.
-        keep_fusion: Keep the kind of the model's fusion; a pooling that the file lacks stays new.
+        keep_fusion: Keep the kind of the model's fusion; a pooling or resampler the file lacks stays new.
         path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
             where it has one), a file in the released layout (``.safetensors``, or of ``torch.save``), which
             replaces every network, or the folder of a run or download with one of them.
@@ -126,6 +126,11 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
         )
     elif content.fusion.pooling == "attention" != model.fusion.kind.pooling:
         raise ValueError(f"checkpoint {file} pools by attention: set method.model.fusion.pooling=attention")
+    elif content.fusion.num_tokens not in (1, model.fusion.kind.num_tokens):
+        raise ValueError(
+            f"checkpoint {file} has {content.fusion.num_tokens} tokens of each subject: set "
+            "method.model.fusion.num_tokens to it"
+        )
     needed = _needed(model, content)
     if not content.published and not needed <= state.keys():
         lost = ", ".join(sorted(needed - state.keys()))
@@ -145,6 +150,8 @@ def _needed(model: Networks, content: _Content) -> set[str]:
     needed = {f"{part}.{name}" for part, network in parts.items() for name in network.state_dict()}
     if content.fusion.pooling != "attention":
         needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
+    if content.fusion.num_tokens == 1:
+        needed = {name for name in needed if ".resampler." not in name}
     return needed
 
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from fastcomposer.data.reference import prepare_reference, reference_rows
 from fastcomposer.models.attention_capture import AttentionAverage
-from fastcomposer.models.conditioning import fuse_references, parse_prompts, subject_slots
+from fastcomposer.models.conditioning import fuse_references, parse_prompts, token_columns
 from fastcomposer.pipeline.sampling import (
     DelayedConditioning,
     DelayedConditioningPipeline,
@@ -91,7 +91,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         latents = self.prepare_latents(count, channels, *size, dtype, device, generator, latents)
         attention = None
         if subjects.num_groups:
-            slots = subject_slots(subjects.parsed, device)
+            slots = token_columns(subjects.parsed, self.fusion, device)
             attention = self._attention(slots, repeats, latents, schedule, subjects.num_groups)
         options = replace(options, added_condition=added, attention=attention)
         calls = range(schedule.num_calls if num_calls is None else num_calls)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention_capture import AttentionAverage
-from fastcomposer.models.conditioning import subject_slots
+from fastcomposer.models.conditioning import token_columns
 from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions
 from fastcomposer.pipeline.subjects import SubjectPromptPipeline, Subjects
 
@@ -181,7 +181,7 @@ class VariantPipeline(SubjectPromptPipeline):
         starts = [schedule.first_subject_call(subjects.alpha) for subjects in checked]
         embeds = self._embeds_of_variants(text.text, checked, [start < end for start in starts])
         starts = [end if own is None else start for own, start in zip(embeds, starts, strict=True)]
-        slots = subject_slots(checked[0].parsed, device) if return_attention else None
+        slots = token_columns(checked[0].parsed, self.fusion, device) if return_attention else None
         per_call = (batch_size or count) // count
         plan = _Branching(
             schedule, text, embeds, starts, per_call, eta, slots, return_attention, callback_on_step_end

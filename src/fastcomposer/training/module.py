@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -160,7 +159,7 @@ class FastComposerModule(RecipeModule):
         trained = self.model.trainable_state_dict().keys()
         changed = self.model.changed_state_dict().items()
         checkpoint["kept"] = {name: value for name, value in changed if name not in trained}
-        checkpoint["fusion"] = asdict(self.model.fusion.kind)
+        checkpoint["fusion"] = self.model.fusion.kind.metadata()
 
     def export(self, folder: str | Path) -> Path:
         """Write the trained weights, averaged where there is an EMA; all processes have to call it."""
