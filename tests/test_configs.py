@@ -26,7 +26,9 @@ from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.sweeps.search import chosen_overrides, read_goal
 
-TRAINING = "model data method localization sampler trainer callbacks logger experiment sweep"
+TRAINING = (
+    "model data method localization identity timesteps sampler trainer callbacks logger experiment sweep"
+)
 GROUPS = dict.fromkeys(TRAINING.split(), "train")
 GROUPS |= dict.fromkeys(("metrics", "benchmark", "compared"), "evaluate")
 LAUNCHERS = [file.stem for file in sorted((CONFIG_FOLDER / "hydra" / "launcher").glob("*.yaml"))]

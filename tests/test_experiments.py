@@ -122,7 +122,8 @@ def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: 
             instantiate(config.method.model.fusion)
             module = {**config.data.module, "augmentation": instantiate(config.data.module.augmentation)}
             SampleSettings(**{field.name: module[field.name] for field in fields(SampleSettings)})
-            seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "method"]), resolve=False))
+            keys = ["data", "method", "identity", "timesteps"]
+            seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys), resolve=False))
         same = len(seen) - len(set(seen))
         # Some settings are an experiment's own already.
         owned = {("ablation_data", "paper"): 1}  # FFHQ has no other image of anybody

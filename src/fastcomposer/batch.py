@@ -25,6 +25,8 @@ class SubjectBatch:
         subject_token_idx: (B, K) long, position of each subject's word in ``input_ids``; 0 in empty slots.
         subject_present: (B, K) bool, which slots hold a subject.
         subject_masks: (B, K, H, W) float, 0 or 1.
+        subject_face_boxes: Optional (B, K, 4) float, x1, y1, x2, y2 of each subject's face in pixels of the
+            target; zeros where none is annotated.
         extra_pixel_values: Optional (B, K, N − 1, 3, R, R) float in [0, 1]: further references.
         extra_present: (B, K, N − 1) bool, which of those are present; with ``extra_pixel_values``.
         latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
@@ -42,6 +44,7 @@ class SubjectBatch:
     subject_token_idx: Tensor
     subject_present: Tensor
     subject_masks: Tensor
+    subject_face_boxes: Tensor | None = None
     extra_pixel_values: Tensor | None = None
     extra_present: Tensor | None = None
     latent_moments: Tensor | None = None

@@ -42,6 +42,8 @@ class TrainingLosses:
         noise_pred: (B, C, h, w) output of the U-Net: noise, or velocity where the scheduler predicts it.
         prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
         subject_embeds: (B, K, e) projected image embeddings.
+        timesteps: (B,) long.
+        clean_latents: (B, C, h, w) scaled latents x̂₀ that the prediction amounts to.
     """
 
     loss: Tensor
@@ -51,6 +53,8 @@ class TrainingLosses:
     noise_pred: Tensor
     prompt_embeds: Tensor
     subject_embeds: Tensor
+    timesteps: Tensor
+    clean_latents: Tensor
 
 
 class FastComposer(Networks):
@@ -225,6 +229,7 @@ class FastComposer(Networks):
         generator: Source = None,
         skip_empty: bool = False,
         mask_generator: Generator | None = None,
+        sample_weight: Tensor | None = None,
     ) -> TrainingLosses:
         """Denoising and localization losses of a batch (docs/method.md, eq. 1–5).
 
@@ -239,6 +244,7 @@ class FastComposer(Networks):
                 ``subject_embeds`` are zeros then.
             mask_generator: Source of the Bernoulli draw that masks the loss of all samples
                 (``mask_loss_per_sample=false``); ``generator`` where not given.
+            sample_weight: Optional (B,) factor of each sample's denoising loss.
 
         Raises:
             ValueError: If the image size does not fit the model.
@@ -261,14 +267,36 @@ class FastComposer(Networks):
             target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
         config = self.loss_config
         source = generator if mask_generator is None or config.mask_loss_per_sample else mask_generator
-        denoise = denoising_loss(prediction, target, self._loss_mask(batch, size, source))
+        mask = self._loss_mask(batch, size, source)
+        denoise = denoising_loss(prediction, target, mask, sample_weight)
         localization, per_layer = localization_loss(
             maps, batch.subject_masks, batch.subject_present, size, config.layer_loss
         )
         total = denoise + config.localization_weight * localization
+        clean = self.clean_latents(noisy, prediction, timesteps)
         return TrainingLosses(
-            total, denoise, localization, per_layer, prediction, prompt_embeds, subject_embeds
+            total,
+            denoise,
+            localization,
+            per_layer,
+            prediction,
+            prompt_embeds,
+            subject_embeds,
+            timesteps,
+            clean,
         )
+
+    def clean_latents(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """Scaled latents x̂₀ (B, C, h, w) in float32 that a prediction from noisy latents amounts to.
+
+        ``(z − √(1−ᾱ)·ε̂) / √ᾱ``, or ``√ᾱ·z − √(1−ᾱ)·v̂`` where the scheduler predicts velocity (Salimans and
+        Ho 2022, section 4).
+        """
+        kept = self.noise_scheduler.alphas_cumprod.to(noisy.device)[timesteps].float()[:, None, None, None]
+        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        if self.noise_scheduler.config.prediction_type == "v_prediction":
+            return signal * noisy.float() - noise * prediction.float()
+        return (noisy.float() - noise * prediction.float()) / signal
 
     def to_pipeline(self, *, safety_checker: bool = True) -> FastComposerPipeline:
         """Make a sampling pipeline that shares this model's networks.

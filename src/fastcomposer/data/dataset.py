@@ -169,6 +169,9 @@ class SubjectDataset(Dataset[SubjectBatch]):
         token_idx = torch.zeros(1, slots, dtype=torch.long)
         token_idx[0, : len(subjects)] = torch.tensor(prompt.subject_token_idx, dtype=torch.long)
         present = torch.arange(slots)[None] < len(subjects)
+        faces, size = torch.zeros(1, slots, 4), loaded.segment_map.shape
+        boxes = [subject.segment.face for subject in subjects]
+        faces[0, : len(subjects)] = self.target_transform.boxes(boxes, *size, flip=flip)
         references, extra, extra_present = self._references(loaded, subjects, rng)
         cached = {} if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
         return SubjectBatch(
@@ -178,9 +181,10 @@ class SubjectDataset(Dataset[SubjectBatch]):
             subject_token_idx=token_idx,
             subject_present=present,
             subject_masks=slot_masks,
+            subject_face_boxes=faces,
             extra_pixel_values=extra,
             extra_present=extra_present,
-            size_conditions=torch.tensor([self.target_transform.sizes(*loaded.segment_map.shape)]),
+            size_conditions=torch.tensor([self.target_transform.sizes(*size)]),
             record_ids=(loaded.record.record_id,),
             **cached,
         )

@@ -20,6 +20,7 @@ class Segment:
         end: Character offset in the caption just after the segment's word, where the marker goes.
         label: Class name (``coco_label`` on disk).
         identity: Name shared by the segments, in any record, that show the same individual.
+        face: x1, y1, x2, y2 of their face in pixels.
     """
 
     id: int
@@ -27,6 +28,7 @@ class Segment:
     end: int
     label: str
     identity: str | None = None
+    face: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ A data folder holds id lists and one triple of files per record (docs/method.md,
     <root>/<first five characters of id>/<id>.npy                      2-D integer map, pixel = segment id
     <root>/<first five characters of id>/<id>.json                     caption and segments
 
-Segments may carry one field more than the published format, ``"identity"``.
+Segments may carry two fields more than the published format, ``"identity"`` and ``"face"``, a box like
+``bbox``. Rendered scenes list the boxes of all their segments as ``"heads"`` beside ``"segments"``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +140,11 @@ def _to_json(record: Record) -> bytes:
     for segment in record.segments:
         box, identity = [int(value) for value in segment.bbox], segment.identity
         entry = {"id": int(segment.id), "bbox": box, "end": int(segment.end), "coco_label": segment.label}
-        segments.append(entry if identity is None else {**entry, "identity": identity})
+        if identity is not None:
+            entry["identity"] = identity
+        if segment.face is not None and "heads" not in record.extra:
+            entry["face"] = list(segment.face)
+        segments.append(entry)
     content = {"caption": record.caption, "segments": segments, **record.extra}
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
@@ -179,8 +186,13 @@ def parse_record(content: Any, path: Path, record_id: str) -> Record:
     entries = _field(content, "segments", list, path, "segments")
     segments: list[Segment] = []
     seen: dict[int, int] = {}
+    faces = content.get("heads")
+    if faces is not None and not (isinstance(faces, list) and len(faces) == len(entries)):
+        raise record_error(path, "heads", f"must be a list of {len(entries)} boxes, as there are segments")
     for number, entry in enumerate(entries):
         segment = _parse_segment(entry, caption, path, f"segments[{number}]")
+        if faces is not None:
+            segment = replace(segment, face=_parse_box(faces[number], path, f"heads[{number}]"))
         if segment.id in seen:
             problem = f"{segment.id} is used by segments[{seen[segment.id]}] too"
             raise record_error(path, f"segments[{number}].id", problem)
@@ -212,7 +224,22 @@ def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
         if not isinstance(identity, str):
             raise record_error(path, f"{name}.identity", f"must be a string, not {identity!r}")
         _check_text(identity, path, f"{name}.identity")
-    return Segment(segment_id, (x1, y1, x2, y2), end, label, identity)
+    face = entry.get("face")
+    if face is not None:
+        face = _parse_box(face, path, f"{name}.face")
+    return Segment(segment_id, (x1, y1, x2, y2), end, label, identity, face)
+
+
+def _parse_box(box: Any, path: Path, name: str) -> tuple[float, float, float, float]:
+    numbers = isinstance(box, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in box
+    )
+    if not numbers or len(box) != 4:
+        raise record_error(path, name, f"must be four numbers x1, y1, x2, y2, not {box!r:.80}")
+    x1, y1, x2, y2 = map(float, box)
+    if x1 >= x2 or y1 >= y2:
+        raise record_error(path, name, f"x1, y1, x2, y2 = {box} encloses nothing")
+    return x1, y1, x2, y2
 
 
 def _field(content: dict[str, Any], key: str, kind: type, path: Path, name: str) -> Any:

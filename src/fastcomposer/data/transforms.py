@@ -237,6 +237,37 @@ class TargetTransform:
     def _left(self, height: int, width: int) -> int:
         return 0 if height > width else (self.resolution * width // height - self.resolution) // 2
 
+    def boxes(
+        self, boxes: Sequence[Sequence[float] | None], height: int, width: int, *, flip: bool
+    ) -> Tensor:
+        """Where boxes in an image come to lie in its target.
+
+        Args:
+            boxes: K of x1, y1, x2, y2 in pixels of the image, or ``None``.
+            height: Of the image, in pixels.
+            width: As height.
+            flip: Whether the target is mirrored.
+
+        Returns:
+            (K, 4) in pixels of the target, cut off at its sides; zeros for ``None``, and for a box of which
+            the target shows less than half.
+        """
+        scale = self.resolution / height
+        left = max(0, height - width) / 2 * scale - self._left(height, width)
+        found = torch.zeros(len(boxes), 4)
+        for number, box in enumerate(boxes):
+            if box is None:
+                continue
+            x1, y1, x2, y2 = (value * scale for value in box)
+            x1, x2 = x1 + left, x2 + left
+            if flip:
+                x1, x2 = self.resolution - x2, self.resolution - x1
+            area = (x2 - x1) * (y2 - y1)
+            x1, y1, x2, y2 = (min(max(value, 0), self.resolution) for value in (x1, y1, x2, y2))
+            if 2 * (x2 - x1) * (y2 - y1) >= area:
+                found[number] = torch.tensor([x1, y1, x2, y2])
+        return found
+
     def __call__(
         self, image: Tensor, segment_map: np.ndarray, segment_ids: Sequence[int], *, flip: bool
     ) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 from torchvision.transforms.functional import to_pil_image
 
 from fastcomposer.metrics.pretrained import find_weights
@@ -148,6 +149,33 @@ class FaceNetFaces(nn.Module):
         """Embedding (d,) of a grey crop: zeros after standardization, as in the published scorer."""
         device = self.embedder.last_linear.weight.device
         return self.embedder(torch.zeros(1, 3, _CROP_SIZE, _CROP_SIZE, device=device))[0].cpu()
+
+
+class FaceNetEmbedder(nn.Module):
+    """Embeds annotated faces of photographs for the identity loss; nothing is detected.
+
+    Args:
+        weights: Weights of InceptionResnetV1 as for :class:`FaceNetFaces`, but not those that score.
+        download: See there.
+
+    Raises:
+        FileNotFoundError: See there.
+        ValueError: If a file holds other weights.
+    """
+
+    def __init__(self, weights: str | Path = "casia-webface", download: bool = False) -> None:
+        from facenet_pytorch import InceptionResnetV1
+
+        super().__init__()
+        file = find_facenet_weights(weights, download)
+        self.embedder = InceptionResnetV1()
+        _load(self.embedder, file, "InceptionResnetV1")
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """See :class:`~fastcomposer.training.identity_loss.FaceEmbedder`."""
+        crops = roi_align(images * 255, list(boxes.to(images)), _CROP_SIZE, sampling_ratio=-1, aligned=True)
+        return self.embedder((crops - 127.5) / 128).unflatten(0, boxes.shape[:2])
 
 
 def find_facenet_weights(weights: str | Path, download: bool = False) -> Path:

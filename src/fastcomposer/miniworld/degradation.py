@@ -33,6 +33,33 @@ def soften(images: Tensor, generator: Generator, max_noise: float = 0.04) -> Ten
     return (soft + strength * noise).clamp(0, 1)
 
 
+def blur(images: Tensor, largest: float, generator: Generator) -> Tensor:
+    """Blur each image by its own Gaussian, and lose some of its contrast with it.
+
+    Predictions of the clean image at high noise levels are means over what it may be: soft and pale.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        largest: Largest standard deviation in pixels; half of the images stay nearly as they are.
+        generator: Decides how much.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1].
+    """
+    size, device = len(images), images.device
+    draws = torch.rand(2, size, generator=generator, device=device)
+    sigma = (largest * (2 * draws[0] - 1).clamp(min=0)).clamp(min=0.05)
+    radius = max(1, int(2.5 * largest))
+    offsets = torch.arange(-radius, radius + 1, device=device)
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, dim=0)[:, None]
+    flat = F.pad(images.flatten(0, 1)[None], [radius] * 4, mode="replicate")
+    flat = F.conv2d(flat, kernel[:, :, None], groups=3 * size)
+    soft = F.conv2d(flat, kernel[..., None], groups=3 * size)[0].unflatten(0, (size, 3))
+    pale = (0.5 * draws[1] * sigma / largest)[:, None, None, None]
+    return soft.lerp(soft.mean((2, 3), keepdim=True), pale)
+
+
 def jitter_colors(images: Tensor, strength: float, generator: Generator, grey: float = 0.0) -> Tensor:
     """Change contrast and the brightness of each colour, and turn a fraction of the images grey.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.ops import roi_align
+
+from fastcomposer.metrics.pretrained import load_pretrained
 
 
 class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -83,6 +86,26 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if not len(crops):
             return crops.new_zeros(0, self.config.embed_dim, dtype=torch.float32)
         return self(crops)
+
+
+class HeadEmbedder(nn.Module):
+    """Embeds annotated heads for the identity loss: a second embedder, which does not score.
+
+    Args:
+        base: Base folder.
+        subfolder: Folder of the embedder in it.
+
+    Raises:
+        FileNotFoundError: If there is no such network.
+    """
+
+    def __init__(self, base: str | Path, subfolder: str = "training_embedder") -> None:
+        super().__init__()
+        self.embedder = load_pretrained(IdentityEmbedder, base, "embedder.base", subfolder)
+
+    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """See :class:`~fastcomposer.training.identity_loss.FaceEmbedder`."""
+        return self.embedder(self.embedder.crop(images, list(boxes))).unflatten(0, boxes.shape[:2])
 
 
 @dataclass(frozen=True)

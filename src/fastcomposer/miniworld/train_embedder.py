@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch.nn import functional as F
 from torchmetrics.classification import BinaryAUROC
 
 from fastcomposer.data.records import RecordError
-from fastcomposer.miniworld.degradation import jitter_boxes, jitter_colors, occlude, soften
+from fastcomposer.miniworld.degradation import blur, jitter_boxes, jitter_colors, occlude, soften
 from fastcomposer.miniworld.embedder import IdentityEmbedder, pair_up
-from fastcomposer.miniworld.part_module import PartModule
+from fastcomposer.miniworld.part_module import PartModule, save_half
 from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
 from fastcomposer.training.base_module import OptimizerFactory
 
@@ -49,6 +50,9 @@ class EmbedderModule(PartModule):
         box_jitter: Range of each side of a box, relative to the box.
         occlusion: Fraction of heads that are partly hidden.
         max_hidden: Largest fraction of such a head's box that is hidden.
+        max_blur: Largest standard deviation in pixels of the Gaussian blur of the images, above that which
+            all heads get; for an embedder of predictions at high noise levels. 0 for none.
+        subfolder: Name of the folder that the weights go to.
         **recipe: Further arguments of :class:`RecipeModule`.
 
     Raises:
@@ -68,6 +72,8 @@ class EmbedderModule(PartModule):
         box_jitter: float = 0.06,
         occlusion: float = 0.5,
         max_hidden: float = 0.4,
+        max_blur: float = 0.0,
+        subfolder: str = "embedder",
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
@@ -77,7 +83,8 @@ class EmbedderModule(PartModule):
         self.embedder = embedder
         self.scale, self.margin = scale, margin
         self.color_jitter, self.box_jitter = color_jitter, box_jitter
-        self.occlusion, self.max_hidden = occlusion, max_hidden
+        self.occlusion, self.max_hidden, self.max_blur = occlusion, max_hidden, max_blur
+        self.subfolder = subfolder
         self.auroc = BinaryAUROC()
 
     def setup(self, stage: str) -> None:
@@ -96,6 +103,8 @@ class EmbedderModule(PartModule):
         generator = self.step_generator()
         images = jitter_colors((batch.pixel_values + 1) / 2, self.color_jitter, generator)
         images = soften(images, generator)
+        if self.max_blur:
+            images = blur(images, self.max_blur, generator)
         sample, slot = torch.nonzero(batch.present, as_tuple=True)
         boxes = batch.heads[sample, slot]
         draws = torch.rand(2, len(sample), generator=generator, device=self.device)
@@ -117,6 +126,10 @@ class EmbedderModule(PartModule):
         self.auroc.update(pairs.cosine, pairs.same.long())
         self.log("val/auc", self.auroc, prog_bar=True)
         self.log("val/gap", pairs.gap, batch_size=len(sample), prog_bar=True)
+
+    def write(self, folder: Path) -> None:
+        """Write the embedder into the subfolder."""
+        save_half(self.embedder, folder / self.subfolder)
 
 
 def visible_features(identity: str) -> tuple[str, ...]:

@@ -21,8 +21,10 @@ from fastcomposer.models.weights_io import (
     save_trained_weights,
 )
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
+from fastcomposer.training.identity_loss import IdentityLoss
 from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.sharding import full_tensor, shard
+from fastcomposer.training.timestep_density import TimestepDensity
 from fastcomposer.utils.rng import Source, uniform
 
 
@@ -37,6 +39,8 @@ class FastComposerModule(RecipeModule):
         vision_layers: How many of the image encoder's last layers are trained.
         caption_dropout: Fraction of samples that lose caption and subjects.
         subject_dropout: Fraction of subjects that are left out, their word staying in the caption.
+        timesteps: Where on the noise schedule samples are spent; ``None`` for the same everywhere.
+        identity: Loss that compares the faces of x̂₀ and target; ``None`` for none.
         gradient_checkpointing: Trade time for memory.
         compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; or ``None``.
         weights: Trained weights to start from, see :func:`load_trained_weights`; ``None`` for the base's own.
@@ -48,6 +52,7 @@ class FastComposerModule(RecipeModule):
         "train/loss",
         "train/denoise_loss",
         "train/localization_loss",
+        "train/identity_loss",
         "val/denoise_loss",
         "val/localization_loss",
     )
@@ -61,6 +66,8 @@ class FastComposerModule(RecipeModule):
         vision_layers: int = 2,
         caption_dropout: float = 0.1,
         subject_dropout: float = 0.1,
+        timesteps: TimestepDensity | None = None,
+        identity: IdentityLoss | None = None,
         gradient_checkpointing: bool = False,
         compile: str | None = None,
         weights: str | Path | None = None,
@@ -68,6 +75,7 @@ class FastComposerModule(RecipeModule):
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
+        self.timesteps, self.identity = timesteps, identity
         if export_precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise ValueError(f"method.export_precision={export_precision}: one of {known}")
@@ -130,13 +138,27 @@ class FastComposerModule(RecipeModule):
             generators,
             None if batch.text_embeds is None else self._states_of_empty_prompt(),
         )
+        timesteps = weight = None
+        if self.timesteps is not None:
+            timesteps = self.timesteps.draw(len(batch), self.device, generators)
+            weight = self.timesteps.weight(timesteps)
         losses = self.model.training_losses(
-            batch, generator=generators, skip_empty=True, mask_generator=self.mask_generator()
+            batch,
+            timesteps=timesteps,
+            generator=generators,
+            skip_empty=True,
+            mask_generator=self.mask_generator(),
+            sample_weight=weight,
         )
-        values = {"train/loss": losses.loss, "train/denoise_loss": losses.denoise_loss}
+        total, values = losses.loss, {}
+        if self.identity is not None:
+            identity = self.identity(self.model.vae, losses.clean_latents, losses.timesteps, batch)
+            total = total + self.identity.weight_at(self.global_step) * identity
+            values["train/identity_loss"] = identity
+        values |= {"train/loss": total, "train/denoise_loss": losses.denoise_loss}
         values["train/localization_loss"] = losses.localization_loss
         self.log_dict(self.over_processes(values), prog_bar=True, batch_size=len(batch))
-        return losses.loss
+        return total
 
     def validation_step(self, batch: SubjectBatch, batch_idx: int) -> None:
         """Measure both losses on held-out records with noise that is the same each time."""

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcomposer import FastComposer
+from fastcomposer.training.identity_loss import IdentityLoss
+
+
+class MeanColor(nn.Module):
+    """Embeds a face by its mean colour."""
+
+    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+        colors = []
+        for image, row in zip(images, boxes.long().tolist(), strict=True):
+            crops = [image[:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] for x1, y1, x2, y2 in row]
+            colors.append(torch.stack([crop.mean((1, 2)) for crop in crops]))
+        return torch.nn.functional.normalize(torch.stack(colors) - 0.5, dim=-1)
+
+
+@pytest.fixture
+def model(tiny_base: Any) -> FastComposer:
+    return FastComposer.from_pretrained(tiny_base)
+
+
+@pytest.fixture
+def batch(golden: Any) -> Any:
+    found = golden.batch()
+    boxes = torch.zeros(*found.subject_present.shape, 4)
+    boxes[:, 0] = torch.tensor([4.0, 4.0, 24.0, 24.0])
+    return found.replace(subject_face_boxes=boxes)
+
+
+def encoded(model: FastComposer, batch: Any) -> Tensor:
+    return model.vae.encode(batch.pixel_values).latent_dist.mode() * model.vae.config.scaling_factor
+
+
+def test_faces_are_compared_where_the_noise_level_counts(model: FastComposer, batch: Any) -> None:
+    loss = IdentityLoss(MeanColor(), timesteps=(500, 999))
+    latents = encoded(model, batch).requires_grad_()
+    timesteps = torch.full((len(batch),), 100)
+    timesteps[0] = 700
+    found = loss(model.vae, latents, timesteps, batch)
+    decoded = model.vae.decode(latents[:1] / model.vae.config.scaling_factor).sample / 2 + 0.5
+    boxes = batch.subject_face_boxes[:1]
+    one, other = (MeanColor()(x, boxes)[0, 0] for x in (decoded, batch.pixel_values[:1] / 2 + 0.5))
+    torch.testing.assert_close(found, 1 - one @ other)
+    found.backward()
+    assert latents.grad is not None
+    touched = latents.grad.abs().sum((1, 2, 3)) > 0
+    assert touched.tolist() == [True] + [False] * (len(batch) - 1)
+
+
+def test_nothing_counts_without_faces(model: FastComposer, batch: Any) -> None:
+    loss = IdentityLoss(MeanColor())
+    none = batch.replace(subject_face_boxes=torch.zeros_like(batch.subject_face_boxes))
+    assert loss(model.vae, encoded(model, batch), torch.zeros(len(batch)).long(), none) == 0
+    with pytest.raises(ValueError, match="subject_face_boxes"):
+        loss(
+            model.vae,
+            encoded(model, batch),
+            torch.zeros(len(batch)).long(),
+            batch.replace(subject_face_boxes=None),
+        )
+
+
+def test_checkpointing_changes_no_gradient(model: FastComposer, batch: Any) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        latents = encoded(model, batch).requires_grad_()
+        loss = IdentityLoss(MeanColor(), checkpointing=checkpointing)
+        loss(model.vae, latents, torch.zeros(len(batch)).long(), batch).backward()
+        gradients.append(latents.grad)
+    assert torch.equal(*gradients)
+
+
+def test_the_weight_grows() -> None:
+    loss = IdentityLoss(MeanColor(), weight=0.2, warmup_steps=4)
+    assert [loss.weight_at(step) for step in (0, 1, 9)] == pytest.approx([0.05, 0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"weight": 0.0}, "weight"), ({"fraction": 0.0}, "fraction"), ({"timesteps": (9, 5)}, "timesteps")],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"identity\.loss\.{key}"):
+        IdentityLoss(MeanColor(), **settings)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_clean_latent_comes_out_of_the_true_prediction(model: FastComposer, prediction: str) -> None:
+    model.noise_scheduler.register_to_config(prediction_type=prediction)
+    clean, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    timesteps = torch.tensor([20, 900])
+    noisy = model.noise_scheduler.add_noise(clean, noise, timesteps)
+    target = noise if prediction == "epsilon" else model.noise_scheduler.get_velocity(clean, noise, timesteps)
+    torch.testing.assert_close(model.clean_latents(noisy, target, timesteps), clean, rtol=1e-3, atol=1e-4)
