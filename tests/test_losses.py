@@ -10,6 +10,8 @@ from fastcomposer.losses import (
     LossConfig,
     balanced_l1,
     denoising_loss,
+    dice,
+    disentangle,
     localization_loss,
     map_size,
     subject_cross_entropy,
@@ -217,3 +219,27 @@ def test_settings_choose_the_loss_of_a_layer() -> None:
 def test_bad_settings_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossConfig(**values)  # type: ignore[arg-type]
+
+
+def test_dice_is_0_where_the_map_is_the_mask_and_1_where_they_are_apart() -> None:
+    masks = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])
+    present = torch.tensor([[True, True]])
+    maps = 0.3 * masks.transpose(1, 2)[:, None]
+    assert dice(maps, masks, present).item() == pytest.approx(0, abs=1e-4)
+    assert dice(maps.flip(-1), masks, present).item() == pytest.approx(1, abs=1e-4)
+    half = torch.tensor([[[[0.2], [0.0], [0.0], [0.0]]]])
+    assert dice(half, masks[:, :1], present[:, :1]).item() == pytest.approx(1 - 2 / 3, abs=1e-4)
+    assert dice(maps, masks, torch.tensor([[False, False]])) == 0
+
+
+def test_disentangling_counts_how_far_maps_are_apart() -> None:
+    masks = torch.zeros(1, 2, 4)
+    apart = torch.tensor([[[[0.4, 0.0], [0.4, 0.0], [0.0, 0.2], [0.0, 0.2]]]])
+    present = torch.tensor([[True, True]])
+    assert disentangle(apart, masks, present).item() == pytest.approx(-1, abs=1e-3)
+    same = apart[..., :1].expand(-1, -1, -1, 2)
+    assert disentangle(same, masks, present).item() == pytest.approx(0, abs=1e-4)
+    assert disentangle(apart, masks, torch.tensor([[True, False]])) == 0
+    third = torch.cat([apart, torch.rand(1, 1, 4, 1)], dim=-1)
+    with_empty = disentangle(third, torch.zeros(1, 3, 4), torch.tensor([[True, True, False]]))
+    assert with_empty.item() == pytest.approx(-1, abs=1e-3)

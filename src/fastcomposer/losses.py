@@ -13,7 +13,7 @@ from torch import Tensor
 
 _EPSILON = 1e-5
 
-Localization = Literal["balanced_l1", "cross_entropy", "token_compose"]
+Localization = Literal["balanced_l1", "cross_entropy", "token_compose", "dice", "disentangle"]
 """Kinds of localization loss; each has a function below."""
 LayerLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From maps (B, heads, P, K), masks (B, K, P) and presence (B, K) of one layer to a scalar."""
@@ -30,8 +30,8 @@ class LossConfig:
             localized; 0 leaves the localization loss out altogether.
         localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``, in
             place of ``num_localized_blocks``.
-        localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, ``token_compose``, or a
-            :data:`LayerLoss` of one's own.
+        localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, ``token_compose``,
+            ``dice``, ``disentangle``, or a :data:`LayerLoss` of one's own.
         normalize_localization: Divide each map by its maximum over positions first; ``balanced_l1`` only.
         pixel_weight: Weight of the pixels' cross-entropy relative to the ratio's, at least 0;
             ``token_compose`` only. TokenCompose weighs them 5e-5 and 1e-3.
@@ -88,6 +88,8 @@ class LossConfig:
             return subject_cross_entropy
         if self.localization == "token_compose":
             return partial(token_compose, pixel_weight=self.pixel_weight)
+        if self.localization in ("dice", "disentangle"):
+            return {"dice": dice, "disentangle": disentangle}[self.localization]
         return partial(balanced_l1, normalize=self.normalize_localization)
 
 
@@ -236,6 +238,58 @@ def token_compose(
     pixel = -right.mean(1)  # (B, K)
     loss = (1 - ratio.mean(1)).square() + pixel_weight * pixel
     return _mean_over_subjects(loss, subject_present).mean()
+
+
+def dice(maps: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
+    """Dice loss of one layer, as MultiCrafter localizes (2025, arXiv 2509.21953).
+
+    ``1 − 2·Σ m_i·a_i / (Σ m_i + Σ a_i)`` on maps divided by their maximum; mean over a sample's
+    subjects, then over heads and batch.
+
+    Args:
+        maps: (B, heads, P, K) softmax columns of the subjects' tokens over P positions.
+        masks: (B, K, P) subject masks at the layer's size, in [0, 1].
+        subject_present: (B, K) bool.
+
+    Returns:
+        Scalar in float32, in [0, 1]; 0 where no sample has a subject.
+    """
+    attention = maps.float()
+    attention = attention / (attention.amax(dim=2, keepdim=True) + _EPSILON)
+    inside = masks.transpose(1, 2).unsqueeze(1)  # (B, 1, P, K)
+    overlap = 2 * (attention * inside).sum(2)
+    loss = 1 - overlap / (attention.sum(2) + inside.sum(2) + _EPSILON)  # (B, heads, K)
+    return _mean_over_subjects(loss, subject_present.unsqueeze(1)).mean()
+
+
+def disentangle(maps: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
+    """Minus the Jensen–Shannon divergence between the subjects' maps of one layer, after MOSAIC.
+
+    ``−(H(mean_i a_i) − mean_i H(a_i)) / log n`` of maps divided by their sum over positions, n subjects
+    (2025, arXiv 2509.01977); mean over heads and batch. It pushes the subjects of a sample apart
+    and does not look at masks: a single subject has loss 0.
+
+    Args:
+        maps: (B, heads, P, K) softmax columns of the subjects' tokens over P positions.
+        masks: Not used.
+        subject_present: (B, K) bool.
+
+    Returns:
+        Scalar in float32, in [-1, 0].
+    """
+    present = subject_present[:, None, :].float()  # (B, 1, K)
+    count = present.sum(-1)
+    shares = maps.float() / (maps.float().sum(2, keepdim=True) + _EPSILON)
+    weights = present / count.clamp(min=1)[..., None]
+    mixture = (shares * weights[:, :, None]).sum(-1)  # (B, heads, P)
+    divergence = _entropy(mixture) - (_entropy(shares.transpose(2, 3)) * weights).sum(-1)
+    several = count > 1
+    return (-divergence / count.clamp(min=2).log() * several).mean()
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    """Entropy over the last dimension."""
+    return -(shares * (shares + torch.finfo(torch.float32).tiny).log()).sum(-1)
 
 
 def _mean_over_subjects(loss: Tensor, present: Tensor) -> Tensor:
