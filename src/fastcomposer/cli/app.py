@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train FastComposer, a fine-tuning baseline or a part of the embedded base",
     "evaluate": "sample a benchmark with one or several methods and score the images",
     "attention": "measure how much of each subject word's attention falls on that subject",
+    "diagnose": "measure where identity is lost, stage by stage and at each noise level",
     "generate": "generate images of given people",
     "prepare": "make a data folder, a cache or shards",
     "report": "write tables, plots and pages of evaluations and sweeps",

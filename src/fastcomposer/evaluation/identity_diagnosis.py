@@ -1,0 +1,218 @@
+"""Where identity is lost: what each stage of the conditioning holds of it, and what predictions show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from torch import Generator, Tensor
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.composer import FastComposer
+from fastcomposer.evaluation.report.plots import COLOURS, MARKERS, figure
+from fastcomposer.models.conditioning import encode_reference_states
+
+Embed = Callable[[Tensor, Tensor], Tensor]
+"""From images (B, 3, H, W) in [0, 1] and boxes (B, K, 4) in pixels to unit vectors (B, K, d)."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Identity of predictions x̂₀ at one noise level, means over faces.
+
+    Attributes:
+        timestep: The noise level; -1 is the autoencoder's round trip, without noise.
+        subjects: Similarity to the target's face, conditioned on the subjects.
+        text: The same, conditioned on the text alone.
+        faces: Number of faces.
+    """
+
+    timestep: int
+    subjects: float
+    text: float
+    faces: int
+
+
+def face_slots(batch: SubjectBatch) -> Tensor:
+    """Which slots (B, K) hold a subject whose face is annotated.
+
+    Raises:
+        ValueError: If the batch has no ``subject_face_boxes``.
+    """
+    if batch.subject_face_boxes is None:
+        raise ValueError("identity is measured at annotated faces, of which these records have none")
+    return batch.subject_present & (batch.subject_face_boxes[..., 2] > batch.subject_face_boxes[..., 0])
+
+
+@torch.no_grad()
+def identity_curve(
+    model: FastComposer,
+    batches: Iterable[SubjectBatch],
+    embed: Embed,
+    timesteps: Sequence[int],
+    seed: int = 0,
+    num_subjects: Sequence[int] | None = None,
+) -> list[CurvePoint]:
+    """Measure the identity of one-step predictions of the clean image, with the subjects and without.
+
+    Args:
+        model: The model.
+        batches: Records with annotated faces.
+        embed: Embeds the faces of targets and predictions; the one that scores.
+        timesteps: Noise levels to measure at.
+        seed: Of the noise, which is the same at all levels.
+        num_subjects: Count records with so many subjects only; ``None`` for all.
+
+    Raises:
+        ValueError: If no record has an annotated face.
+    """
+    model.eval()
+    sums = dict.fromkeys([-1, *timesteps], (0.0, 0.0))
+    faces = 0
+    for number, batch in enumerate(batches):
+        slots, boxes = face_slots(batch), batch.subject_face_boxes
+        assert boxes is not None
+        if num_subjects is not None:
+            allowed = torch.tensor(list(num_subjects), device=slots.device)
+            slots = slots & torch.isin(batch.subject_present.sum(1), allowed)[:, None]
+        faces += int(slots.sum())
+        wanted = embed(batch.pixel_values.float() / 2 + 0.5, boxes)
+        generator = Generator(batch.pixel_values.device).manual_seed(seed + number)
+        latents = model.encode_latents(batch, generator)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        text = model.encode_captions(batch)
+        prompts = (model.encode_batch(batch, text=text)[0], text.tokens)
+        for timestep in sums:
+            found = []
+            for prompt in prompts if timestep >= 0 else prompts[:1]:
+                clean = latents
+                if timestep >= 0:
+                    levels = torch.full((len(batch),), timestep, device=latents.device)
+                    noisy = model.noise_scheduler.add_noise(latents, noise, levels)
+                    added = model.text.added_condition(text.pooled, model._sizes(batch))
+                    inputs = (noisy.to(model.unet.dtype), levels, prompt.to(model.unet.dtype))
+                    prediction = model.unet(*inputs, added_cond_kwargs=added).sample
+                    clean = model.clean_latents(noisy, prediction, levels)
+                pixels = model.vae.decode(
+                    (clean / model.vae.config.scaling_factor).to(model.vae.dtype)
+                ).sample
+                similar = (embed((pixels.float() / 2 + 0.5).clamp(0, 1), boxes) * wanted).sum(-1)
+                found.append(float(similar[slots].sum()))
+            before = sums[timestep]
+            sums[timestep] = (before[0] + found[0], before[1] + found[-1])
+    if not faces:
+        raise ValueError("no record has an annotated face of these: nothing to measure identity on")
+    return [CurvePoint(t, one / faces, other / faces, faces) for t, (one, other) in sums.items()]
+
+
+@torch.no_grad()
+def stage_features(
+    model: FastComposer, batches: Iterable[SubjectBatch], embed: Embed
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Collect what each stage of the conditioning says of each subject, and the embedding of its face.
+
+    Args:
+        model: The model.
+        batches: Records with annotated faces.
+        embed: Embeds the targets' faces.
+
+    Returns:
+        (N, width) of each stage: ``pooled embedding``, ``patch states``, ``fused word`` and, where there are
+        several, ``tokens``; and (N, d) of the faces.
+    """
+    model.eval()
+    parts: dict[str, list[Tensor]] = {}
+    wanted = []
+    for batch in batches:
+        slots, boxes = face_slots(batch), batch.subject_face_boxes
+        assert boxes is not None
+        wanted.append(embed(batch.pixel_values.float() / 2 + 0.5, boxes)[slots])
+        pixels, present = batch.references()
+        embeds, states = encode_reference_states(model.image_encoder, model.reference_normalizer, pixels)
+        prompts, _ = model.encode_batch(batch)
+        columns = model.subject_columns(batch)
+        columns = columns if columns.ndim == 3 else columns[..., None]
+        index = columns.clamp(min=0).flatten(1)[..., None].expand(-1, -1, prompts.shape[-1])
+        tokens = prompts.gather(1, index).unflatten(1, columns.shape[1:])
+        found = {
+            "pooled embedding": model.fusion.pool(embeds, present),
+            "patch states": states[:, :, 0].flatten(2),
+            "fused word": tokens[:, :, 0],
+        }
+        if columns.shape[-1] > 1:
+            found["tokens"] = (tokens * (columns >= 0)[..., None]).flatten(2)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values[slots].float())
+    return {name: torch.cat(values) for name, values in parts.items()}, torch.cat(wanted)
+
+
+def read_out(
+    features: Mapping[str, Tensor], faces: Tensor, held_out: Mapping[str, Tensor], held_out_faces: Tensor
+) -> dict[str, float]:
+    """Predict the faces' embeddings from each stage by ridge regression, and score them on other people.
+
+    The penalty is that of a few which is best on the last fifth of the records that are fitted.
+
+    Args:
+        features: (N, width) of each stage, see :func:`stage_features`.
+        faces: (N, d) unit vectors.
+        held_out: The same of people whom nothing is fitted on.
+        held_out_faces: Theirs.
+
+    Returns:
+        Mean cosine of predicted and true embeddings by stage.
+    """
+    scores = {}
+    fitted = len(faces) * 4 // 5
+    for name, values in features.items():
+        mean, scale = values.mean(0), values.std(0).clamp(min=1e-6)
+        known, unknown = ((x - mean) / scale / x.shape[1] ** 0.5 for x in (values, held_out[name]))
+        target = faces - faces.mean(0)
+
+        def predicted(rows: int, inputs: Tensor, penalty: float, known=known, target=target) -> Tensor:  # type: ignore[no-untyped-def]
+            kernel = known[:rows] @ known[:rows].T
+            weights = torch.linalg.solve(kernel + penalty * torch.eye(rows), target[:rows])
+            return F.normalize(inputs @ known[:rows].T @ weights + faces.mean(0), dim=-1)
+
+        penalties = (1e-3, 1e-2, 1e-1, 1.0)
+        rest = [(predicted(fitted, known[fitted:], p) * faces[fitted:]).sum(-1).mean() for p in penalties]
+        best = penalties[int(torch.stack(rest).argmax())]
+        scores[name] = float((predicted(len(faces), unknown, best) * held_out_faces).sum(-1).mean())
+    return scores
+
+
+def plot_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
+    """Plot the curves of several checkpoints, and of the text alone, as an ``<svg>`` element."""
+
+    def draw(axes: Axes) -> None:
+        for number, (name, points) in enumerate(curves.items()):
+            some = [point for point in points if point.timestep >= 0]
+            colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
+            x = [point.timestep for point in some]
+            axes.plot(x, [point.subjects for point in some], color=colour, marker=marker, label=name)
+            axes.plot(x, [point.text for point in some], color=colour, linestyle=":", label=f"{name}, text")
+        axes.set_xlabel("timestep")
+        axes.set_ylabel("identity of x̂₀")
+        axes.legend(frameon=False)
+
+    return figure("identity_curve", 3.2, draw)
+
+
+def plot_read_out(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Plot the read-outs of several checkpoints by stage as an ``<svg>`` element."""
+    stages = list(dict.fromkeys(stage for found in scores.values() for stage in found))
+
+    def draw(axes: Axes) -> None:
+        for number, (name, found) in enumerate(scores.items()):
+            places = [stages.index(stage) + 0.15 * number for stage in found]
+            colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
+            axes.plot(list(found.values()), places, marker, color=colour, label=name)
+        axes.set_yticks(range(len(stages)), stages)
+        axes.invert_yaxis()
+        axes.set_xlabel("identity by a linear read-out")
+        axes.legend(frameon=False)
+
+    return figure("identity_read_out", 0.8 + 0.4 * len(stages), draw)
