@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcomposer import FastComposer
-from fastcomposer.training.identity_loss import IdentityLoss
+from fastcomposer.training.identity_loss import IdentityLoss, check_faces
 
 
 class MeanColor(nn.Module):
@@ -99,3 +99,11 @@ def test_the_clean_latent_comes_out_of_the_true_prediction(model: FastComposer, 
     noisy = model.noise_scheduler.add_noise(clean, noise, timesteps)
     target = noise if prediction == "epsilon" else model.noise_scheduler.get_velocity(clean, noise, timesteps)
     torch.testing.assert_close(model.clean_latents(noisy, target, timesteps), clean, rtol=1e-3, atol=1e-4)
+
+
+def test_records_without_faces_are_refused_before_training(batch: Any) -> None:
+    none = batch.replace(subject_face_boxes=torch.zeros_like(batch.subject_face_boxes))
+    check_faces([none, batch])
+    for samples in ([none], [batch.replace(subject_face_boxes=None)], []):
+        with pytest.raises(ValueError, match=r"prepare faces=true"):
+            check_faces(samples)

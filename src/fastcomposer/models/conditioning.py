@@ -112,7 +112,8 @@ def encode_reference_states(
 
 def patch_shape(config: CLIPVisionConfig) -> tuple[int, int]:
     """Number P of the image encoder's states, the class token's included, and their width w."""
-    return (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size
+    side: Any = config.image_size
+    return (side // config.patch_size) ** 2 + 1, config.hidden_size
 
 
 def token_columns(parsed: Sequence[ParsedPrompt], fusion: Fusion | None, device: torch.device | str) -> Any:

@@ -18,6 +18,26 @@ class FaceEmbedder(Protocol):
         """Map images (B, 3, H, W) in [0, 1] and boxes (B, K, 4) in pixels to unit vectors (B, K, d)."""
 
 
+def check_faces(samples: Any, count: int = 16) -> None:
+    """Refuse training records without annotated faces.
+
+    Args:
+        samples: A dataset of :class:`~fastcomposer.batch.SubjectBatch`.
+        count: How many samples to look at.
+
+    Raises:
+        ValueError: If none of them has a face, with the command that adds them.
+    """
+    for number in range(min(count, len(samples))):
+        boxes = samples[number].subject_face_boxes
+        if boxes is not None and bool(boxes.any()):
+            return
+    raise ValueError(
+        "identity=x0 needs records with annotated faces, and the first of these have none: fastcomposer "
+        "prepare faces=true adds them; or identity=none"
+    )
+
+
 class IdentityLoss(nn.Module):
     """``1 − cos(f(x̂), f(x))`` at each annotated face of the target x (docs/method.md, eq. 9).
 

@@ -21,7 +21,7 @@ from fastcomposer.models.weights_io import (
     save_trained_weights,
 )
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
-from fastcomposer.training.identity_loss import IdentityLoss
+from fastcomposer.training.identity_loss import IdentityLoss, check_faces
 from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.sharding import full_tensor, shard
 from fastcomposer.training.timestep_density import TimestepDensity
@@ -114,7 +114,9 @@ class FastComposerModule(RecipeModule):
         self._sharded = False
 
     def setup(self, stage: str) -> None:
-        """Refuse precomputed moments and states of other networks."""
+        """Refuse precomputed moments and states of other networks, and records without faces."""
+        if stage == "fit" and self.identity is not None:
+            check_faces(self.trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
         cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
         if cache is not None:
             cache.check_weights(frozen_digests(self.model))

@@ -79,6 +79,6 @@ def measured(
     """
     if not curve:
         raise ValueError("timesteps.density.curve: at least one timestep")
-    points = sorted((int(timestep), float(value)) for timestep, value in curve.items())
-    values = np.interp(np.arange(num_timesteps), *zip(*points, strict=True))
+    points = np.array(sorted((float(timestep), float(value)) for timestep, value in curve.items()))
+    values = np.interp(np.arange(num_timesteps), points[:, 0], points[:, 1])
     return TimestepDensity(values + floor, reweight)
