@@ -143,8 +143,8 @@ def load_networks(
         saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"), own.get("num_tokens", 1))
         if saved != kind:
             raise ValueError(
-                f"the pipeline {source.base} brings a fusion of mode {saved.mode} with {saved.num_tokens} "
-                f"tokens that pools by {saved.pooling}: set method.model.fusion to these"
+                f"the pipeline {source.base} brings a fusion of num_tokens {saved.num_tokens} and mode "
+                f"{saved.mode} that pools by {saved.pooling}: set method.model.fusion to these"
             )
     dtype = dtype or torch.float32
     networks = {name: source.load(cls, name, dtype) for name, cls in _classes(source).items()}
