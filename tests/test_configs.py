@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcomposer.cli import evaluate, train
 from fastcomposer.cli.app import COMMANDS
 from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.cli.settings import check_settings
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.sweeps.search import chosen_overrides, read_goal
@@ -66,7 +67,11 @@ def accepted(target: str) -> set[str] | None:
 
 def test_no_choice_is_forgotten() -> None:
     assert {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()} == {*GROUPS, "hydra"}
-    assert {folder.name for folder in (CONFIG_FOLDER / "hydra").iterdir()} == {"launcher", "sweeper"}
+    assert {folder.name for folder in (CONFIG_FOLDER / "hydra").iterdir()} == {
+        "callbacks",
+        "launcher",
+        "sweeper",
+    }
     assert [file.name for file in (CONFIG_FOLDER / "hydra" / "sweeper").iterdir()] == ["search.yaml"]
     assert {file.stem for file in CONFIG_FOLDER.glob("*.yaml")} == set(COMMANDS)
 
@@ -85,12 +90,16 @@ def test_every_choice_composes_and_fits_its_constructor(group: str, choice: str)
     evaluated = choice in {"ablation_alpha", "tables", "jobs"} or choice.startswith("search_")
     evaluated = evaluated and choice != "search_training"
     command = "evaluate" if evaluated else GROUPS[group]
-    assert_fits(composed(command, f"{group}={choice}", *open_fields.get(choice, [])))
+    config = composed(command, f"{group}={choice}", *open_fields.get(choice, []))
+    assert_fits(config)
+    check_settings(config, command)
 
 
 @pytest.mark.parametrize(("part", "choice"), PARTS)
 def test_every_part_of_the_preparation_composes_and_fits(part: str, choice: str) -> None:
-    assert_fits(composed("prepare", "data=folder", f"data/{part}={choice}"))
+    config = composed("prepare", "data=folder", f"data/{part}={choice}")
+    assert_fits(config)
+    check_settings(config, "prepare")
 
 
 def test_the_demo_fits_its_constructors() -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcomposer.utils.ranges import Amount, Fraction, Whole
+
 _EPSILON = 1e-5
 
 Localization = Literal["balanced_l1", "cross_entropy", "token_compose", "dice", "disentangle"]
@@ -44,13 +46,13 @@ class LossConfig:
         ValueError: If a value is out of its range.
     """
 
-    localization_weight: float = 0.001
-    num_localized_blocks: int = 5
+    localization_weight: Amount = 0.001
+    num_localized_blocks: Whole = 5
     localization_blocks: tuple[str, ...] | None = None
     localization: Localization | LayerLoss = "balanced_l1"
     normalize_localization: bool = False
-    pixel_weight: float = 0.05
-    mask_loss_probability: float = 0.5
+    pixel_weight: Amount = 0.05
+    mask_loss_probability: Fraction = 0.5
     mask_loss_per_sample: bool = False
     mask_loss_skip_unconditional: bool = False
 

@@ -32,6 +32,7 @@ from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
 from fastcomposer.training.personalization.personalize import QUIET
+from fastcomposer.utils.ranges import Count, Fraction, Rate
 
 COST_COLUMNS = ("method", "s / step", "steps", "s to personalise", "s / image", "s in all", "× FastComposer")
 """Of a table of :func:`cost_rows`."""
@@ -185,10 +186,10 @@ def _class_noise(prompts: Sequence[str], *, height: int, **_: Any) -> SimpleName
 class Machines:
     """Connections between devices, in bytes a second; a ring exchanges gradients and divided weights."""
 
-    per_node: int = 8
-    node_bandwidth: float = 300e9
-    network_bandwidth: float = 25e9
-    overlap: float = 0.5  # fraction of a step that hides the exchange
+    per_node: Count = 8
+    node_bandwidth: Rate = 300e9
+    network_bandwidth: Rate = 25e9
+    overlap: Fraction = 0.5  # fraction of a step that hides the exchange
 
     def __post_init__(self) -> None:
         for name in ("per_node", "node_bandwidth", "network_bandwidth"):

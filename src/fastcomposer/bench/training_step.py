@@ -26,6 +26,7 @@ from fastcomposer.composer import FastComposer, TrainingLosses
 from fastcomposer.models.compilation import compile_blocks
 from fastcomposer.models.fusion import SubjectFusion
 from fastcomposer.models.text import encode_text
+from fastcomposer.utils.ranges import Count, Side
 
 _NUM_BLOCKS = 5
 
@@ -38,9 +39,9 @@ class StepSettings:
     vae: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
     image_encoder: Mapping[str, Any]
-    resolution: int = 512  # height and width of the images in pixels
-    batch_size: int = 2
-    max_subjects: int = 4  # subject slots, of which each sample fills two
+    resolution: Side = 512  # height and width of the images in pixels
+    batch_size: Count = 2
+    max_subjects: Count = 4  # subject slots, of which each sample fills two
 
     def model(self) -> FastComposer:
         """Build the model; the weights are the same each time."""

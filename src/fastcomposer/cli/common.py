@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fastcomposer.cli.help import show_help
@@ -80,6 +83,10 @@ def command(
 
             def work() -> Any:
                 _quieten()
+                if HydraConfig.get().mode is RunMode.MULTIRUN:  # a single run was checked before its folder
+                    from fastcomposer.cli.settings import check_settings
+
+                    check_settings(config, config_name)
                 if config.get("threads") is not None:
                     import torch
 
@@ -97,7 +104,7 @@ def command(
                 message = message_of(error)
                 if os.environ.get("HYDRA_FULL_ERROR") == "1" or message is None:
                     raise
-                _exit_with(message)
+                exit_with(message)
 
         @wraps(function)
         def main() -> None:
@@ -113,7 +120,8 @@ def command(
                 try:
                     arguments = with_jobs(arguments, *sweep_jobs)
                 except (ValueError, OSError) as error:
-                    _exit_with(error)
+                    exit_with(error)
+            _check_groups(arguments)
             sys.argv = [sys.argv[0], *arguments]
             if show_help(config_name, CONFIG_FOLDER, arguments):
                 return
@@ -128,6 +136,41 @@ def command(
         return main
 
     return decorate
+
+
+class CheckSettings(Callback):
+    """Ends a command whose settings are not valid, before Hydra makes its folder."""
+
+    def on_run_start(self, config: DictConfig, *, config_name: str, **_: Any) -> None:
+        """Check; Hydra lets no other exception than SystemExit pass."""
+        from fastcomposer.cli.settings import check_folder, check_settings
+        from fastcomposer.utils.texts import keep_texts
+
+        config = copy.deepcopy(config)
+        with read_write(config), open_dict(config):
+            config.hydra.runtime.output_dir = config.hydra.run.dir
+        keep_texts(config)
+        HydraConfig.instance().set_config(config)  # Hydra sets its own next
+        try:
+            check_settings(config, config_name)
+            check_folder("hydra.run.dir", config.hydra.run.dir)
+        except (ValueError, OmegaConfBaseException) as error:
+            exit_with(error)
+
+
+def _check_groups(arguments: Sequence[str]) -> None:
+    """Refuse what is no name for a group, of which Hydra makes a trace."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if a[:1] != "-"])
+    except HydraException:  # which Hydra reports
+        return
+    for override in overrides:
+        if (CONFIG_FOLDER / override.key_or_group).is_dir() and not override.is_delete():
+            value = override.value()
+            named = value if isinstance(value, list) else [value]
+            texts = all(isinstance(one, str | QuotedString) for one in named)
+            if not texts and not override.is_sweep_override():
+                exit_with(f"{override.input_line}: takes the name of a file in conf/{override.key_or_group}")
 
 
 def quoted(argument: str, key: str) -> str:
@@ -216,7 +259,8 @@ def message_of(error: Exception) -> str | None:
     return None
 
 
-def _exit_with(message: object) -> NoReturn:
+def exit_with(message: object) -> NoReturn:
+    """End the command with a message and status 1."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 

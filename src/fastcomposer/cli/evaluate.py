@@ -12,7 +12,6 @@ from fastcomposer.cli.common import command, conclude, quieten_lightning, show_t
 
 ALIAS = ("methods", "compared")
 """``methods=[...]`` chooses from the group ``compared``: the configurations of the methods to compare."""
-_RESUME = ("auto", "restart")
 
 
 def check_objective(config: DictConfig) -> None:
@@ -27,8 +26,6 @@ def check_objective(config: DictConfig) -> None:
 @command("evaluate", alias=ALIAS, check_objective=check_objective, sweep_jobs=(f"{ALIAS[1]}=[fastcomposer]",))
 def main(config: DictConfig) -> float | None:
     """Sample, score, print the scores, and write them; returns the objective."""
-    if config.resume not in _RESUME:
-        raise ValueError(f"resume={config.resume}: one of {', '.join(_RESUME)}")
     check_objective(config)
 
     from fastcomposer.sweeps.trained_jobs import check_trained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, conclude, quieten_lightning
-
-_MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 def check_objective(config: DictConfig) -> None:
@@ -49,14 +46,6 @@ def train(config: DictConfig) -> float | None:
 
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
-    if config.matmul_precision not in _MATMUL_PRECISIONS:
-        known = ", ".join(_MATMUL_PRECISIONS)
-        raise ValueError(f"matmul_precision={config.matmul_precision}: one of {known}")
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise ValueError(f"seed={config.seed}: a whole number from 0 to {2**32 - 1}")
-    clip = config.trainer.get("gradient_clip_val")
-    if clip is not None and not (isinstance(clip, int | float) and 0 <= clip < math.inf):
-        raise ValueError(f"trainer.gradient_clip_val={clip}: a number from 0 on, or null")
     check_objective(config)
 
     import lightning as L

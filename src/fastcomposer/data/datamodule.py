@@ -21,6 +21,7 @@ from fastcomposer.data.records import read_ids
 from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.samplers import EpochSampler, ShardSampler
 from fastcomposer.data.shards import ShardedRecords
+from fastcomposer.utils.ranges import Count, Workers
 
 _BEGINNING = {"batches": 0, "epoch": 0, "samples": 0}
 
@@ -66,9 +67,9 @@ class SubjectDataModule(LightningDataModule):
         self,
         root: str | Path,
         tokenizer: Any,
-        batch_size: int,
+        batch_size: Count,
         *,
-        num_workers: int = 0,
+        num_workers: Workers = 0,
         pin_memory: bool = False,
         train_split: str = "train",
         val_split: str | None = "test",
@@ -260,7 +261,7 @@ class StreamingDataModule(SubjectDataModule):
         root: str | Path,
         *arguments: Any,
         local: str | Path | None = None,
-        window: int | None = None,
+        window: Count | None = None,
         **settings: Any,
     ) -> None:
         if window is not None and window < 1:

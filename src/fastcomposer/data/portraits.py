@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from PIL import ImageOps
-from pydantic import ConfigDict, PositiveFloat, PositiveInt
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.pixels import open_image
 from fastcomposer.data.transforms import Probability, Resolution, pad_to_square
+from fastcomposer.utils.ranges import Count, Positive
 
 View = Literal["far", "whole", "close"]
 """How large the person is in an image; captions say so."""
@@ -80,9 +81,9 @@ class PortraitSettings:
     """
 
     resolution: Resolution
-    batch_size: PositiveInt = 1
+    batch_size: Count = 1
     flip: Probability = 0.5
-    scales: tuple[PositiveFloat, PositiveFloat] | None = None
+    scales: tuple[Positive, Positive] | None = None
 
     def __post_init__(self) -> None:
         if self.scales is not None and self.scales[0] > self.scales[1]:

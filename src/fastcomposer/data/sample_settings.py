@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from fastcomposer.data.transforms import (
@@ -15,6 +15,7 @@ from fastcomposer.data.transforms import (
     Resolution,
     elastic_kernel,
 )
+from fastcomposer.utils.ranges import Count, Seed, Whole
 
 
 @dataclass(frozen=True, config=ConfigDict(title="data.module", extra="forbid"))
@@ -47,19 +48,19 @@ class SampleSettings:
     """
 
     resolution: Resolution
-    reference_size: PositiveInt
-    max_subjects: PositiveInt = 4
+    reference_size: Count
+    max_subjects: Count = 4
     reference: Literal["same_image", "other_image"] = "same_image"
-    num_references: PositiveInt = 1
+    num_references: Count = 1
     background: Literal["noise", "black", "kept"] = "noise"
     labels: frozenset[str] | None = frozenset({"person"})
-    min_subjects: NonNegativeInt = 0
+    min_subjects: Whole = 0
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     flip: Probability = 0.5
     augmentation: ReferenceAugmentation | None = PUBLISHED
     scaled_decoding: bool = True
     on_bad_record: Literal["raise", "skip"] = "raise"
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
 
     def __post_init__(self) -> None:
         if self.augmentation is not None and self.augmentation.elastic:

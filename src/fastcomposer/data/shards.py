@@ -40,6 +40,7 @@ from fastcomposer.data.shard_files import (
 )
 from fastcomposer.utils.files import LOCK_NAME, is_leftover, remove_leftovers, write_atomically
 from fastcomposer.utils.progress import tracked
+from fastcomposer.utils.ranges import Count, Workers
 from fastcomposer.utils.settings import differences
 from fastcomposer.utils.workers import in_processes
 
@@ -112,8 +113,8 @@ def write_shards(
     root: str | Path,
     folder: str | Path,
     splits: Sequence[str] = ("train", "test"),
-    records_per_shard: int = 256,
-    num_workers: int = 2,
+    records_per_shard: Count = 256,
+    num_workers: Workers = 2,
     on_bad_record: str = "raise",
     restart: bool = False,
 ) -> int:

@@ -13,13 +13,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
+
+from fastcomposer.utils.ranges import Amount, Count, Positive
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -104,19 +106,19 @@ class ReferenceAugmentation:
     """
 
     zoom: Probability = 0.5
-    max_zoom: Annotated[float, Field(ge=1)] = 2.0
+    max_zoom: Annotated[float, Field(ge=1, le=100)] = 2.0
     rotate: Probability = 0.75
-    degrees: NonNegativeFloat = 30.0
+    degrees: Amount = 30.0
     jitter: Probability = 0.5
-    jitter_strength: NonNegativeFloat = 0.5
+    jitter_strength: Amount = 0.5
     blur: Probability = 0.5
-    blur_kernel: PositiveInt = 5
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    blur_kernel: Count = 5
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
     grey: Probability = 0.1
     flip: Probability = 0.5
     elastic: Probability = 0.5
-    elastic_alpha: float = 50.0
-    elastic_sigma: PositiveFloat = 5.0
+    elastic_alpha: Amount = 50.0
+    elastic_sigma: Positive = 5.0
 
     def __post_init__(self) -> None:
         if self.blur_kernel % 2 != 1:

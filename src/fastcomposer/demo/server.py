@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcomposer.demo.folder import page_folder
 from fastcomposer.demo.uploads import PageLimits
+from fastcomposer.utils.ranges import Port
 
 if TYPE_CHECKING:
     from fastcomposer.demo.examples import Example
@@ -41,7 +42,7 @@ class Address:
     """
 
     host: str = "127.0.0.1"
-    port: int = 7860
+    port: Port = 7860
     share: bool = False
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 from PIL import Image, ImageOps
 
 from fastcomposer.data.pixels import eight_bit
+from fastcomposer.utils.ranges import Count, Positive
 from fastcomposer.utils.settings import file_digest
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -43,12 +44,12 @@ class PageLimits:
         ValueError: If a limit is not positive.
     """
 
-    megabytes: float = 20.0
-    megapixels: float = 50.0
-    images: int = 4
-    steps: int = 100
-    waiting: int = 16
-    minutes: float = 60.0
+    megabytes: Positive = 20.0
+    megapixels: Positive = 50.0
+    images: Count = 4
+    steps: Count = 100
+    waiting: Count = 16
+    minutes: Positive = 60.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -10,11 +10,12 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastcomposer.prompt import MARKER, strip_markers
 from fastcomposer.utils.assets import asset
 from fastcomposer.utils.errors import invalid_fields
+from fastcomposer.utils.ranges import Count, Seed
 
 PLACEHOLDERS = {"single_subject": ("{subject}",), "multi_subject": ("{subject_1}", "{subject_2}")}
 """Benchmarks by name, and what stands for the subjects in their prompts."""
@@ -42,7 +43,7 @@ class Definition(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     name: Literal["single_subject", "multi_subject"]
-    images_per_prompt: PositiveInt
+    images_per_prompt: Count
     prompts: Annotated[dict[_Category, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
     subjects: Annotated[dict[_SubjectId, _ClassWord], Field(min_length=1)] | None = None
     pairs: str = ""  # this and the next are notes to the reader
@@ -161,10 +162,10 @@ class Subset:
         num_pairs: Pairs in which every subject appears about equally often.
     """
 
-    num_subjects: int | None = None
-    prompts_per_category: int | None = None
-    images_per_prompt: int | None = None
-    num_pairs: int | None = None
+    num_subjects: Count | None = None
+    prompts_per_category: Count | None = None
+    images_per_prompt: Count | None = None
+    num_pairs: Count | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -225,7 +226,7 @@ class Benchmark:
 def load_benchmarks(
     folder: str | Path,
     images: str | Path,
-    seed: int = 42,
+    seed: Seed = 42,
     single: Subset | None = None,
     multi: Subset | None = None,
     celeba_identities: bool = False,

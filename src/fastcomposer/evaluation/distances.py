@@ -24,6 +24,7 @@ from fastcomposer.evaluation.store import (
     write_distances,
 )
 from fastcomposer.metrics.distribution import ImageFeatures, feature_distance
+from fastcomposer.utils.ranges import Count
 from fastcomposer.utils.settings import digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -48,8 +49,8 @@ class DistanceStage(ResumableStage):
         features: ImageFeatures,
         data: Any,
         runs: Sequence[PlannedRun] = (),
-        num_real: int = 1000,
-        batch_size: int = 64,
+        num_real: Count = 1000,
+        batch_size: Count = 64,
     ) -> None:
         super().__init__()
         for name, value, least in (("num_real", num_real, 2), ("batch_size", batch_size, 1)):

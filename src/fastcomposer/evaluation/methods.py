@@ -19,6 +19,7 @@ from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.training.personalization.concept import Concept, apply_concepts, rewrite_prompt
+from fastcomposer.utils.ranges import Count
 from fastcomposer.utils.settings import described
 
 _Item = TypeVar("_Item")
@@ -71,8 +72,8 @@ class Method:
         self,
         pipeline: PipelineFactory,
         sampler: Mapping[str, Any],
-        batch_size: int = 16,
-        group_size: int = 64,
+        batch_size: Count = 16,
+        group_size: Count = 64,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("group_size", group_size)):
             if value < 1:
@@ -183,10 +184,10 @@ class FastComposerMethod(Method):
         pipeline: PipelineFactory,
         sampler: Mapping[str, Any],
         alphas: Sequence[float] = (0.6,),
-        batch_size: int = 16,
-        group_size: int = 64,
+        batch_size: Count = 16,
+        group_size: Count = 64,
         labels: Mapping[str, Any] | None = None,
-        num_references: int = 1,
+        num_references: Count = 1,
     ) -> None:
         super().__init__(pipeline, sampler, batch_size, group_size)
         if not 1 <= num_references <= NUM_TUNING_IMAGES:
@@ -330,9 +331,9 @@ class PersonalizedMethod(Method):
         pipeline: PipelineFactory,
         personalize: Callable[..., Concept],
         sampler: Mapping[str, Any],
-        max_subjects: int | None = None,
-        batch_size: int = 16,
-        group_size: int = 64,
+        max_subjects: Count | None = None,
+        batch_size: Count = 16,
+        group_size: Count = 64,
     ) -> None:
         super().__init__(pipeline, sampler, batch_size, group_size)
         if name not in METHODS:

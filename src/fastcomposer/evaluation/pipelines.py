@@ -13,6 +13,7 @@ from fastcomposer.composer import FastComposer
 from fastcomposer.models.loading import Weights
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+from fastcomposer.utils.ranges import Count
 from fastcomposer.utils.settings import weights_digest
 
 _FOR_SUBJECTS = ("image_encoder", "fusion")
@@ -21,7 +22,7 @@ _FOR_SUBJECTS = ("image_encoder", "fusion")
 def load_base(
     base: str,
     image_encoder: str | None = None,
-    max_subjects: int | None = 4,
+    max_subjects: Count | None = 4,
     architecture: str | None = None,
     weights: Weights = "pretrained",
     variant: str | None = None,
@@ -44,7 +45,7 @@ def load_base(
 def load_trained(
     base: str,
     image_encoder: str | None = None,
-    max_subjects: int | None = 4,
+    max_subjects: Count | None = 4,
     checkpoint: str | None = None,
     safety_checker: bool = False,
     architecture: str | None = None,

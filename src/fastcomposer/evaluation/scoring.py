@@ -45,6 +45,7 @@ from fastcomposer.metrics.image_scores import (
 from fastcomposer.metrics.image_text import ImageTextExtractor
 from fastcomposer.prompt import strip_markers
 from fastcomposer.training.samples import SampleScore
+from fastcomposer.utils.ranges import Count, Side
 from fastcomposer.utils.settings import digest, file_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -87,8 +88,8 @@ class ScoringStage(ResumableStage):
         faces: FaceExtractor,
         image_text: ImageTextExtractor,
         runs: Sequence[PlannedRun] = (),
-        reference_size: int | None = None,
-        batch_size: int = 64,
+        reference_size: Side | None = None,
+        batch_size: Count = 64,
         measures: Mapping[str, ImageMeasure] | None = None,
     ) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.ops import roi_align
 
 from fastcomposer.metrics.pretrained import load_pretrained
+from fastcomposer.utils.ranges import Count, Positive, Side
 
 
 class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -39,9 +40,9 @@ class IdentityEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config
     def __init__(
         self,
-        embed_dim: int = 96,
-        crop_size: int = 48,
-        margin: float = 1.15,
+        embed_dim: Count = 96,
+        crop_size: Side = 48,
+        margin: Positive = 1.15,
         channels: tuple[int, int, int] = (24, 48, 96),
     ) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from fastcomposer.metrics.faces import Faces
 from fastcomposer.metrics.pretrained import load_pretrained
 from fastcomposer.miniworld.detector import HeadDetector
 from fastcomposer.miniworld.embedder import IdentityEmbedder
+from fastcomposer.utils.ranges import Fraction
 
 
 class MiniFaces(nn.Module):
@@ -24,7 +25,7 @@ class MiniFaces(nn.Module):
         FileNotFoundError: If the folder has no such networks.
     """
 
-    def __init__(self, base: str | Path, threshold: float = 0.4) -> None:
+    def __init__(self, base: str | Path, threshold: Fraction = 0.4) -> None:
         super().__init__()
         self.detector = load_pretrained(HeadDetector, base, "metrics.faces.base", "detector")
         self.embedder = load_pretrained(IdentityEmbedder, base, "metrics.faces.base", "embedder")

@@ -19,6 +19,7 @@ from fastcomposer.miniworld.scenes import (
 )
 from fastcomposer.utils.files import remove_leftovers, write_atomically
 from fastcomposer.utils.progress import LongWork
+from fastcomposer.utils.ranges import Quality, Side, Whole, Workers
 from fastcomposer.utils.workers import in_processes
 
 TEST_OFFSET = 90_000_000
@@ -31,11 +32,11 @@ _CHUNK = 32
 def prepare_avatars(
     root: str | Path,
     scenes: AvatarScenes,
-    num_train: int,
-    num_test: int,
-    num_workers: int = 2,
-    reference_size: int = 128,
-    quality: int = 95,
+    num_train: Whole,
+    num_test: Whole,
+    num_workers: Workers = 2,
+    reference_size: Side = 128,
+    quality: Quality = 95,
 ) -> int:
     """Render the mini world into the published on-disk format.
 

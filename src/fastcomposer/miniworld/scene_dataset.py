@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import RecordError, read_record
+from fastcomposer.utils.ranges import Count, Seed
 
 
 @dataclass
@@ -120,7 +121,9 @@ class SceneDataModule(L.LightningDataModule):
         num_validation: Number of held-out scenes to measure on.
     """
 
-    def __init__(self, root: str | Path, batch_size: int, seed: int = 0, num_validation: int = 512) -> None:
+    def __init__(
+        self, root: str | Path, batch_size: Count, seed: Seed = 0, num_validation: Count = 512
+    ) -> None:
         super().__init__()
         self.root, self.batch_size, self.seed = root, batch_size, seed
         self.num_validation = num_validation

@@ -23,6 +23,7 @@ from fastcomposer.miniworld.avatars import (
     render_avatar,
 )
 from fastcomposer.miniworld.scenery import CONTEXTS, STYLES, apply_style, draw_background
+from fastcomposer.utils.ranges import Count, Fraction, Seed, Side
 
 NUM_HELD_OUT = 15
 HELD_OUT_SEED = 20230517
@@ -67,12 +68,12 @@ class AvatarScenes:
 
     def __init__(
         self,
-        size: int = 64,
-        seed: int = 0,
-        num_identities: int = 4000,
+        size: Side = 64,
+        seed: Seed = 0,
+        num_identities: Count = 4000,
         subject_odds: Sequence[float] = (0.45, 0.4, 0.15),
-        style_odds: float = 0.3,
-        context_odds: float = 0.65,
+        style_odds: Fraction = 0.3,
+        context_odds: Fraction = 0.65,
     ) -> None:
         if size < 16 or size % 8:
             raise ValueError(f"size={size}: the side is a multiple of 8 and at least 16 pixels")

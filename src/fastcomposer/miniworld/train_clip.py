@@ -25,6 +25,7 @@ from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
 from fastcomposer.miniworld.scenes import bounding_box
 from fastcomposer.models.conditioning import ReferenceNormalizer
 from fastcomposer.training.base_module import OptimizerFactory
+from fastcomposer.utils.ranges import Amount, Count, Fraction
 
 
 def contrastive_loss(a: Tensor, b: Tensor, logit_scale: Tensor) -> Tensor:
@@ -60,9 +61,9 @@ class CLIPModule(PartModule):
         clip: Any,
         tokenizer: Any,
         optimizer: OptimizerFactory,
-        rich_share: float = 0.7,
-        identity_weight: float = 0.5,
-        num_portraits: int = 48,
+        rich_share: Fraction = 0.7,
+        identity_weight: Amount = 0.5,
+        num_portraits: Count = 48,
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)

@@ -13,6 +13,7 @@ from fastcomposer.miniworld.detector import CenterMaps, HeadDetector, count_dete
 from fastcomposer.miniworld.part_module import PartModule
 from fastcomposer.miniworld.scene_dataset import SceneBatch
 from fastcomposer.training.base_module import OptimizerFactory
+from fastcomposer.utils.ranges import Amount, Fraction
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
@@ -57,9 +58,9 @@ class DetectorModule(PartModule):
         self,
         detector: HeadDetector,
         optimizer: OptimizerFactory,
-        box_weight: float = 1.0,
-        color_jitter: float = 0.25,
-        grey: float = 0.1,
+        box_weight: Amount = 1.0,
+        color_jitter: Fraction = 0.25,
+        grey: Fraction = 0.1,
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)

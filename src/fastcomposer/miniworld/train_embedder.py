@@ -16,6 +16,7 @@ from fastcomposer.miniworld.embedder import IdentityEmbedder, pair_up
 from fastcomposer.miniworld.part_module import PartModule, save_half
 from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
 from fastcomposer.training.base_module import OptimizerFactory
+from fastcomposer.utils.ranges import Amount, Fraction, Positive
 
 
 def margin_loss(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
@@ -66,13 +67,13 @@ class EmbedderModule(PartModule):
         self,
         embedder: IdentityEmbedder,
         optimizer: OptimizerFactory,
-        scale: float = 16.0,
-        margin: float = 0.2,
-        color_jitter: float = 0.06,
-        box_jitter: float = 0.06,
-        occlusion: float = 0.5,
-        max_hidden: float = 0.4,
-        max_blur: float = 0.0,
+        scale: Positive = 16.0,
+        margin: Fraction = 0.2,
+        color_jitter: Fraction = 0.06,
+        box_jitter: Fraction = 0.06,
+        occlusion: Fraction = 0.5,
+        max_hidden: Fraction = 0.4,
+        max_blur: Amount = 0.0,
         subfolder: str = "embedder",
         **recipe: Any,
     ) -> None:

@@ -21,6 +21,7 @@ from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
 from fastcomposer.models.text import encode_text
 from fastcomposer.training.base_module import OptimizerFactory
 from fastcomposer.utils.progress import tracked
+from fastcomposer.utils.ranges import Fraction, Positive
 
 _COMPONENTS = {
     "vae": ["diffusers", "AutoencoderKL"],
@@ -62,9 +63,9 @@ class TextToImageModule(PartModule):
         tokenizer: Any,
         scheduler: DDIMScheduler,
         optimizer: OptimizerFactory,
-        rich_share: float = 0.5,
-        caption_dropout: float = 0.1,
-        snr_gamma: float | None = 5.0,
+        rich_share: Fraction = 0.5,
+        caption_dropout: Fraction = 0.1,
+        snr_gamma: Positive | None = 5.0,
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)

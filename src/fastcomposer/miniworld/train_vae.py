@@ -12,6 +12,7 @@ from torch import Tensor
 from fastcomposer.miniworld.part_module import PartModule
 from fastcomposer.miniworld.scene_dataset import SceneBatch
 from fastcomposer.training.base_module import OptimizerFactory
+from fastcomposer.utils.ranges import Amount
 
 
 class VAEModule(PartModule):
@@ -36,8 +37,8 @@ class VAEModule(PartModule):
         self,
         vae: AutoencoderKL,
         optimizer: OptimizerFactory,
-        kl_weight: float = 5e-4,
-        people_weight: float = 1.0,
+        kl_weight: Amount = 5e-4,
+        people_weight: Amount = 1.0,
         train_encoder: bool = True,
         **recipe: Any,
     ) -> None:

@@ -13,6 +13,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from fastcomposer.models.resampler import PatchStates, Resampler
+from fastcomposer.utils.ranges import Count
 
 Mode = Literal["mlp", "add", "replace"]
 Pooling = Literal["mean", "attention"]
@@ -37,7 +38,7 @@ class FusionConfig:
 
     mode: Mode = "mlp"
     pooling: Pooling = "mean"
-    num_tokens: int = 1
+    num_tokens: Count = 1
 
     def __post_init__(self) -> None:
         for name, kinds in (("mode", Mode), ("pooling", Pooling)):

@@ -25,6 +25,7 @@ from fastcomposer.models.published_checkpoint import (
 )
 from fastcomposer.models.source import ModelSource, with_dtype
 from fastcomposer.models.text import TextConditioner
+from fastcomposer.utils.ranges import Count
 
 _NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
 
@@ -100,7 +101,7 @@ class Networks(nn.Module):
         architecture: str | Path | None = None,
         weights: Weights = "pretrained",
         variant: str | None = None,
-        max_subjects: int | None = 4,
+        max_subjects: Count | None = 4,
         fusion: FusionConfig | None = None,
         dtype: torch.dtype | None = None,
         hub_options: Mapping[str, Any] | None = None,

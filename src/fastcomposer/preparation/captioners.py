@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastcomposer.preparation.interfaces import Captioner, Photo, load_with_processor
+from fastcomposer.utils.ranges import Count, Positive
 
 
 @dataclass
@@ -31,9 +32,9 @@ class PretrainedCaptioner(Captioner):
     choice = "pretrained"
     model: str
     prompt: str | None = None
-    max_new_tokens: int = 40
-    num_beams: int = 5
-    repetition_penalty: float = 1.0
+    max_new_tokens: Count = 40
+    num_beams: Count = 5
+    repetition_penalty: Positive = 1.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:

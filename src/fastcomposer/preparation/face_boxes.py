@@ -14,6 +14,7 @@ from fastcomposer.data.index import RecordIndex
 from fastcomposer.data.records import read_record, record_path
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.progress import tracked
+from fastcomposer.utils.ranges import Fraction
 
 Detect = Callable[[Image.Image], Sequence[Sequence[float]]]
 """From an image to boxes x1, y1, x2, y2 in pixels."""
@@ -22,7 +23,7 @@ Detect = Callable[[Image.Image], Sequence[Sequence[float]]]
 def annotate_faces(
     root: str | Path,
     splits: Sequence[str] = ("train", "test"),
-    threshold: float = 0.9,
+    threshold: Fraction = 0.9,
     restart: bool = False,
     detect: Detect | None = None,
 ) -> int:

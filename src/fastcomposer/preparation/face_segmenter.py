@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from fastcomposer.preparation.interfaces import Photo, Region, Segmentation, Segmenter, check_fractions
+from fastcomposer.utils.ranges import Fraction, Side
 
 # Outlines of a person in widths and heights of the face, from the middle of the face: the certain part and
 # the possible part. Hair is above, shoulders are about three faces wide.
@@ -39,9 +40,9 @@ class FaceSegmenter(Segmenter):
 
     choice = "faces"
     label: str = "person"
-    threshold: float = 0.9
-    min_face: float = 0.05
-    side: int = 192
+    threshold: Fraction = 0.9
+    min_face: Fraction = 0.05
+    side: Side = 192
 
     def __post_init__(self) -> None:
         check_fractions("data.segmenter", threshold=self.threshold, min_face=self.min_face)

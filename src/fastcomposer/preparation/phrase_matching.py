@@ -17,6 +17,7 @@ from fastcomposer.data.segment_crop import cut_out
 from fastcomposer.data.transforms import bounded_square, pad_to_square
 from fastcomposer.preparation.interfaces import Match, Matcher, SegmentedPhoto
 from fastcomposer.utils.matching import greedy_pairs
+from fastcomposer.utils.ranges import Cosine, Side
 from fastcomposer.utils.settings import base_fingerprint, described
 
 BACKGROUNDS = ("noise", "grey", "keep")
@@ -47,8 +48,8 @@ class SimilarityMatcher(Matcher):
     template: str = "a photo of {}"
     background: str = "noise"
     relative: bool = True
-    min_similarity: float = -1.0
-    side: int = 224
+    min_similarity: Cosine = -1.0
+    side: Side = 224
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:

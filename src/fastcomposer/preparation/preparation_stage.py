@@ -28,6 +28,7 @@ from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, list_
 from fastcomposer.preparation.preparation_page import REPORT, write_report
 from fastcomposer.preparation.record_store import LeftOut, Outcome, PreparedFolder
 from fastcomposer.prompt import MARKER
+from fastcomposer.utils.ranges import Count, Fraction, Quality, Side, Whole
 from fastcomposer.utils.stages import ResumableStage
 
 _READERS = 4
@@ -59,12 +60,12 @@ class PhotoLimits:
         ValueError: If one is out of range, with its key.
     """
 
-    min_side: int = 256
-    max_side: int | None = 1024
-    min_area: float = 0.01
-    min_subjects: int = 1
-    test_share: float = 0.01
-    samples: int = 50
+    min_side: Side = 256
+    max_side: Side | None = 1024
+    min_area: Fraction = 0.01
+    min_subjects: Whole = 1
+    test_share: Fraction = 0.01
+    samples: Whole = 50
 
     def __post_init__(self) -> None:
         if self.min_side < 1 or (self.max_side is not None and self.max_side < self.min_side):
@@ -90,8 +91,8 @@ def prepare_photos(
     trainer: L.Trainer,
     limits: PhotoLimits | None = None,
     captions: str | Path | None = None,
-    batch_size: int = 8,
-    quality: int = 95,
+    batch_size: Count = 8,
+    quality: Quality = 95,
     restart: bool = False,
 ) -> int:
     """Make a data folder of photos: records, id lists, index, and a page of statistics.

@@ -19,6 +19,7 @@ from fastcomposer.preparation.interfaces import (
     load_with_processor,
 )
 from fastcomposer.preparation.photos import UnusablePhotoError
+from fastcomposer.utils.ranges import Fraction
 
 # Networks that predict logits of classes and of masks for each query.
 KINDS = ("mask2former", "maskformer")
@@ -45,9 +46,9 @@ class PretrainedSegmenter(Segmenter):
 
     choice = "pretrained"
     model: str
-    threshold: float = 0.8
-    mask_threshold: float = 0.5
-    overlap: float = 0.8
+    threshold: Fraction = 0.8
+    mask_threshold: Fraction = 0.5
+    overlap: Fraction = 0.8
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in ("threshold", "mask_threshold", "overlap")}

@@ -21,6 +21,7 @@ from fastcomposer.training.checkpoints import newest_complete, non_finite
 from fastcomposer.training.loggers import ContinuedCSVLogger
 from fastcomposer.training.sharding import full_tensor, gather_like, local_shard, shard_like
 from fastcomposer.utils.errors import FaultError
+from fastcomposer.utils.ranges import Fraction, Seed, Whole
 
 _ALL_SAMPLES = 2**32 - 1  # takes the place of a sample's index, which is never that large
 
@@ -58,11 +59,11 @@ class RecipeModule(L.LightningModule):
     def __init__(
         self,
         optimizer: OptimizerFactory,
-        warmup_steps: int = 0,
-        cooldown: float = 0.0,
-        seed: int = 0,
-        ema_decay: float | None = None,
-        max_bad_steps: int = 10,
+        warmup_steps: Whole = 0,
+        cooldown: Fraction = 0.0,
+        seed: Seed = 0,
+        ema_decay: Fraction | None = None,
+        max_bad_steps: Whole = 10,
     ) -> None:
         super().__init__()
         for name, value in (("warmup_steps", warmup_steps), ("seed", seed), ("max_bad_steps", max_bad_steps)):

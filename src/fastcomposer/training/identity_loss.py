@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.utils.ranges import Amount, Fraction, Whole
 
 
 class FaceEmbedder(Protocol):
@@ -62,10 +63,10 @@ class IdentityLoss(nn.Module):
     def __init__(
         self,
         embedder: Any,
-        weight: float = 0.1,
+        weight: Amount = 0.1,
         timesteps: tuple[int, int] = (0, 999),
-        fraction: float = 1.0,
-        warmup_steps: int = 0,
+        fraction: Fraction = 1.0,
+        warmup_steps: Whole = 0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()

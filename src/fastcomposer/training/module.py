@@ -25,6 +25,7 @@ from fastcomposer.training.identity_loss import IdentityLoss, check_faces
 from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.sharding import full_tensor, shard
 from fastcomposer.training.timestep_density import TimestepDensity
+from fastcomposer.utils.ranges import Fraction, Whole
 from fastcomposer.utils.rng import Source, uniform
 
 
@@ -63,9 +64,9 @@ class FastComposerModule(RecipeModule):
         optimizer: OptimizerFactory,
         train_unet: bool = True,
         train_fusion: bool = True,
-        vision_layers: int = 2,
-        caption_dropout: float = 0.1,
-        subject_dropout: float = 0.1,
+        vision_layers: Whole = 2,
+        caption_dropout: Fraction = 0.1,
+        subject_dropout: Fraction = 0.1,
         timesteps: TimestepDensity | None = None,
         identity: IdentityLoss | None = None,
         gradient_checkpointing: bool = False,

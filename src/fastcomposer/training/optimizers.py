@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
+
+from fastcomposer.utils.ranges import Amount
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -30,10 +32,10 @@ class AdamW:
         ValueError: If a number is out of range, or the implementation is unknown or not installed.
     """
 
-    lr: NonNegativeFloat = 1e-5
+    lr: Amount = 1e-5
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
-    eps: NonNegativeFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.01
+    eps: Amount = 1e-8
+    weight_decay: Amount = 0.01
     implementation: Literal["foreach", "fused", "8bit"] = "fused"
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from fastcomposer.data.cache_files import (
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
 from fastcomposer.utils.files import remove_leftovers
+from fastcomposer.utils.ranges import Count
 from fastcomposer.utils.settings import weights_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -86,8 +87,8 @@ class CacheStage(ResumableStage):
         data: SubjectDataModule,
         folder: str | Path,
         precision: str = "float32",
-        records_per_file: int = 512,
-        batch_size: int = 16,
+        records_per_file: Count = 512,
+        batch_size: Count = 16,
         restart: bool = False,
     ) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ from fastcomposer.training.wandb_workspace import SAMPLE_IMAGES, SAMPLE_ROWS
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.image_grid import attention_overlay, grid
 from fastcomposer.utils.markdown import markdown_table
+from fastcomposer.utils.ranges import Seed
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class SampleImages(Callback):
         folder: str | Path,
         prompts: Sequence[str],
         references: Sequence[Sequence[str]],
-        seed: int,
+        seed: Seed,
         sampler: Mapping[str, Any],
         scores: SampleScorer | None = None,
     ) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fastcomposer.utils.ranges import Amount, Count, Positive
 from fastcomposer.utils.rng import Source, uniform
 
 
@@ -46,7 +49,10 @@ class TimestepDensity:
 
 
 def logit_normal(
-    mean: float = 0.0, std: float = 1.0, reweight: bool = False, num_timesteps: int = 1000
+    mean: Annotated[float, Field(ge=-100, le=100)] = 0.0,
+    std: Positive = 1.0,
+    reweight: bool = False,
+    num_timesteps: Count = 1000,
 ) -> TimestepDensity:
     """Timesteps whose logit is normal, as Stable Diffusion 3 is trained (Esser et al. 2024, section 3.1).
 
@@ -63,7 +69,10 @@ def logit_normal(
 
 
 def measured(
-    curve: Mapping[int, float], floor: float = 0.0, reweight: bool = False, num_timesteps: int = 1000
+    curve: Mapping[int, float],
+    floor: Amount = 0.0,
+    reweight: bool = False,
+    num_timesteps: Count = 1000,
 ) -> TimestepDensity:
     """Timesteps in proportion to a measured curve, linear between its points.
 

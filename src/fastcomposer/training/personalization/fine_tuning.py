@@ -27,6 +27,7 @@ from fastcomposer.training.personalization.concept import TOKEN_PREFIX, Concept,
 from fastcomposer.training.personalization.prior import ClassImages
 from fastcomposer.training.personalization.tokens import NewTokens, with_tokens
 from fastcomposer.utils.memory import peak_memory_bytes
+from fastcomposer.utils.ranges import Amount, Count
 
 _VIEW_WORDS: dict[View, tuple[str, ...]] = {
     "far": ("far away", "very small"),
@@ -70,10 +71,10 @@ class PersonalizationModule(RecipeModule):
         base: str,
         images: PortraitSettings,
         templates: Sequence[str],
-        steps: int,
+        steps: Count,
         optimizer: OptimizerFactory,
         class_images: ClassImages | None = None,
-        prior_weight: float = 1.0,
+        prior_weight: Amount = 1.0,
         image_encoder: str | None = None,
         architecture: str | None = None,
         weights: Weights = "pretrained",

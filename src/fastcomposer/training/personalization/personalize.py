@@ -13,6 +13,7 @@ from fastcomposer.data.portraits import PortraitDataModule, ReferenceSet
 from fastcomposer.models.loading import source_fingerprint
 from fastcomposer.training.personalization.concept import CONCEPT_NAME, Concept, read_concepts, read_settings
 from fastcomposer.training.personalization.fine_tuning import PersonalizationModule
+from fastcomposer.utils.ranges import Seed
 from fastcomposer.utils.settings import described, differences, file_digest
 
 # What of the trainer changes the result or its measurements.
@@ -36,7 +37,7 @@ def personalize(
     word: str,
     folder: Path,
     name: str,
-    seed: int,
+    seed: Seed,
 ) -> Concept:
     """Learn one person, or return them where they have been learned already.
 

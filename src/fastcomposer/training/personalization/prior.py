@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ConfigDict, PositiveInt
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from fastcomposer.utils.files import write_atomically
 from fastcomposer.utils.progress import tracked
+from fastcomposer.utils.ranges import Amount, Count, Seed
 
 
 @dataclass(frozen=True, config=ConfigDict(title="method.class_images", extra="forbid"))
@@ -40,12 +41,12 @@ class ClassImages:
     """
 
     folder: str | Path = field(compare=False)  # where they are changes nothing
-    count: PositiveInt = 200
+    count: Count = 200
     prompt: str = "a photo of a {}"
-    num_inference_steps: PositiveInt = 50
-    guidance_scale: float = 5.0
-    batch_size: PositiveInt = field(default=8, compare=False)
-    seed: int = 0
+    num_inference_steps: Count = 50
+    guidance_scale: Amount = 5.0
+    batch_size: Count = field(default=8, compare=False)
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.prompt.count("{}") != 1:
