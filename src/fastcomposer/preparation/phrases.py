@@ -10,7 +10,10 @@ from typing import Any
 from fastcomposer.preparation.interfaces import NounPhrase, PhraseFinder
 
 Words = Mapping[str, Sequence[str]]
-"""Label of regions → words, in the singular, that name one of them."""
+"""Label of regions → words, in the singular, that name one of them.
+
+A plural ("two men", "kids") is not found: one marker holds one subject. List it here to mark it all the same.
+"""
 
 
 @dataclass
@@ -34,6 +37,29 @@ class _ClassWords(PhraseFinder):
         """Find the phrases of each caption."""
         return [_phrases(doc, self._heads(doc), self._labels) for doc in self._nlp.pipe(captions)]
 
+    def _match_in(self, nlp: Any) -> None:
+        """Use a pipeline, and match the class words in its documents."""
+        from spacy.matcher import PhraseMatcher
+
+        self._nlp = nlp
+        self._matcher = PhraseMatcher(nlp.vocab, attr="LOWER")
+        self._matcher.add("subject", [nlp.make_doc(word) for word in self._labels])
+
+    def _spans(self, doc: Any) -> list[Any]:
+        """Class words in their order that are no part of a longer word or noun."""
+        from spacy.util import filter_spans
+
+        spans = sorted(filter_spans([doc[start:end] for _, start, end in self._matcher(doc)]))
+        starts = {span.start for span in spans}
+        found = []
+        for span in spans:
+            following = doc[span.end].lower_ if span.end < len(doc) else ""
+            joined = following == "-" and not doc[span.end - 1].whitespace_
+            # a man-made lake; a woman's hat; a baby boy
+            if not (joined or following in _POSSESSIVES or span.end in starts):
+                found.append(span)
+        return found
+
     def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
         """First token and head of each phrase."""
         raise NotImplementedError
@@ -42,6 +68,9 @@ class _ClassWords(PhraseFinder):
 @dataclass
 class ParsedPhrases(_ClassWords):
     """Noun chunks of a spaCy pipeline with a parser, whose head is one of the class words.
+
+    Coordinated nouns are phrases of their own ("a bride and groom"). Nouns that modify another one are left
+    out ("a baby carriage").
 
     Args:
         words: Class words.
@@ -70,14 +99,26 @@ class ParsedPhrases(_ClassWords):
         """Load the pipeline; refuses one without a parser."""
         import spacy
 
-        self._nlp = spacy.load(self.model, exclude=["ner"])
+        self._match_in(spacy.load(self.model, exclude=["ner"]))
         if not self._nlp("a man").has_annotation("DEP"):
             raise ValueError(f"data.phrases.model={self.model}: phrases need a pipeline with a parser")
 
     def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
-        for chunk in doc.noun_chunks:
-            if chunk.root.lower_ in self._labels:
-                yield chunk.start, chunk.root.i
+        named: list[Any] = []
+        for span in reversed(self._spans(doc)):
+            # Parsers take what people do for a noun: "a bride and groom [holding hands]".
+            doing = doc[span.end : span.end + 1].text.lower().endswith("ing")
+            joined = named and {token.pos_ for token in doc[span.end : named[-1].start]} <= _BETWEEN
+            if span.root.pos_ in _NOUNS and (doing or joined or not _modifies(span.root)):
+                named.append(span)
+        starts = {token.i: chunk.start for chunk in doc.noun_chunks for token in chunk}
+        done = 0
+        for span in reversed(named):
+            start = max(done, starts.get(span.start, span.start))
+            while doc[start].pos_ in ("CCONJ", "PUNCT"):
+                start += 1
+            done = span.end
+            yield start, span.end - 1
 
 
 @dataclass
@@ -93,22 +134,12 @@ class WordPhrases(_ClassWords):
     def load(self) -> None:
         """Make tokenizer and matcher."""
         import spacy
-        from spacy.matcher import PhraseMatcher
 
-        self._nlp = spacy.blank("en")
-        self._matcher = PhraseMatcher(self._nlp.vocab, attr="LOWER")
-        self._matcher.add("subject", [self._nlp.make_doc(word) for word in self._labels])
+        self._match_in(spacy.blank("en"))
 
     def _heads(self, doc: Any) -> Iterator[tuple[int, int]]:
-        from spacy.util import filter_spans
-
         done = 0
-        spans = [doc[start:end] for _, start, end in self._matcher(doc)]
-        for span in sorted(filter_spans(spans), key=lambda span: span.start):
-            following = doc[span.end].lower_ if span.end < len(doc) else ""
-            joined = following == "-" and not doc[span.end - 1].whitespace_
-            if joined or following in _POSSESSIVES:  # man-made; a woman's hat
-                continue
+        for span in self._spans(doc):
             articles = [i for i in range(done, span.start) if doc[i].lower_ in _ARTICLES]
             yield (articles[-1] if articles else span.start), span.end - 1
             done = span.end
@@ -116,6 +147,13 @@ class WordPhrases(_ClassWords):
 
 _ARTICLES = frozenset(("a", "an", "the", "one", "another", "this", "that", "his", "her", "their"))
 _POSSESSIVES = frozenset(("'s", "’s"))
+_NOUNS = frozenset(("NOUN", "PROPN"))
+_BETWEEN = frozenset(("CCONJ", "PUNCT", "DET", "PRON", "ADJ"))  # a bride and her young groom
+
+
+def _modifies(noun: Any) -> bool:
+    """Whether a noun, or the one that it is coordinated with, is part of another: a baby carriage."""
+    return noun.dep_ in ("compound", "nmod", "amod") or (noun.dep_ == "conj" and _modifies(noun.head))
 
 
 def _phrases(doc: Any, heads: Iterator[tuple[int, int]], labels: Mapping[str, str]) -> tuple[NounPhrase, ...]:
