@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage
 import torch
 from command_line import called
-from matplotlib import cbook
+from imitated_machine import PROTOCOL, write_celeba, write_ffhq
 from PIL import Image
 from skimage.data import astronaut
 from tiny_architectures import narrow
@@ -20,32 +19,9 @@ from tiny_networks import write_blip, write_clip, write_mask2former
 
 from fastcomposer.cli import evaluate, prepare, report, train
 from fastcomposer.data.records import read_ids, read_record
-from fastcomposer.evaluation.benchmark import read_definition
 from fastcomposer.evaluation.results import read_results
 
 Run = Callable[..., tuple[int, str, str]]
-PROTOCOL = Path(__file__).parents[2] / "data" / "benchmarks" / "paper"
-
-
-def write_ffhq(folder: Path, side: int = 1024) -> int:
-    """Photos in the layout of FFHQ in the wild, of images that packages ship; returns how many."""
-    shipped = Path(skimage.__file__).parent / "data"
-    images = [Image.open(shipped / f"{name}.png") for name in ("astronaut", "chelsea", "coffee")]
-    with cbook.get_sample_data("grace_hopper.jpg") as file:
-        images.append(Image.open(file).copy())
-    number = 0
-    for image in images:
-        for turned in (
-            image.convert("RGB"),
-            image.convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        ):
-            path = folder / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Some are wider than tall, as photos in the wild are.
-            turned.resize((side + 128 * (number % 3), side)).save(path, compress_level=1)
-            number += 1
-    (folder / "LICENSE.txt").write_text("whose photos they are")
-    return number
 
 
 @dataclass(frozen=True)
@@ -156,10 +132,7 @@ def test_prepared_photos_go_through_shards_and_training_to_tables(
     logged = Path("outputs/paper/logs/metrics.csv").read_text()
     assert "train/localization_loss" in logged and "nan" not in logged
 
-    Path("people").mkdir()
-    for name, word in (read_definition(PROTOCOL / "single_subject.json").subjects or {}).items():
-        Path("people", name).mkdir()
-        (admiral if word == "man" else astronaut).save(f"people/{name}/000001.jpg")
+    write_celeba(Path("people"), astronaut, admiral)
     benchmark = [
         "benchmark=paper",
         f"benchmark.folder={PROTOCOL}",
