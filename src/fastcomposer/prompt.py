@@ -159,6 +159,17 @@ def ends_in_word(text: str) -> bool:
     return re.search(r"\w$", text.rstrip().rstrip("".join(marks))) is not None
 
 
+def divided_word(text: str, end: int) -> str | None:
+    """The word that a character offset divides; ``None`` where it lies between words.
+
+    Scripts without letter case are left out: some write their words without spaces.
+    """
+    joined = text[end - 1 : end + 1]
+    if len(joined) < 2 or not all(one.isdigit() or one.lower() != one.upper() for one in joined):
+        return None
+    return re.split(r"[\W_]", text[:end])[-1] + re.split(r"[\W_]", text[end:], maxsplit=1)[0]
+
+
 def _check_positions(caption: str, tokenizer: Any) -> None:
     """Refuse markers without a word before them; words that textual inversion has added are words, too."""
     pieces = caption.split(MARKER)

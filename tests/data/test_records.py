@@ -112,6 +112,7 @@ JSON_DEFECTS: list[tuple[Change, str]] = [
     (having(1, id=1), "segments[1].id: 1 is used by segments[0] too"),
     (without("end", 1), "segments[1].end: field is missing"),
     (having(1, end=18), "segments[1].end: 18 lies outside the caption of 17 characters"),
+    (having(0, end=4), "segments[0].end: 4 lies inside the word 'man' of the caption"),
     (having(caption="a man, and a woman", segments=[{"id": 1, "end": 6}]), "segments[0].end: no word before"),
     (having(0, bbox=[1, 2, 3]), "segments[0].bbox: must be four whole numbers x1, y1, x2, y2, not [1, 2, 3]"),
     (having(0, bbox=[1, 2, 3, 4.5]), "segments[0].bbox: must be four whole numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,13 @@ def album(tmp_path: Path) -> Path:
     add_photo(folder, "alone.png", "a man and a woman", [LEFT, DOT])
     add_photo(folder, "crowd.png", "a man", [LEFT, RIGHT])
     captions = {"silent": "", "nobody": "a beach", "marked": "a man <|image|>"}
-    for name in ("silent", "nobody", "empty", "tiny", "marked", "nomap"):
+    captions["wordy"] = "a man " * 200_000
+    for name in ("silent", "nobody", "empty", "tiny", "marked", "wordy", "nomap"):
         add_photo(folder, f"x_{name}.png", captions.get(name, "a man"), [LEFT] * (name != "empty"))
     Image.new("RGB", (15, 40)).save(folder / "x_tiny.png")
     (folder / "x_nomap.npy").unlink()
     (folder / "x_broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    os.mkfifo(folder / "x_pipe.jpg")
     Image.new("RGB", (40, 30)).save(folder / "alone.webp")
     return folder
 
@@ -98,7 +101,9 @@ REASONS = {
     "x_tiny.png": "too small",
     "x_marked.png": "marker in the caption",
     "x_nomap.png": "no segment map",
+    "x_wordy.png": "caption too long",
     "x_broken.jpg": "unreadable",
+    "x_pipe.jpg": "unreadable",
 }
 
 Prepare = Callable[..., int]
@@ -138,7 +143,7 @@ def test_every_photo_is_a_record_or_listed(prepare: Prepare, tmp_path: Path) -> 
     assert (root / ".index_train.json").exists()
 
     numbers = json.loads((root / "preparation" / "statistics.json").read_text())
-    assert (numbers["photos"], numbers["records"], numbers["subjects"]) == (18, 10, 18)
+    assert (numbers["photos"], numbers["records"], numbers["subjects"]) == (20, 10, 18)
     assert numbers["subjects_per_record"] == {"1": 2, "2": 8}
     assert numbers["words"] == {"man": 10, "woman": 8}
     assert sum(numbers["areas"].values()) == 18
@@ -149,7 +154,7 @@ def test_every_photo_is_a_record_or_listed(prepare: Prepare, tmp_path: Path) -> 
         "segment: too small": 1,
     }
     page = (root / "preparation" / "report.html").read_text()
-    assert "10 of 18 photos became records, with 18 subjects" in page
+    assert "10 of 20 photos became records, with 18 subjects" in page
     assert "x_tiny.png: 15 x 40 pixels" in page
 
 

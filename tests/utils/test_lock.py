@@ -92,6 +92,19 @@ def test_the_first_process_of_a_run_holds_it_for_all(
     assert (tmp_path / "run" / LOCK_NAME).exists()
 
 
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_a_lock_overwrites_nothing(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "precious").write_text("kept")
+    if kind == "link":
+        (tmp_path / LOCK_NAME).symlink_to(tmp_path / "precious")
+    else:
+        os.mkfifo(tmp_path / LOCK_NAME)
+    with pytest.raises(FaultError, match=r"\.lock"), sole_run(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert os.path.lexists(tmp_path / LOCK_NAME)
+
+
 def test_nothing_stays_of_a_run_that_made_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bad setting"), sole_run(tmp_path / "new"):
         raise ValueError("bad setting")

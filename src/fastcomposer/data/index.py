@@ -24,7 +24,7 @@ from fastcomposer.data.records import (
 from fastcomposer.utils.settings import digest
 
 ON_BAD_RECORD = ("raise", "skip")
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 Segments = dict[str, tuple[tuple[int, str, str | None], ...]]
 """(id, label, identity) of each segment, by record."""
 

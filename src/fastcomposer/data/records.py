@@ -32,8 +32,8 @@ from fastcomposer.data.record import RecordError as RecordError
 from fastcomposer.data.record import RecordFiles as RecordFiles
 from fastcomposer.data.record import Segment as Segment
 from fastcomposer.data.record import record_error
-from fastcomposer.prompt import MARKER, ends_in_word
-from fastcomposer.utils.files import write_atomically
+from fastcomposer.prompt import MARKER, divided_word, ends_in_word
+from fastcomposer.utils.files import existing_file, write_atomically
 
 ID_LISTS = {"train": "image_ids_train.txt", "test": "image_ids_test.txt", "all": "image_ids.txt"}
 """Name of the id list of each split."""
@@ -56,7 +56,8 @@ def read_ids(root: str | Path, split: str) -> list[str]:
     """
     path = _id_list(root, split)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+        # Some editors begin a file with a mark of its encoding.
+        text = existing_file(path, "id list").read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise record_error(path, "id list", f"file is missing; split {split!r} needs it") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -160,7 +161,7 @@ def read_json(root: str | Path, record_id: str) -> Record:
 
 def _content(path: Path, field_name: str) -> bytes:
     try:
-        return path.read_bytes()
+        return existing_file(path, field_name).read_bytes()
     except FileNotFoundError:
         raise record_error(path, field_name, "file is missing") from None
     except OSError as error:
@@ -212,6 +213,8 @@ def _parse_segment(entry: Any, caption: str, path: Path, name: str) -> Segment:
         raise record_error(path, f"{name}.end", problem)
     if not ends_in_word(caption[:end]):
         raise record_error(path, f"{name}.end", f"no word before character {end} of caption {caption!r}")
+    if (word := divided_word(caption, end)) is not None:
+        raise record_error(path, f"{name}.end", f"{end} lies inside the word {word!r:.80} of the caption")
     box = _field(entry, "bbox", list, path, f"{name}.bbox")
     if len(box) != 4 or not all(_is_integer(value) for value in box):
         raise record_error(path, f"{name}.bbox", f"must be four whole numbers x1, y1, x2, y2, not {box}")

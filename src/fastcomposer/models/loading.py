@@ -17,7 +17,6 @@ from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVi
 
 from fastcomposer.models.conditioning import check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
-from fastcomposer.models.published_checkpoint import existing_file
 from fastcomposer.models.source import (
     ModelSource,
     RandomSource,
@@ -28,6 +27,7 @@ from fastcomposer.models.source import (
 )
 from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.assets import asset
+from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.settings import base_fingerprint
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"

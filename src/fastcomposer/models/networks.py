@@ -18,13 +18,13 @@ from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, 
 from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
 from fastcomposer.models.published_checkpoint import (
-    existing_file,
     load_published,
     read_checkpoint,
     write_published,
 )
 from fastcomposer.models.source import ModelSource, with_dtype
 from fastcomposer.models.text import TextConditioner
+from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.ranges import Count
 
 _NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "fusion")

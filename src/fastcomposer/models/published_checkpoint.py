@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastcomposer.utils.files import existing_file
+
 # Published prefix to the name of the component.
 _COMPONENTS = {name: name for name in ("unet", "vae", "text_encoder", "image_encoder")}
 _COMPONENTS["postfuse_module"] = "fusion"
@@ -39,14 +41,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} is no mapping of names to tensors")
     return dict(state)
-
-
-def existing_file(path: str | Path, what: str) -> Path:
-    """Return the path of a file; ``FileNotFoundError`` if it does not exist."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{what} {file} does not exist")
-    return file
 
 
 def read_saved(file: Path, what: str) -> Any:

@@ -18,7 +18,6 @@ from fastcomposer.models.loading import load_networks
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import (
     current_state,
-    existing_file,
     has_published_names,
     load_exact,
     read_saved,
@@ -31,6 +30,7 @@ from fastcomposer.models.weight_delta import (
     digest,
     encode_differences,
 )
+from fastcomposer.utils.files import existing_file
 
 Precision = Literal["float32", "float16", "int8"]
 WEIGHTS_NAME = "fastcomposer.safetensors"

@@ -13,11 +13,14 @@ from PIL import Image, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
 from fastcomposer.data.pixels import eight_bit, is_narrow
+from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.settings import digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """Endings of photos; those that Pillow cannot open are listed as left out."""
 
+MOST_CHARACTERS = 10_000
+"""Longest caption of a photo."""
 _NO_NAME = re.compile(r"[\s\\]+")  # characters that an id list of one id a line cannot hold
 
 
@@ -98,7 +101,7 @@ def read_captions(file: Path) -> Mapping[str, str]:
     """Read captions by path inside the source from a JSON or CSV file."""
     key = f"data.prepare.captions={file}"
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = existing_file(file, "file").read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".csv":
             rows = csv.DictReader(text.splitlines())
             if not {"file", "caption"} <= set(rows.fieldnames or ()):
@@ -110,7 +113,7 @@ def read_captions(file: Path) -> Mapping[str, str]:
         raise FileNotFoundError(f"{key}: cannot be read: {error}") from None
     except ValidationError:
         raise ValueError(f"{key}: must be a .csv file, or a JSON object of caption by path") from None
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{key}: {error}") from None
     return {name: _one_line(caption) for name, caption in captions.items()}
 
@@ -124,7 +127,7 @@ def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.I
         UnusablePhotoError: If it cannot be read, is too narrow for a record, or too small.
     """
     try:
-        with Image.open(photo.path) as opened:
+        with Image.open(existing_file(photo.path, "photo")) as opened:
             if is_narrow(opened.size):
                 raise UnusablePhotoError("too narrow", f"{opened.width} x {opened.height} pixels")
             opened.load()
@@ -149,7 +152,8 @@ def open_photo(photo: PhotoFile, min_side: int, max_side: int | None) -> Image.I
 
 def _sidecar(path: Path) -> str | None:
     try:
-        return _one_line(path.with_suffix(".txt").read_text(encoding="utf-8-sig")) or None
+        with existing_file(path.with_suffix(".txt"), "caption").open(encoding="utf-8-sig") as file:
+            return _one_line(file.read(2 * MOST_CHARACTERS)) or None  # enough to see that it is too long
     except (OSError, UnicodeDecodeError):
         return None
 

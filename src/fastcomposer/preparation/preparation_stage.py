@@ -24,7 +24,13 @@ from fastcomposer.preparation.interfaces import (
     SegmentedPhoto,
     Segmenter,
 )
-from fastcomposer.preparation.photos import PhotoFile, UnusablePhotoError, list_photos, open_photo
+from fastcomposer.preparation.photos import (
+    MOST_CHARACTERS,
+    PhotoFile,
+    UnusablePhotoError,
+    list_photos,
+    open_photo,
+)
 from fastcomposer.preparation.preparation_page import REPORT, write_report
 from fastcomposer.preparation.record_store import LeftOut, Outcome, PreparedFolder
 from fastcomposer.prompt import MARKER
@@ -245,6 +251,9 @@ class PreparationStage(ResumableStage):
             work.caption = (next(made) if work.file.caption is None else work.file.caption) or ""
             if not work.caption:
                 self._leave_out(work.file, UnusablePhotoError("no caption"), work)
+            elif len(work.caption) > MOST_CHARACTERS:
+                detail = f"more than {MOST_CHARACTERS} characters"
+                self._leave_out(work.file, UnusablePhotoError("caption too long", detail), work)
             elif MARKER in work.caption:
                 self._leave_out(work.file, UnusablePhotoError("marker in the caption", work.caption), work)
             else:

@@ -19,6 +19,7 @@ from fastcomposer.preparation.interfaces import (
     load_with_processor,
 )
 from fastcomposer.preparation.photos import UnusablePhotoError
+from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.ranges import Fraction
 
 # Networks that predict logits of classes and of masks for each query.
@@ -128,7 +129,7 @@ class SegmentMaps(Segmenter):
     def _read(self, photo: Photo) -> Segmentation:
         file = photo.path.with_suffix(".npy")
         try:
-            segment_map = np.load(file, allow_pickle=False)
+            segment_map = np.load(existing_file(file, "map"), allow_pickle=False)
         except Exception as error:  # a damaged header may raise anything
             raise UnusablePhotoError("no segment map", f"{file.name}: {error}") from None
         if segment_map.shape != (photo.image.height, photo.image.width) or segment_map.dtype.kind not in "iu":

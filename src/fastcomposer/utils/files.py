@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,24 @@ from typing import Any, BinaryIO
 LOCK_NAME = ".lock"
 """Name of the file that keeps a second run out of a folder."""
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """Return the path of a regular file; ``what`` it is, for messages.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        OSError: If it is a folder, or a FIFO or device, which could be read without end.
+    """
+    file = Path(path).expanduser()
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{what} {file} does not exist") from None
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "FIFO, socket or device"
+        raise OSError(f"{what} {file} is a {kind}, not a file")
+    return file
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

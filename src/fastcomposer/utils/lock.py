@@ -32,12 +32,14 @@ def sole_run(folder: str | Path) -> Iterator[bool]:
     Of several processes of one run, the first holds the lock for all. Yields whether this process holds it.
 
     Raises:
-        FaultError: If another process runs there, naming it.
+        FaultError: If another process runs there, naming it, or the lock is a link or no file.
     """
     if not is_first_process():
         yield False
         return
     path = Path(folder) / LOCK_NAME
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise FaultError(f"{path} is a link, folder or device, which a lock would overwrite: remove it")
     made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
