@@ -89,8 +89,9 @@ def test_the_record_of_a_job(tmp_path: Path) -> None:
     assert job.chosen == {"experiment": "mini", "a.b": "0.5"}
     job.ended("failed", reason="no room").write()
     assert read_job(job.folder) == job.ended("failed", reason="no room")
-    (tmp_path / "1" / "job.json").write_text("{")
-    assert read_job(job.folder) is None
+    (tmp_path / "1" / "job.json").write_text('{"number": "x", "overrides": null}')
+    with pytest.raises(ValueError, match=r"job\.json: number: .*; overrides: "):
+        read_job(job.folder)
     job.write()
     plan = Plan("train", "python", ("a.b",), (("+a.b=0.1",), ("+a.b=0.5",)))
     begin_sweep(tmp_path, plan, "auto")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastcomposer.data.record import Segment, record_error
+from fastcomposer.utils.files import existing_file
 
 
 def clamp_box(bbox: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
@@ -124,7 +125,7 @@ def open_image(path: Path) -> Image.Image:
             ``PIL.Image.MAX_IMAGE_PIXELS``), naming the file.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(existing_file(path, "image")) as opened:
             opened.load()
         return eight_bit(opened)
     except Exception as error:  # damaged bytes may raise anything in a decoder

@@ -93,7 +93,7 @@ def read_definition(file: str | Path) -> Definition:
             f"benchmark definition {path} does not exist; benchmark.folder names its folder"
         )
     try:
-        return Definition.model_validate_json(path.read_text(encoding="utf-8"))
+        return Definition.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise BenchmarkError(f"{path}: {invalid_fields(error)}") from error
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import pyarrow.parquet as pq
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS, Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap, paired_difference
-from fastcomposer.evaluation.store import SCORES_NAME, check_same, scored_by
+from fastcomposer.evaluation.store import SCORES_NAME, check_same, read_table, scored_by
 from fastcomposer.utils.assets import packaged
-from fastcomposer.utils.errors import invalid_fields
+from fastcomposer.utils.json_files import read_json_as
 
 PUBLISHED = packaged("data/benchmarks/paper/published.json")
 OURS = "fastcomposer"
@@ -172,7 +171,11 @@ def _runs(folder: Path) -> Iterator[Run]:
     """The runs of an evaluation."""
     scored = {}
     for file in sorted(folder.glob(f"*/*/{SCORES_NAME}")):
-        images = pq.read_table(file).to_pandas()
+        table = read_table(file)
+        needed = {*IMAGE_COLUMNS, "benchmark", "method", "settings", "image"} - {"file"}
+        if table is None or not needed <= set(table.column_names):
+            raise ValueError(f"{file}: damaged, or of other columns; delete the folder or evaluate again")
+        images = table.to_pandas()
         if images.empty:
             raise ValueError(f"{file}: no rows; delete the folder or evaluate again")
         images = images.assign(
@@ -284,10 +287,4 @@ class _Published(BaseModel):
 
 def read_published(file: str | Path = PUBLISHED) -> tuple[PublishedFigure, ...]:
     """Read the published figures in the order of the paper's tables; an invalid one is named in an error."""
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"published figures {path}: no such file")
-    try:
-        return _Published.model_validate_json(path.read_text(encoding="utf-8")).figures
-    except ValidationError as error:
-        raise ValueError(f"{path}: {invalid_fields(error)}") from error
+    return read_json_as(_Published, file, "published figures").figures

@@ -18,7 +18,7 @@ from fastcomposer.evaluation.benchmark import PLACEHOLDERS
 from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap
 from fastcomposer.metrics.image_scores import COLUMN
 from fastcomposer.utils.errors import invalid_fields
-from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.files import existing_file, write_atomically
 
 METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
 LEAST_CONSISTENCY = 0.85
@@ -229,12 +229,10 @@ def read_results(path: str | Path) -> Results:
         FileNotFoundError: If there is no such file.
         ResultsError: If it does not fit the contract, with file and field.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"results {path}: no such file")
-    return _results(path, Path(path).read_text(encoding="utf-8"))
+    return _results(path, existing_file(path, "results").read_bytes())
 
 
-def _results(path: str | Path, text: str) -> Results:
+def _results(path: str | Path, text: str | bytes) -> Results:
     try:
         return _RESULTS.validate_json(text)
     except ValidationError as error:

@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances, ResultRow
-from fastcomposer.utils.files import remove_leftovers, write_atomically
+from fastcomposer.utils.files import existing_file, remove_leftovers, write_atomically
 from fastcomposer.utils.image_grid import attention_overlay
+from fastcomposer.utils.json_files import read_json_as
 from fastcomposer.utils.provenance import image_text, read_metadata
 from fastcomposer.utils.settings import differences, digest, weights_digest
 
@@ -210,13 +212,22 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         _write(file, content)
 
 
+class _Run(BaseModel):
+    """What a ``run.json`` must hold."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+    settings: dict[str, Any]
+    config: dict[str, Any]
+
+
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Content of ``run.json``; ``None`` where it is missing or damaged."""
     try:
-        content = json.loads((folder / RUN_NAME).read_text())
+        return read_json_as(_Run, folder / RUN_NAME, "run").model_dump(exclude_unset=True)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "config" in content else None
 
 
 def write_table(file: Path, table: pa.Table, key: str, scorer: Mapping[str, Any]) -> None:
@@ -230,7 +241,7 @@ def write_table(file: Path, table: pa.Table, key: str, scorer: Mapping[str, Any]
 def read_table(file: Path, key: str | None = None) -> pa.Table | None:
     """Read scores; ``None`` where they are missing, damaged or made from something else."""
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(existing_file(file, "scores"))
     except (OSError, pa.ArrowException):
         return None
     written = table.schema.metadata or {}
@@ -241,8 +252,12 @@ def read_scorer(file: Path) -> dict[str, Any] | None:
     """Read what made scores or distances: empty where the file has none, ``None`` where it is damaged."""
     try:
         if file.name == DISTANCES_NAME:
-            return dict(json.loads(file.read_text())["made_from"])
-        return dict(json.loads((pq.read_schema(file).metadata or {}).get(_SCORER.encode(), b"{}")))
+            return dict(read_json_as(dict[str, Any], file, "distances")["made_from"])
+        return dict(
+            json.loads(
+                (pq.read_schema(existing_file(file, "scores")).metadata or {}).get(_SCORER.encode(), b"{}")
+            )
+        )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
 
@@ -261,7 +276,7 @@ def write_distances(folder: Path, images: str, made_from: Mapping[str, Any], dis
 def read_distances(folder: Path, images: str, made_from: Mapping[str, Any] | None = None) -> Distances | None:
     """Read a run's distances; ``None`` where they are missing, damaged or made from something else."""
     try:
-        content = json.loads((folder / DISTANCES_NAME).read_text())
+        content = read_json_as(dict[str, Any], folder / DISTANCES_NAME, "distances")
         fits = content["images"] == images and made_from in (None, content["made_from"])
         return Distances(**content["distances"]) if fits else None
     except (OSError, ValueError, KeyError, TypeError):

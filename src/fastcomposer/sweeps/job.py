@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,10 @@ def as_job(work: Callable[[], Any], config: DictConfig, explain: Callable[[Excep
     job = Job(int(hydra.job.num), folder, overrides, settings_of(config))
     plan = read_plan(hydra.sweep.dir)
     name = job.named(() if plan is None else plan.swept)
-    earlier = read_job(folder) if config.get("resume", "auto") == "auto" else None
+    earlier = None
+    if config.get("resume", "auto") == "auto":
+        with suppress(ValueError):  # a damaged record is that of no job
+            earlier = read_job(folder)
     if earlier is not None and earlier.status == "finished" and earlier.settings == job.settings:
         print(f"{name} has finished before: skipped")
         if earlier.number != job.number:  # in a call for other jobs

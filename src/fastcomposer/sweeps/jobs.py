@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
-
 from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.json_files import read_json_as
 
 Status = Literal["running", "finished", "failed", "stopped", "waiting"]
 _Record = TypeVar("_Record")
@@ -123,12 +122,12 @@ def key_and_value(override: str) -> tuple[str, str]:
 
 
 def read_job(folder: str | Path) -> Job | None:
-    """The record of a job; ``None`` where there is none or it is damaged."""
+    """The record of a job, ``None`` where there is none; a damaged one is a ``ValueError`` with its field."""
     return _read(Job, Path(folder) / JOB_NAME, folder=folder)
 
 
 def read_plan(folder: str | Path) -> Plan | None:
-    """The plan of a sweep; ``None`` where there is none or it is damaged."""
+    """The plan of a sweep; as :func:`read_job`."""
     return _read(Plan, Path(folder) / PLAN_NAME)
 
 
@@ -161,9 +160,11 @@ def swept_keys(folder: str | Path, jobs: Sequence[Job]) -> tuple[str, ...]:
 
 def _read(kind: type[_Record], file: Path, **more: Any) -> _Record | None:
     try:
-        return TypeAdapter(kind).validate_python({**json.loads(file.read_bytes()), **more})
-    except (OSError, ValueError, TypeError):
+        return read_json_as(kind, file, "record of a sweep", **more)
+    except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{error}; remove the file to run what it records again") from error
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
 from fastcomposer.sweeps.jobs import Goal, Job, read_plan
+from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.settings import differences
 
 if TYPE_CHECKING:
@@ -52,12 +54,20 @@ class Search:
         fixed = {key: one for key, one in chosen.items() if key not in self.space}
         self.fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in fixed.items()]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            study_name="search",
-            storage=f"sqlite:///{(folder / STUDY_NAME).absolute()}",
-            direction=settings.direction,
-            load_if_exists=True,
-        )
+        file = (folder / STUDY_NAME).absolute()
+        if os.path.lexists(file):
+            existing_file(file, "study")
+        try:
+            self.study = optuna.create_study(
+                study_name="search",
+                storage=f"sqlite:///{file}",
+                direction=settings.direction,
+                load_if_exists=True,
+            )
+            self._latest()
+        except Exception as error:  # whatever optuna and its database raise for damaged content
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file}: {reason}; resume=restart discards the search") from error
 
     def run(self, launch: Launch) -> None:
         """Run the trials that remain."""

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastcomposer.utils.files import disk_error, write_atomically
+from fastcomposer.utils.files import disk_error, existing_file, write_atomically
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -96,7 +96,12 @@ class _ContinuedWriter(ExperimentWriter):
 
 def _complete_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a log; the last is left out where its writer was killed within it."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    if not file.exists():
+        return []
+    try:
+        lines = existing_file(file, "log").read_text().splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: cannot be read as a table: {error}; remove it") from error
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return list(csv.DictReader(lines))

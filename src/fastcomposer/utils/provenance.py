@@ -12,6 +12,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fastcomposer.utils.files import existing_file
+
 _TEXT = "fastcomposer"  # name of the PNG text with the settings
 _PNG_END = b"IEND\xaeB`\x82"
 # IPTC's word for images by trained models, where programs that label such images look for it.
@@ -34,7 +36,7 @@ def image_text(settings: Mapping[str, Any]) -> PngInfo:
 def read_metadata(file: Path) -> dict[str, Any] | None:
     """Settings of an image; ``None`` where it is missing, damaged or not ours."""
     try:
-        content = file.read_bytes()
+        content = existing_file(file, "image").read_bytes()
         with Image.open(io.BytesIO(content)) as opened:
             text = opened.info.get(_TEXT)
             opened.verify()  # checksums of the whole file, but for its end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastcomposer.metrics.identity import identity_score
 from fastcomposer.miniworld.card.measures import HeldOutScenes, Row
 from fastcomposer.miniworld.render import reference_name
 from fastcomposer.miniworld.scenes import held_out_identities
+from fastcomposer.utils.json_files import read_json_as
 
 PART = "fastcomposer"
 SINGLE, MULTI = "single_subject", "multi_subject"
@@ -101,7 +101,7 @@ def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:
     """Compare the attention inside the masks of a checkpoint and of its twin, by their names in the file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; fastcomposer attention writes it")
-    found = json.loads(file.read_text())
+    found = read_json_as(dict[str, dict[str, float]], file, "measured attention")
     for name in (trained, twin):
         if name not in found:
             raise ValueError(f"{file}: checkpoint {name} is not in it; there is {', '.join(found)}")

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from fastcomposer.miniworld.card.measures import CHECKPOINTS, Row
 from fastcomposer.models.weights_io import WEIGHTS_NAME, TrainingLength, read_training_length
+from fastcomposer.utils.json_files import read_json_as
 
 METHODS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder", *CHECKPOINTS)
 """Trainings in their order; that of ``clip`` makes both encoders and the tokenizer."""
@@ -40,8 +41,8 @@ def read_lengths(base: Path, runs: str | Path) -> list[Training]:
     weights of checkpoints, which were trained several times, contain their total length.
     """
     file = base / RECORD
-    entries = json.loads(file.read_text()) if file.exists() else []
-    known = {entry["method"]: Training(**entry) for entry in entries}
+    entries = read_json_as(list[Training], file, "record of trainings") if file.exists() else []
+    known = {entry.method: entry for entry in entries}
     for method in METHODS:
         run = Path(runs) / f"mini_base_{method}"
         if (run / "checkpoints" / "last.ckpt").exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from fastcomposer.sweeps.jobs import (
     read_plan,
     swept_keys,
 )
+from fastcomposer.utils.json_files import read_json_as
 
 DIFFERENCE = "_difference"
 """Suffix of figures that are differences from the baseline."""
@@ -328,8 +328,9 @@ def _values(run: Run, baseline: Run | None) -> dict[str, Estimate]:
 def _attention(root: Path, job: Job) -> list[tuple[str, dict[str, Estimate]]]:
     for folder in filter(None, (job.folder, _fresh_evaluation(root, job))):
         try:
-            content = json.loads((folder / "attention.json").read_text())
-        except (OSError, ValueError):
+            kind = dict[str, dict[str, float]]
+            content = read_json_as(kind, folder / "attention.json", "measured attention")
+        except FileNotFoundError:
             continue
         return [
             (name if len(content) > 1 else "", {key: _estimate(value) for key, value in found.items()})
@@ -342,7 +343,13 @@ def _logged(job: Job) -> dict[str, Estimate]:
     file = job.folder / "logs" / "metrics.csv"
     if not file.is_file():
         return {}
-    log = pd.read_csv(file).drop(columns=_LEFT_OUT, errors="ignore").apply(pd.to_numeric, errors="coerce")
+    try:
+        log = pd.read_csv(file).drop(columns=_LEFT_OUT, errors="ignore")
+    except pd.errors.EmptyDataError:  # not written yet
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{file}: cannot be read as a table: {error}") from error
+    log = log.apply(pd.to_numeric, errors="coerce")
     columns = log.replace([np.inf, -np.inf], np.nan).items()
     return {str(name): last_steps(values) for name, column in columns if len(values := column.dropna())}
 

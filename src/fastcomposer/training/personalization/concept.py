@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from fastcomposer.prompt import MARKER, PromptError
 from fastcomposer.training.personalization.merge import merged_weights
 from fastcomposer.training.personalization.tokens import shared_copy, with_vectors
 from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.json_files import read_json_as
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
@@ -84,23 +86,26 @@ def write_concepts(
 
 def read_concepts(folder: str | Path) -> tuple[Concept, ...]:
     """Read the people of one training."""
-    entries = _content(Path(folder))["concepts"]
-    return tuple(Concept(**{**entry, "file": Path(folder) / entry["file"]}) for entry in entries)
+    return tuple(replace(one, file=Path(folder) / one.file) for one in _content(Path(folder)).concepts)
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """What the training of a folder's concepts depended on."""
-    return _content(Path(folder))["settings"]
+    return _content(Path(folder)).settings
 
 
-def _content(folder: Path) -> dict[str, Any]:
+class _Content(BaseModel):
+    settings: dict[str, Any]
+    concepts: list[Concept]
+
+
+def _content(folder: Path) -> _Content:
     path = folder / CONCEPT_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no finished concept: there is no {CONCEPT_NAME}")
     try:
-        content = json.loads(path.read_text())
-        return {"settings": dict(content["settings"]), "concepts": list(content["concepts"])}
-    except (ValueError, KeyError, TypeError) as error:
+        return read_json_as(_Content, path, "concept")
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read as a concept: {error}; remove it") from error
 
 
