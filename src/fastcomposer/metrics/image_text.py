@@ -14,6 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from fastcomposer.metrics.pretrained import load_pretrained
 from fastcomposer.models.conditioning import ReferenceNormalizer
+from fastcomposer.utils.network_files import naming_damage
 
 
 class ImageTextExtractor(Protocol):
@@ -47,7 +48,10 @@ class ClipExtractor(nn.Module):
         key = "metrics.image_text.model"
         self.clip = load_pretrained(CLIPModel, model, key, subfolder or "")
         try:
-            self.tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer" if subfolder else "")
+            with naming_damage(f"{key}: tokenizer of", model):
+                self.tokenizer = CLIPTokenizer.from_pretrained(
+                    model, subfolder="tokenizer" if subfolder else ""
+                )
         except OSError as error:
             raise FileNotFoundError(f"{key}={model}: no tokenizer there: {error}") from error
         text = self.clip.config.text_config

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fastcomposer.utils.network_files import check_finite, naming_damage
+
 
 def load_pretrained(cls: Any, source: str | Path, key: str, subfolder: str = "") -> Any:
     """Load a network for inference: float32, no dropout, no gradients.
@@ -23,7 +25,8 @@ def load_pretrained(cls: Any, source: str | Path, key: str, subfolder: str = "")
         ValueError: If the file lacks weights, which would stay random.
     """
     try:
-        network, info = cls.from_pretrained(source, subfolder=subfolder, output_loading_info=True)
+        with naming_damage(f"{key}:", source):
+            network, info = cls.from_pretrained(source, subfolder=subfolder, output_loading_info=True)
     except OSError as error:
         where = f"{subfolder}/ of it" if subfolder else "it"
         raise FileNotFoundError(
@@ -33,6 +36,7 @@ def load_pretrained(cls: Any, source: str | Path, key: str, subfolder: str = "")
     if missing:
         listed = ", ".join(missing[:12]) + (" …" if len(missing) > 12 else "")
         raise ValueError(f"{key}={source}: {cls.__name__} lacks {len(missing)} weights: {listed}")
+    check_finite(network.state_dict(), f"{key}:", source)
     return network.float().eval().requires_grad_(False)
 
 

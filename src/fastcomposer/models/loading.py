@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fastcomposer.models.conditioning import check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
@@ -23,11 +23,13 @@ from fastcomposer.models.source import (
     SingleFileSource,
     declares,
     is_single_file,
+    read_tokenizer,
     with_dtype,
 )
 from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.assets import asset
 from fastcomposer.utils.files import existing_file
+from fastcomposer.utils.network_files import naming_damage
 from fastcomposer.utils.settings import base_fingerprint
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
@@ -125,7 +127,7 @@ def load_tokenizer(
     if weights == "random" or is_single_file(base):
         return open_source(base, image_encoder, architecture=architecture, weights=weights).tokenizer()
     try:
-        return CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+        return read_tokenizer(base, "tokenizer")
     except OSError as error:
         raise FileNotFoundError(f"model.base={base}: no tokenizer there: {error}") from error
 
@@ -188,7 +190,7 @@ def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfi
 def _check_saved_fusion(source: ModelSource) -> None:
     if source.has("fusion"):
         cls = _fusion_class(source)
-        with torch.device("meta"):
+        with torch.device("meta"), naming_damage("configuration fusion of", source.base):
             fusion = cls.from_config(source.config(cls, "fusion"))
         names = {"base": source.base, "image_encoder": source.image_encoder}
         check_widths(source.text_configs, source.vision_config, fusion, **names)
@@ -215,7 +217,10 @@ def _checked(path: str | Path, what: str) -> str:
 
 def _read(what: str, path: str, read: Callable[[], _Read]) -> _Read:
     try:
-        return read()
-    except (OSError, ValueError) as error:
+        found = read()
+        if found is None or isinstance(found, str | int | list):
+            raise TypeError(f"no object, but {type(found).__name__}")
+        return found
+    except Exception as error:  # damaged content may raise anything
         where = "" if Path(path).is_dir() else ": there is no such folder, and the hub did not give it"
         raise FileNotFoundError(f"{what} {path} has no readable configuration{where} ({error})") from error

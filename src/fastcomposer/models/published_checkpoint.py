@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastcomposer.utils.files import existing_file
+from fastcomposer.utils.network_files import non_finite_names
 
 # Published prefix to the name of the component.
 _COMPONENTS = {name: name for name in ("unet", "vae", "text_encoder", "image_encoder")}
@@ -53,6 +54,7 @@ def read_saved(file: Path, what: str) -> Any:
     Raises:
         ValueError: If it cannot be read, or holds objects of other classes than those of plain data.
     """
+    existing_file(file, what)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -162,6 +164,13 @@ def load_exact(
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
+    lines += [
+        f"type: {name} is {state[name].dtype}, the model has {value.dtype}"
+        for name, value in own.items()
+        if name in state and state[name].is_floating_point() != value.is_floating_point()
+    ]
+    if names := non_finite_names(state):
+        lines.append(f"not finite: {names}")
     if lines:
         raise ValueError(f"{problem}:\n  " + "\n  ".join(lines))
     changed = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from transformers import (
 from fastcomposer.models.published_checkpoint import read_saved
 from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.assets import packaged
+from fastcomposer.utils.network_files import check_finite, naming_damage
 
 # Merges of the embedded base: CLIP's own 48 894 are not in this repository.
 _WORDS = packaged("data/mini/tokenizer/tokenizer.json")
@@ -76,7 +78,8 @@ class ModelSource:
 
     def config(self, cls: Any, subfolder: str) -> Any:
         """Read the configuration of a network, tokenizer or scheduler of diffusers."""
-        return cls.load_config(self.configs, subfolder=subfolder, **self.options)
+        with naming_damage(f"configuration {subfolder} of", self.configs):
+            return cls.load_config(self.configs, subfolder=subfolder, **self.options)
 
     def configured(self, cls: Any, subfolder: str) -> nn.Module:
         """Build a network from its configuration, untrained."""
@@ -84,7 +87,9 @@ class ModelSource:
             return cls(self.vision_config)
         if subfolder in ENCODERS:
             return cls(self.text_configs[[*self.text_encoders].index(subfolder)])
-        return cls.from_config(self.config(cls, subfolder))
+        config = self.config(cls, subfolder)
+        with naming_damage(f"configuration {subfolder} of", self.configs):
+            return cls.from_config(config)
 
     def load(self, cls: Any, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
         """Load a network with its weights.
@@ -99,7 +104,7 @@ class ModelSource:
             variant = variant if base == self.base else None  # another model has files of its own
         named = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": dtype, "variant": variant}
         try:
-            with _without_report():
+            with _without_report(), naming_damage(f"{subfolder or cls.__name__} of", base):
                 module, info = cls.from_pretrained(
                     base, subfolder=subfolder, output_loading_info=True, **named, **self.options
                 )
@@ -108,6 +113,7 @@ class ModelSource:
                 raise
             raise _without_variant(variant, base, subfolder) from error
         _refuse_missing(cls, base, info["missing_keys"])
+        check_finite(module.state_dict(), f"{subfolder or cls.__name__} of", base)
         return module
 
     def check_variant(self) -> None:
@@ -126,16 +132,19 @@ class ModelSource:
         """A tokenizer of the base, or ``None`` where it has none."""
         if not self.has(subfolder):
             return None
-        return CLIPTokenizer.from_pretrained(self.base, subfolder=subfolder, **self.options)
+        config = self.text_config_of(subfolder)
+        return read_tokenizer(self.base, subfolder, config and config.vocab_size, **self.options)
 
     def noise_scheduler(self) -> DDPMScheduler:
         """The scheduler that adds noise in training, from the base's scheduler configuration."""
-        return DDPMScheduler.from_pretrained(self.configs, subfolder="scheduler", **self.options)
+        with naming_damage("scheduler of", self.configs):
+            return DDPMScheduler.from_pretrained(self.configs, subfolder="scheduler", **self.options)
 
     def sampling_scheduler(self) -> Any:
         """The base's own scheduler, for sampling."""
-        cls = getattr(diffusers, self.index["scheduler"][1])
-        return cls.from_pretrained(self.configs, subfolder="scheduler", **self.options)
+        with naming_damage("scheduler of", self.configs):
+            cls = getattr(diffusers, self.index["scheduler"][1])
+            return cls.from_pretrained(self.configs, subfolder="scheduler", **self.options)
 
     def safety_checker(self) -> tuple[Any, CLIPImageProcessor | None]:
         """The base's safety checker with its feature extractor, or two times ``None``."""
@@ -158,7 +167,7 @@ class SingleFileSource(ModelSource):
             return super().load(cls, subfolder, dtype)
         config: dict[str, Any] = {"config": self.configs, "subfolder": subfolder, "local_files_only": True}
         checkpoint = read_saved(Path(self.base), "base model")
-        while "state_dict" in checkpoint:
+        while isinstance(checkpoint, Mapping) and "state_dict" in checkpoint:
             checkpoint = checkpoint["state_dict"]
         try:
             if issubclass(cls, ModelMixin):
@@ -169,11 +178,12 @@ class SingleFileSource(ModelSource):
             raise ValueError(
                 f"{subfolder} of the file {self.base} lacks weights of architecture {self.configs}"
             ) from error
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{subfolder} of the file {self.base} does not fit architecture {self.configs}: {error}"
             ) from error
         _refuse_missing(cls, self.base, (n for n, value in network.state_dict().items() if value.is_meta))
+        check_finite(network.state_dict(), f"{subfolder} of the file", self.base)
         return with_dtype(network, dtype)
 
     def safety_checker(self) -> tuple[None, None]:
@@ -210,6 +220,20 @@ class RandomSource(ModelSource):
             return super().tokenizer(subfolder)
         config = self.text_config_of(subfolder)
         return None if config is None else _stand_in_tokenizer(config)
+
+
+def read_tokenizer(
+    base: str | Path, subfolder: str, size: int | None = None, **options: Any
+) -> CLIPTokenizer:
+    """Read a tokenizer; ``ValueError`` if it is damaged or has ids beyond ``size``, the text encoder's."""
+    with naming_damage(f"{subfolder} of", base):
+        tokenizer = CLIPTokenizer.from_pretrained(base, subfolder=subfolder, **options)
+        ids = tokenizer.get_vocab().values()
+        if len(set(ids)) < len(ids) or not 0 <= min(ids) <= max(ids) < (size or math.inf):
+            raise ValueError(f"its {len(ids)} words do not have the ids 0 to {(size or len(ids)) - 1}")
+        if not isinstance(tokenizer.model_max_length, int):
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+    return tokenizer
 
 
 def _stand_in_tokenizer(config: CLIPTextConfig) -> CLIPTokenizer:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +32,7 @@ from fastcomposer.models.weight_delta import (
     digest,
     encode_differences,
 )
+from fastcomposer.utils.errors import invalid_fields
 from fastcomposer.utils.files import existing_file
 
 Precision = Literal["float32", "float16", "int8"]
@@ -38,12 +41,12 @@ PUBLISHED_NAME = "pytorch_model.bin"
 _PREFIX = "model."
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True)
 class TrainingLength:
     """How long weights were trained: optimizer steps, and minutes spent in training."""
 
-    steps: int = 0
-    minutes: float = 0.0
+    steps: Annotated[int, Field(ge=0)] = 0
+    minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 def save_trained_weights(
@@ -170,7 +173,7 @@ def find_weights_file(path: Path) -> Path:
     names = (WEIGHTS_NAME, "checkpoints/last.ckpt", PUBLISHED_NAME)
     for name in names:
         if (path / name).exists():
-            return path / name
+            return existing_file(path / name, "checkpoint")
     raise FileNotFoundError(f"checkpoint {path}: none of {', '.join(names)} is in this folder")
 
 
@@ -188,21 +191,27 @@ class _Content:
 def _read(file: Path) -> _Content:
     saved = read_saved(file, "checkpoint")
     try:
+        if not isinstance(saved, Mapping):
+            raise TypeError(f"it holds no mapping, but {type(saved).__name__}")
         if has_published_names(saved):
             return _Content(current_state(saved), published=True)
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 metadata = opened.metadata() or {}
-            length = TrainingLength(int(metadata.get("steps", 0)), float(metadata.get("minutes", 0)))
+            length = TrainingLength(metadata.get("steps", 0), metadata.get("minutes", 0))  # type: ignore[arg-type]
             fusion = FusionConfig(**json.loads(metadata.get("fusion", "{}")))
             return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion)
         weights = saved["ema"]["weights"] if "ema" in saved else saved["state_dict"]
         length = TrainingLength(**saved.get("length", {}))
         fusion = FusionConfig(**saved.get("fusion", {}))
         return _Content(_unprefixed({**saved.get("kept", {}), **weights}), length=length, fusion=fusion)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {file} cannot be read as trained weights: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = invalid_fields(error) if isinstance(error, ValidationError) else str(error)
+        raise ValueError(f"checkpoint {file} cannot be read as trained weights: {reason}") from error
 
 
 def _unprefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is no tensor, but {type(value).__name__}")
     return {name.removeprefix(_PREFIX): value for name, value in weights.items()}

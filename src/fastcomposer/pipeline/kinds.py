@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from fastcomposer.utils.network_files import check_finite, naming_damage
 
 
 def pipeline_class(components: Container[str]) -> Any:
@@ -21,6 +24,15 @@ def pipeline_class(components: Container[str]) -> Any:
 
 
 def open_pipeline(folder: str | Path, **options: Any) -> Any:
-    """Load a saved pipeline of either class, with the arguments of ``from_pretrained``."""
-    index: Any = DiffusionPipeline.load_config(folder)
-    return pipeline_class(index).from_pretrained(folder, **options)
+    """Load a saved pipeline of either class, with the arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: If a part is damaged, lacks weights, or holds weights that are not finite.
+    """
+    with naming_damage("saved pipeline", folder):
+        index: Any = DiffusionPipeline.load_config(folder)
+        pipeline = pipeline_class(index).from_pretrained(folder, **options)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            check_finite(part.state_dict(), f"{name} of the saved pipeline", folder)
+    return pipeline

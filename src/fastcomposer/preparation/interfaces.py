@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from fastcomposer.utils.network_files import check_finite, naming_damage
 from fastcomposer.utils.settings import base_fingerprint
 
 # Folders of weights inside a model's own folder: spaCy has some.
@@ -158,8 +159,9 @@ def load_with_processor(
     is for their messages.
     """
     try:
-        loaded, info = network.from_pretrained(model, output_loading_info=True)
-        prepare = processor.from_pretrained(model)
+        with naming_damage(f"{key}:", model):
+            loaded, info = network.from_pretrained(model, output_loading_info=True)
+            prepare = processor.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{key}={model}: no folder or hub id with a model for {network.__name__} and its preprocessing: "
@@ -168,4 +170,5 @@ def load_with_processor(
     missing = sorted(set(map(str, info["missing_keys"])) - set(unused))
     if missing:
         raise ValueError(f"{key}={model}: {len(missing)} weights are missing: {', '.join(missing[:12])}")
+    check_finite(loaded.state_dict(), f"{key}:", model)
     return loaded.float().eval().requires_grad_(False), prepare

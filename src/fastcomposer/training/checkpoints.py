@@ -14,10 +14,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from fastcomposer.utils.errors import FaultError
-from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.files import existing_file, write_atomically
+from fastcomposer.utils.network_files import non_finite_names
 
 _TRAINED = ("state_dict", "ema", "optimizer_states")
-_NAMED = 3  # tensors that a message names
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -74,15 +74,7 @@ def _save(checkpoint: dict[str, Any], raw: BinaryIO) -> None:
 def non_finite(checkpoint: Mapping[str, Any]) -> str:
     """Name the first weights, averages and optimizer states that hold NaN or infinity."""
     parts = (_tensors(checkpoint.get(part), part) for part in _TRAINED)
-    found = {name: t for part in parts for name, t in part if t.is_floating_point() and t.numel()}
-    if not found:
-        return ""
-    device = next(iter(found.values())).device  # some optimizers count their steps on the CPU
-    # NaN is both extremes of any tensor that holds it. One pass, ten times as fast on a CPU as isfinite.
-    extremes = [torch.stack(torch.aminmax(t.detach())).double().to(device) for t in found.values()]
-    finite = torch.stack(extremes).isfinite().all(1).tolist()
-    bad = [name for name, good in zip(found, finite, strict=True) if not good]
-    return ", ".join(bad[:_NAMED]) + ", …" * (len(bad) > _NAMED)
+    return non_finite_names({name: tensor for part in parts for name, tensor in part})
 
 
 def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -149,7 +141,9 @@ def check_complete(file: Path) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """Open a checkpoint without running what a pickle may carry."""
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content: dict[str, Any] = torch.load(
+            existing_file(file, "file"), map_location="cpu", weights_only=True, mmap=True
+        )
         int(content["global_step"])
     except Exception as error:  # damaged bytes may raise anything in a decoder
         reason = str(error).partition("\n")[0] or type(error).__name__
