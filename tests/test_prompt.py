@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fastcomposer.prompt import PromptError, parse_prompt, place_markers, strip_markers
+from fastcomposer.prompt import MARKER, PromptError, parse_prompt, place_markers, split_markers, strip_markers
 
 M = "<|image|>"
 
@@ -115,3 +115,8 @@ def test_place_markers_inverts_strip_markers() -> None:
 def test_place_markers_refuses_bad_offsets(ends: list[int], message: str) -> None:
     with pytest.raises(PromptError, match=message):
         place_markers("a man and a woman", ends)
+
+
+def test_many_markers_take_no_time() -> None:
+    text, ends = split_markers(f"a man {MARKER} " * 100_000)
+    assert len(ends) == 100_000 and len(text) == 600_000 and ends[-1] == len(text) - 1

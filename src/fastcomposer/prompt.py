@@ -56,13 +56,20 @@ def split_markers(caption: str) -> tuple[str, list[int]]:
         The caption without markers, and in it the character offset where each marker stood.
     """
     first, *others = caption.split(MARKER)
-    text, ends = first, []
+    kept, length, ends = [first], len(first), []
     for piece in others:
-        text = text.rstrip()
-        ends.append(len(text))
-        apart = text[-1:].isalnum() and piece[:1].isalnum()
-        text += f" {piece}" if apart else piece
-    return text, ends
+        while kept:  # take the space before the marker away, however many pieces it fills
+            last = kept.pop()
+            stripped = last.rstrip()
+            length -= len(last) - len(stripped)
+            if stripped:
+                kept.append(stripped)
+                break
+        ends.append(length)
+        apart = bool(kept) and kept[-1][-1].isalnum() and piece[:1].isalnum()
+        kept.append(f" {piece}" if apart else piece)
+        length += len(kept[-1])
+    return "".join(kept), ends
 
 
 def place_markers(caption: str, ends: Sequence[int]) -> str:

@@ -18,6 +18,8 @@ from fastcomposer.demo.studio import Studio
 from fastcomposer.demo.uploads import ENDINGS, PageLimits
 
 _BUTTONS: dict[str, Any] = {"js_on_load": parts.ON_CLICK, "apply_default_css": False}
+WORK = "studio"
+"""Name of the queue of requests for images."""
 CSS = Path(__file__).with_name("page.css")
 
 
@@ -63,7 +65,12 @@ def build(studio: Studio, limits: PageLimits, examples: Sequence[Example], subti
             tries = [gr.Button(example.name, size="sm") for example in examples]
         with gr.Row(elem_id="fc-columns"):
             with gr.Column(scale=5, min_width=320):
-                made = {**_people(limits), **_prompt(), **_settings(studio, limits), "people": gr.State([])}
+                made = {
+                    **_people(limits),
+                    **_prompt(limits),
+                    **_settings(studio, limits),
+                    "people": gr.State([]),
+                }
             with gr.Column(scale=6, min_width=320, elem_id="fc-results"):
                 made |= _results()
         components = SimpleNamespace(**made)
@@ -96,7 +103,7 @@ def _people(limits: PageLimits) -> dict[str, Any]:
     return made
 
 
-def _prompt() -> dict[str, Any]:
+def _prompt(limits: PageLimits) -> dict[str, Any]:
     gr.HTML(parts.section("Prompt", "Write a prompt, then click the words that name the people."))
     prompt = gr.Textbox(
         label="Prompt",
@@ -104,6 +111,7 @@ def _prompt() -> dict[str, Any]:
         container=False,
         placeholder="a man and a woman on the beach",
         lines=2,
+        max_length=limits.characters,
         elem_id="fc-prompt",
     )
     chips = gr.HTML("", elem_id="fc-words", **_BUTTONS)
@@ -200,7 +208,7 @@ def _wire(page: Page, ui: SimpleNamespace) -> None:
         ([ui.generate.click, ui.prompt.submit], page.generate, [ui.alpha, ui.count], shown),
         ([ui.compare.click], page.compare, [], strip),
     ]
-    work: dict[str, Any] = {"concurrency_id": "studio", "concurrency_limit": 1, "show_progress": "hidden"}
+    work: dict[str, Any] = {"concurrency_id": WORK, "concurrency_limit": 1, "show_progress": "hidden"}
     progress, events = [ui.progress, ui.stop], []
     for triggers, handler, further, outputs in requests:
         checked = gr.on(triggers, page.begin, order, ui.progress, **_AT_ONCE)

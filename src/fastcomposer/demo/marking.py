@@ -24,8 +24,8 @@ class Word:
 
 def words_of(prompt: str) -> list[Word]:
     """Divide a prompt into words; markers that follow no word are ignored."""
-    text, ends = split_markers(prompt)
-    found, number = [], 0
+    text, offsets = split_markers(prompt)
+    ends, found, number = set(offsets), [], 0
     for match in _WORD.finditer(text):
         marked = match.end() in ends
         number += marked

@@ -63,6 +63,7 @@ class Page:
     @errors_on_page()
     def state(self, prompt: str, people: Sequence[Person]) -> tuple[str, str, str]:
         """Show words, advice and people."""
+        self.limits.check_prompt(prompt)
         message = advice(prompt, len(people), self.studio.max_subjects)
         message = message or too_long(self.studio.unread(prompt))
         return parts.chips(prompt), parts.notice(message), parts.cards(people)
@@ -100,6 +101,7 @@ class Page:
     @errors_on_page()
     def mark(self, prompt: str, people: list[Person], event: gr.EventData) -> tuple[Any, ...]:
         """Mark or unmark a word."""
+        self.limits.check_prompt(prompt)
         prompt = toggle_marker(prompt, int(event.index))
         return prompt, *self.state(prompt, people)
 
@@ -113,6 +115,8 @@ class Page:
         self, prompt: str, people: list[Person], seed: Any, steps: Any, guidance: Any, negative: str
     ) -> Order:
         """Validate a request; a ValueError states what is missing or out of range."""
+        self.limits.check_prompt(prompt)
+        self.limits.check_prompt(negative)
         message = advice(prompt, len(people), self.studio.max_subjects)
         if message is not None:
             raise ValueError(message)

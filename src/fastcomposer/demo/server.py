@@ -39,11 +39,13 @@ class Address:
         host: Host name or number; ``0.0.0.0`` for all interfaces.
         port: Port.
         share: Publish the page through Gradio's servers, under a public address.
+        names: Further host names that the page answers to, besides ``localhost``, numbers and ``host``.
     """
 
     host: str = "127.0.0.1"
     port: Port = 7860
     share: bool = False
+    names: Sequence[str] = ()
 
     def check(self) -> None:
         """Refuse a port in use, or the address of another machine, with a ValueError."""
@@ -88,12 +90,23 @@ def serve(
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         logging.getLogger("httpx").setLevel(logging.WARNING)  # of Gradio's check of its own server
 
-        from fastcomposer.demo.layout import CSS, build, theme
+        from starlette.middleware import Middleware
+
+        from fastcomposer.demo.gate import Gate
+        from fastcomposer.demo.layout import CSS, WORK, build, theme
         from fastcomposer.demo.studio import Studio
 
         tries = [] if examples is None else examples(files / "examples")
         blocks = build(Studio(pipeline, settings), limits, tries, f"Loaded: {settings['checkpoint']}")
         blocks.queue(max_size=limits.waiting, api_open=False)
+
+        def waiting(visitor: str) -> int:
+            queue = blocks._queue.event_queue_per_concurrency_id.get(WORK)
+            clients = [event.request.client for event in ([] if queue is None else [*queue.queue])]
+            return sum(client is not None and client.host == visitor for client in clients)
+
+        names = (address.host, *address.names)
+        gate: Any = Middleware(Gate, names=names, share=address.share, limits=limits, waiting=waiting)
         try:
             _, here, _ = blocks.launch(
                 server_name=address.host,
@@ -103,6 +116,7 @@ def serve(
                 theme=theme(),
                 css_paths=CSS,
                 prevent_thread_lock=True,
+                app_kwargs={"middleware": [gate]},
                 **_PLAIN,
             )
             print(f"The page is at {here} (Ctrl-C stops it)", flush=True)

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 from PIL import Image, ImageOps
 
 from fastcomposer.data.pixels import eight_bit
+from fastcomposer.prompt import MARKER
 from fastcomposer.utils.ranges import Count, Positive
 from fastcomposer.utils.settings import file_digest
 
@@ -39,6 +40,10 @@ class PageLimits:
         steps: Maximum number of sampling steps.
         waiting: Maximum number of waiting requests.
         minutes: Time after which files are deleted.
+        characters: Maximum length of a prompt.
+        markers: Maximum number of markers in a prompt.
+        megabytes_per_visitor: Maximum size of a client address's uploads within ``minutes``.
+        waiting_per_visitor: Maximum number of waiting requests of a client address.
 
     Raises:
         ValueError: If a limit is not positive.
@@ -50,11 +55,22 @@ class PageLimits:
     steps: Count = 100
     waiting: Count = 16
     minutes: Positive = 60.0
+    characters: Count = 2000
+    markers: Count = 32
+    megabytes_per_visitor: Positive = 200.0
+    waiting_per_visitor: Count = 4
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value <= 0:
                 raise ValueError(f"limits.{name} must be positive, not {value}")
+
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse, by ``ValueError``, a text that is too long to be read at every change."""
+        if len(prompt) > self.characters:
+            raise ValueError(f"A prompt may have up to {self.characters} characters, not {len(prompt)}.")
+        if (markers := prompt.count(MARKER)) > self.markers:
+            raise ValueError(f"A prompt may have up to {self.markers} markers, not {markers}.")
 
 
 @dataclass(frozen=True)
