@@ -12,6 +12,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from fastcomposer.training.callbacks import GracefulStop
+from fastcomposer.training.checkpoints import read_step
 
 Make = Callable[..., Any]
 
@@ -34,3 +35,28 @@ def test_a_signal_waits_for_the_gradients_of_the_step(
     assert module.global_step == 2
     assert data.state_dict()["batches"] == 6
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("saving", [True, False])
+def test_a_second_signal_leaves_a_whole_checkpoint(
+    saving: bool, make_module: Make, make_data: Make, fit: Make, tmp_path: Path
+) -> None:
+    class Impatient(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 1:
+                for _ in range(1 if saving else 2):
+                    signal.raise_signal(signal.SIGTERM)
+
+        def on_save_checkpoint(self, *args: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def train() -> None:
+        fit(make_module(), 6, data=make_data(), callbacks=[GracefulStop(tmp_path), Impatient()])
+
+    if saving:
+        train()
+        assert read_step(tmp_path / "last.ckpt") == 2
+    else:
+        with pytest.raises(SystemExit) as end:
+            train()
+        assert end.value.code == 143 and not (tmp_path / "last.ckpt").exists()

@@ -38,7 +38,7 @@ class ResumableCheckpoint(ModelCheckpoint):
 
 
 class GracefulStop(Callback):
-    """On Ctrl-C or SIGTERM finish the step, save, and end; a second signal ends at once.
+    """On Ctrl-C or SIGTERM finish the step, save, and end; a second signal ends at once, unless it is saving.
 
     A signal to one of several processes ends all of them after the same step; they compare every
     ``log_every_n_steps`` steps, because that waits for the device. In a SLURM job, SIGUSR1
@@ -52,6 +52,7 @@ class GracefulStop(Callback):
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self._previous: dict[int, Any] = {}
+        self._saving = False
         self.received: int | None = None
         """The signal that ended the training."""
 
@@ -60,8 +61,10 @@ class GracefulStop(Callback):
         self.received = None
 
         def stop(number: int, frame: Any) -> None:
+            if self._saving:
+                return
             if self.received is not None:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
             self.received = number
             # Gradients that are not yet complete would be lost, and others may be in an earlier step.
             trainer.should_stop = trainer.accumulate_grad_batches == 1 and trainer.world_size == 1
@@ -91,7 +94,11 @@ class GracefulStop(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, whatever ended the training."""
-        trainer.save_checkpoint(self.path)
+        self._saving = True
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            self._saving = False
         self._release()
         if self.received is None or not trainer.is_global_zero:
             return
