@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
 from fastcomposer.models.attention_capture import AttentionCapture, Implementation, select_blocks
+from fastcomposer.models.base_files import find_weights_file
 from fastcomposer.models.conditioning import encode_reference_states
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import is_published
 from fastcomposer.models.resampler import PatchStates, subject_columns
 from fastcomposer.models.text import TextStates
-from fastcomposer.models.weights_io import find_weights_file, load_trained_weights
+from fastcomposer.models.weights_io import load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
 from fastcomposer.utils.rng import Source, integers, uniform
 

@@ -11,7 +11,8 @@ from facenet_pytorch import MTCNN, InceptionResnetV1
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from fastcomposer.metrics.faces import FACENET_FILES, FaceExtractor, FaceNetFaces, Faces, find_facenet_weights
+from fastcomposer.metrics.faces import FaceExtractor, FaceNetFaces, Faces
+from fastcomposer.metrics.pretrained import FACENET_FILES, find_facenet_weights
 from fastcomposer.miniworld.detector import HeadDetector
 from fastcomposer.miniworld.embedder import IdentityEmbedder
 from fastcomposer.miniworld.face_extractor import MiniFaces

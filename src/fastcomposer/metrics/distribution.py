@@ -13,12 +13,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from fastcomposer.data.transforms import isolated_rng
 from fastcomposer.metrics.image_text import ClipExtractor
-from fastcomposer.metrics.pretrained import find_weights
+from fastcomposer.metrics.pretrained import find_inception_weights
 from fastcomposer.models.published_checkpoint import read_checkpoint
 
-INCEPTION_FILES = {"inception-2015-12-05": "weights-inception-2015-12-05-6726825d.pth"}
-"""Names of published Inception weights to their files."""
-_RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 _SUBSETS, _LARGEST_SUBSET = 100, 1000  # of KID, as Binkowski et al. 2018 have them
 
 
@@ -72,7 +69,7 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self, weights: str | Path = "inception-2015-12-05", download: bool = False) -> None:
         super().__init__()
-        file = find_weights(weights, INCEPTION_FILES, _RELEASE, "metrics.features", download)
+        file = find_inception_weights(weights, download)
         read_checkpoint(file)  # the library would run whatever a pickle carries
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))

@@ -12,15 +12,9 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.transforms.functional import to_pil_image
 
-from fastcomposer.metrics.pretrained import find_weights
+from fastcomposer.metrics.pretrained import find_facenet_weights
 from fastcomposer.models.published_checkpoint import read_checkpoint
 
-FACENET_FILES = {
-    "vggface2": "20180402-114759-vggface2.pt",
-    "casia-webface": "20180408-102900-casia-webface.pt",
-}
-"""Names of published InceptionResnetV1 weights to their files."""
-_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
 _CROP_SIZE = 160  # pixels
 
 
@@ -176,19 +170,6 @@ class FaceNetEmbedder(nn.Module):
         """See :class:`~fastcomposer.training.identity_loss.FaceEmbedder`."""
         crops = roi_align(images * 255, list(boxes.to(images)), _CROP_SIZE, sampling_ratio=-1, aligned=True)
         return self.embedder((crops - 127.5) / 128).unflatten(0, boxes.shape[:2])
-
-
-def find_facenet_weights(weights: str | Path, download: bool = False) -> Path:
-    """Find the file of InceptionResnetV1's weights.
-
-    Args:
-        weights: A name of :data:`FACENET_FILES`, or a file.
-        download: Whether a named file that is not there may be downloaded.
-
-    Raises:
-        FileNotFoundError: If it is not there, or could not be downloaded.
-    """
-    return find_weights(weights, FACENET_FILES, _RELEASE, "metrics.faces", download)
 
 
 def _load(network: nn.Module, file: Path, what: str) -> None:

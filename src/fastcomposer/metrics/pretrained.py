@@ -10,6 +10,16 @@ import torch
 
 from fastcomposer.utils.network_files import check_finite, naming_damage
 
+FACENET_FILES = {
+    "vggface2": "20180402-114759-vggface2.pt",
+    "casia-webface": "20180408-102900-casia-webface.pt",
+}
+"""Names of published InceptionResnetV1 weights to their files."""
+_FACENET_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
+INCEPTION_FILES = {"inception-2015-12-05": "weights-inception-2015-12-05-6726825d.pth"}
+"""Names of published Inception weights to their files."""
+_INCEPTION_RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
+
 
 def load_pretrained(cls: Any, source: str | Path, key: str, subfolder: str = "") -> Any:
     """Load a network for inference: float32, no dropout, no gradients.
@@ -81,3 +91,21 @@ def find_weights(
             f"{key}.weights={weights}: {url} cannot be downloaded ({error}): put {name} into {folders[0]}"
         ) from error
     return folders[0] / name
+
+
+def find_facenet_weights(weights: str | Path, download: bool = False) -> Path:
+    """Find the file of InceptionResnetV1's weights.
+
+    Args:
+        weights: A name of :data:`FACENET_FILES`, or a file.
+        download: Whether a named file that is not there may be downloaded.
+
+    Raises:
+        FileNotFoundError: If it is not there, or could not be downloaded.
+    """
+    return find_weights(weights, FACENET_FILES, _FACENET_RELEASE, "metrics.faces", download)
+
+
+def find_inception_weights(weights: str | Path, download: bool = False) -> Path:
+    """Find the file of Inception's weights, a name of :data:`INCEPTION_FILES` or a file, as faces' above."""
+    return find_weights(weights, INCEPTION_FILES, _INCEPTION_RELEASE, "metrics.features", download)

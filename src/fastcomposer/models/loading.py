@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,19 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from fastcomposer.models.base_files import (
+    DEFAULT_IMAGE_ENCODER,
+    declares,
+    folder_or_hub_id,
+    image_encoder_folder,
+    is_single_file,
+)
 from fastcomposer.models.conditioning import check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
 from fastcomposer.models.source import (
     ModelSource,
     RandomSource,
     SingleFileSource,
-    declares,
-    is_single_file,
     read_tokenizer,
     with_dtype,
 )
@@ -32,9 +36,7 @@ from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.network_files import naming_damage
 from fastcomposer.utils.settings import base_fingerprint
 
-DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 Weights = Literal["pretrained", "random"]
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _Read = TypeVar("_Read")
 
 
@@ -77,15 +79,10 @@ def open_source(
             raise ValueError(f"model.variant={variant}: the single file {base} has none; name another file")
         kind, configs = SingleFileSource, _needed(architecture, f"the single file {base}")
         image_encoder = image_encoder or DEFAULT_IMAGE_ENCODER
-    configs = _checked(configs, "base model" if kind is ModelSource else "architecture")
-    encoder = None if image_encoder is None else _checked(image_encoder, "image encoder")
+    configs = folder_or_hub_id(configs, "base model" if kind is ModelSource else "architecture")
+    encoder = None if image_encoder is None else folder_or_hub_id(image_encoder, "image encoder")
     index: Any = _read("base model", configs, lambda: DiffusionPipeline.load_config(configs, **options))
-    subfolder = ""
-    if encoder is None:
-        own = declares(index, "image_encoder")
-        encoder, subfolder = (configs, "image_encoder") if own else (DEFAULT_IMAGE_ENCODER, "")
-    elif (Path(encoder) / "image_encoder").is_dir():
-        subfolder = "image_encoder"
+    encoder, subfolder = image_encoder_folder(encoder, configs, index)
     read_text = partial(CLIPTextConfig.from_pretrained, configs, **options)
     text = tuple(
         _read("text encoder of base model", configs, partial(read_text, subfolder=name))
@@ -203,16 +200,6 @@ def _needed(architecture: str | Path | None, what: str) -> str | Path:
             "(model.architecture)"
         )
     return asset(architecture)
-
-
-def _checked(path: str | Path, what: str) -> str:
-    """The path of an existing folder, or something that may be a hub id."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    if isinstance(path, Path) or folder.exists() or not _HUB_ID.fullmatch(path):
-        raise FileNotFoundError(f"{what} {folder}: there is no such folder")
-    return path
 
 
 def _read(what: str, path: str, read: Callable[[], _Read]) -> _Read:

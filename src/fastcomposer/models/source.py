@@ -26,6 +26,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from fastcomposer.models.base_files import declares
 from fastcomposer.models.published_checkpoint import read_saved
 from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.assets import packaged
@@ -33,7 +34,6 @@ from fastcomposer.utils.network_files import check_finite, naming_damage
 
 # Merges of the embedded base: CLIP's own 48 894 are not in this repository.
 _WORDS = packaged("data/mini/tokenizer/tokenizer.json")
-_SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -258,16 +258,6 @@ def _stand_in_tokenizer(config: CLIPTextConfig) -> CLIPTokenizer:
 def with_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast weights without the warning of diffusers' own cast about layers to keep in float32."""
     return nn.Module.to(network, dtype)
-
-
-def declares(index: Mapping[str, Any], component: str) -> bool:
-    """Whether a ``model_index.json`` names a component."""
-    return bool((index.get(component) or (None,))[0])
-
-
-def is_single_file(base: str | Path) -> bool:
-    """Whether a base is named as a single file, rather than as a folder or hub id."""
-    return Path(base).suffix in _SINGLE_FILES and not Path(base).expanduser().is_dir()
 
 
 def _without_variant(variant: str, base: str, part: str) -> FileNotFoundError:

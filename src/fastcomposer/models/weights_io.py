@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastcomposer.models.base_files import find_weights_file
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.loading import load_networks
 from fastcomposer.models.networks import Networks
@@ -33,11 +34,8 @@ from fastcomposer.models.weight_delta import (
     encode_differences,
 )
 from fastcomposer.utils.errors import invalid_fields
-from fastcomposer.utils.files import existing_file
 
 Precision = Literal["float32", "float16", "int8"]
-WEIGHTS_NAME = "fastcomposer.safetensors"
-PUBLISHED_NAME = "pytorch_model.bin"
 _PREFIX = "model."
 
 
@@ -164,17 +162,6 @@ def read_training_length(path: str | Path) -> TrainingLength:
     Args and errors are those of :func:`load_trained_weights`.
     """
     return _read(find_weights_file(Path(path).expanduser())).length
-
-
-def find_weights_file(path: Path) -> Path:
-    """Find the file that :func:`load_trained_weights` reads; ``FileNotFoundError`` if there is none."""
-    if not path.is_dir():
-        return existing_file(path, "checkpoint")
-    names = (WEIGHTS_NAME, "checkpoints/last.ckpt", PUBLISHED_NAME)
-    for name in names:
-        if (path / name).exists():
-            return existing_file(path / name, "checkpoint")
-    raise FileNotFoundError(f"checkpoint {path}: none of {', '.join(names)} is in this folder")
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
+from fastcomposer.models.base_files import WEIGHTS_NAME
 from fastcomposer.models.compilation import check_backend, compile_blocks
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import (
-    WEIGHTS_NAME,
     Precision,
     load_trained_weights,
     read_training_length,

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcomposer.training.checkpoints import check_complete, newest_complete, read_settings
-
 FIXED = ("method", "data.module", "seed", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 """What a checkpoint records; groups such as ``model`` and ``localization`` are interpolated into these."""
 FREE = (
@@ -47,6 +45,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
         folder: The folder.
     """
     if resume == "auto":
+        from fastcomposer.training.checkpoints import newest_complete
+
         return newest_complete(folder)
     if resume == "restart":
         shutil.rmtree(folder, ignore_errors=True)
@@ -54,6 +54,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     if resume is not None:
         if not Path(resume).is_file():
             raise FileNotFoundError(f"resume={resume}: no such checkpoint file (or auto, restart, null)")
+        from fastcomposer.training.checkpoints import check_complete
+
         check_complete(Path(resume))
         return Path(resume)
     if any(folder.glob("*.ckpt")):
@@ -89,6 +91,8 @@ def check_resumable(checkpoint: Path, settings: Mapping[str, Any], config: Mappi
     Raises:
         ValueError: If anything else differs, with all keys and both values.
     """
+    from fastcomposer.training.checkpoints import read_settings
+
     old, new = (dict(_leaves(one)) for one in (read_settings(checkpoint), settings))
     applied: dict[str, str] = {}
     refused: dict[str, str] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcomposer.models.weights_io import WEIGHTS_NAME, find_weights_file
+from fastcomposer.models.base_files import WEIGHTS_NAME, find_weights_file
 from fastcomposer.training.loggers import PatientWandbLogger
 from fastcomposer.utils.settings import base_fingerprint
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 _CHUNK = 1 << 20
 
@@ -90,6 +90,8 @@ def file_digest(file: Path) -> str:
 
 def weights_digest(network: nn.Module) -> str:
     """Digest of a network's weights, independent of file and device."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

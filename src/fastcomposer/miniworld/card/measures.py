@@ -23,7 +23,7 @@ from fastcomposer.miniworld.detector import HeadDetector, count_detections
 from fastcomposer.miniworld.embedder import IdentityEmbedder, Pairs, pair_up
 from fastcomposer.miniworld.scenes import AvatarScenes, Person
 from fastcomposer.miniworld.train_vae import reconstruction_psnr
-from fastcomposer.models.weights_io import WEIGHTS_NAME
+from fastcomposer.models.base_files import WEIGHTS_NAME
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.utils.progress import tracked
 

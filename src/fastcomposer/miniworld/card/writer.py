@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
 
 from fastcomposer.miniworld.card.measures import CHECKPOINTS, Row
-from fastcomposer.models.weights_io import WEIGHTS_NAME, TrainingLength, read_training_length
+from fastcomposer.models.base_files import WEIGHTS_NAME
+from fastcomposer.models.weights_io import TrainingLength, read_training_length
 from fastcomposer.utils.json_files import read_json_as
 
 METHODS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder", *CHECKPOINTS)

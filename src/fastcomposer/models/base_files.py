@@ -1,0 +1,109 @@
+"""Where the files of a model are, found without loading anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastcomposer.utils.files import existing_file
+
+DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
+WEIGHTS_NAME = "fastcomposer.safetensors"
+PUBLISHED_NAME = "pytorch_model.bin"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_SINGLE_FILES = (".safetensors", ".ckpt")
+_OF_DIFFUSERS = ("vae", "unet", "fusion", "detector", "embedder", "training_embedder")
+
+
+def declares(index: Mapping[str, Any], component: str) -> bool:
+    """Whether a ``model_index.json`` names a component."""
+    return bool((index.get(component) or (None,))[0])
+
+
+def is_single_file(base: str | Path) -> bool:
+    """Whether a base is named as a single file, rather than as a folder or hub id."""
+    return Path(base).suffix in _SINGLE_FILES and not Path(base).expanduser().is_dir()
+
+
+def folder_or_hub_id(path: str | Path, what: str) -> str:
+    """The path of an existing folder, or something that may be a hub id."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if isinstance(path, Path) or folder.exists() or not _HUB_ID.fullmatch(path):
+        raise FileNotFoundError(f"{what} {folder}: there is no such folder")
+    return path
+
+
+def image_encoder_folder(encoder: str | None, configs: str, index: Mapping[str, Any]) -> tuple[str, str]:
+    """Folder or hub id of the image encoder, and its folder inside; ``None``: the base's or the default."""
+    if encoder is None:
+        own = declares(index, "image_encoder")
+        return (configs, "image_encoder") if own else (DEFAULT_IMAGE_ENCODER, "")
+    return encoder, "image_encoder" if (Path(encoder) / "image_encoder").is_dir() else ""
+
+
+def find_weights_file(path: Path) -> Path:
+    """Find the file that :func:`load_trained_weights` reads; ``FileNotFoundError`` if there is none."""
+    if not path.is_dir():
+        return existing_file(path, "checkpoint")
+    names = (WEIGHTS_NAME, "checkpoints/last.ckpt", PUBLISHED_NAME)
+    for name in names:
+        if (path / name).exists():
+            return existing_file(path / name, "checkpoint")
+    raise FileNotFoundError(f"checkpoint {path}: none of {', '.join(names)} is in this folder")
+
+
+def local_folder(source: str | Path) -> Path | None:
+    """An existing folder, or that of a hub id in the hub's cache; ``None`` if neither is there."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(str(source)):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(str(source), name) for name in ("model_index.json", "config.json"))
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+
+
+def base_parts(index: Mapping[str, Any], safety_checker: bool = False) -> list[str]:
+    """Folders of a base that loading reads: configurations, tokenizers and weights."""
+    others = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "fusion")
+    further = [*others, *(("safety_checker", "feature_extractor") if safety_checker else ())]
+    return ["scheduler", "vae", "unet", *(name for name in further if declares(index, name))]
+
+
+def missing_files(folder: Path | None, part: str, variant: str | None = None) -> list[str]:
+    """Files that a part of a model lacks, relative to the folder; all of them without one.
+
+    Of alternatives, such as shards or ``.bin``, the plain ``.safetensors`` is named.
+    """
+    kind, inside = part.rpartition("/")[2], "" if part in ("", ".") else f"{part}/"
+    here = None if folder is None else folder / part
+    names = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
+    if kind.startswith("tokenizer"):
+        alternatives = [("tokenizer.json", "vocab.json")]
+    elif kind in names:
+        alternatives = [(names[kind],)]
+    else:
+        alternatives = [("config.json",)]
+        stem = "diffusion_pytorch_model" if kind in _OF_DIFFUSERS else "model"
+        middle = "" if variant is None else f".{variant}"
+        if here is None or not any(_is_weights(file.name, variant) for file in here.glob("*")):
+            alternatives.append((f"{stem}{middle}.safetensors",))
+    return [
+        f"{inside}{some[0]}"
+        for some in alternatives
+        if here is None or not any((here / name).is_file() for name in some)
+    ]
+
+
+def _is_weights(name: str, variant: str | None) -> bool:
+    stems = ("model", "diffusion_pytorch_model", "pytorch_model")
+    match = re.fullmatch(rf"({'|'.join(stems)})(.*)\.(safetensors|bin)(\.index(\.\w+)?\.json)?", name)
+    if match is None or match[2].startswith("-"):  # a shard of an index
+        return False
+    return variant is None or variant in (match[2] + (match[5] or "")).split(".")
