@@ -16,7 +16,7 @@ ROOMS = (
     ("utils",),
     ("prompt", "batch", "losses"),
     ("data", "models", "pipeline", "composer", "metrics", "training", "evaluation"),  # the core, as data flow
-    ("preparation", "miniworld", "sweeps", "bench", "demo"),  # features
+    ("preparation", "miniworld", "sweeps", "bench", "demo", "doctor"),  # features
     ("cli", "__main__"),
 )
 ORDER = [name for row in ROOMS for name in row]

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
-from fastcomposer.cli import evaluate, report
+from fastcomposer.cli import doctor, evaluate, report
 from fastcomposer.cli.common import quoted, renamed
 
 _CALL = re.compile(r"^\s*fastcomposer (\w+)(?: (.*))?$")
@@ -34,7 +34,9 @@ def calls(text: str) -> list[tuple[str, str]]:
 
 def overrides(command: str, arguments: str) -> list[str]:
     """What the command hands to Hydra; of a sweep its first job."""
-    given = [word for word in shlex.split(arguments) if word not in ("-m", "--help", "--cfg", "job")]
+    given = [
+        word for word in shlex.split(arguments) if word not in ("-m", "--json", "--help", "--cfg", "job")
+    ]
     if command == "generate":
         given = [quoted(word, "prompt") for word in given]
     for module in (evaluate, report):
@@ -53,6 +55,9 @@ def _first(override: Override) -> str:
 
 def compose_call(command: str, arguments: str) -> None:
     """Compose what a call says and resolve all of it; fails where a key does not exist."""
+    if command == "doctor":
+        command, examined = doctor.split_call(shlex.split(arguments))
+        arguments = shlex.join(examined)
     given = overrides(command, arguments)
     if "sweep=jobs" in given:  # the command looks into the folder for the jobs' names
         given = [*given, "job=0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def test_full_size_parts_are_the_published_ones(full: str) -> None:
             if source.has(part)
         ]
     assert tuple(sizes) == PARAMETERS[full]
+    known = json.loads((ARCHITECTURES / full / "parameters.json").read_text())
+    assert known == dict(zip(CLASSES, sizes, strict=False))
     assert source.noise_scheduler().config.prediction_type == (
         "v_prediction" if full == "sd21" else "epsilon"
     )

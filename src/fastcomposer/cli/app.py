@@ -18,6 +18,7 @@ COMMANDS = {
     "workspace": "create the panels of a project at Weights & Biases",
     "bench": "measure speed and memory, and project long trainings",
     "demo": "serve a page in the browser",
+    "doctor": "see what a machine lacks for a command and its configuration",
 }
 """Subcommands and what they do. Each is a module of this package."""
 

@@ -12,6 +12,13 @@ from fastcomposer.utils.files import existing_file
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 WEIGHTS_NAME = "fastcomposer.safetensors"
 PUBLISHED_NAME = "pytorch_model.bin"
+TOKENIZER: list[tuple[str, ...]] = [("vocab.json", "tokenizer.json"), ("merges.txt", "tokenizer.json")]
+"""Files of a tokenizer, each with what may stand in its place."""
+_FILES: Mapping[str, list[tuple[str, ...]]] = {
+    "tokenizer": TOKENIZER,
+    "scheduler": [("scheduler_config.json",)],
+    "feature_extractor": [("preprocessor_config.json",)],
+}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _SINGLE_FILES = (".safetensors", ".ckpt")
 _OF_DIFFUSERS = ("vae", "unet", "fusion", "detector", "embedder", "training_embedder")
@@ -70,10 +77,12 @@ def local_folder(source: str | Path) -> Path | None:
 
 
 def base_parts(index: Mapping[str, Any], safety_checker: bool = False) -> list[str]:
-    """Folders of a base that loading reads: configurations, tokenizers and weights."""
-    others = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "fusion")
-    further = [*others, *(("safety_checker", "feature_extractor") if safety_checker else ())]
-    return ["scheduler", "vae", "unet", *(name for name in further if declares(index, name))]
+    """Folders of a base that loading reads; of an unknown one those of Stable Diffusion 1."""
+    texts = [name for name in ("text_encoder", "text_encoder_2") if declares(index, name)] or ["text_encoder"]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in texts]
+    checker = ("safety_checker", "feature_extractor") if safety_checker else ()
+    found = [name for name in ("image_encoder", "fusion", *checker) if declares(index, name)]
+    return ["scheduler", "vae", "unet", *texts, *tokenizers, *found]
 
 
 def missing_files(folder: Path | None, part: str, variant: str | None = None) -> list[str]:
@@ -81,29 +90,15 @@ def missing_files(folder: Path | None, part: str, variant: str | None = None) ->
 
     Of alternatives, such as shards or ``.bin``, the plain ``.safetensors`` is named.
     """
-    kind, inside = part.rpartition("/")[2], "" if part in ("", ".") else f"{part}/"
-    here = None if folder is None else folder / part
-    names = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
-    if kind.startswith("tokenizer"):
-        alternatives = [("tokenizer.json", "vocab.json")]
-    elif kind in names:
-        alternatives = [(names[kind],)]
-    else:
-        alternatives = [("config.json",)]
-        stem = "diffusion_pytorch_model" if kind in _OF_DIFFUSERS else "model"
-        middle = "" if variant is None else f".{variant}"
-        if here is None or not any(_is_weights(file.name, variant) for file in here.glob("*")):
-            alternatives.append((f"{stem}{middle}.safetensors",))
+    kind, here = part.rpartition("/")[2], None if folder is None else folder / part
+    middle = "" if variant is None else f".{variant}"
+    stem = "diffusion_pytorch_model" if kind in _OF_DIFFUSERS else "model"
+    wanted = _FILES.get(kind.removesuffix("_2"), [("config.json",), (f"{stem}{middle}.safetensors",)])
+    weights = [] if here is None else [*here.glob(f"*{middle}.safetensors"), *here.glob(f"*{middle}.bin")]
+    weights += [] if here is None else here.glob(f"*{middle}-*")  # shards
     return [
-        f"{inside}{some[0]}"
-        for some in alternatives
-        if here is None or not any((here / name).is_file() for name in some)
+        f"{part}/{some[0]}".removeprefix("/")
+        for some in wanted
+        if here is None
+        or not (any((here / name).is_file() for name in some) or (weights and some[0].startswith(stem)))
     ]
-
-
-def _is_weights(name: str, variant: str | None) -> bool:
-    stems = ("model", "diffusion_pytorch_model", "pytorch_model")
-    match = re.fullmatch(rf"({'|'.join(stems)})(.*)\.(safetensors|bin)(\.index(\.\w+)?\.json)?", name)
-    if match is None or match[2].startswith("-"):  # a shard of an index
-        return False
-    return variant is None or variant in (match[2] + (match[5] or "")).split(".")
