@@ -46,13 +46,13 @@ def _examine(command: str, config: Mapping[str, Any], model_choice: str) -> Iter
         yield from _earlier_run(config)
         needed = machine.checkpoint_bytes(config, trained)
         yield machine.disk("run_dir", config["run_dir"], needed, "checkpoints and weights")
-        yield machine.step_cost(config, BENCH, model_choice)
+        if at(config, "data.module.batch_size"):
+            yield machine.step_cost(config, BENCH, model_choice)
     elif command == "evaluate":
         complete = not any(one.name.startswith("benchmark") and one.state == "missing" for one in found)
         runs = len(config["methods"]) - 1 + len(config["alphas"])
         images = runs * records.num_cases(config["benchmark"]) if complete else 0
         yield machine.disk("output", config["run_dir"], machine.image_bytes(config, images), "images")
-        yield machine.image_cost(config, images, BENCH, model_choice)
     elif command == "prepare":
         for key in ("cache", "shards", "data.root"):
             if at(config, key) is not None:

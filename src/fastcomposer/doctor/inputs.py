@@ -79,7 +79,8 @@ def _prepared(config: Config) -> str:
 def _how_made(config: Config) -> str:
     """The command that makes a data folder."""
     root = at(config, "data.root")
-    if (at(config, "data.prepare") or {}).get("_target_", "").endswith("prepare_avatars"):
+    targets = [(at(config, key) or {}).get("_target_", "") for key in ("data.prepare", "data.module")]
+    if any("miniworld" in target for target in targets):
         return f"fastcomposer prepare data=avatars data.root={root}"
     return (
         f"put records in the published format there (docs/method.md, Files), or data.root=<folder> ({root})"

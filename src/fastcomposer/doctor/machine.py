@@ -172,18 +172,3 @@ def step_cost(config: Config, folder: Path, model_choice: str) -> Finding:
     steps = at(config, "trainer.max_steps")
     whole = f", {seconds * steps / 3600:,.1f} h for {steps:,} steps" if steps and steps > 0 else ""
     return Finding("cost", "step", "ok", f"about {seconds:,.3g} s{whole}")
-
-
-def image_cost(config: Config, images: int, folder: Path, model_choice: str) -> Finding:
-    """Time of an evaluation by the images that ``fastcomposer bench suites=[personalization]`` projects."""
-    model = at(config, "model.base")
-    command = f"fastcomposer bench suites=[personalization] model={model_choice}"
-    try:
-        content = json.loads((folder / "projection.json").read_bytes())
-        seconds = content["rows"][0]["projected_seconds_per_image"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return Finding("cost", "image", "ok", "not measured", command)
-    if content["model"] != model:
-        return Finding("cost", "image", "ok", f"not measured: {folder} has {content['model']}", command)
-    hours = seconds * images / num_processes(config) / 3600
-    return Finding("cost", "image", "ok", f"about {seconds:.3g} s, {hours:,.1f} h for {images:,} images")

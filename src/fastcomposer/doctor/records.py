@@ -15,6 +15,16 @@ from fastcomposer.evaluation.benchmark import find_subjects, load_benchmarks, re
 from fastcomposer.utils.assets import asset
 
 TOPIC = "data"
+_DEFAULTS: Mapping[str, Any] = {
+    "train_split": "train",
+    "val_split": "test",
+    "cache": None,
+    "local": None,
+    "on_bad_record": "raise",
+    "min_subjects": 0,
+    "labels": ["person"],
+}
+"""What the data module takes where a configuration leaves it out."""
 
 
 def data_module(node: Mapping[str, Any], processes: int, prepare: str, faces: bool) -> Iterator[Finding]:
@@ -26,6 +36,7 @@ def data_module(node: Mapping[str, Any], processes: int, prepare: str, faces: bo
         prepare: Command that makes the folder.
         faces: Whether the training needs annotated faces.
     """
+    node = {**_DEFAULTS, **node}
     shards = "Streaming" in node["_target_"]
     splits = [split for split in (node["train_split"], node["val_split"]) if split is not None]
     tables: dict[str, RecordTable] = {}
