@@ -149,6 +149,19 @@ def test_a_row_by_hand() -> None:
     assert row.by_category["context"]["prompt_consistency"].mean == pytest.approx(0.325)
 
 
+def test_scores_of_several_people_are_optional(tmp_path: Path) -> None:
+    row = row_from_scores(scores(), COSTS)
+    table = scores().append_column("coverage", pa.array([1.0, 0.0, 1.0, 1.0]))
+    table = table.append_column("confusion", pa.array([None, None, 0.5, 0.7], pa.float64()))
+    found = row_from_scores(table.append_column("duplicates", pa.array([None] * 4, pa.float64())), COSTS)
+    assert found.coverage is not None and found.coverage.mean == 0.75
+    assert found.confusion is not None and found.confusion.mean == pytest.approx(0.6)
+    assert replace(found, coverage=None, confusion=None) == row
+    assert "coverage" not in row.as_dict() and "head_count" not in found.as_dict()
+    write_results(tmp_path / "results.json", [row, found], {})
+    assert read_results(tmp_path / "results.json").rows == (row, found)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

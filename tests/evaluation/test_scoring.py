@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ from fastcomposer.evaluation.scoring import (
     face_scores,
     read_reference,
 )
+from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.store import read_table
 from fastcomposer.evaluation.summary import result_rows
 from fastcomposer.metrics.faces import Faces
+from fastcomposer.metrics.multi_subject import SUBJECT_METRICS, gallery_threshold
 from fastcomposer.utils.settings import digest
 
 EYE = torch.eye(4)
@@ -80,6 +83,9 @@ class TestFaceScores:
         assert scores["identity_published"] == pytest.approx(0.8)
         assert scores["detected"] == 2
         assert scores["copy_paste"] == pytest.approx(0.8 - 0.48)
+        angles = (math.acos(0.48) - math.acos(0.8)) / math.acos(0.6)
+        assert scores["copy_paste_ratio"] == pytest.approx(angles)
+        assert (scores["confusion"], scores["head_count"]) == (1, 0)
 
     def test_two_subjects_of_whom_one_has_other_images(self) -> None:
         ann, bob = KnownSubject(EYE[0], EYE[2:3]), KnownSubject(EYE[1], torch.zeros(0, 4))
@@ -90,7 +96,8 @@ class TestFaceScores:
 
     def test_nobody(self) -> None:
         scores = face_scores(faces(), [KnownSubject(EYE[0], EYE[1:2])], EYE[3])
-        assert scores == {"identity": 0, "identity_published": 0, "detected": 0, "copy_paste": None}
+        nothing = dict.fromkeys(SUBJECT_METRICS) | {"head_count": 0, "copy_paste": None}
+        assert scores == {"identity": 0, "identity_published": 0, "detected": 0} | nothing
 
 
 class TestReferences:
@@ -155,11 +162,13 @@ def test_scores_are_those_of_the_images(drawn: tuple[Path, list[PlannedRun]]) ->
             assert line["image"] == f"images/{case.id}.png"
             assert (line["seconds"], line["unet_calls"]) == (metadata.seconds, metadata.unet_calls)
             known = {s.id: embed_references(s, extractor, 32) for s in run.benchmark.subjects}
+            threshold = gallery_threshold([torch.cat([s.reference[None], s.others]) for s in known.values()])
+            assert threshold is not None
             expected = face_scores(
-                extractor(pixels[None])[0], [known[name] for name in case.subjects], EYE[3]
+                extractor(pixels[None])[0], [known[name] for name in case.subjects], EYE[3], threshold
             )
             for name, value in expected.items():
-                assert line[name] == pytest.approx(value, abs=1e-6)
+                assert line[name] == pytest.approx(value, abs=1e-5)
             text = MeanImageText().embed_texts([case.text])[0]
             assert line["prompt_consistency"] == pytest.approx(
                 float(MeanImageText().embed_images(pixels[None])[0] @ text), abs=1e-6
@@ -171,6 +180,7 @@ def test_scores_are_those_of_the_images(drawn: tuple[Path, list[PlannedRun]]) ->
         for name in ("single_subject", "multi_subject")
         for method in ("fastcomposer", "text_only")
     ]
+    assert rows[2].coverage is not None and rows[2].head_count == Estimate(0, (0, 0))
     # Two people share each prompt's noise only where their class word is the same: here it never is.
     assert [row.unet_calls for row in rows] == [32, 32, 8, 8]
 

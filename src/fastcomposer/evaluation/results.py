@@ -76,6 +76,13 @@ class ResultRow:
         unet_calls: Of all images together; calls that images share count once.
         detection_rate: Fraction of the images with at least as many faces as subjects.
         copy_paste: Over the images for which it is defined.
+        confusion: ID-Conf, over the images with two faces or more; high is good. This and the next four are
+            those of ``metrics/multi_subject.py``, ``None`` where nothing defines them or older scores lack
+            them.
+        coverage: Fraction of the images in which each subject has its own face and nobody appears twice.
+        duplicates: Fraction of the images in which a subject appears twice.
+        head_count: Fraction of the images with as many faces as subjects.
+        copy_paste_ratio: MultiID-Bench's, over the images for which it is defined.
         identity_published: Under the published protocol: what stands beside published figures.
         distances: From real images, where they were asked for.
         scored_by: Digest of extractors, their settings and weights: rows of one digest can be compared.
@@ -98,6 +105,11 @@ class ResultRow:
     unet_calls: _Count
     detection_rate: Estimate | None = None
     copy_paste: Estimate | None = None
+    confusion: Estimate | None = None
+    coverage: Estimate | None = None
+    duplicates: Estimate | None = None
+    head_count: Estimate | None = None
+    copy_paste_ratio: Estimate | None = None
     identity_published: Estimate = field(kw_only=True)
     distances: Distances | None = None
     scored_by: str | None = None
@@ -179,7 +191,10 @@ def row_from_scores(table: pa.Table, costs: Costs) -> ResultRow:
     def estimate(column: pd.Series) -> Estimate:
         return bootstrap(column, list(groups[column.index]))
 
-    copied = scores.copy_paste.dropna()
+    def where_defined(name: str) -> Estimate | None:
+        known = scores[name].dropna() if name in scores else scores.identity[:0]
+        return None if known.empty else estimate(known)
+
     return ResultRow(
         benchmark=row["benchmark"],
         method=row["method"],
@@ -194,7 +209,12 @@ def row_from_scores(table: pa.Table, costs: Costs) -> ResultRow:
         peak_memory_bytes=costs.peak_memory_bytes,
         unet_calls=round(math.fsum(scores.unet_calls)),
         detection_rate=estimate((scores.detected >= groups.map(len)).astype(float)),
-        copy_paste=None if copied.empty else estimate(copied),
+        copy_paste=where_defined("copy_paste"),
+        confusion=where_defined("confusion"),
+        coverage=where_defined("coverage"),
+        duplicates=where_defined("duplicates"),
+        head_count=where_defined("head_count"),
+        copy_paste_ratio=where_defined("copy_paste_ratio"),
         identity_published=estimate(scores.identity_published),
         by_category={
             category: {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ from fastcomposer.metrics.image_scores import (
     prompt_consistency,
 )
 from fastcomposer.metrics.image_text import ImageTextExtractor
+from fastcomposer.metrics.multi_subject import (
+    SUBJECT_METRICS,
+    copy_paste_ratio,
+    gallery_threshold,
+    subject_score,
+)
 from fastcomposer.prompt import strip_markers
 from fastcomposer.training.samples import SampleScore
 from fastcomposer.utils.ranges import Count, Side
@@ -70,7 +76,7 @@ class ScoringTask:
 
 
 class ScoringStage(ResumableStage):
-    """Scores runs: identity under both protocols, prompt consistency, copy-paste.
+    """Scores runs: identity under both protocols, prompt consistency, copy-paste, who is in the image.
 
     Args:
         faces: Finds and embeds faces.
@@ -108,10 +114,12 @@ class ScoringStage(ResumableStage):
                 "identity_published": IdentityPreservation(),
                 "prompt_consistency": PromptConsistency(),
                 "copy_paste": CopyPaste(),
+                **{name: metric() for name, metric in SUBJECT_METRICS.items()},
             },
             compute_groups=False,
         )
         self._known: dict[str, KnownSubject] = {}
+        self._thresholds: dict[str, float | None] = {}
         self.scorer = describe_scorer(faces, image_text, reference_size, self.measures)
 
     def check_others(self, output: Path, redone: Collection[Path]) -> None:
@@ -157,7 +165,7 @@ class ScoringStage(ResumableStage):
                     "category": case.category,
                     "subjects": list(case.subjects),
                     "seed": case.seed,
-                    **face_scores(found[i], subjects, self.faces.blank()),
+                    **face_scores(found[i], subjects, self.faces.blank(), self._threshold(run)),
                     "prompt_consistency": float(consistency[i]),
                     "seconds": metadata.seconds,
                     "unet_calls": metadata.unet_calls,
@@ -199,7 +207,8 @@ class ScoringStage(ResumableStage):
             subject.id: [file_digest(file) for file in (subject.reference, *subject.other_images)]
             for subject in run.benchmark.subjects
         }
-        return digest([run.store.hash, self.scorer, images, sorted(c.id for c in run.benchmark.cases)])
+        cases = sorted(case.id for case in run.benchmark.cases)
+        return digest([run.store.hash, self.scorer, images, cases, COLUMNS.names])
 
     def _part_key(self, part: ScoringTask) -> str:
         return digest([self._run_key(self.runs[part.run]), [case.id for case in part.cases]])
@@ -209,6 +218,15 @@ class ScoringStage(ResumableStage):
             subject = next(subject for subject in run.benchmark.subjects if subject.id == name)
             self._known[name] = embed_references(subject, self.faces, self.reference_size, self.device)
         return self._known[name]
+
+    def _threshold(self, run: PlannedRun) -> float | None:
+        """Similarity from which two faces are one person's, by the images of the benchmark's subjects."""
+        name = run.store.benchmark
+        if name not in self._thresholds:
+            known = [self._subject(run, subject.id) for subject in run.benchmark.subjects]
+            galleries = [torch.cat([subject.reference[None], subject.others]) for subject in known]
+            self._thresholds[name] = gallery_threshold(galleries)
+        return self._thresholds[name]
 
 
 def _checked(name: str, scores: Any, count: int) -> list[float]:
@@ -222,26 +240,37 @@ def _checked(name: str, scores: Any, count: int) -> list[float]:
     return values.tolist()
 
 
-def face_scores(faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor) -> dict[str, Any]:
+def face_scores(
+    faces: Faces, subjects: Sequence[KnownSubject], blank: Tensor, threshold: float | None = None
+) -> dict[str, Any]:
     """Score the faces of one image against its subjects; ``blank`` (d,) is the embedding of a blank crop.
 
-    ``copy_paste`` is the mean over subjects whose face is there and of whom there are other images, ``None``
-    without any.
+    ``copy_paste`` and ``copy_paste_ratio`` are means over subjects whose face is there and of whom there are
+    other images, ``None`` without any; ``threshold`` is that of
+    :func:`~fastcomposer.metrics.multi_subject.subject_score`.
     """
     references = torch.stack([subject.reference for subject in subjects])
     corrected = identity_score(faces, references, "corrected")
     published = identity_score(faces, references, "published", blank)
     embeddings = faces.embeddings.cpu()
-    copied = [
-        copy_paste(embeddings[face], subject.reference, subject.others)
+    there = [
+        (embeddings[face], subject)
         for subject, face in zip(subjects, corrected.faces, strict=True)
         if face is not None and len(subject.others)
+    ]
+    copied = [copy_paste(face, subject.reference, subject.others) for face, subject in there]
+    ratios = [
+        copy_paste_ratio(face, subject.reference, other)
+        for face, subject in there
+        for other in subject.others
     ]
     return {
         "identity": corrected.value,
         "identity_published": published.value,
         "detected": corrected.detected,
         "copy_paste": sum(copied) / len(copied) if copied else None,
+        **asdict(subject_score(faces, references, threshold)),
+        "copy_paste_ratio": sum(ratios) / len(ratios) if ratios else None,
     }
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fastcomposer.evaluation.benchmark import Case
 from fastcomposer.evaluation.results import SCORES, Costs, Distances, ResultRow
+from fastcomposer.metrics.multi_subject import SUBJECT_METRICS
 from fastcomposer.utils.files import existing_file, remove_leftovers, write_atomically
 from fastcomposer.utils.image_grid import attention_overlay
 from fastcomposer.utils.json_files import read_json_as
@@ -36,8 +37,14 @@ from fastcomposer.utils.settings import differences, digest, weights_digest
 RUN_NAME = "run.json"
 SCORES_NAME = "scores.parquet"
 DISTANCES_NAME = "distances.json"
-COLUMNS = SCORES.append(pa.field("peak_memory_bytes", pa.int64(), nullable=False))
-"""Columns of ``scores.parquet``: the contract's, and the most memory in use when an image was sampled."""
+COLUMNS = pa.schema(
+    [
+        *SCORES,
+        pa.field("peak_memory_bytes", pa.int64(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in SUBJECT_METRICS),  # null where it is not defined
+    ]
+)
+"""Columns of ``scores.parquet``: the contract's, the most memory in use, and scores of several people."""
 _TEXT, _SCORER = "fastcomposer", "scorer"  # names of the tables' metadata
 _GO_ON = "output=<other> writes beside it, resume=restart forgets it"
 

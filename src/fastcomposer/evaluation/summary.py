@@ -28,6 +28,7 @@ from fastcomposer.evaluation.store import (
     read_table,
     scored_by,
 )
+from fastcomposer.metrics.multi_subject import SUBJECT_METRICS
 from fastcomposer.training.wandb_workspace import RESULTS
 
 _ESTIMATES = (
@@ -35,6 +36,7 @@ _ESTIMATES = (
     "prompt_consistency",
     "detection_rate",
     "copy_paste",
+    *SUBJECT_METRICS,
     "identity_published",
 )
 _NUMBERS = ("images", "seconds_per_image", "personalization_seconds_per_subject", "peak_memory_bytes")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from fastcomposer.metrics.faces import Faces
+from fastcomposer.metrics.image_scores import ScoreMean
 from fastcomposer.utils.matching import optimal_pairs
 
 
@@ -21,18 +21,19 @@ class SubjectScore:
     Attributes:
         confusion: Mean over references of the margin between the best and the second-best matching face,
             relative to the best; high is good. ``None`` with fewer than two faces.
-        covered: Whether every reference has a face of its own above the threshold.
-        duplicated: Whether any reference has two faces above it.
-        head_count: Whether there are as many faces as references.
+        coverage: 1 where every reference has a face of its own above the threshold and none has two, else 0.
+            ``None`` without a threshold.
+        duplicates: 1 where a reference has two faces above it, else 0. ``None`` without a threshold.
+        head_count: 1 where there are as many faces as references, else 0.
     """
 
     confusion: float | None
-    covered: bool
-    duplicated: bool
-    head_count: bool
+    coverage: float | None
+    duplicates: float | None
+    head_count: float
 
 
-def subject_score(faces: Faces, references: Tensor, threshold: float) -> SubjectScore:
+def subject_score(faces: Faces, references: Tensor, threshold: float | None) -> SubjectScore:
     """Score one image with K subjects.
 
     The margin is that of ID-Conf (Cheng et al. 2025, "UMO", arXiv 2509.06818):
@@ -42,25 +43,44 @@ def subject_score(faces: Faces, references: Tensor, threshold: float) -> Subject
     Args:
         faces: What was found in the image.
         references: (K, d) unit vectors of the subjects' reference faces.
-        threshold: Similarity from which two faces count as one person's, see :func:`equal_error_threshold`.
+        threshold: Similarity from which two faces count as one person's, see :func:`gallery_threshold`.
     """
     similarity = (references.cpu().double() @ faces.embeddings.cpu().double().T).numpy()  # (K, faces)
     margins = None
     if len(faces) > 1:
         best = np.sort(similarity, axis=1)[:, :-3:-1].clip(min=0)
         margins = [1 - second / first if first > 0 else 0.0 for first, second in best]
-    pairs = optimal_pairs(similarity.T)
-    matched = {subject for face, subject in pairs if similarity[subject, face] >= threshold}
-    return SubjectScore(
-        confusion=None if margins is None else float(np.mean(margins)),
-        covered=len(matched) == len(references),
-        duplicated=bool((similarity >= threshold).sum(axis=1).max(initial=0) > 1),
-        head_count=len(faces) == len(references),
-    )
+    coverage = duplicates = None
+    if threshold is not None:
+        matched = [similarity[subject, face] >= threshold for face, subject in optimal_pairs(similarity.T)]
+        duplicates = float(((similarity >= threshold).sum(axis=1) > 1).any())
+        coverage = float(sum(matched) == len(references) and not duplicates)
+    confusion = None if margins is None else float(np.mean(margins))
+    return SubjectScore(confusion, coverage, duplicates, float(len(faces) == len(references)))
+
+
+def gallery_threshold(galleries: Sequence[Tensor]) -> float | None:
+    """Threshold of equal error among images of several people, see :func:`equal_error_threshold`.
+
+    Args:
+        galleries: For each person (M, d) unit vectors of the faces in its images.
+
+    Returns:
+        ``None`` where nobody has two images, or there is one person only.
+    """
+    vectors = torch.cat(list(galleries)).cpu().double()
+    person = torch.arange(len(galleries)).repeat_interleave(torch.tensor([len(g) for g in galleries]))
+    first, second = torch.triu_indices(len(vectors), len(vectors), offset=1)
+    similarity, same = (vectors @ vectors.T)[first, second], person[first] == person[second]
+    if same.all() or not same.any():
+        return None
+    return equal_error_threshold(similarity[same].tolist(), similarity[~same].tolist())
 
 
 def equal_error_threshold(same: Sequence[float], different: Sequence[float]) -> float:
-    """Similarity at which as large a share of one person's pairs lies below as of different people's above.
+    """Similarity at which as many of one person's pairs, as a fraction, lie below as of other people's above.
+
+    In the middle between the pairs next to it: where nothing overlaps, in the middle of the gap.
 
     Args:
         same: Similarities of two faces of one person, from the embedder's own verification.
@@ -74,7 +94,8 @@ def equal_error_threshold(same: Sequence[float], different: Sequence[float]) -> 
     candidates = np.unique(np.concatenate([same, different]))
     misses = np.searchsorted(np.sort(same), candidates) / len(same)
     false_alarms = 1 - np.searchsorted(np.sort(different), candidates) / len(different)
-    return float(candidates[np.abs(misses - false_alarms).argmin()])
+    best = int(np.abs(misses - false_alarms).argmin())
+    return float(candidates[max(best - 1, 0) : best + 1].mean())
 
 
 def copy_paste_ratio(generated: Tensor, reference: Tensor, truth: Tensor) -> float:
@@ -96,46 +117,35 @@ def copy_paste_ratio(generated: Tensor, reference: Tensor, truth: Tensor) -> flo
     return (angle(g, t) - angle(g, r)) / max(angle(t, r), 1e-6)
 
 
-class SubjectCoverage(Metric):
-    """Means of :func:`subject_score` over images of several people.
+class Confusion(ScoreMean):
+    """Mean of :attr:`SubjectScore.confusion`."""
 
-    Args:
-        threshold: See :func:`subject_score`.
-    """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    sums: Tensor
-    counts: Tensor
+class Coverage(ScoreMean):
+    """Mean of :attr:`SubjectScore.coverage`."""
 
-    def __init__(self, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
-        self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(4, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, faces: Sequence[Faces], references: Sequence[Tensor]) -> None:
-        """Count images.
+class Duplicates(ScoreMean):
+    """Mean of :attr:`SubjectScore.duplicates`."""
 
-        Args:
-            faces: What was found in each image.
-            references: For each image, the reference faces of its subjects, (K_i, d).
-        """
-        for found, subjects in zip(faces, references, strict=True):
-            score = subject_score(found, subjects, self.threshold)
-            alone = score.covered and not score.duplicated
-            values = (score.confusion, alone, score.duplicated, score.head_count)
-            for number, value in enumerate(values):
-                if value is not None:
-                    self.sums[number] += float(value)
-                    self.counts[number] += 1
+    higher_is_better = False
 
-    def compute(self) -> dict[str, Tensor]:
-        """Scalars ``confusion``, ``coverage``, ``duplicates`` and ``head_count``; NaN before the first image.
 
-        ``coverage`` is the share of images in which every reference has its own face and nobody appears
-        twice.
-        """
-        means = self.sums / self.counts
-        return dict(zip(("confusion", "coverage", "duplicates", "head_count"), means, strict=True))
+class HeadCount(ScoreMean):
+    """Mean of :attr:`SubjectScore.head_count`."""
+
+
+class CopyPasteRatio(ScoreMean):
+    """Mean of :func:`copy_paste_ratio` over the images for which it is defined."""
+
+    higher_is_better = False
+
+
+SUBJECT_METRICS: dict[str, type[ScoreMean]] = {
+    "confusion": Confusion,
+    "coverage": Coverage,
+    "duplicates": Duplicates,
+    "head_count": HeadCount,
+    "copy_paste_ratio": CopyPasteRatio,
+}
+"""What averages each score of an image with several people, by the name of its column."""

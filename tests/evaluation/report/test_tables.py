@@ -26,6 +26,7 @@ from fastcomposer.evaluation.report.tables import (
 )
 from fastcomposer.evaluation.report.write_report import summary_section
 from fastcomposer.evaluation.results import Distances, read_results, write_results
+from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.store import write_table
 
 Evaluation = tuple[Path, list[Any]]
@@ -106,6 +107,23 @@ def test_main_table_sets_measured_beside_published(tables: dict[str, Table]) -> 
     assert multi["paper identity"] == "0.431 [M]; 0.380 re-run [R]"
     assert [*tables["multi_subject"].strong] == ["FastComposer"]
     assert any("values cannot" in note for note in tables["single_subject"].notes)
+
+
+def test_scores_of_several_people_are_columns_of_their_table(collected: Collected) -> None:
+    share, ratio = Estimate(0.25, (0.1, 0.4)), Estimate(-0.125, (-0.2, 0.0))
+    scored = {"coverage": share, "duplicates": share, "head_count": share, "copy_paste_ratio": ratio}
+    runs = [
+        replace(run, row=replace(run.row, **scored)) if run.row.method == "fastcomposer" else run
+        for run in collected.runs
+    ]
+    single, multi = make_tables(replace(collected, runs=tuple(runs)))[:2]
+    line = row(multi, "FastComposer")
+    assert (line["coverage"], line["head count"]) == ("25.0 %", "25.0 %")
+    assert line["copy-paste ratio"] == f"{MINUS}0.125"
+    assert row(multi, "DreamBooth")["coverage"] == "–"
+    assert "ID-Conf" not in line  # no run has it
+    assert not {"coverage", "copy-paste ratio"} & set(row(single, "FastComposer"))
+    assert "Coverage is" in multi.notes[-1]
 
 
 def test_settings_tell_runs_of_one_method_apart(

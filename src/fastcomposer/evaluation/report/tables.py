@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Literal
 
 import pandas as pd
@@ -63,6 +64,19 @@ _PUBLISHED = {
 _SCORES = (Column(CORRECTED, "score"), Column("prompt", "score"))
 _DETECTED = Column("detected", "share", bare=True)
 _COPY_PASTE = Column("copy-paste", "score", bare=True)
+_SUBJECTS = {
+    "coverage": Column("coverage", "share", bare=True),
+    "duplicates": Column("duplicates", "share", bare=True),
+    "head_count": Column("head count", "share", bare=True),
+    "confusion": Column("ID-Conf", "score", bare=True),
+    "copy_paste_ratio": Column("copy-paste ratio", "score", bare=True),
+}
+_OF_SUBJECTS = (
+    "Coverage is the fraction of images in which each subject has its own face, as similar as images of one "
+    "person are, and nobody appears twice (duplicates); head count that with as many faces as subjects. "
+    "ID-Conf is the margin between a subject's best and second-best face, high where nobody is confused; the "
+    "copy-paste ratio is MultiID-Bench's, 1 for a copy of the reference."
+)
 
 
 @dataclass(frozen=True)
@@ -220,6 +234,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
     runs = collected.main(benchmark)
     names = distinguishing(runs)
     measures = dict.fromkeys(name for run in runs for name in run.row.measures)
+    subjects = _subject_columns(runs, benchmark)
     measured: list[tuple[Column, Callable[[ResultRow], Cell]]] = [
         (Column("references", "count"), lambda row: row.reference_images),
         (Column(BY_PUBLISHED, "score"), lambda row: row.identity_published),
@@ -227,6 +242,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         (Column(CORRECTED, "score"), lambda row: row.identity_preservation),
         (_DETECTED, lambda row: row.detection_rate),
         (_COPY_PASTE, lambda row: row.copy_paste),
+        *((_SUBJECTS[name], attrgetter(name)) for name in subjects),
         *((Column(name, "score"), partial(_measure, name)) for name in measures),
         (Column("s / image", "seconds"), lambda row: row.seconds_per_image),
         (Column("s to personalise", "seconds"), lambda row: row.personalization_seconds_per_subject),
@@ -250,10 +266,16 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         benchmark,
         BENCHMARKS[benchmark],
         make_frame("method", columns, lines),
-        _main_notes(collected, benchmark),
+        _main_notes(collected, benchmark) + (_OF_SUBJECTS,) * bool(subjects),
         list(BENCHMARKS).index(benchmark) + 1,
         [name for run, name in zip(runs, names, strict=True) if run.row.method == OURS],
     )
+
+
+def _subject_columns(runs: Sequence[Run], benchmark: str) -> list[str]:
+    """Scores of several people that the table of such images has figures of."""
+    several = benchmark == "multi_subject"
+    return [name for name in _SUBJECTS if several and any(getattr(run.row, name) for run in runs)]
 
 
 def _measure(name: str, row: ResultRow) -> Cell:
