@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,13 +15,14 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, subject_union
+from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, routing, subject_union
 from fastcomposer.models.attention_capture import AttentionCapture, Implementation, select_blocks
 from fastcomposer.models.base_files import find_weights_file
 from fastcomposer.models.conditioning import encode_reference_states
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import is_published
 from fastcomposer.models.resampler import PatchStates, subject_columns
+from fastcomposer.models.routing import RoutingPlan
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
@@ -36,7 +39,8 @@ class TrainingLosses:
     """Losses of one batch, and intermediate results.
 
     Attributes:
-        loss: Scalar total, ``denoise_loss + localization_weight · localization_loss``.
+        loss: Scalar total, ``denoise_loss + localization_weight · localization_loss``, and
+            ``routing_weight · routing_loss`` with ``fusion.routing``.
         denoise_loss: Scalar.
         localization_loss: Scalar; 0 where localization is left out.
         localization_per_layer: Name of the attention module to its own localization loss.
@@ -45,6 +49,7 @@ class TrainingLosses:
         subject_embeds: (B, K, e) projected image embeddings.
         timesteps: (B,) long.
         clean_latents: (B, C, h, w) scaled latents x̂₀ that the prediction amounts to.
+        routing_loss: Scalar; 0 without ``fusion.routing``.
     """
 
     loss: Tensor
@@ -56,6 +61,7 @@ class TrainingLosses:
     subject_embeds: Tensor
     timesteps: Tensor
     clean_latents: Tensor
+    routing_loss: Tensor
 
 
 class FastComposer(Networks):
@@ -85,6 +91,7 @@ class FastComposer(Networks):
         self.attention_implementation: Implementation = attention_implementation
         self._attention: AttentionCapture | None = None
         self._checkpoints_maps = False
+        self._plan: RoutingPlan | None = None  # of the U-Net call in progress
         self.loss_config = loss_config or LossConfig()
 
     @classmethod
@@ -136,6 +143,13 @@ class FastComposer(Networks):
         self._checkpoints_maps = True
 
     def _checkpoint(self, function: Any, *args: Any) -> Any:
+        if (plan := self._plan) is not None:
+            block = function
+
+            def function(*inputs: Any) -> Any:  # runs once more in the backward pass, which ends the routing
+                with nullcontext() if self._plan is plan else self._routed(plan):
+                    return block(*inputs)
+
         if self._attention is None:
             return checkpoint(function, *args, use_reentrant=False)
         return self._attention.checkpoint(function, *args)
@@ -262,7 +276,9 @@ class FastComposer(Networks):
         prompt_embeds, subject_embeds = self.encode_batch(batch, text=text, skip_empty=skip_empty)
         added = self.text.added_condition(text.pooled, self._sizes(batch))
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, self.subject_columns(batch))
+        columns = self.subject_columns(batch)
+        with self._routed(self._routing_plan(batch, size, generator)) as choices:
+            prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, columns)
         target = noise
         if self.noise_scheduler.config.prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
@@ -274,6 +290,9 @@ class FastComposer(Networks):
             maps, batch.subject_masks, batch.subject_present, size, config.layer_loss
         )
         total = denoise + config.localization_weight * localization
+        route, _ = localization_loss(choices, batch.subject_masks, batch.subject_present, size, routing)
+        if choices:
+            total = total + config.routing_weight * route
         clean = self.clean_latents(noisy, prediction, timesteps)
         return TrainingLosses(
             total,
@@ -285,6 +304,7 @@ class FastComposer(Networks):
             subject_embeds,
             timesteps,
             clean,
+            route,
         )
 
     def clean_latents(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
@@ -338,6 +358,28 @@ class FastComposer(Networks):
             subject_token_idx, detach=self.loss_config.localization_weight == 0
         ) as maps:
             return self.unet(*inputs, added_cond_kwargs=added).sample, maps
+
+    @contextmanager
+    def _routed(self, plan: RoutingPlan | None) -> Iterator[dict[str, Tensor]]:
+        """Route the U-Net call inside, where there is a plan; yields the choices of its layers."""
+        if plan is None:
+            yield {}
+            return
+        self._plan = plan
+        try:
+            with self.fusion.router.route(self.unet, plan) as choices:
+                yield choices
+        finally:
+            self._plan = None
+
+    def _routing_plan(
+        self, batch: SubjectBatch, size: tuple[int, int], generator: Source
+    ) -> RoutingPlan | None:
+        """How a batch's subjects are routed; ``None`` without a router or a second subject."""
+        if self.fusion.router is None or batch.subject_present.shape[1] < 2:
+            return None
+        plan = RoutingPlan(self.subject_columns(batch), batch.subject_present, size)
+        return plan.with_noise(generator) if self.training else plan
 
     def _loss_mask(self, batch: SubjectBatch, size: tuple[int, int], generator: Source) -> Tensor | None:
         """(B, 1, h, w) factor of the denoising error; all 1 where it is not masked."""

@@ -41,6 +41,7 @@ class LossConfig:
         mask_loss_per_sample: Mask each sample with this probability on its own. The published code masks all
             samples of a batch on a process or none, so that a step divided into other batches differs.
         mask_loss_skip_unconditional: Never mask samples without subjects, which would contribute exactly 0.
+        routing_weight: Weight of the routing loss in the total, at least 0; only with ``fusion.routing``.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -55,10 +56,13 @@ class LossConfig:
     mask_loss_probability: Fraction = 0.5
     mask_loss_per_sample: bool = False
     mask_loss_skip_unconditional: bool = False
+    routing_weight: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.localization_weight >= 0:
             raise ValueError(f"localization_weight must be at least 0, not {self.localization_weight}")
+        if not self.routing_weight >= 0:
+            raise ValueError(f"routing_weight must be at least 0, not {self.routing_weight}")
         if self.num_localized_blocks < 0:
             raise ValueError(f"num_localized_blocks must be at least 0, not {self.num_localized_blocks}")
         if not callable(self.localization) and self.localization not in get_args(Localization):
@@ -287,6 +291,25 @@ def disentangle(maps: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
     divergence = _entropy(mixture) - (_entropy(shares.transpose(2, 3)) * weights).sum(-1)
     several = count > 1
     return (-divergence / count.clamp(min=2).log() * several).mean()
+
+
+def routing(choices: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
+    """Routing loss of one layer (docs/method.md, eq. 11).
+
+    ``‖W ⊙ (ψ − M)‖² / P`` with W the positions of any subject's mask, mean over the batch.
+
+    Args:
+        choices: (B, 1, P, K) ψ, 1 for the subject that a position sees.
+        masks: (B, K, P) subject masks at the layer's size, in [0, 1].
+        subject_present: (B, K) bool.
+
+    Returns:
+        Scalar in float32, at least 0; 0 where no sample has a subject.
+    """
+    present = subject_present[:, None].float()
+    inside = masks.transpose(1, 2) * present  # (B, P, K)
+    wrong = inside.amax(-1, keepdim=True) * present * (choices[:, 0].float() - inside)
+    return wrong.square().sum(-1).mean()
 
 
 def _entropy(shares: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class TestLoading:
         for name, value in golden_model.state_dict().items():
             assert torch.equal(state[name], value), name
         assert type(again.sampling_scheduler) is type(golden_model.sampling_scheduler)
-        with pytest.raises(ValueError, match=r"mode mlp that pools by mean: set method\.model\.fusion"):
+        with pytest.raises(ValueError, match=r"mode mlp, pooling mean .*method\.model\.fusion"):
             FastComposer.from_pretrained(tmp_path / "saved", fusion=FusionConfig(pooling="attention"))
 
     def test_unknown_prediction_type(self, write_base: Callable[..., Path], tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def fused_attention(
         query: (B, heads, positions, d).
         key: (B, heads, T, d).
         value: (B, heads, T, d).
-        mask: Added to the logits, or ``None``; it gets no gradient.
+        mask: Added to the logits, or ``None``.
         subject_token_idx: (B, K) long, the columns; or (B, K, M), whose sum is a subject's, -1 for none.
 
     Returns:
@@ -98,10 +98,13 @@ class _FusedAttention(torch.autograd.Function):
                 else:
                     index = _columns(gradient, subject_token_idx)
                 gradient.scatter_add_(-1, index, columns)
+            grad_mask = None
+            if ctx.needs_input_grad[3]:
+                grad_mask = gradient.clone().sum_to_size(mask.shape).to(mask.dtype)
             gradient.mul_(query.shape[-1] ** -0.5)
             grad_query = (gradient @ key.float()).to(query.dtype)
             grad_key = (gradient.transpose(-1, -2) @ query.float()).to(key.dtype)
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query, grad_key, grad_value, grad_mask, None
 
 
 def _logits(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

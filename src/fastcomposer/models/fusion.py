@@ -13,6 +13,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from fastcomposer.models.resampler import PatchStates, Resampler
+from fastcomposer.models.routing import SubjectRouter
 from fastcomposer.utils.ranges import Count
 
 Mode = Literal["mlp", "add", "replace"]
@@ -31,6 +32,8 @@ class FusionConfig:
             (:class:`ReferenceAttention`). One reference is e itself either way.
         num_tokens: Tokens of each subject: its fused word, and ``num_tokens - 1`` further ones of a
             :class:`~fastcomposer.models.resampler.Resampler`, which take positions of the prompt's padding.
+        routing: Whether each position of the image sees the tokens of one subject alone, see
+            :class:`~fastcomposer.models.routing.SubjectRouter`.
 
     Raises:
         ValueError: If one of them is unknown or out of range.
@@ -39,6 +42,7 @@ class FusionConfig:
     mode: Mode = "mlp"
     pooling: Pooling = "mean"
     num_tokens: Count = 1
+    routing: bool = False
 
     def __post_init__(self) -> None:
         for name, kinds in (("mode", Mode), ("pooling", Pooling)):
@@ -49,9 +53,10 @@ class FusionConfig:
             raise ValueError(f"method.model.fusion.num_tokens={self.num_tokens}: at least 1, the word's")
 
     def metadata(self) -> dict[str, Any]:
-        """Plain values for a file of weights; one token is not named."""
+        """Plain values for a file of weights; what goes beyond the paper is named where it is on."""
         values = asdict(self)
-        return values if self.num_tokens > 1 else {name: values[name] for name in ("mode", "pooling")}
+        further = {name for name in ("num_tokens", "routing") if values[name] == getattr(FusionConfig, name)}
+        return {name: value for name, value in values.items() if name not in further}
 
 
 class _Mlp(nn.Module):
@@ -113,6 +118,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
             projection from e to d of the fusion's own, which the released model has no need of.
         num_tokens: See :class:`FusionConfig`.
         patches: Number P and width w of the image encoder's states, which more tokens than one are made of.
+        routed: Widths of the U-Net's cross-attention layers that are routed; none by default.
 
     Raises:
         ValueError: If a setting is out of range, or ``num_tokens`` has no ``patches``.
@@ -130,9 +136,10 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         image_dim: int | None = None,
         num_tokens: int = 1,
         patches: tuple[int, int] | None = None,
+        routed: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.kind = FusionConfig(mode, pooling, num_tokens)
+        self.kind = FusionConfig(mode, pooling, num_tokens, bool(routed))
         self.image_projection: nn.Linear | None = None
         if image_dim not in (None, embed_dim):
             self.image_projection = nn.Linear(image_dim, embed_dim, bias=False)
@@ -148,6 +155,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if patches is None:
                 raise ValueError(f"num_tokens={num_tokens} needs the number and width of patches")
             self.resampler = Resampler(embed_dim, num_tokens - 1, patches)
+        self.router = SubjectRouter(embed_dim, routed) if routed else None
 
     @property
     def text_dims(self) -> tuple[int, ...]:
@@ -235,6 +243,7 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         image_dim: Width e of the image encoder's embedding.
         num_tokens: See :class:`FusionConfig`; both encoders' parts of a token have a resampler each.
         patches: See :class:`SubjectFusion`.
+        routed: See :class:`SubjectFusion`.
     """
 
     config: Any
@@ -249,9 +258,10 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         image_dim: int = 768,
         num_tokens: int = 1,
         patches: tuple[int, int] | None = None,
+        routed: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.kind = FusionConfig(mode, pooling, num_tokens)
+        self.kind = FusionConfig(mode, pooling, num_tokens, bool(routed))
         self.first, self.second = (
             SubjectFusion(
                 width,
@@ -264,6 +274,7 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
             for width in embed_dims
         )
         self.reference_attention = ReferenceAttention(image_dim) if pooling == "attention" else None
+        self.router = SubjectRouter(sum(embed_dims), routed) if routed else None
 
     @property
     def text_dims(self) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from fastcomposer.models.base_files import (
 )
 from fastcomposer.models.conditioning import check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
+from fastcomposer.models.routing import routed_widths
 from fastcomposer.models.source import (
     ModelSource,
     RandomSource,
@@ -139,17 +140,23 @@ def load_networks(
     fusion = _fusion_class(source)
     if kind is not None and source.has("fusion"):
         own = source.config(fusion, "fusion")
-        saved = FusionConfig(own.get("mode", "mlp"), own.get("pooling", "mean"), own.get("num_tokens", 1))
+        saved = FusionConfig(
+            own.get("mode", "mlp"),
+            own.get("pooling", "mean"),
+            own.get("num_tokens", 1),
+            bool(own.get("routed")),
+        )
         if saved != kind:
             raise ValueError(
-                f"the pipeline {source.base} brings a fusion of num_tokens {saved.num_tokens} and mode "
-                f"{saved.mode} that pools by {saved.pooling}: set method.model.fusion to these"
+                f"the pipeline {source.base} brings a fusion of num_tokens {saved.num_tokens}, mode "
+                f"{saved.mode}, pooling {saved.pooling} and routing {saved.routing}: set "
+                "method.model.fusion to these"
             )
     dtype = dtype or torch.float32
     networks = {name: source.load(cls, name, dtype) for name, cls in _classes(source).items()}
     if source.has("fusion"):
         return networks | {"fusion": source.load(fusion, "fusion", dtype)}
-    return networks | {"fusion": with_dtype(_new_fusion(source, max_subjects, kind), dtype)}
+    return networks | {"fusion": with_dtype(_new_fusion(source, max_subjects, kind, networks["unet"]), dtype)}
 
 
 def configured_networks(source: ModelSource, max_subjects: int | None) -> dict[str, nn.Module]:
@@ -171,11 +178,15 @@ def _fusion_class(source: ModelSource) -> Any:
     return SubjectFusion if len(source.text_configs) == 1 else PairedFusion
 
 
-def _new_fusion(source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None) -> Fusion:
+def _new_fusion(
+    source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None, unet: Any = None
+) -> Fusion:
     kind, image_dim = kind or FusionConfig(), source.vision_config.projection_dim
     more: dict[str, Any] = {}
     if kind.num_tokens > 1:
-        more = {"num_tokens": kind.num_tokens, "patches": patch_shape(source.vision_config)}
+        more |= {"num_tokens": kind.num_tokens, "patches": patch_shape(source.vision_config)}
+    if kind.routing:
+        more["routed"] = routed_widths(unet)
     widths = [config.hidden_size for config in source.text_configs]
     if len(widths) > 1:
         return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim, **more)

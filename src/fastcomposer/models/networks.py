@@ -22,6 +22,7 @@ from fastcomposer.models.published_checkpoint import (
     read_checkpoint,
     write_published,
 )
+from fastcomposer.models.routing import routed_widths
 from fastcomposer.models.source import ModelSource, with_dtype
 from fastcomposer.models.text import TextConditioner
 from fastcomposer.utils.files import existing_file
@@ -240,7 +241,9 @@ class Networks(nn.Module):
             return
         config = {name: value for name, value in old.config.items() if not name.startswith("_")}
         patches = patch_shape(self.image_encoder.config) if kind.num_tokens > 1 else None
-        new = type(old)(**{**config, **asdict(kind), "patches": patches})
+        own = {name: value for name, value in asdict(kind).items() if name != "routing"}
+        routed = routed_widths(self.unet) if kind.routing else None
+        new = type(old)(**{**config, **own, "patches": patches, "routed": routed})
         new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]
         self.fusion = new.train(old.training)

@@ -132,6 +132,8 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
             f"checkpoint {file} has {content.fusion.num_tokens} tokens of each subject: set "
             "method.model.fusion.num_tokens to it"
         )
+    elif content.fusion.routing and not model.fusion.kind.routing:
+        raise ValueError(f"checkpoint {file} routes subjects: set method.model.fusion.routing=true")
     needed = _needed(model, content)
     if not content.published and not needed <= state.keys():
         lost = ", ".join(sorted(needed - state.keys()))
@@ -153,6 +155,8 @@ def _needed(model: Networks, content: _Content) -> set[str]:
         needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
     if content.fusion.num_tokens == 1:
         needed = {name for name in needed if ".resampler." not in name}
+    if not content.fusion.routing:
+        needed = {name for name in needed if not name.startswith("fusion.router.")}
     return needed
 
 

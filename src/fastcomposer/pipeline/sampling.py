@@ -17,6 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention_capture import AttentionAverage
+from fastcomposer.models.routing import RoutingPlan
 from fastcomposer.pipeline.schedulers import guided_calls
 
 
@@ -133,6 +134,7 @@ class StepOptions:
     scheduler: dict[str, Any]  # arguments of its step
     added_condition: dict[str, Any] | None = None  # of the U-Net, such as an IP-Adapter's
     attention: AttentionAverage | None = None
+    routing: RoutingPlan | None = None  # of the calls that see the subjects
     callback: Callable[..., Any] | None = None  # after every U-Net call, with the tensors of these names
     callback_inputs: Sequence[str] = ("latents",)
     latents_callback: Callable[[int, Tensor, Tensor], None] | None = None  # after every step
@@ -142,6 +144,7 @@ class DelayedConditioningPipeline(DiffusionPipeline):
     """Stable Diffusion's loop over embeddings that depend on the step: a mixin of diffusers' pipelines."""
 
     scheduler: Any
+    fusion: Any
 
     def _need(self, purpose: str, *parts: str) -> None:
         """Refuse a call for which this pipeline lacks components; ``purpose`` completes the message."""
@@ -216,8 +219,13 @@ class DelayedConditioningPipeline(DiffusionPipeline):
                         state[name] = value
                 joined = conditioning.sees_subjects(call)
                 inputs = self.scheduler.scale_model_input(inputs, timestep)
-                capture = options.attention
-                with nullcontext() if capture is None else capture.step(call, len(inputs)):
+                capture, routed = options.attention, options.routing if joined else None
+                with (
+                    nullcontext() if capture is None else capture.step(call, len(inputs)),
+                    nullcontext()
+                    if routed is None
+                    else self.fusion.router.route(self.unet, routed.last_of(len(inputs))),
+                ):
                     prediction = self.unet(
                         inputs,
                         timestep,

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from fastcomposer.data.reference import prepare_reference, reference_rows
 from fastcomposer.models.attention_capture import AttentionAverage
 from fastcomposer.models.conditioning import fuse_references, parse_prompts, token_columns
+from fastcomposer.models.routing import RoutingPlan
 from fastcomposer.pipeline.sampling import (
     DelayedConditioning,
     DelayedConditioningPipeline,
@@ -89,11 +90,13 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         count, channels = len(conditioning.text), self.unet.config.in_channels
         added = self._image_prompts(image_prompts, schedule, device, count)
         latents = self.prepare_latents(count, channels, *size, dtype, device, generator, latents)
-        attention = None
-        if subjects.num_groups:
+        attention = routing = None
+        if subjects.parsed:
             slots = token_columns(subjects.parsed, self.fusion, device)
+            routing = self._routing(slots, repeats, latents)
+        if subjects.num_groups:
             attention = self._attention(slots, repeats, latents, schedule, subjects.num_groups)
-        options = replace(options, added_condition=added, attention=attention)
+        options = replace(options, added_condition=added, attention=attention, routing=routing)
         calls = range(schedule.num_calls if num_calls is None else num_calls)
         self._num_timesteps = len(calls)
         latents = self._denoise(latents, schedule, conditioning, options, calls)
@@ -121,6 +124,14 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
         size = (latents.shape[-2], latents.shape[-1])
         return AttentionAverage(self.unet, idx, present, size, schedule.num_calls, num_groups)
+
+    def _routing(self, slots: tuple[Tensor, Tensor], repeats: int, latents: Tensor) -> RoutingPlan | None:
+        """How the subjects are routed, over ``repeats`` images of each prompt; ``None`` for one subject."""
+        idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
+        if self.fusion is None or self.fusion.router is None or present.shape[1] < 2:
+            return None
+        self.fusion.router.to(latents.device)  # where the fusion is offloaded
+        return RoutingPlan(idx, present, (latents.shape[-2], latents.shape[-1]))
 
     @staticmethod
     def _captions(prompt: Any) -> Any:

@@ -64,7 +64,7 @@ class _Branching:
     starts: list[int]  # of each variant the index of the first call that sees the subjects
     width: int  # most variants in one call
     eta: float
-    slots: tuple[Tensor, Tensor] | None  # positions and presence (1, K) of words, for attention
+    slots: tuple[Tensor, Tensor]  # positions and presence (1, K) of words
     num_groups: int
     callback: Callable[..., Any] | None
 
@@ -181,7 +181,7 @@ class VariantPipeline(SubjectPromptPipeline):
         starts = [schedule.first_subject_call(subjects.alpha) for subjects in checked]
         embeds = self._embeds_of_variants(text.text, checked, [start < end for start in starts])
         starts = [end if own is None else start for own, start in zip(embeds, starts, strict=True)]
-        slots = token_columns(checked[0].parsed, self.fusion, device) if return_attention else None
+        slots = token_columns(checked[0].parsed, self.fusion, device)
         per_call = (batch_size or count) // count
         plan = _Branching(
             schedule, text, embeds, starts, per_call, eta, slots, return_attention, callback_on_step_end
@@ -234,7 +234,7 @@ class VariantPipeline(SubjectPromptPipeline):
             for i in range(0, len(members), plan.width):
                 some = members[i : i + plan.width]
                 watch = None
-                if plan.slots is not None:
+                if plan.num_groups:
                     images = len(some) * count
                     watch = self._attention(plan.slots, images, point.latents, plan.schedule, plan.num_groups)
                 final = self._advance(point.branch(len(some)), plan, range(start, end), some, watch)
@@ -256,6 +256,7 @@ class VariantPipeline(SubjectPromptPipeline):
         options = StepOptions(
             self.prepare_extra_step_kwargs(point.generators, plan.eta),
             attention=attention,
+            routing=self._routing(plan.slots, len(point.latents), point.latents) if members else None,
             callback=plan.callback,
         )
         return replace(

@@ -54,6 +54,7 @@ class FastComposerModule(RecipeModule):
         "train/denoise_loss",
         "train/localization_loss",
         "train/identity_loss",
+        "train/routing_loss",
         "val/denoise_loss",
         "val/localization_loss",
     )
@@ -158,6 +159,8 @@ class FastComposerModule(RecipeModule):
             identity = self.identity(self.model.vae, losses.clean_latents, losses.timesteps, batch)
             total = total + self.identity.weight_at(self.global_step) * identity
             values["train/identity_loss"] = identity
+        if self.model.fusion.kind.routing:
+            values["train/routing_loss"] = losses.routing_loss
         values |= {"train/loss": total, "train/denoise_loss": losses.denoise_loss}
         values["train/localization_loss"] = losses.localization_loss
         self.log_dict(self.over_processes(values), prog_bar=True, batch_size=len(batch))
