@@ -9,7 +9,15 @@ import torch
 
 from fastcomposer.bench.suites import limits
 from fastcomposer.bench.timing import Speed, Stopwatch, TimedCase, table
-from fastcomposer.bench.training_step import TUNED, VARIANTS, StepBench, StepSettings, peak_memory
+from fastcomposer.bench.training_step import (
+    IDENTITY,
+    TOKENS,
+    TUNED,
+    VARIANTS,
+    StepBench,
+    StepSettings,
+    peak_memory,
+)
 
 
 def row(what: str, value: float, memory: int | None = None) -> Speed:
@@ -62,6 +70,8 @@ def test_limits_of_what_was_measured() -> None:
         row("training step", 30.0),
         row("training step from a cache", 40.0),
         row("batches from data folder, 4 workers", 100.0),
+        row(TOKENS, 1.0),
+        row(IDENTITY, 0.5),
         row("help", 1.25),
         row("first training step", 9.0),
     ]
@@ -69,6 +79,8 @@ def test_limits_of_what_was_measured() -> None:
         "tuned over plain step: 2.00 times as fast (at least 1.6)",
         "tuned over plain memory: 0.25 (at most 0.75)",
         "step with localization over without: 1.050 times as long (at most 1.05)",
+        "step with 9 tokens over one: 2.000 times as long (at most 1.1)",
+        "step with the identity loss over without: 4.00 times as long",
         "loader over plain order: 5.00 times as fast (at least 3)",
         "reading with 4 workers over training from a cache: 2.50 times as fast (at least 1)",
         "start-up, help: 1.2 s (less than 2)",
@@ -101,7 +113,12 @@ def test_peak_memory_is_that_of_another_process(settings: StepSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in VARIANTS if name not in ("tuned without localization", "tuned, compiled")]
+    "name",
+    [
+        name
+        for name, variant in VARIANTS.items()
+        if variant.localization and not variant.compiled and variant.num_tokens == 1
+    ],
 )
 def test_every_variant_of_the_step_computes_the_same(bench: StepBench, name: str) -> None:
     def gradients(chosen: str) -> list[torch.Tensor]:
@@ -116,3 +133,21 @@ def test_every_variant_of_the_step_computes_the_same(bench: StepBench, name: str
     scale = torch.stack([g.abs().max() for g in plain]).max()
     worst = max(float((a - b).abs().max()) for a, b in zip(plain, other, strict=True)) / float(scale)
     assert worst < (0.1 if "bfloat16" in name else 1e-5)
+
+
+def test_steps_with_tokens_and_with_the_identity_loss_train_more(
+    bench: StepBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(name: str) -> tuple[int, torch.Tensor]:
+        bench.use(VARIANTS[name])
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.optimizer, "step", lambda: None)
+            patch.setattr(bench.optimizer, "zero_grad", lambda: None)
+            bench.step(VARIANTS[name])
+        gradient = torch.cat([p.grad.flatten() for p in bench.model.unet.parameters() if p.grad is not None])
+        bench.optimizer.zero_grad()
+        return len(list(bench.model.trainable_parameters())), gradient
+
+    plain, tokens, identity = (step(name) for name in (TUNED, TOKENS, IDENTITY))
+    assert tokens[0] > plain[0] == identity[0]
+    assert not torch.allclose(identity[1], plain[1])

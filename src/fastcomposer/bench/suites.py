@@ -20,7 +20,7 @@ from torch import Generator
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.bench.plain_loading import plain_augmentation, plain_sample
 from fastcomposer.bench.timing import Speed, Stopwatch, TimedCase
-from fastcomposer.bench.training_step import PLAIN, TUNED, WITHOUT_LOCALIZATION
+from fastcomposer.bench.training_step import IDENTITY, PLAIN, TOKENS, TUNED, WITHOUT_LOCALIZATION
 from fastcomposer.composer import FastComposer
 from fastcomposer.data.datamodule import StreamingDataModule, SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
@@ -268,6 +268,8 @@ def limits(rows: Sequence[Speed]) -> list[str]:
         (TUNED, PLAIN, "value", "tuned over plain step: {:.2f} times as fast (at least 1.6)"),
         (TUNED, PLAIN, "peak_memory_bytes", "tuned over plain memory: {:.2f} (at most 0.75)"),
         (WITHOUT_LOCALIZATION, TUNED, "value", localized),
+        (TUNED, TOKENS, "value", "step with 9 tokens over one: {:.3f} times as long (at most 1.1)"),
+        (TUNED, IDENTITY, "value", "step with the identity loss over without: {:.2f} times as long"),
         (loader, twin, "value", "loader over plain order: {:.2f} times as fast (at least 3)"),
         (_WORKERS.format(_NUM_WORKERS), _CACHED_STEP, "value", f"{reading} (at least 1)"),
     ]

@@ -23,9 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.bench.timing import Stopwatch, TimedCase
 from fastcomposer.composer import FastComposer, TrainingLosses
+from fastcomposer.miniworld.embedder import IdentityEmbedder
 from fastcomposer.models.compilation import compile_blocks
-from fastcomposer.models.fusion import SubjectFusion
+from fastcomposer.models.fusion import FusionConfig, SubjectFusion
 from fastcomposer.models.text import encode_text
+from fastcomposer.training.identity_loss import IdentityLoss
 from fastcomposer.utils.ranges import Count, Side
 
 _NUM_BLOCKS = 5
@@ -59,12 +61,14 @@ class StepSettings:
 def noise_batch(
     size: int, slots: int, resolution: int, reference_size: int, vocabulary: int = 400
 ) -> SubjectBatch:
-    """Make a batch of noise; two subject slots at most are filled, side by side in the image."""
+    """Make a batch of noise; two subject slots at most are filled, side by side, with faces in the middle."""
     generator = Generator().manual_seed(0)
     filled = min(slots, 2)
     masks = torch.zeros(size, slots, resolution, resolution)
+    boxes = torch.zeros(size, slots, 4)
     for subject, half in enumerate((slice(resolution // 2), slice(resolution // 2, None))[:filled]):
         masks[:, subject, resolution // 4 :, half] = 1
+        boxes[:, subject] = torch.tensor([subject / 2 + 0.1, 0.3, subject / 2 + 0.4, 0.6]) * resolution
     return SubjectBatch(
         pixel_values=torch.rand(size, 3, resolution, resolution, generator=generator) * 2 - 1,
         input_ids=torch.randint(0, vocabulary, (size, 77), generator=generator),
@@ -72,6 +76,7 @@ def noise_batch(
         subject_token_idx=torch.tensor([[2, 5][:filled] + [0] * (slots - filled)] * size),
         subject_present=torch.arange(slots).lt(filled).repeat(size, 1),
         subject_masks=masks,
+        subject_face_boxes=boxes,
     )
 
 
@@ -86,10 +91,13 @@ class StepVariant:
     channels_last: bool = False  # memory layout of the U-Net
     precision: torch.dtype = torch.float32  # of autocast
     compiled: bool = False  # the U-Net's blocks, by inductor
+    num_tokens: int = 1  # of each subject
+    identity: bool = False  # the identity loss of every sample, decoded once more in the backward pass
 
 
 PLAIN, TUNED = "plain: uncached, explicit attention", "tuned: cached, fused attention"
 WITHOUT_LOCALIZATION = "tuned without localization"
+TOKENS, IDENTITY = "tuned, 9 tokens of each subject", "tuned, identity loss"
 VARIANTS = {
     PLAIN: StepVariant(False, "all", fused_optimizer=False),
     "uncached, explicit maps in localized layers": StepVariant(False, "localized", fused_optimizer=False),
@@ -100,6 +108,8 @@ VARIANTS = {
     "tuned, channels last": StepVariant(channels_last=True),
     "tuned, bfloat16": StepVariant(precision=torch.bfloat16),
     "tuned, compiled": StepVariant(compiled=True),
+    TOKENS: StepVariant(num_tokens=9),
+    IDENTITY: StepVariant(identity=True),
 }
 """The steps that are compared, by name."""
 
@@ -115,8 +125,14 @@ class StepBench:
             moments = torch.cat([self.model.encode_moments(image[None]) for image in batch.pixel_values])
             text = encode_text(self.model.text_encoder, batch.input_ids)
         self.batches = {False: batch, True: batch.replace(latent_moments=moments, text_embeds=text)}
-        self.optimizer = torch.optim.AdamW(list(self.model.trainable_parameters()), lr=1e-5)
+        embedder = IdentityEmbedder(crop_size=160).requires_grad_(False)
+        self.identity = IdentityLoss(
+            lambda images, boxes: embedder(embedder.crop(images, list(boxes))).unflatten(0, boxes.shape[:2]),
+            checkpointing=True,
+        )
+        self._kinds: dict[int, tuple[SubjectFusion, torch.optim.Optimizer]] = {}
         self._compiled = False
+        self._use_tokens(1)
 
     def use(self, variant: StepVariant) -> None:
         """Set the model and the optimizer to a variant; the first one that is compiled takes minutes."""
@@ -130,8 +146,17 @@ class StepBench:
         model.attention_implementation = "fused" if variant.explicit == "none" else "explicit"
         blocks = _NUM_BLOCKS if variant.localization else 0
         model.loss_config = replace(model.loss_config, num_localized_blocks=blocks)
+        self._use_tokens(variant.num_tokens)
         for group in self.optimizer.param_groups:
             group["fused"], group["foreach"] = variant.fused_optimizer, False
+
+    def _use_tokens(self, number: int) -> None:
+        """Give the model a fusion with so many tokens, and its optimizer."""
+        if number not in self._kinds:
+            self.model.adopt_fusion(FusionConfig(num_tokens=number))
+            optimizer = torch.optim.AdamW(list(self.model.trainable_parameters()), lr=1e-5)
+            self._kinds[number] = self.model.fusion, optimizer
+        self.model.fusion, self.optimizer = self._kinds[number]
 
     def losses(self, variant: StepVariant) -> TrainingLosses:
         """Forward, with the same noise each time."""
@@ -144,7 +169,13 @@ class StepBench:
 
     def step(self, variant: StepVariant) -> None:
         """Forward, backward and optimizer."""
-        self.losses(variant).loss.backward()
+        losses = self.losses(variant)
+        total = losses.loss
+        if variant.identity:
+            batch = self.batches[variant.cached]
+            found = self.identity(self.model.vae, losses.clean_latents, losses.timesteps, batch)
+            total = total + self.identity.weight * found
+        total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
