@@ -20,7 +20,7 @@ def left_and_right() -> np.ndarray:
 
 def test_each_segment_gets_the_face_that_it_shows_most_of() -> None:
     boxes = [(1, 3, 5, 7), (6, 3, 10, 7), (13, -2, 25, 8), (8, 2, 12, 8)]
-    assert match_faces(boxes, left_and_right(), [1, 2]) == [[1, 3, 5, 7], [13, 0, 20, 8]]
+    assert match_faces(boxes, left_and_right(), [1, 2]) == [(1, 3, 5, 7), (13, 0, 20, 8)]
     assert match_faces([], left_and_right(), [1, 2]) == [None, None]
 
 

@@ -158,6 +158,18 @@ def test_every_photo_is_a_record_or_listed(prepare: Prepare, tmp_path: Path) -> 
     assert "x_tiny.png: 15 x 40 pixels" in page
 
 
+def test_subjects_get_the_boxes_of_their_faces(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect = "fastcomposer.preparation.preparation_stage.mtcnn_faces"
+    monkeypatch.setattr(detect, lambda: lambda image: [(25, 5, 33, 12.04), (17, 2, 20, 4)])
+    assert prepare(faces=True) == 10
+    segments = read_record(tmp_path / "data", "day-3").record.segments
+    assert [segment.face for segment in segments] == [None, (25.0, 5.0, 33.0, 12.0)]
+    with pytest.raises(ValueError, match="faces"):
+        prepare()
+
+
 def test_only_new_and_changed_photos_are_processed(prepare: Prepare, album: Path, tmp_path: Path) -> None:
     prepare()
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*/*.jpg")}

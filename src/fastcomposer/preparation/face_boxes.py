@@ -46,7 +46,7 @@ def annotate_faces(
     names = {name: None for split in splits for name in RecordIndex(root, split, "skip").record_ids}
     missing = [name for name in names if restart or not _annotated(record_path(root, name, ".json"))]
     if missing and detect is None:
-        detect = _mtcnn(threshold)
+        detect = mtcnn_faces(threshold)
     for name in tracked(missing, f"faces in {root}"):
         assert detect is not None
         loaded = read_record(root, name)
@@ -65,7 +65,7 @@ def annotate_faces(
 
 def match_faces(
     boxes: Sequence[Sequence[float]], segment_map: np.ndarray, segment_ids: Sequence[int]
-) -> list[list[float] | None]:
+) -> list[tuple[float, float, float, float] | None]:
     """Give each segment the face that it shows most of.
 
     Args:
@@ -77,7 +77,7 @@ def match_faces(
         For each segment its box, cut off at the image's sides, or ``None``.
     """
     height, width = segment_map.shape
-    found: dict[int, tuple[float, list[float]]] = {}
+    found: dict[int, tuple[float, tuple[float, float, float, float]]] = {}
     for box in boxes:
         x1, x2 = (min(max(float(value), 0.0), width) for value in (box[0], box[2]))
         y1, y2 = (min(max(float(value), 0.0), height) for value in (box[1], box[3]))
@@ -86,8 +86,8 @@ def match_faces(
             continue
         shares = {number: float((shown == number).mean()) for number in segment_ids}
         best = max(shares, key=shares.__getitem__, default=None)
-        if best is not None and shares[best] >= 0.25 and shares[best] > found.get(best, (0.0, []))[0]:
-            found[best] = shares[best], [round(value, 1) for value in (x1, y1, x2, y2)]
+        if best is not None and shares[best] >= 0.25 and (best not in found or shares[best] > found[best][0]):
+            found[best] = shares[best], (round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1))
     return [found[number][1] if number in found else None for number in segment_ids]
 
 
@@ -96,7 +96,8 @@ def _annotated(path: Path) -> bool:
     return "heads" in content or all("face" in entry for entry in content["segments"])
 
 
-def _mtcnn(threshold: float) -> Detect:
+def mtcnn_faces(threshold: float = 0.9) -> Detect:
+    """Find faces of at least some probability by MTCNN, whose weights come with facenet-pytorch."""
     import torch
     from facenet_pytorch import MTCNN
 

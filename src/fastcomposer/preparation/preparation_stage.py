@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from fastcomposer.data.records import Record, RecordError, Segment
+from fastcomposer.preparation.face_boxes import Detect, match_faces, mtcnn_faces
 from fastcomposer.preparation.interfaces import (
     Captioner,
     Match,
@@ -99,6 +100,7 @@ def prepare_photos(
     captions: str | Path | None = None,
     batch_size: Count = 8,
     quality: Quality = 95,
+    faces: bool = False,
     restart: bool = False,
 ) -> int:
     """Make a data folder of photos: records, id lists, index, and a page of statistics.
@@ -118,6 +120,7 @@ def prepare_photos(
         captions: File of captions (:func:`~fastcomposer.preparation.photos.list_photos`).
         batch_size: Photos that go through the networks together.
         quality: JPEG quality of the records, 1 to 100.
+        faces: Whether each segment gets the box of the face in it, which MTCNN finds; for the identity loss.
         restart: Delete the records that an earlier preparation of ``root`` made.
 
     Returns:
@@ -138,10 +141,11 @@ def prepare_photos(
     limits = limits or PhotoLimits()
     files = list_photos(source, captions, leave_out=Path(root))
     parts = Parts(captioner, segmenter, phrases, matcher)
-    settings = {name: dict(part.settings) for name, part in parts._asdict().items()}
+    settings: dict[str, Any] = {name: dict(part.settings) for name, part in parts._asdict().items()}
     settings |= {name: getattr(limits, name) for name in ("min_side", "max_side", "min_area", "min_subjects")}
+    settings |= {"faces": True} if faces else {}
     folder = PreparedFolder(root, {**settings, "precision": trainer.precision}, quality)
-    stage = PreparationStage(parts, folder, files, limits, batch_size)
+    stage = PreparationStage(parts, folder, files, limits, batch_size, faces)
     if getattr(rank_zero_only, "rank", 0) == 0:  # before other processes start or wait
         folder.open(restart)
     trainer.predict(stage, return_predictions=False)
@@ -172,10 +176,12 @@ class PreparationStage(ResumableStage):
         files: Sequence[PhotoFile],
         limits: PhotoLimits,
         batch_size: int,
+        faces: bool = False,
     ) -> None:
         super().__init__()
         self.parts, self.folder, self.files, self.limits = parts, folder, list(files), limits
-        self.batch_size = batch_size
+        self.batch_size, self.faces = batch_size, faces
+        self._detect: Detect | None = None
         self.records, self.made = 0, 0
         self._missing: list[int] = []
 
@@ -188,6 +194,7 @@ class PreparationStage(ResumableStage):
         if self.trainer.strategy.broadcast(len(self._missing)):
             for part in self.parts:
                 part.load()
+            self._detect = mtcnn_faces() if self.faces else None
             networks = (part.network for part in self.parts)
             self.networks = nn.ModuleList(network for network in networks if isinstance(network, nn.Module))
 
@@ -307,9 +314,12 @@ class PreparationStage(ResumableStage):
             similarities=tuple(round(similarity, 4) for _, _, similarity in pairs),
             left_out=tuple(left_out),
         )
+        ids = [region.id for _, region, _ in pairs]
+        found = [] if self._detect is None else self._detect(work.photo.image)
+        faces = match_faces(found, segmentation.segment_map, ids)
         segments = tuple(
-            Segment(region.id, segmentation.box(region.id), phrase.end, region.label)
-            for phrase, region, _ in pairs
+            Segment(region.id, segmentation.box(region.id), phrase.end, region.label, face=face)
+            for (phrase, region, _), face in zip(pairs, faces, strict=True)
         )
         try:
             if len(pairs) < self.limits.min_subjects:
