@@ -50,7 +50,7 @@ def _measure(config: DictConfig) -> None:
     for checkpoint in config.checkpoints:
         model = FastComposer.from_checkpoint(checkpoint, **model_parts(config.model))
         curves[checkpoint] = identity_curve(
-            model, batches(held_out, f"x̂₀ of {checkpoint}"), embed, config.timesteps, config.seed
+            model, batches(held_out, f"x̂₀ of {checkpoint}"), embed, config.levels, config.seed
         )
         known = stage_features(model, batches(fitted, f"stages of {checkpoint}"), embed)
         stages[checkpoint] = read_out(

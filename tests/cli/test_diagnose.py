@@ -1,0 +1,44 @@
+"""Where identity is lost, as a user asks for it: two checkpoints on the small world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from toy_evaluation import judged_base, write_checkpoint
+
+from fastcomposer import FastComposer
+from fastcomposer.cli import diagnose
+from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.weights_io import save_trained_weights
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_two_checkpoints_are_compared_on_the_same_faces(run: Run, small_base: Path, world: Path) -> None:
+    base = judged_base(small_base, Path("base"))
+    plain = write_checkpoint(base, Path("plain.safetensors"))
+    torch.manual_seed(0)
+    model = FastComposer.from_pretrained(base, fusion=FusionConfig(num_tokens=3))
+    several = save_trained_weights(model, "several.safetensors")
+    call = [f"model.base={base}", "model.reference_size=56", f"data.root={world}", "levels=[300,900]"]
+    call += ["data.module.batch_size=4", "num_batches=2"]
+    status, out, err = run(diagnose, *call, f"checkpoints=[{plain},{several}]")
+    assert status == 0, err
+    assert "read out of patch states" in out and "x̂₀ at t = 900" in out
+    found = json.loads(Path("outputs/diagnose/diagnosis.json").read_text())
+    assert list(found) == [str(plain), str(several)]
+    one, other = found.values()
+    assert set(other["read_out"]) - set(one["read_out"]) == {"tokens"}
+    levels = [(point["timestep"], point["faces"]) for point in one["curve"]]
+    assert [level for level, _ in levels] == [-1, 300, 900]
+    assert levels == [(point["timestep"], point["faces"]) for point in other["curve"]]
+    assert levels[0][1] >= 8  # eight scenes of one person or more
+    assert one["curve"][0]["subjects"] == one["curve"][0]["text"]  # the autoencoder knows no prompt
+    for name in ("curve.svg", "read_out.svg"):
+        assert (Path("outputs/diagnose") / name).read_text().count(str(several)) > 0
+
+    status, _, err = run(diagnose, *call)
+    assert status != 0 and "checkpoints" in err
