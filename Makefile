@@ -6,7 +6,7 @@ FAULTS ?= 200
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo notebooks images results samples completion docs reference card test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks images results samples completion docs reference card identity test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,17 @@ card: setup ## Measure the embedded base and its checkpoints anew, and write the
 	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer] checkpoint=$(TWIN) alphas=[0.6,0.8,1.0] \
 		labels='{localization: none}'
 	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
+
+STEPS ?= 12000
+ARMS := multirun/ablation_identity
+
+# Differences are from job 0, the plain continuation; the last job has all mechanisms.
+identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=12000 for each: hours)
+	$(FASTCOMPOSER) prepare data=avatars
+	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(STEPS) resume=auto $(ARGS)
+	$(EVALUATE) -m sweep=jobs jobs=$(ARMS) benchmark=mini_card
+	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(ARMS)/0,$(ARMS)/7] output=$(ARMS)/diagnosis
+	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from configurations import composed
+from example_calls import calls, compose_call, overrides
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
@@ -20,6 +23,7 @@ from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.training.samples import SampleImages
 
+ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(file.stem for file in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
 CALLBACKS = sorted(file.stem for file in (CONFIG_FOLDER / "callbacks").glob("*.yaml"))
 ABLATIONS = sorted(file.stem for file in (CONFIG_FOLDER / "sweep").glob("ablation_*.yaml"))
@@ -171,3 +175,21 @@ def test_callbacks_go_with_every_experiment(
     made = {name: instantiate(callback) for name, callback in config.callbacks.items()}
     assert all(isinstance(callback, Callback) for callback in made.values())
     assert isinstance(made.get("samples"), SampleImages) == (callbacks != "default")
+
+
+def test_make_identity_trains_scores_and_reports_the_arms() -> None:
+    printed = subprocess.run(
+        ["make", "-n", "identity", "STEPS=3"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    found = calls(printed.replace(".venv/bin/", ""))
+    assert [command for command, _ in found] == ["prepare", "train", "evaluate", "diagnose", "report"]
+    for command, arguments in found:
+        compose_call(command, arguments)
+    train = composed("train", *overrides(*found[1]))
+    assert train.trainer.max_steps == 3
+    folder = Path(train.hydra.sweep.dir)
+    assert f"jobs={folder} " in found[2][1] and f"sweep={folder} " in found[4][1]
+    axes = [value.split(",") for value in train.hydra.sweeper.params.values()]
+    last = math.prod(map(len, axes)) - 1
+    assert f"{folder}/0,{folder}/{last}]" in found[3][1]
+    assert [axis[0] for axis in axes] == ["1", "uniform", "none"]  # job 0: the plain continuation
