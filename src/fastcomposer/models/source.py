@@ -133,7 +133,8 @@ class ModelSource:
         if not self.has(subfolder):
             return None
         config = self.text_config_of(subfolder)
-        return read_tokenizer(self.base, subfolder, config and config.vocab_size, **self.options)
+        size = None if config is None else config.vocab_size
+        return read_tokenizer(self.base, subfolder, size, **self.options)
 
     def noise_scheduler(self) -> DDPMScheduler:
         """The scheduler that adds noise in training, from the base's scheduler configuration."""

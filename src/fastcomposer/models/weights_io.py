@@ -201,7 +201,7 @@ def _read(file: Path) -> _Content:
         raise ValueError(f"checkpoint {file} cannot be read as trained weights: {reason}") from error
 
 
-def _unprefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unprefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is no tensor, but {type(value).__name__}")
