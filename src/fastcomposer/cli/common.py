@@ -141,7 +141,7 @@ def command(
 class CheckSettings(Callback):
     """Ends a command whose settings are not valid, before Hydra makes its folder."""
 
-    def on_run_start(self, config: DictConfig, *, config_name: str, **_: Any) -> None:
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check; Hydra lets no other exception than SystemExit pass."""
         from fastcomposer.cli.settings import check_folder, check_settings
         from fastcomposer.utils.texts import keep_texts
@@ -152,7 +152,7 @@ class CheckSettings(Callback):
         keep_texts(config)
         HydraConfig.instance().set_config(config)  # Hydra sets its own next
         try:
-            check_settings(config, config_name)
+            check_settings(config, kwargs["config_name"])
             check_folder("hydra.run.dir", config.hydra.run.dir)
         except (ValueError, OmegaConfBaseException) as error:
             exit_with(error)

@@ -534,7 +534,8 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     over = schema.get("exclusiveMinimum")
     span = f" from {low:,}" if low is not None else f" above {over:,}" if over is not None else ""
-    span += f" to {high:,}" if high is not None else ""
+    below = schema.get("exclusiveMaximum")
+    span += f" to {high:,}" if high is not None else f" below {below:,}" if below is not None else ""
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + span
     if kind == "array":
@@ -547,7 +548,7 @@ def _in_words(schema: Mapping[str, Any]) -> str:
 
 def _origin(raw: Any, key: str) -> str:
     """The key that a user sets, where a value is an interpolation of it."""
-    found = re.fullmatch(r"\$\{([\w.]+)\}", str(_at(raw, key)))
+    found = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,\w*)?\}", str(_at(raw, key)))
     return _origin(raw, found[1]) if found and _at(raw, found[1]) is not _Missing else key
 
 
