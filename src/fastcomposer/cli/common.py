@@ -275,9 +275,19 @@ def _quieten() -> None:
 
 
 def quieten_lightning() -> None:
-    """Silence Lightning's notices; to be called after its import, which sets these levels."""
+    """Silence Lightning's notices but for one; to be called after its import, which sets these levels."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    launcher = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    launcher.setLevel(logging.INFO)
+    launcher.addFilter(_dead_process)
+
+
+def _dead_process(record: logging.LogRecord) -> bool:
+    """Keep the notice that a process died, after which Lightning kills all of them."""
+    record.msg, record.args = record.getMessage().partition(" Forcefully")[0], ()
+    record.msg = f"error: {record.msg} All processes end; what is written is kept, and the same call resumes."
+    return "terminated with code" in record.msg
 
 
 def show_table(table: Table) -> None:
