@@ -33,13 +33,14 @@ ADDED = {
         *("data.segmenter.threshold=0", "data.segmenter.overlap=0", "data.captioner.max_new_tokens=1"),
         "data.prepare.limits.test_share=0.25",
     ],
-    "experiment=|model=sd15": ["model.resolution=256"],
+    "experiment=|model=sd15": ["model.resolution=128"],
     "weights=random": ["model.architecture=narrow"],
     " train ": [
         *("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.limit_val_batches=1"),
         *("trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=1"),
-        *("data.module.batch_size=1", "data.module.num_workers=0"),
+        "data.module.batch_size=1",
     ],
+    "data.root=.* cache=| train ": ["data.module.num_workers=0"],
     "num_nodes=2": ["trainer.num_nodes=1", "name=paper_nodes"],
     " evaluate ": [
         "sampler.num_inference_steps=2",

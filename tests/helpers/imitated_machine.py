@@ -61,9 +61,9 @@ def write_hub(home: Path, architecture: Path) -> None:
 
 
 def write_narrow_sd15(folder: Path) -> Path:
-    """The architecture of SD 1.5, narrow, for references of 224 pixels and images of 256."""
+    """The architecture of SD 1.5, narrow, for references of 224 pixels and images of 128."""
     narrow("sd15", folder)
-    for part, size in (("image_encoder", {"image_size": 224}), ("unet", {"sample_size": 32})):
+    for part, size in (("image_encoder", {"image_size": 224}), ("unet", {"sample_size": 16})):
         file = folder / part / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | size))
     return folder
