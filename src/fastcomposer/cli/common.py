@@ -284,10 +284,15 @@ def quieten_lightning() -> None:
 
 
 def _dead_process(record: logging.LogRecord) -> bool:
-    """Keep the notice that a process died, after which Lightning kills all of them."""
-    record.msg, record.args = record.getMessage().partition(" Forcefully")[0], ()
-    record.msg = f"error: {record.msg} All processes end; what is written is kept, and the same call resumes."
-    return "terminated with code" in record.msg
+    """Print that a process died, after which Lightning kills all of them."""
+    notice = record.getMessage().partition(" Forcefully")[0]
+    if "terminated with code" in notice:
+        print(
+            f"error: {notice} All processes end; what is written is kept, and the same call resumes.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return False
 
 
 def show_table(table: Table) -> None:
