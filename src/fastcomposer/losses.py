@@ -56,7 +56,7 @@ class LossConfig:
     mask_loss_probability: Fraction = 0.5
     mask_loss_per_sample: bool = False
     mask_loss_skip_unconditional: bool = False
-    routing_weight: float = 0.1
+    routing_weight: Amount = 0.1
 
     def __post_init__(self) -> None:
         if not self.localization_weight >= 0:

@@ -322,7 +322,7 @@ class Trainer(BaseModel):
     log_every_n_steps: Whole | None = None
     default_root_dir: Text | None = None
     strategy: Text = "auto"
-    logger: bool | None = None
+    logger: bool = True
     enable_checkpointing: bool = True
     enable_progress_bar: bool = True
     enable_model_summary: bool = True
@@ -434,13 +434,12 @@ def _resolved(config: Any, raw: Any, path: str, unresolved: dict[str, str]) -> A
         return raw
     try:
         value = OmegaConf.select(config, path, throw_on_missing=False)
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         unresolved[path] = str(error).splitlines()[0].rpartition("interpolation: ")[2]
         return _Missing
     # A node is checked where it stands, and not again where it is referred to.
-    if OmegaConf.is_dict(value):
-        return _Missing
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
+    return _Missing if any(_nodes(plain, "")) else plain
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
