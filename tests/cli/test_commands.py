@@ -105,12 +105,9 @@ def test_prepare_train_resume_generate_evaluate(
         ("method.caption_dropout=-1", "method.caption_dropout"),
         ("localization.localization_blocks=[attic]", "attic"),
         ("localization.localization=l2", "localization.localization"),
-        ("method.model.fusion.mode=max", "method.model.fusion.mode='max'"),
-        (
-            "data.module.background=blur",
-            "data.module: background: Input should be 'noise', 'black' or 'kept'",
-        ),
-        ("matmul_precision=fast", "matmul_precision=fast: one of highest"),
+        ("method.model.fusion.mode=max", "method.model.fusion.mode=max: takes one of mlp"),
+        ("data.module.background=blur", "data.module.background=blur: takes one of noise, black, kept"),
+        ("matmul_precision=fast", "matmul_precision=fast: takes one of highest"),
         ("data.module.batch_size=0", "batch_size"),
     ],
 )

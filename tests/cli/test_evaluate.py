@@ -145,7 +145,7 @@ def test_other_metrics_are_refused_beside_scores_that_stay(run: Run) -> None:
     [
         (["checkpoint=null"], "checkpoint: name trained weights"),
         (["checkpoint=gone.ckpt"], "checkpoint gone.ckpt: no such file"),
-        (["alphas=[2]"], "alphas=[2.0]: one or more different numbers"),
+        (["alphas=[2]"], "alphas=[2]: takes a list of numbers from 0 to 1"),
         (["model.base=gone"], "gone"),
         (["benchmark.images=gone"], "benchmark.images=gone: no such folder"),
         (["scoring.batch_size=0", "methods=[text_only]", "benchmark.multi=null"], "scoring.batch_size=0"),

@@ -56,7 +56,9 @@ class Job:
 
     def newest_files(self, folder: Path) -> list[Path]:
         """Files that may be damaged, the newest last; links are not counted twice."""
-        found = {file.resolve() for pattern in self.newest for file in (folder / OUTPUT).rglob(pattern)}
+        walked = os.walk(folder / OUTPUT)  # which passes over folders that a job removes meanwhile
+        files = [Path(top, name) for top, _, names in walked for name in names]
+        found = {file.resolve() for file in files if any(map(file.match, self.newest))}
         return sorted((file for file in found if file.exists()), key=lambda file: file.stat().st_mtime_ns)
 
 

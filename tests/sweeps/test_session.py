@@ -42,7 +42,7 @@ def test_only_the_job_that_failed_runs_again(run: Run, settings: list[str], laun
     assert status == 1
     folder = Path("multirun/dropout")
     assert f"1 of 3 jobs in {folder} did not finish:" in err
-    reason = "method.caption_dropout=2: a probability between 0 and 1"
+    reason = "method.caption_dropout=2: takes a number from 0 to 1"
     assert f"\n  job 1 (method.caption_dropout=2): {reason}\n    {folder}/1/error.log\n" in err
     assert "caption_dropout=0.1,2,0.3 resume=auto" in err
     assert [job.status for job in read_jobs(folder)] == ["finished", "failed", "finished"]

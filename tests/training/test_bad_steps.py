@@ -9,12 +9,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from configurations import composed
 from lightning.pytorch.callbacks import Callback
 from small_training import saving, two
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from fastcomposer.cli.train import train
 from fastcomposer.training.base_module import NonFiniteLossError, NonFiniteWeightsError
 from fastcomposer.training.checkpoints import CheckpointFiles, read_step
 from fastcomposer.training.resuming import find_checkpoint
@@ -140,9 +138,3 @@ def test_checkpoints_that_are_not_finite_are_skipped(
     for resume in ("auto", str(tmp_path / "step=000004.ckpt")):
         with pytest.raises(FaultError, match=r"not finite \(optimizer_states\.0\.state\.0\.exp_avg\)"):
             find_checkpoint(resume, tmp_path)
-
-
-@pytest.mark.parametrize("value", [".nan", ".inf", "-1.0", "much"])
-def test_a_clipping_that_is_no_number_is_named(value: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^trainer\.gradient_clip_val="):
-        train(composed("train", f"trainer.gradient_clip_val={value}", f"run_dir={tmp_path}"))

@@ -125,6 +125,12 @@ class Model(BaseModel):
     reference_size: Side
 
 
+class Metrics(BaseModel):
+    """The group ``metrics``."""
+
+    reference_size: Side | None
+
+
 class Data(BaseModel):
     """The group ``data``."""
 
@@ -191,7 +197,7 @@ class Evaluate(Command):
     checkpoint: Text | None
     benchmark: Node
     methods: dict[str, Node]
-    metrics: dict[str, Any]
+    metrics: Metrics
     scoring: Node
     distances: Node
     logger: dict[str, Node | None] | None
@@ -278,7 +284,7 @@ class Diagnose(Attention):
 
     timesteps: Annotated[list[Annotated[int, Field(ge=0, le=999)]], Field(min_length=1)]
     fitted: Node
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 class Card(Command):
@@ -363,9 +369,9 @@ def check_settings(config: DictConfig, command: str) -> None:
         config: Composed; its node ``hydra`` is left out.
         command: Which command's.
     """
-    found = dict(_problems(config, command))
+    found = [*dict(_problems(config, command)).values()]
     if found:
-        raise ValueError("\n  ".join(["these settings are not valid:", *found.values()]))
+        raise ValueError("\n  ".join(["these settings are not valid:", *found] if len(found) > 1 else found))
 
 
 def check_folder(key: str, folder: str) -> None:
