@@ -191,3 +191,12 @@ def test_a_refused_command_ends_at_once_and_makes_nothing(
     assert all(name in result.stderr for name in named)
     assert after.ru_utime - before.ru_utime < 3
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_sweep_into_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    call = [sys.executable, "-m", "fastcomposer", "train", "-m", "seed=1,2", f"hydra.sweep.dir={file}"]
+    result = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: hydra.sweep.dir={file}")

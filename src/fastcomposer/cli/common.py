@@ -143,7 +143,8 @@ class CheckSettings(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check; Hydra lets no other exception than SystemExit pass."""
-        from fastcomposer.cli.settings import check_folder, check_settings
+        from fastcomposer.cli.settings import check_settings
+        from fastcomposer.utils.files import check_folder
         from fastcomposer.utils.texts import keep_texts
 
         config = copy.deepcopy(config)

@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +23,6 @@ from fastcomposer.utils.signatures import parameters
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _LARGEST = 1e9
-_NAME_LENGTH, _PATH_LENGTH = 255, 4096  # bytes, of Linux
 
 
 def _scalar(value: Any) -> Any:
@@ -372,21 +370,6 @@ def check_settings(config: DictConfig, command: str) -> None:
     found = [*dict(_problems(config, command)).values()]
     if found:
         raise ValueError("\n  ".join(["these settings are not valid:", *found] if len(found) > 1 else found))
-
-
-def check_folder(key: str, folder: str) -> None:
-    """Refuse a folder that cannot be made, by ``ValueError``."""
-    path = Path(folder).absolute()
-    if (
-        any(len(os.fsencode(part)) > _NAME_LENGTH for part in path.parts)
-        or len(os.fsencode(path)) > _PATH_LENGTH
-    ):
-        raise ValueError(f"{key}: {folder[:60]}…: too long a path")
-    existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
-    if not existing.is_dir():
-        raise ValueError(f"{key}={folder}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{key}={folder}: {existing} is read-only")
 
 
 def _problems(config: DictConfig, command: str) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from fastcomposer.sweeps.job import arguments_replaced, check_processes, setting
 from fastcomposer.sweeps.jobs import EVALUATION, JOB_NAME, Job, Plan, key_and_value, read_jobs, swept_keys
 from fastcomposer.sweeps.search import chosen_overrides, read_goal, resume_search
 from fastcomposer.sweeps.trained_jobs import quoted, trains_fastcomposer, unchanging_job
+from fastcomposer.utils.files import check_folder
 from fastcomposer.utils.lock import is_first_process, sole_run
 from fastcomposer.utils.texts import keep_texts
 
@@ -56,6 +57,7 @@ def watched(
     try:
         plan = _plan(command, call, config, given, check_objective)
         check_processes(config, config.hydra, visible=lambda: 1)  # "all of them" is for the jobs to count
+        check_folder("hydra.sweep.dir", str(folder))
         with sole_run(folder):
             begin_sweep(folder, plan, config.get("resume", "auto"), _by_number(config))
             try:

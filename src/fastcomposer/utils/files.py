@@ -14,6 +14,22 @@ from typing import Any, BinaryIO
 LOCK_NAME = ".lock"
 """Name of the file that keeps a second run out of a folder."""
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+_NAME_LENGTH, _PATH_LENGTH = 255, 4096  # bytes, of Linux
+
+
+def check_folder(key: str, folder: str) -> None:
+    """Refuse a folder that cannot be made, by ``ValueError``."""
+    path = Path(folder).absolute()
+    if (
+        any(len(os.fsencode(part)) > _NAME_LENGTH for part in path.parts)
+        or len(os.fsencode(path)) > _PATH_LENGTH
+    ):
+        raise ValueError(f"{key}: {folder[:60]}…: too long a path")
+    existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not existing.is_dir():
+        raise ValueError(f"{key}={folder}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{key}={folder}: {existing} is read-only")
 
 
 def existing_file(path: str | Path, what: str) -> Path:
