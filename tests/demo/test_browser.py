@@ -127,6 +127,18 @@ def generated(page: Page) -> Any:
     return page.locator("#fc-gallery img")
 
 
+def set_steps(page: Page, steps: int) -> None:
+    """Type the number of steps again until the slider shows it: the settings may not be mounted yet."""
+    slider = page.get_by_label("range slider for Steps")
+    for _ in range(20):
+        page.get_by_label("number input for Steps").fill(str(steps))
+        page.get_by_label("number input for Steps").press("Enter")
+        page.wait_for_timeout(500)  # a value that is taken back is taken back by now
+        if slider.input_value() == str(steps):
+            return
+    pytest.fail(f"the slider never showed {steps} steps")
+
+
 def scrolls_sideways(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
 
@@ -234,8 +246,7 @@ def test_a_request_is_stopped(open_page: Any, examples: list[Example]) -> None:
     page.get_by_role("button", name=examples[1].name).click()
     expect(people(page)).to_have_count(1, timeout=PATIENCE)
     page.get_by_role("button", name="More").click()
-    page.get_by_label("number input for Steps").fill("100")
-    page.get_by_label("number input for Steps").press("Enter")
+    set_steps(page, 100)
     other = open_page(width=390)  # all is ready before, because generating takes little time
     other.get_by_role("button", name=examples[1].name).click()
     expect(people(other)).to_have_count(1, timeout=PATIENCE)
@@ -248,8 +259,7 @@ def test_a_request_is_stopped(open_page: Any, examples: list[Example]) -> None:
     expect(generated(other)).to_have_count(2, timeout=PATIENCE)
     expect(stop).not_to_be_visible(timeout=PATIENCE)
     expect(page.locator("#fc-progress progress")).not_to_be_visible()
-    page.get_by_label("number input for Steps").fill("1")
-    page.get_by_label("number input for Steps").press("Enter")
+    set_steps(page, 1)
     page.get_by_role("button", name="Generate", exact=True).click()  # the next one has its turn
     expect(generated(page)).to_have_count(2, timeout=PATIENCE)
     expect(page.locator("#fc-strip")).not_to_be_visible()
