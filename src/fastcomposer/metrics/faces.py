@@ -150,10 +150,10 @@ class FaceNetEmbedder(nn.Module):
 
     Args:
         weights: Weights of InceptionResnetV1 as for :class:`FaceNetFaces`, but not those that score.
-        download: See there.
+        download: Whether weights that are given by name and not there may be downloaded.
 
     Raises:
-        FileNotFoundError: See there.
+        FileNotFoundError: If there are no such weights; the message names the file and where to put it.
         ValueError: If a file holds other weights.
     """
 
