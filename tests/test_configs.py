@@ -31,7 +31,7 @@ TRAINING = (
     "model data method localization identity timesteps sampler trainer callbacks logger experiment sweep"
 )
 GROUPS = dict.fromkeys(TRAINING.split(), "train")
-GROUPS |= dict.fromkeys(("metrics", "benchmark", "compared"), "evaluate")
+GROUPS |= dict.fromkeys(("metrics", "scoring", "benchmark", "compared"), "evaluate")
 LAUNCHERS = [file.stem for file in sorted((CONFIG_FOLDER / "hydra" / "launcher").glob("*.yaml"))]
 PARTS = [  # parts of a choice of data
     (file.parent.name, file.stem) for file in sorted((CONFIG_FOLDER / "data").glob("*/*.yaml"))
