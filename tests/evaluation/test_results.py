@@ -18,6 +18,7 @@ from fastcomposer.evaluation.results import (
     SCORES,
     Costs,
     Distances,
+    Origin,
     ResultRow,
     ResultsError,
     read_results,
@@ -222,7 +223,15 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     distances = Distances(12.5, -0.001, 0.01, 1000, "InceptionFeatures")
     measured = result(measures={"colour": Estimate(0.5, (0.4, 0.6))})
     further = result(distances=replace(distances, scored_by="abc"), scored_by="def")
-    rows = (result(), row_from_scores(scores(), COSTS), result(distances=distances), further, measured)
+    foreign = result(method="uno", settings={"version": "1.0"}, origin=Origin("commit abc", 3))
+    rows = (
+        result(),
+        foreign,
+        row_from_scores(scores(), COSTS),
+        result(distances=distances),
+        further,
+        measured,
+    )
     write_results(file, rows, {"device": "cpu"})
     found = read_results(file)
     assert found.rows == rows
@@ -257,6 +266,9 @@ def edited(row: dict[str, Any], path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        ("method", "uno", "method: uno: one of fastcomposer"),
+        ("method", "../uno", r"method: .*pattern"),
+        ("origin", {"note": "x"}, "method: fastcomposer: one of .* another"),
         ("benchmark", "triple", "benchmark: .*single_subject.*, not 'triple'"),
         ("settings", [], "settings: "),
         ("images", None, "images: .*required"),
@@ -274,7 +286,7 @@ def test_defects_of_a_file_are_named(tmp_path: Path, path: str, value: Any, mess
     content = json.loads(file.read_text())
     edited(content["rows"][1], path, value)
     file.write_text(json.dumps(content))
-    with pytest.raises(ResultsError, match=rf"{file}: .*rows\[1\]\.{message}"):
+    with pytest.raises(ResultsError, match=rf"{file}: .*rows\[1\](\.|: ){message}"):
         read_results(file)
 
 

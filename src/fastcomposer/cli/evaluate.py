@@ -127,7 +127,7 @@ def _show_scores(rows: list[Any]) -> None:
             "" if score is None else f"{score.mean:.3f} ± {(score.ci95[1] - score.ci95[0]) / 2:.3f}"
             for score in (row.identity_preservation, row.prompt_consistency, *measured)
         ]
-        counts = f"{row.detection_rate.mean:.2f}", f"{row.seconds_per_image:.3g}"
+        counts = f"{row.detection_rate.mean:.2f}", "" if row.origin else f"{row.seconds_per_image:.3g}"
         table.add_row(row.benchmark, row.method, settings, str(row.images), *scores, *counts)
     show_table(table)
 

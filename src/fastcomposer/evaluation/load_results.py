@@ -107,8 +107,9 @@ class Collected:
         return next(filter(None, map(self.ours, self.benchmarks())), None)
 
     def baselines(self, benchmark: str) -> list[Run]:
-        """The other methods."""
-        return [run for run in self.main(benchmark) if run.row.method != OURS]
+        """The other methods of this package."""
+        others = [run for run in self.main(benchmark) if run.row.method != OURS]
+        return [run for run in others if run.row.origin is None]
 
     def sweep(self, benchmark: str) -> list[Run]:
         """FastComposer at several alphas, all else equal, by rising alpha; empty with fewer than two."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
@@ -21,6 +21,8 @@ from fastcomposer.utils.errors import invalid_fields
 from fastcomposer.utils.files import existing_file, write_atomically
 
 METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
+"""Methods that this package samples with."""
+MethodName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 LEAST_CONSISTENCY = 0.85
 """Fraction of the text-only prompt consistency that the best settings keep."""
 _Count = Annotated[int, Field(ge=0)]
@@ -50,6 +52,15 @@ class Distances:
     scored_by: str | None = None  # digest of features and real images: those of one digest can be compared
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where images of another system come from, as stated when they are scored."""
+
+    __pydantic_config__ = PLAIN
+    note: str = ""
+    missing: _Count = 0  # cases without an image, which are not scored
+
+
 class CategoryScores(TypedDict):
     """Scores of one category of prompts."""
 
@@ -63,8 +74,8 @@ class ResultRow:
 
     Attributes:
         benchmark: ``single_subject`` or ``multi_subject``.
-        method: One of :data:`METHODS`.
-        settings: What was chosen, such as ``alpha``; plain values.
+        method: One of :data:`METHODS`, or the name of another system.
+        settings: What was chosen, such as ``alpha`` or another system's ``version``; plain values.
         reference_images: Images of each subject that the method gets.
         images: How many were scored.
         identity_preservation: Under the corrected protocol.
@@ -88,11 +99,12 @@ class ResultRow:
         scored_by: Digest of extractors, their settings and weights: rows of one digest can be compared.
         measures: Further measures of the images, by name.
         by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
+        origin: Of another system's images, whose seconds, bytes and U-Net calls are not measured and 0.
     """
 
     __pydantic_config__ = PLAIN
     benchmark: Annotated[str, Field(pattern=f"^({'|'.join(PLACEHOLDERS)})$")]
-    method: Annotated[str, Field(pattern=f"^({'|'.join(METHODS)})$")]
+    method: MethodName
     settings: Mapping[str, Any]
     reference_images: _Count
     images: _Count
@@ -115,6 +127,7 @@ class ResultRow:
     scored_by: str | None = None
     measures: Mapping[str, Estimate] = field(default_factory=dict)
     by_category: Mapping[str, CategoryScores] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ``results.json``; what is not known is left out."""
@@ -159,6 +172,12 @@ class ResultsError(ValueError):
     """A results file or table of scores that is not as it must be; the message names it and the field."""
 
 
+def _with_origin(row: ResultRow) -> ResultRow:
+    if (row.method in METHODS) == (row.origin is not None):
+        raise ValueError(f"method: {row.method}: one of {', '.join(METHODS)}, or another with an origin")
+    return row
+
+
 @dataclass(frozen=True)
 class Results:
     """Content of a results file: machine and versions, and a row for each method, settings and benchmark."""
@@ -166,7 +185,7 @@ class Results:
     __pydantic_config__ = PLAIN
     schema: Literal[1]
     environment: Mapping[str, Any]
-    rows: tuple[ResultRow, ...]
+    rows: tuple[Annotated[ResultRow, AfterValidator(_with_origin)], ...]
 
 
 _RESULTS = TypeAdapter(Results)

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 import fastcomposer
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
-from fastcomposer.evaluation.results import METHODS, Costs, ResultRow, row_from_scores
+from fastcomposer.evaluation.results import METHODS, Costs, Origin, ResultRow, row_from_scores
 from fastcomposer.evaluation.store import (
     RUN_NAME,
     SCORES_NAME,
@@ -53,7 +53,9 @@ def result_rows(output: Path) -> list[ResultRow]:
         peak = max(costs.peak_memory_bytes, *table["peak_memory_bytes"].to_pylist())
         row = row_from_scores(table, replace(costs, peak_memory_bytes=peak))
         distances = read_distances(file.parent, images_key(run["hash"], table["case"].to_pylist()))
-        rows.append(replace(row, distances=distances, scored_by=scored_by(file)))
+        stated = run["config"].get("origin")
+        origin = None if stated is None else Origin(**stated)
+        rows.append(replace(row, distances=distances, scored_by=scored_by(file), origin=origin))
     check_same((output, row) for row in rows)
     order: Iterable[str] = (*PLACEHOLDERS, *METHODS)
     places = {name: number for number, name in enumerate(order)}
@@ -61,7 +63,8 @@ def result_rows(output: Path) -> list[ResultRow]:
         rows,
         key=lambda row: (
             places[row.benchmark],
-            places[row.method],
+            places.get(row.method, len(places)),
+            row.method,
             json.dumps(dict(row.settings), sort_keys=True),
         ),
     )

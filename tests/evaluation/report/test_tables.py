@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastcomposer.evaluation.load_results import Collected, collect, difference
+from fastcomposer.evaluation.report.paper_claims import deviations, expectations
 from fastcomposer.evaluation.report.tables import (
     MINUS,
     Table,
@@ -24,8 +25,8 @@ from fastcomposer.evaluation.report.tables import (
     to_latex,
     written,
 )
-from fastcomposer.evaluation.report.write_report import summary_section
-from fastcomposer.evaluation.results import Distances, read_results, write_results
+from fastcomposer.evaluation.report.write_report import results_section, summary_section
+from fastcomposer.evaluation.results import Distances, Origin, read_results, write_results
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.evaluation.store import write_table
 
@@ -77,6 +78,42 @@ def test_distances_from_real_images_have_a_table_where_there_are_any(
     line = row(table, "Single subject, FastComposer")
     assert (line["FID"], line["KID"], line["images"]) == ("31.250", f"{MINUS}0.002", "32")
     assert "1,000 held-out images of the data, as ClipFeatures describes them" in table.notes[0]
+
+
+def test_another_system_is_a_line_that_says_where_it_comes_from_and_changes_no_claim(
+    collected: Collected, tables: dict[str, Table]
+) -> None:
+    best = Estimate(0.9, (0.8, 1.0))
+    foreign = [
+        replace(
+            run,
+            row=replace(
+                run.row,
+                method="ip_adapter",
+                settings={"version": "1.10"},
+                origin=Origin("commit abc", missing=3),
+                scored_by="0a1b",
+                identity_preservation=best,
+                identity_published=best,
+            ),
+        )
+        for run in collected.runs
+        if run.row.method == "text_only"
+    ]
+    joined = replace(collected, runs=(*collected.runs, *foreign))
+    made = {table.key: table for table in make_tables(joined)}
+    line = row(made["single_subject"], "IP-Adapter")
+    assert line["identity, published protocol"].startswith("0.900")
+    assert {line[cost] for cost in ("s / image", "s to personalise", "stored / subject", "peak memory")} == {
+        "–"
+    }
+    for text in (made["single_subject"].notes[-1], results_section(joined), summary_section(joined)):
+        assert all(
+            stated in text for stated in ("IP-Adapter", "version 1.10", "commit abc", "0a1b", "3 cases")
+        )
+    assert made["speed"].frame.equals(tables["speed"].frame)
+    assert expectations(joined) == expectations(collected)
+    assert deviations(joined) == deviations(collected)
 
 
 @pytest.mark.parametrize(("off", "localized"), [("none", False), (0.0, False), (False, False), (0.1, True)])

@@ -128,7 +128,8 @@ def deviations(collected: Collected) -> list[str]:
     }
     found = []
     for benchmark, (measure, (name, score)) in product(collected.benchmarks(), measures.items()):
-        runs = {run.row.method: run for run in reversed(collected.main(benchmark))}
+        main = reversed(collected.main(benchmark))
+        runs = {run.row.method: run for run in main if run.row.origin is None}
         known = [(run, published.get((benchmark, method, measure))) for method, run in runs.items()]
         ranked = [(run, figure) for run, figure in reversed(known) if figure is not None]
         for pair in combinations(ranked, 2):

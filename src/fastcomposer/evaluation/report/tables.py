@@ -71,6 +71,12 @@ _SUBJECTS = {
     "confusion": Column("ID-Conf", "score", bare=True),
     "copy_paste_ratio": Column("copy-paste ratio", "score", bare=True),
 }
+_COSTS = {
+    "seconds_per_image": Column("s / image", "seconds"),
+    "personalization_seconds_per_subject": Column("s to personalise", "seconds"),
+    "stored_bytes_per_subject": Column("stored / subject", "bytes"),
+    "peak_memory_bytes": Column("peak memory", "bytes"),
+}
 _OF_SUBJECTS = (
     "Coverage is the fraction of images in which each subject has its own face, as similar as images of one "
     "person are, and nobody appears twice (duplicates); head count that with as many faces as subjects. "
@@ -244,10 +250,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         (_COPY_PASTE, lambda row: row.copy_paste),
         *((_SUBJECTS[name], attrgetter(name)) for name in subjects),
         *((Column(name, "score"), partial(_measure, name)) for name in measures),
-        (Column("s / image", "seconds"), lambda row: row.seconds_per_image),
-        (Column("s to personalise", "seconds"), lambda row: row.personalization_seconds_per_subject),
-        (Column("stored / subject", "bytes"), lambda row: row.stored_bytes_per_subject),
-        (Column("peak memory", "bytes"), lambda row: row.peak_memory_bytes or None),
+        *((column, partial(_cost, name)) for name, column in _COSTS.items()),
     ]
     figures = [figure for figure in read_published() if figure.benchmark == benchmark]
     published = {
@@ -266,7 +269,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         benchmark,
         BENCHMARKS[benchmark],
         make_frame("method", columns, lines),
-        _main_notes(collected, benchmark) + (_OF_SUBJECTS,) * bool(subjects),
+        (*_main_notes(collected, benchmark), *(_OF_SUBJECTS,) * bool(subjects), *origin_notes(runs)),
         list(BENCHMARKS).index(benchmark) + 1,
         [name for run, name in zip(runs, names, strict=True) if run.row.method == OURS],
     )
@@ -280,6 +283,25 @@ def _subject_columns(runs: Sequence[Run], benchmark: str) -> list[str]:
 
 def _measure(name: str, row: ResultRow) -> Cell:
     return row.measures.get(name)
+
+
+def _cost(name: str, row: ResultRow) -> Cell:
+    """A cost; ``None`` where it is not measured, as for images of another system."""
+    value: float = getattr(row, name)
+    return None if row.origin or (name == "peak_memory_bytes" and not value) else value
+
+
+def origin_notes(runs: Iterable[Run]) -> tuple[str, ...]:
+    """State for each run of another system's images where they come from, and what scored them."""
+    notes = []
+    for run in runs:
+        if (origin := run.row.origin) is None:
+            continue
+        stated = [f"{key} {value}" for key, value in run.row.settings.items()]
+        details = ", ".join(filter(None, (*stated, origin.note, f"scored by extractors {run.row.scored_by}")))
+        missing = f"; {origin.missing:,} cases without an image are left out" * bool(origin.missing)
+        notes.append(f"{run.name}: images of another system, {details}{missing}.")
+    return tuple(notes)
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
@@ -422,7 +444,7 @@ def speed_table(collected: Collected) -> Table | None:
         return None
     figures = [figure for figure in read_published() if figure.benchmark == "single_subject"]
     reference = _quoted(figures, OURS, "seconds")
-    runs = collected.main(ours.row.benchmark)
+    runs = [run for run in collected.main(ours.row.benchmark) if run.row.origin is None]
     names = distinguishing(runs)
     lines: list[tuple[str, Sequence[Cell]]] = []
     for run, name in zip(runs, names, strict=True):

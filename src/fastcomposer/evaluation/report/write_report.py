@@ -20,6 +20,7 @@ from fastcomposer.evaluation.report.tables import (
     main_table,
     make_frame,
     make_tables,
+    origin_notes,
     to_csv,
     to_latex,
     to_markdown,
@@ -122,12 +123,14 @@ def summary_section(collected: Collected) -> str:
     strong = []
     for label, by_benchmark in rows.items():
         first = next(iter(by_benchmark.values()))
-        cells: list[Cell] = [first.reference_images, first.personalization_seconds_per_subject]
+        seconds = None if first.origin else first.personalization_seconds_per_subject
+        cells: list[Cell] = [first.reference_images, seconds]
         for row in map(by_benchmark.get, names):
             cells += [None, None] if row is None else [row.identity_preservation, row.prompt_consistency]
         lines.append((label, cells))
         strong += [label] * (first.method == OURS)
-    table = Table("summary", "", make_frame("method", columns, lines), strong=strong)
+    notes = dict.fromkeys(origin_notes(run for name in names for run in collected.main(name)))
+    table = Table("summary", "", make_frame("method", columns, lines), tuple(notes), strong=strong)
     return f"{to_markdown(table, heading=False)}\n\n{_measured(collected)}"
 
 
@@ -136,9 +139,10 @@ def results_section(collected: Collected) -> str:
     parts = []
     for benchmark in collected.benchmarks():
         table = _narrowed(main_table(collected, benchmark))
-        images = max(run.row.images for run in collected.main(benchmark))
+        runs = collected.main(benchmark)
+        images = max(run.row.images for run in runs)
         title = f"{table.title}, {images:,} images per method"
-        parts.append(to_markdown(replace(table, title=title, notes=(), number=None)))
+        parts.append(to_markdown(replace(table, title=title, notes=origin_notes(runs), number=None)))
     gain = localization_table(collected)
     if gain is not None:
         parts.append(to_markdown(replace(gain, notes=gain.notes[:1])))
