@@ -62,6 +62,12 @@ def test_the_interval_of_pairs_covers_the_truth_as_often(people: int, least: flo
     assert least <= covered / 200 <= 0.99
 
 
+def test_people_who_are_always_together_count_as_one() -> None:
+    values = np.random.default_rng(2).random(8)
+    fives = [tuple(f"{group}{person}" for person in "abcde") for group in range(8)]
+    assert bootstrap(values, fives) == bootstrap(values, list(range(8)))
+
+
 def test_one_group_speaks_of_itself() -> None:
     found = bootstrap([0.0, 1.0] * 50, ["a"] * 100)
     assert found.mean == 0.5

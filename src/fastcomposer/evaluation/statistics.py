@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -45,8 +45,9 @@ def bootstrap(
 
     Subjects are drawn with replacement, each with all of its images: images of one subject are not
     independent, and resampling them would give far too narrow an interval. A pair counts as often as its one
-    subject is drawn times its other (Snijders and Borgatti 1999). With one group its images are resampled;
-    the interval then describes that group alone.
+    subject is drawn times its other (Snijders and Borgatti 1999). People with the same groups are drawn
+    as one: where nobody is in two groups, groups are resampled. With one group its images are resampled; the
+    interval then describes that group alone.
 
     Args:
         values: (N,) one finite value for each image.
@@ -72,10 +73,10 @@ def bootstrap(
         )
     order = {group: position for position, group in enumerate(dict.fromkeys(groups))}
     of_group = np.array([order[group] for group in groups])
-    members = [group if isinstance(group, tuple) else (group,) for group in order]
+    members = _units([group if isinstance(group, tuple) else (group,) for group in order])
     if len(order) == 1:
         of_group = np.arange(len(numbers))
-        members = [(number,) for number in range(len(numbers))]
+        members = [{number} for number in range(len(numbers))]
     totals, counts = np.bincount(of_group, numbers), np.bincount(of_group)
     weights = _drawn(members, seed, draws)
     sizes = weights @ counts
@@ -86,12 +87,21 @@ def bootstrap(
     return Estimate(float(numbers.mean()), (float(low), float(high)))
 
 
-def _drawn(members: Sequence[Sequence[Hashable]], seed: int, draws: int) -> np.ndarray:
+def _units(groups: Sequence[Sequence[Hashable]]) -> list[Iterable[Hashable]]:
+    """Groups by what is drawn: people with the same groups are one unit, named by these."""
+    found: dict[Hashable, tuple[int, ...]] = {}
+    for number, group in enumerate(groups):
+        for person in dict.fromkeys(group):
+            found[person] = (*found.get(person, ()), number)
+    return [dict.fromkeys(found[person] for person in group) for group in groups]
+
+
+def _drawn(members: Sequence[Iterable[Hashable]], seed: int, draws: int) -> np.ndarray:
     """(draws, groups) how often each group counts where its members are drawn with replacement."""
-    people = {person: number for number, person in enumerate(dict.fromkeys(itertools.chain(*members)))}
-    drawn = np.random.default_rng(seed).integers(len(people), size=(draws, len(people)))
-    times = np.array([np.bincount(row, minlength=len(people)) for row in drawn])
-    weights = [times[:, [people[person] for person in group]].prod(axis=1) for group in members]
+    units = {unit: number for number, unit in enumerate(dict.fromkeys(itertools.chain(*members)))}
+    drawn = np.random.default_rng(seed).integers(len(units), size=(draws, len(units)))
+    times = np.array([np.bincount(row, minlength=len(units)) for row in drawn])
+    weights = [times[:, [units[unit] for unit in group]].prod(axis=1) for group in members]
     return np.stack(weights, axis=1)
 
 
