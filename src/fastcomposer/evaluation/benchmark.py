@@ -19,6 +19,16 @@ from fastcomposer.utils.ranges import Count, Seed
 
 PLACEHOLDERS = {"single_subject": ("{subject}",), "multi_subject": ("{subject_1}", "{subject_2}")}
 """Benchmarks by name, and what stands for the subjects in their prompts."""
+OTHERS = {
+    f"{name}_{count}": f"{title}, {count} {'person' if count == 1 else 'people'}"
+    for name, title, most in (
+        ("multiid", "MultiID-Bench", 5),
+        ("xverse", "XVerseBench", 3),
+        ("multihuman", "MultiHuman-Testbench", 5),
+    )
+    for count in range(1, most + 1)
+}
+"""Titles of others' benchmarks by name: one benchmark for each number of people in an image."""
 
 
 class BenchmarkError(ValueError):

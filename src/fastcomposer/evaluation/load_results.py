@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, Field
 
-from fastcomposer.evaluation.benchmark import PLACEHOLDERS, Benchmark
+from fastcomposer.evaluation.benchmark import OTHERS, PLACEHOLDERS, Benchmark
 from fastcomposer.evaluation.results import ResultRow, read_results
 from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap, paired_difference
 from fastcomposer.evaluation.store import SCORES_NAME, check_same, read_table, scored_by
@@ -34,7 +34,7 @@ NAMES = {
     "uniportrait": "UniPortrait",
 }
 """Methods in the order of the paper's tables, then later work."""
-BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject"}
+BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject", **OTHERS}
 _ROUNDING = 1e-3
 Score = Literal["identity", "identity_published", "prompt_consistency"]
 _COLUMNS = "case category subjects seed identity identity_published prompt_consistency file"

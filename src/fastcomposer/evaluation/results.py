@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from fastcomposer.evaluation.benchmark import PLACEHOLDERS
+from fastcomposer.evaluation.benchmark import OTHERS, PLACEHOLDERS
 from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap
 from fastcomposer.metrics.image_scores import COLUMN
 from fastcomposer.utils.errors import invalid_fields
@@ -73,7 +73,7 @@ class ResultRow:
     """One method with one choice of settings on one benchmark.
 
     Attributes:
-        benchmark: ``single_subject`` or ``multi_subject``.
+        benchmark: ``single_subject``, ``multi_subject`` or one of others', such as ``multiid_2``.
         method: One of :data:`METHODS`, or the name of another system.
         settings: What was chosen, such as ``alpha`` or another system's ``version``; plain values.
         reference_images: Images of each subject that the method gets.
@@ -103,7 +103,7 @@ class ResultRow:
     """
 
     __pydantic_config__ = PLAIN
-    benchmark: Annotated[str, Field(pattern=f"^({'|'.join(PLACEHOLDERS)})$")]
+    benchmark: Annotated[str, Field(pattern=f"^({'|'.join((*PLACEHOLDERS, *OTHERS))})$")]
     method: MethodName
     settings: Mapping[str, Any]
     reference_images: _Count

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 import fastcomposer
-from fastcomposer.evaluation.benchmark import PLACEHOLDERS
+from fastcomposer.evaluation.benchmark import OTHERS, PLACEHOLDERS
 from fastcomposer.evaluation.results import METHODS, Costs, Origin, ResultRow, row_from_scores
 from fastcomposer.evaluation.store import (
     RUN_NAME,
@@ -57,7 +57,7 @@ def result_rows(output: Path) -> list[ResultRow]:
         origin = None if stated is None else Origin(**stated)
         rows.append(replace(row, distances=distances, scored_by=scored_by(file), origin=origin))
     check_same((output, row) for row in rows)
-    order: Iterable[str] = (*PLACEHOLDERS, *METHODS)
+    order: Iterable[str] = (*PLACEHOLDERS, *OTHERS, *METHODS)
     places = {name: number for number, name in enumerate(order)}
     return sorted(
         rows,

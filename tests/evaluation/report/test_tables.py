@@ -49,6 +49,17 @@ def row(table: Table, label: str) -> dict[str, str]:
     return {("paper " if column.group else "") + column.title: text for column, text in texts.items()}
 
 
+def test_a_benchmark_of_others_has_a_table_without_published_figures(collected: Collected) -> None:
+    coverage = Estimate(0.5, (0.4, 0.6))
+    runs = [run for run in collected.runs if run.row.benchmark == "multi_subject"]
+    renamed = [replace(run.row, benchmark="multihuman_5", coverage=coverage) for run in runs]
+    others = tuple(replace(run, row=row) for run, row in zip(runs, renamed, strict=True))
+    table = make_tables(replace(collected, runs=others))[0]
+    assert (table.key, table.heading) == ("multihuman_5", "MultiHuman-Testbench, 5 people")
+    assert "coverage" in {column.title for column in table.frame}
+    assert not any(column.group for column in table.frame)
+
+
 def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collected) -> None:
     order = ["text_only", "textual_inversion", "dreambooth", "custom_diffusion", "fastcomposer"]
     assert [run.row.method for run in collected.main("multi_subject")] == order

@@ -11,6 +11,7 @@ from typing import Literal
 
 import pandas as pd
 
+from fastcomposer.evaluation.benchmark import PLACEHOLDERS
 from fastcomposer.evaluation.load_results import (
     BENCHMARKS,
     OURS,
@@ -236,7 +237,7 @@ def make_tables(collected: Collected) -> list[Table]:
 
 
 def main_table(collected: Collected, benchmark: str) -> Table:
-    """All methods on a benchmark, as in the paper's tables 1 and 2."""
+    """All methods on a benchmark; the paper's are its tables 1 and 2."""
     runs = collected.main(benchmark)
     names = distinguishing(runs)
     measures = dict.fromkeys(name for run in runs for name in run.row.measures)
@@ -270,14 +271,14 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         BENCHMARKS[benchmark],
         make_frame("method", columns, lines),
         (*_main_notes(collected, benchmark), *(_OF_SUBJECTS,) * bool(subjects), *origin_notes(runs)),
-        list(BENCHMARKS).index(benchmark) + 1,
+        [*PLACEHOLDERS].index(benchmark) + 1 if benchmark in PLACEHOLDERS else None,
         [name for run, name in zip(runs, names, strict=True) if run.row.method == OURS],
     )
 
 
 def _subject_columns(runs: Sequence[Run], benchmark: str) -> list[str]:
-    """Scores of several people that the table of such images has figures of."""
-    several = benchmark == "multi_subject"
+    """Scores of several people that there are figures of; none for the paper's single subjects."""
+    several = benchmark != "single_subject"
     return [name for name in _SUBJECTS if several and any(getattr(run.row, name) for run in runs)]
 
 
@@ -305,22 +306,26 @@ def origin_notes(runs: Iterable[Run]) -> tuple[str, ...]:
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
-    notes = [
-        "Brackets hold 95 % intervals from resampling subjects.",
-        "Published figures of identity are to be compared with the one by the published protocol. The "
-        "corrected one takes the largest faces and the best assignment and leaves negative scores as they "
-        "are; the other tables and plots have it alone.",
-    ]
+    notes = ["Brackets hold 95 % intervals from resampling subjects."]
+    if benchmark in PLACEHOLDERS:
+        notes.append(
+            "Published figures of identity are to be compared with the one by the published protocol. The "
+            "corrected one takes the largest faces and the best assignment and leaves negative scores as "
+            "they are; the other tables and plots have it alone."
+        )
+    else:
+        notes.append("These are not the scores of the benchmark's authors: compare methods in this table.")
     main = collected.ours(benchmark)
     if main is not None and main.alpha is not None:
         notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
         if main.alpha != collected.alpha:
             notes.append(f"That is the measured setting nearest to the α = {collected.alpha:g} asked for.")
-    notes.append(
-        "The published figures come from a far larger model and from photos of celebrities: orderings can be "
-        "compared, values cannot. [V] read in the published code, [R] quoted by another paper, [M] recalled, "
-        "unconfirmed."
-    )
+    if benchmark in PLACEHOLDERS:
+        notes.append(
+            "The published figures come from a far larger model and from photos of celebrities: orderings "
+            "can be compared, values cannot. [V] read in the published code, [R] quoted by another paper, "
+            "[M] recalled, unconfirmed."
+        )
     return tuple(notes)
 
 
