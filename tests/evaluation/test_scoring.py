@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toy_evaluation import SAMPLER, Toy, predict
 
-from fastcomposer.evaluation.benchmark import Subject, Subset
+from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject, Subset
 from fastcomposer.evaluation.generation import GenerationStage, PlannedRun, open_runs, plan_runs
 from fastcomposer.evaluation.methods import FastComposerMethod, TextOnlyMethod
 from fastcomposer.evaluation.pipelines import load_trained
@@ -24,6 +24,7 @@ from fastcomposer.evaluation.scoring import (
     KnownSubject,
     ScoringStage,
     embed_references,
+    embed_subjects,
     face_scores,
     read_reference,
 )
@@ -124,6 +125,39 @@ class TestReferences:
         assert known.others.argmax(1).tolist() == [1, 2]  # the black one shows nobody
         with pytest.raises(ValueError, match=r"5\.png: no face is found in the reference of subject bob"):
             embed_references(Subject("bob", "man", (files[5],)), MeanFaces(), None)
+
+
+class ColumnFaces(MeanFaces):
+    """A face in every four columns that are not black, larger to the left."""
+
+    def __call__(self, images: Tensor) -> list[Faces]:
+        found = [[part for part in image.split(4, dim=2) if part.max() > 0] for image in images]
+        return [faces(*map(self.embed, parts)) for parts in found]
+
+
+def columns(file: Path, *colors: tuple[int, int, int]) -> Path:
+    pixels = np.repeat(np.array(colors, np.uint8)[None], 4, axis=1).repeat(4, axis=0)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+@pytest.mark.parametrize("strangers", [[], [(90, 90, 90)]])
+def test_faces_of_a_target_go_to_its_subjects(strangers: list[Any], tmp_path: Path) -> None:
+    colors = {"ann": (200, 0, 0), "bob": (0, 200, 0), "cay": (0, 0, 200)}
+    people = tuple(Subject(n, "one", (columns(tmp_path / f"{n}.png", c),)) for n, c in colors.items())
+    others = [(40, 20, 200), (200, 40, 20), (20, 200, 40)]  # cay, ann and bob as they are in the target
+    target = columns(tmp_path / "target.png", *strangers, *others)
+    case = Case("c", "multiid_3", "v200_m", "", "", tuple(colors), 0, target)
+    extractor = ColumnFaces()
+    known = embed_subjects(Benchmark("multiid_3", people, (case,)), extractor, None)
+    assert {name: int(one.others.argmax(1)) for name, one in known.items()} == {"ann": 0, "bob": 1, "cay": 2}
+    assert gallery_threshold([torch.cat([s.reference[None], s.others]) for s in known.values()])
+    copied = extractor(read_reference(columns(tmp_path / "copy.png", *colors.values()), None)[None])
+    scores = face_scores(copied[0], list(known.values()), EYE[3], 0.9)
+    assert scores["copy_paste_ratio"] == pytest.approx(1, abs=1e-3)
+    assert (scores["coverage"], scores["head_count"]) == (1, 1)
+    again = extractor(read_reference(target, None)[None])[0]
+    assert face_scores(again, list(known.values()), EYE[3])["head_count"] == float(not strangers)
 
 
 @pytest.fixture
@@ -230,6 +264,10 @@ def test_scores_of_two_scorers_do_not_mix(drawn: tuple[Path, list[PlannedRun]]) 
     other.check_others(output, {ours, text})  # all that is there is scored anew
     same = ScoringStage(MeanFaces(), MeanImageText(), reference_size=32)
     same.check_others(output, {text})
+    with pytest.raises(ValueError, match=r"scoring: None, not \{"):
+        ScoringStage(MeanFaces(), MeanImageText(), reference_size=32, threshold=0.5).check_others(
+            output, {text}
+        )
     with pytest.raises(ValueError, match=r"metrics\.measures\.light: None, not \{"):
         ScoringStage(
             MeanFaces(), MeanImageText(), reference_size=32, measures={"light": Brightness()}

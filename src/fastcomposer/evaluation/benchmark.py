@@ -150,6 +150,7 @@ class Case:
         text: The prompt without markers.
         subjects: Ids in the order of the markers.
         seed: Of the initial noise.
+        target: An image of all its subjects that no method gets, for the copy-paste scores.
     """
 
     id: str
@@ -159,6 +160,7 @@ class Case:
     text: str
     subjects: tuple[str, ...]
     seed: int
+    target: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from fastcomposer.data.pixels import open_image
 from fastcomposer.data.transforms import pad_to_square
-from fastcomposer.evaluation.benchmark import Case, Subject
+from fastcomposer.evaluation.benchmark import Benchmark, Case, Subject
 from fastcomposer.evaluation.generation import PlannedRun
 from fastcomposer.evaluation.methods import blocks
 from fastcomposer.evaluation.store import (
@@ -51,7 +51,8 @@ from fastcomposer.metrics.multi_subject import (
 )
 from fastcomposer.prompt import strip_markers
 from fastcomposer.training.samples import SampleScore
-from fastcomposer.utils.ranges import Count, Side
+from fastcomposer.utils.matching import optimal_pairs
+from fastcomposer.utils.ranges import Cosine, Count, Side
 from fastcomposer.utils.settings import digest, file_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -85,6 +86,8 @@ class ScoringStage(ResumableStage):
         reference_size: See :func:`read_reference`.
         batch_size: Images scored together, at least 1.
         measures: Further scores of each image, by name.
+        threshold: Similarity from which two faces are one person's, for coverage and duplicates; by default
+            that of equal error among the images of a benchmark's subjects, if any of them has several.
     """
 
     title = "scores"
@@ -97,6 +100,7 @@ class ScoringStage(ResumableStage):
         reference_size: Side | None = None,
         batch_size: Count = 64,
         measures: Mapping[str, ImageMeasure] | None = None,
+        threshold: Cosine | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -118,9 +122,12 @@ class ScoringStage(ResumableStage):
             },
             compute_groups=False,
         )
-        self._known: dict[str, KnownSubject] = {}
+        self.threshold = threshold
+        self._known: dict[str, dict[str, KnownSubject]] = {}
         self._thresholds: dict[str, float | None] = {}
         self.scorer = describe_scorer(faces, image_text, reference_size, self.measures)
+        if threshold is not None:
+            self.scorer["scoring"] = {"threshold": threshold}
 
     def check_others(self, output: Path, redone: Collection[Path]) -> None:
         """Refuse to score beside scores from others; see the function of this name."""
@@ -208,19 +215,24 @@ class ScoringStage(ResumableStage):
             for subject in run.benchmark.subjects
         }
         cases = sorted(case.id for case in run.benchmark.cases)
-        return digest([run.store.hash, self.scorer, images, cases, COLUMNS.names])
+        made_from = [run.store.hash, self.scorer, images, cases, COLUMNS.names]
+        targets = {case.id: file_digest(case.target) for case in run.benchmark.cases if case.target}
+        return digest([*made_from, targets] if targets else made_from)
 
     def _part_key(self, part: ScoringTask) -> str:
         return digest([self._run_key(self.runs[part.run]), [case.id for case in part.cases]])
 
     def _subject(self, run: PlannedRun, name: str) -> KnownSubject:
-        if name not in self._known:
-            subject = next(subject for subject in run.benchmark.subjects if subject.id == name)
-            self._known[name] = embed_references(subject, self.faces, self.reference_size, self.device)
-        return self._known[name]
+        benchmark = run.store.benchmark
+        if benchmark not in self._known:
+            settings = self.faces, self.reference_size, self.device
+            self._known[benchmark] = embed_subjects(run.benchmark, *settings)
+        return self._known[benchmark][name]
 
     def _threshold(self, run: PlannedRun) -> float | None:
         """Similarity from which two faces are one person's, by the images of the benchmark's subjects."""
+        if self.threshold is not None:
+            return self.threshold
         name = run.store.benchmark
         if name not in self._thresholds:
             known = [self._subject(run, subject.id) for subject in run.benchmark.subjects]
@@ -272,6 +284,27 @@ def face_scores(
         **asdict(subject_score(faces, references, threshold)),
         "copy_paste_ratio": sum(ratios) / len(ratios) if ratios else None,
     }
+
+
+def embed_subjects(
+    benchmark: Benchmark, faces: FaceExtractor, size: int | None, device: torch.device | str = "cpu"
+) -> dict[str, KnownSubject]:
+    """Embed a benchmark's subjects by id: see :func:`embed_references`, and their faces in targets of cases.
+
+    A target's faces are assigned to its subjects with the greatest sum of similarities to their references.
+    """
+    known = {subject.id: embed_references(subject, faces, size, device) for subject in benchmark.subjects}
+    for target, names in dict.fromkeys((case.target, case.subjects) for case in benchmark.cases):
+        if target is None:
+            continue
+        (found,) = faces(read_reference(target, size)[None].to(device))
+        embeddings = found.embeddings.cpu()
+        references = torch.stack([known[name].reference for name in names])
+        for face, number in optimal_pairs((embeddings.double() @ references.double().T).numpy()):
+            subject = known[names[number]]
+            others = torch.cat([subject.others, embeddings[face, None]])
+            known[names[number]] = replace(subject, others=others)
+    return known
 
 
 def embed_references(
