@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from configurations import composed
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,7 @@ def loaded(choice: str, images: Path) -> list[Benchmark]:
     if "defaults" in config:
         below = OmegaConf.load(ROOT / "conf" / "benchmark" / f"{config.pop('defaults')[0]}.yaml")
         config = OmegaConf.merge(below, config)  # type: ignore[assignment]
+    config = config.get("benchmark", config)
     found: list[Benchmark] = instantiate(config, folder=str(ROOT / config.folder), images=str(images))
     return found
 
@@ -55,10 +57,28 @@ def test_the_paper_choice_takes_the_published_layout(tmp_path: Path) -> None:
     assert (len(single.cases), len(multi.cases)) == (2400, 8820)
     references = {subject.id: subject.images for subject in single.subjects}
     assert references == {name: (tmp_path / name / f"{number:09d}.jpg",) for number, name in enumerate(names)}
-    assert OmegaConf.is_missing(OmegaConf.load(ROOT / "conf" / "benchmark" / "paper.yaml"), "images")
+    assert OmegaConf.is_missing(composed("evaluate", "benchmark=paper").benchmark, "images")
     (tmp_path / "002937" / f"{names.index('002937'):09d}.jpg").unlink()
     with pytest.raises(InstantiationException, match=r"of subject 002937; .* identity 2937 into .*002937/"):
         loaded("paper", tmp_path)
+
+
+def test_the_paper_choice_scores_as_the_published_run_did() -> None:
+    chosen = composed("evaluate", "benchmark=paper", "metrics=paper", "sampler=paper")
+    assert (chosen.alphas, chosen.scoring.jpeg_quality, chosen.scoring.image_text.antialias) == (
+        [0.5],
+        75,
+        False,
+    )
+    assert composed("report", "benchmark=paper", "sampler=paper").alpha == 0.5
+    other = composed("evaluate", "metrics=paper", "sampler=paper")
+    assert (other.alphas, other.scoring.jpeg_quality, other.scoring.image_text.antialias) == (
+        [0.6],
+        None,
+        True,
+    )
+    own = composed("evaluate", "benchmark=paper", "alphas=[0.8]", "scoring.jpeg_quality=null")
+    assert (own.alphas, own.scoring.jpeg_quality) == ([0.8], None)
 
 
 @pytest.mark.parametrize("folders_too", [False, True])

@@ -219,6 +219,31 @@ def test_scores_are_those_of_the_images(drawn: tuple[Path, list[PlannedRun]]) ->
     assert [row.unet_calls for row in rows] == [32, 32, 8, 8]
 
 
+def test_images_may_be_scored_as_jpeg(drawn: tuple[Path, list[PlannedRun]], tmp_path: Path) -> None:
+    output, runs = drawn
+    run = runs[0]
+    assert score(runs[:1]) == 8
+    plain = read_table(run.store.scores_file)
+    assert score(runs[:1], jpeg_quality=75) == 8  # scored anew, not taken over
+    assert score(runs[:1], jpeg_quality=75) == 0
+    table = read_table(run.store.scores_file)
+    assert table is not None and plain is not None
+    assert table["identity"].to_pylist() != plain["identity"].to_pylist()
+    text = MeanImageText().embed_texts([case.text for case in run.benchmark.cases[:1]])[0]
+    case = run.benchmark.cases[0]
+    with Image.open(run.store.image_file(case)) as image:
+        image.convert("RGB").save(tmp_path / "saved.jpg")  # quality 75, by default
+    with Image.open(tmp_path / "saved.jpg") as image:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    (line,) = (line for line in table.to_pylist() if line["case"] == case.id)
+    assert line["prompt_consistency"] == pytest.approx(
+        float(MeanImageText().embed_images(pixels[None])[0] @ text), abs=1e-6
+    )
+    stage = ScoringStage(MeanFaces(), MeanImageText(), reference_size=32)
+    with pytest.raises(ValueError, match=r"scoring\.jpeg_quality: 75, not None"):
+        stage.check_others(output, set())
+
+
 def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from fastcomposer.evaluation.store import extractor_metadata
 from fastcomposer.metrics.image_text import ClipExtractor, fit_square
 
 TEXTS = ["a man on the beach", "a woman smiling"]
@@ -85,6 +87,16 @@ def test_images_are_fitted_as_clip_does() -> None:
     black_to_white[..., 4:] = 1
     fitted = fit_square(black_to_white, 32)
     assert (fitted.min(), fitted.max()) == (0, 1)  # bicubic would leave the range
+
+
+def test_images_may_be_resized_as_in_the_published_run(base: Path) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    expected = F.interpolate(images, (16, 16), mode="bicubic", align_corners=False, antialias=False)
+    assert expected.min() < 0 and expected.max() > 1
+    torch.testing.assert_close(fit_square(images, 16, antialias=False), expected)
+    smooth, sharp = (ClipExtractor(base, "clip", antialias=on) for on in (True, False))
+    assert extractor_metadata(smooth) | {"antialias": False} == extractor_metadata(sharp)
+    assert (smooth.embed_images(images) - sharp.embed_images(images)).abs().max() > 1e-4
 
 
 def test_what_cannot_be_loaded(base: Path, tmp_path: Path) -> None:

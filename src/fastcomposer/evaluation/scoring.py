@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -29,6 +30,7 @@ from fastcomposer.evaluation.store import (
     check_others,
     describe_scorer,
     read_table,
+    to_pil,
     write_table,
 )
 from fastcomposer.metrics.faces import FaceExtractor, Faces
@@ -52,7 +54,7 @@ from fastcomposer.metrics.multi_subject import (
 from fastcomposer.prompt import strip_markers
 from fastcomposer.training.samples import SampleScore
 from fastcomposer.utils.matching import optimal_pairs
-from fastcomposer.utils.ranges import Cosine, Count, Side
+from fastcomposer.utils.ranges import Cosine, Count, Quality, Side
 from fastcomposer.utils.settings import digest, file_digest
 from fastcomposer.utils.stages import ResumableStage
 
@@ -88,6 +90,8 @@ class ScoringStage(ResumableStage):
         measures: Further scores of each image, by name.
         threshold: Similarity from which two faces are one person's, for coverage and duplicates; by default
             that of equal error among the images of a benchmark's subjects, if any of them has several.
+        jpeg_quality: Of the JPEG that each image is encoded as and read back from before it is scored, as in
+            the published run; ``None`` scores the image itself.
     """
 
     title = "scores"
@@ -101,12 +105,13 @@ class ScoringStage(ResumableStage):
         batch_size: Count = 64,
         measures: Mapping[str, ImageMeasure] | None = None,
         threshold: Cosine | None = None,
+        jpeg_quality: Quality | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"scoring.batch_size={batch_size}: at least 1")
         self.faces, self.image_text, self.runs = faces, image_text, list(runs)
-        self.reference_size, self.batch_size = reference_size, batch_size
+        self.reference_size, self.batch_size, self.jpeg_quality = reference_size, batch_size, jpeg_quality
         self.measures = dict(measures or {})
         for measure in self.measures.values():
             if isinstance(measure, nn.Module):  # moves to the device with this stage
@@ -125,9 +130,9 @@ class ScoringStage(ResumableStage):
         self.threshold = threshold
         self._known: dict[str, dict[str, KnownSubject]] = {}
         self._thresholds: dict[str, float | None] = {}
-        self.scorer = describe_scorer(faces, image_text, reference_size, self.measures)
+        self.scorer = describe_scorer(faces, image_text, reference_size, self.measures, jpeg_quality)
         if threshold is not None:
-            self.scorer["scoring"] = {"threshold": threshold}
+            self.scorer["scoring"] = {**self.scorer.get("scoring", {}), "threshold": threshold}
 
     def check_others(self, output: Path, redone: Collection[Path]) -> None:
         """Refuse to score beside scores from others; see the function of this name."""
@@ -152,7 +157,7 @@ class ScoringStage(ResumableStage):
         part = self.tasks[batch]
         run = self.runs[part.run]
         photos = [run.store.read_image(case) for case in part.cases]
-        images = torch.stack([pixels for pixels, _ in photos]).to(self.device)
+        images = torch.stack([jpeg_pixels(pixels, self.jpeg_quality) for pixels, _ in photos]).to(self.device)
         found = self.faces(images)
         texts = self.image_text.embed_texts([case.text for case in part.cases])
         consistency = prompt_consistency(self.image_text.embed_images(images).cpu(), texts.cpu())
@@ -239,6 +244,16 @@ class ScoringStage(ResumableStage):
             galleries = [torch.cat([subject.reference[None], subject.others]) for subject in known]
             self._thresholds[name] = gallery_threshold(galleries)
         return self._thresholds[name]
+
+
+def jpeg_pixels(pixels: Tensor, quality: int | None) -> Tensor:
+    """Encode an image (3, H, W) in [0, 1] as JPEG and read it back; ``None`` leaves it as it is."""
+    if quality is None:
+        return pixels
+    data = io.BytesIO()
+    to_pil(pixels).save(data, "JPEG", quality=quality)
+    with Image.open(data) as image:
+        return to_tensor(image)
 
 
 def _checked(name: str, scores: Any, count: int) -> list[float]:

@@ -299,7 +299,11 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def describe_scorer(
-    faces: Any, image_text: Any, reference_size: int | None, measures: Mapping[str, Any]
+    faces: Any,
+    image_text: Any,
+    reference_size: int | None,
+    measures: Mapping[str, Any],
+    jpeg_quality: int | None,
 ) -> dict[str, Any]:
     """Describe what scores images, by the configuration keys that choose it; plain values."""
     return {
@@ -308,7 +312,8 @@ def describe_scorer(
             "image_text": extractor_metadata(image_text),
             "reference_size": reference_size,
             "measures": {name: extractor_metadata(measure) for name, measure in measures.items()},
-        }
+        },
+        "scoring": {"jpeg_quality": jpeg_quality},
     }
 
 

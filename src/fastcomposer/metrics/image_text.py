@@ -30,21 +30,24 @@ class ImageTextExtractor(Protocol):
 class ClipExtractor(nn.Module):
     """A CLIP of transformers.
 
-    Images are resized and cropped as CLIP's own preprocessing does (bicubic with antialias, shorter side
-    to the input size, centre), texts longer than its limit are cut and keep their end token.
+    Images are resized and cropped as CLIP's own preprocessing does (bicubic, shorter side to the input size,
+    centre), texts longer than its limit are cut and keep their end token.
 
     Args:
         model: Folder or hub id, with the tokenizer beside the model.
         subfolder: Folder of the model inside it, in the diffusers layout: the tokenizer is in ``tokenizer/``
             next to that.
+        antialias: Whether images are resized with antialiasing, as in CLIP's own preprocessing; the published
+            run resized them without. See :func:`fit_square`.
 
     Raises:
         FileNotFoundError: If there is no such model or no tokenizer.
         ValueError: If weights are missing or the tokenizer is another model's.
     """
 
-    def __init__(self, model: str | Path, subfolder: str | None = None) -> None:
+    def __init__(self, model: str | Path, subfolder: str | None = None, antialias: bool = True) -> None:
         super().__init__()
+        self.antialias = antialias
         key = "metrics.image_text.model"
         self.clip = load_pretrained(CLIPModel, model, key, subfolder or "")
         try:
@@ -67,7 +70,7 @@ class ClipExtractor(nn.Module):
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed images (N, 3, H, W) in [0, 1] as unit vectors (N, d)."""
         side = self.clip.config.vision_config.image_size
-        pixels = fit_square(images.to(self.clip.device), side)
+        pixels = fit_square(images.to(self.clip.device), side, self.antialias)
         pooled = self.clip.vision_model(pixel_values=self.normalize(pixels)).pooler_output
         return F.normalize(self.clip.visual_projection(pooled), dim=-1).to(images.device)
 
@@ -82,15 +85,16 @@ class ClipExtractor(nn.Module):
         return F.normalize(self.clip.text_projection(pooled), dim=-1).cpu()
 
 
-def fit_square(images: Tensor, side: int) -> Tensor:
-    """Resize the shorter side (bicubic, antialias) and cut out the centre.
+def fit_square(images: Tensor, side: int, antialias: bool = True) -> Tensor:
+    """Resize the shorter side (bicubic) and cut out the centre.
 
     Args:
         images: (N, 3, H, W) float in [0, 1]; images of the right size stay as they are.
         side: Side in pixels of what comes out.
+        antialias: ``False`` resizes as the published run did: without antialiasing, and values overshoot.
 
     Returns:
-        (N, 3, side, side) float in [0, 1].
+        (N, 3, side, side) float, in [0, 1] with antialiasing.
     """
-    resized = resize(images, [side], InterpolationMode.BICUBIC, antialias=True)
-    return center_crop(resized, [side, side]).clamp(0, 1)  # bicubic weights overshoot
+    fitted = center_crop(resize(images, [side], InterpolationMode.BICUBIC, antialias=antialias), [side, side])
+    return fitted.clamp(0, 1) if antialias else fitted
