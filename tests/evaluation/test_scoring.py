@@ -289,7 +289,7 @@ def test_scores_of_two_scorers_do_not_mix(drawn: tuple[Path, list[PlannedRun]]) 
     other.check_others(output, {ours, text})  # all that is there is scored anew
     same = ScoringStage(MeanFaces(), MeanImageText(), reference_size=32)
     same.check_others(output, {text})
-    with pytest.raises(ValueError, match=r"scoring: None, not \{"):
+    with pytest.raises(ValueError, match=r"scoring\.threshold: None, not 0\.5"):
         ScoringStage(MeanFaces(), MeanImageText(), reference_size=32, threshold=0.5).check_others(
             output, {text}
         )
