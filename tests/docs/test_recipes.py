@@ -20,7 +20,7 @@ from PIL import Image
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to"
 DATA = DOCS.parents[1] / "data"
-RECIPES = ("dataset", "metric", "backbone", "localization")
+RECIPES = ("dataset", "metric", "score", "backbone", "localization")
 _BLOCK = re.compile(r"(?:^`([^`\n]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
 # What makes a call take seconds. It follows the recipe's own arguments and changes no choice.
 SHORT = {
@@ -118,6 +118,15 @@ def test_a_metric(home: Path) -> None:
         assert 0 < low <= row["measures"]["colour"]["mean"] <= high < 1
     head = (home / "outputs/colour/tables.md").read_text().splitlines()[4]
     assert "| copy-paste | colour | s / image |" in head
+
+
+def test_images_of_any_system(home: Path) -> None:
+    follow("score")
+    (row,) = json.loads((home / "outputs/script/results.json").read_text())["rows"]
+    assert (row["method"], row["images"], row["settings"]) == ("script", 6, {"version": "1.0"})
+    assert row["origin"]["note"] == "alpha 0.8, 30 steps"
+    assert row["identity_preservation"]["mean"] > 0.3  # of the people asked for
+    assert "alpha 0.8, 30 steps" in (home / "outputs/script/tables.md").read_text()
 
 
 def test_a_backbone(home: Path) -> None:

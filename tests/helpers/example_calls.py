@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
-from fastcomposer.cli import doctor, evaluate, report
+from fastcomposer.cli import doctor, evaluate, report, score
 from fastcomposer.cli.common import quoted, renamed
 
 _CALL = re.compile(r"^\s*fastcomposer (\w+)(?: (.*))?$")
@@ -39,7 +39,7 @@ def overrides(command: str, arguments: str) -> list[str]:
     ]
     if command == "generate":
         given = [quoted(word, "prompt") for word in given]
-    for module in (evaluate, report):
+    for module in (evaluate, report, score):
         if module.__name__.endswith(command):
             given = [renamed(word, *module.ALIAS) for word in given]
     parsed = OverridesParser.create().parse_overrides(given)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train FastComposer, a fine-tuning baseline or a part of the embedded base",
     "evaluate": "sample a benchmark with one or several methods and score the images",
+    "benchmark": "write the cases of a benchmark, for other systems to generate images for",
+    "score": "score images of another system beside those of evaluate",
     "attention": "measure how much of each subject word's attention falls on that subject",
     "diagnose": "measure where identity is lost, stage by stage and at each noise level",
     "generate": "generate images of given people",

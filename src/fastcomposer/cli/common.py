@@ -55,7 +55,7 @@ _USELESS_WARNINGS = (
 def command(
     config_name: str,
     *,
-    free_text: str | None = None,
+    free_text: Sequence[str] = (),
     alias: tuple[str, str] | None = None,
     check_objective: Callable[[DictConfig], None] | None = None,
     sweep_jobs: Sequence[str] | None = None,
@@ -67,7 +67,7 @@ def command(
 
     Args:
         config_name: Name of the file in ``conf/``.
-        free_text: Key whose value needs no quotes.
+        free_text: Keys whose values need no quotes.
         alias: A name that is a configuration group elsewhere, and the key that it stands for here.
         check_objective: Refuses an ``objective`` that the function does not measure.
         sweep_jobs: Overrides of a call with ``sweep=jobs``, which measures the jobs of a training sweep.
@@ -110,8 +110,8 @@ def command(
         def main() -> None:
             _quieten()  # a search checks its objective before its jobs, and what that imports reads this
             arguments = sys.argv[1:]
-            if free_text is not None:
-                arguments = [quoted(argument, free_text) for argument in arguments]
+            for key in free_text:
+                arguments = [quoted(argument, key) for argument in arguments]
             if alias is not None:
                 arguments = [renamed(argument, *alias) for argument in arguments]
             if sweep_jobs is not None and "sweep=jobs" in arguments:

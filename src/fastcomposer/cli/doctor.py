@@ -61,11 +61,12 @@ def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from fastcomposer.cli.evaluate import ALIAS
+    from fastcomposer.cli import evaluate, score
     from fastcomposer.utils.texts import keep_texts
 
-    if name == "evaluate":
-        overrides = [renamed(one, *ALIAS) for one in overrides]
+    if name in ("evaluate", "score"):
+        alias = evaluate.ALIAS if name == "evaluate" else score.ALIAS
+        overrides = [renamed(one, *alias) for one in overrides]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         folder = "hydra.runtime.output_dir=${hydra.run.dir}"
         config = compose(name, [*overrides, folder], return_hydra_config=True)

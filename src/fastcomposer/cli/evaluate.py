@@ -40,34 +40,45 @@ def measure_scores(config: DictConfig) -> float | None:
     """Sample, score, and write ``results.json``, in a folder that no other run uses."""
     from hydra.utils import instantiate
 
+    benchmarks = instantiate(config.benchmark)
+    work = [(instantiate(method, _convert_="all"), benchmarks) for method in config.methods.values()]
+    objective = _objective(config, [method for method, _ in work], benchmarks)
+    rows = score_methods(config, work)
+    return None if objective is None or rows is None else objective(rows)
+
+
+def score_methods(config: DictConfig, work: list[tuple[Any, Any]]) -> list[Any] | None:
+    """Sample and score each method on its benchmarks, with ``results.json``; rows on the first process.
+
+    The list is emptied.
+    """
+    from hydra.utils import instantiate
+
     from fastcomposer.evaluation.generation import GenerationStage, open_runs, plan_runs, planned_folders
     from fastcomposer.evaluation.results import write_results
     from fastcomposer.evaluation.summary import describe_environment, result_rows
 
     quieten_lightning()
     output = Path(config.run_dir)
-    benchmarks = instantiate(config.benchmark)
-    methods: list[Any] = [instantiate(method, _convert_="all") for method in config.methods.values()]
-    objective = _objective(config, methods, benchmarks)
     scoring = instantiate(config.scoring)
-    distances = instantiate(config.distances) if config.fid else None
+    distances = instantiate(config.distances) if config.get("fid") else None
     stages = [stage for stage in (scoring, distances) if stage is not None]
-    folders = planned_folders(methods, benchmarks, output)
+    folders = {one for method, benchmarks in work for one in planned_folders([method], benchmarks, output)}
     for stage in stages:
         stage.check_others(output, folders)
     loggers = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
     trainer = instantiate(config.trainer)
     scorer = instantiate(config.trainer, precision="32-true")  # whatever precision images are sampled in
     runs: list[Any] = []
-    while methods:  # one at a time in memory
-        method = methods.pop(0)
+    while work:  # one at a time in memory
+        method, benchmarks = work.pop(0)
         concepts = output / "concepts" / method.name
         planned = plan_runs(method, benchmarks, output, config.trainer.precision)
         left_out = {benchmark.name for benchmark in benchmarks} - {run.benchmark.name for run in planned}
         if left_out and trainer.is_global_zero:
             print(f"{method.name} cannot sample so many subjects together: without {', '.join(left_out)}")
         open_runs(planned, concepts, config.resume == "restart")
-        stage = GenerationStage(method, planned, concepts, config.save_attention)
+        stage = GenerationStage(method, planned, concepts, config.get("save_attention", False))
         trainer.predict(stage, return_predictions=False)
         runs += planned
     for stage in stages:
@@ -83,7 +94,7 @@ def measure_scores(config: DictConfig) -> float | None:
     _show_scores(rows)
     print(file)
     conclude({"scores": file, "images and their scores": output})
-    return None if objective is None else objective(rows)
+    return rows
 
 
 def _objective(

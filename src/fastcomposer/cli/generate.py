@@ -16,7 +16,7 @@ from fastcomposer.cli.common import command, conclude, trained_pipeline
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-@command("generate", free_text="prompt")
+@command("generate", free_text=("prompt",))
 def main(config: DictConfig) -> None:
     """Load, generate, and write PNG files that carry their settings."""
     from fastcomposer.prompt import check_references, strip_markers

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
-from fastcomposer.utils.ranges import Amount, Count, Fraction, Seed, Side, Text, Threads, Whole
+from fastcomposer.utils.ranges import Amount, Count, Fraction, MethodName, Seed, Side, Text, Threads, Whole
 from fastcomposer.utils.signatures import parameters
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -209,6 +209,29 @@ class Evaluate(Command):
     resume: Resume
 
 
+class ExportCases(Command):
+    """Keys of ``benchmark``."""
+
+    benchmark: Node
+    export: Text
+
+
+class Score(Command):
+    """Keys of ``score``."""
+
+    images: Text
+    manifest: Text | None
+    method_name: MethodName
+    version: Text | None
+    note: Annotated[str, Field(max_length=4096)]
+    reference_images: Annotated[int, Field(ge=1, le=5)]
+    skip_missing: bool
+    benchmark: Node
+    metrics: Metrics
+    scoring: Node
+    resume: Resume
+
+
 class Report(Command):
     """Keys of ``report``."""
 
@@ -355,9 +378,10 @@ _RANGES: dict[str, type[BaseModel]] = {
 _COMMANDS: dict[str, type[Command]] = {
     one.__name__.lower(): one
     for one in (
-        Train, Prepare, Generate, Evaluate, Report, Bench, Demo, Attention, Diagnose, Card, Workspace
+        Train, Prepare, Generate, Evaluate, Score, Report,
+        Bench, Demo, Attention, Diagnose, Card, Workspace
     )
-}  # fmt: skip
+} | {"benchmark": ExportCases}  # fmt: skip
 
 
 def check_settings(config: DictConfig, command: str) -> None:

@@ -18,6 +18,7 @@ _MINI = "make it with experiment=mini_base, or take data/mini of the repository"
 READ: dict[str, tuple[str, ...]] = {
     "train": ("data.module", "method", "callbacks"),
     "evaluate": ("methods", "benchmark", "scoring"),
+    "score": ("benchmark", "scoring"),
     "attention": ("data.module",),
     "diagnose": ("data.module", "fitted", "metrics.embedder"),
     "generate": (),

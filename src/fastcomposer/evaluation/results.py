@@ -19,10 +19,10 @@ from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap
 from fastcomposer.metrics.image_scores import COLUMN
 from fastcomposer.utils.errors import invalid_fields
 from fastcomposer.utils.files import existing_file, write_atomically
+from fastcomposer.utils.ranges import MethodName
 
 METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
 """Methods that this package samples with."""
-MethodName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 LEAST_CONSISTENCY = 0.85
 """Fraction of the text-only prompt consistency that the best settings keep."""
 _Count = Annotated[int, Field(ge=0)]

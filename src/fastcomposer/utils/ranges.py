@@ -23,6 +23,8 @@ Positive = Annotated[float, Field(gt=0, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 """A text that is not empty, such as a path."""
+MethodName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
+"""A name that is part of a folder's."""
 Rate = Annotated[float, Field(gt=0, le=1e18)]
 """Bytes a second."""
 Cosine = Annotated[float, Field(ge=-1, le=1)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
-TEXTS = ("prompt", "negative_prompt", "template", "initial_word", "rare_token")
+TEXTS = ("prompt", "negative_prompt", "template", "initial_word", "rare_token", "note")
 """Keys of texts."""
 COLLECTIONS = ("prompts", "templates", "labels", "class_words")
 """Keys of lists and mappings of texts, unless they are interpolations themselves."""
