@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from fastcomposer.cli import train
 from fastcomposer.composer import FastComposer
+
+MINI_DIT = Path(__file__).parents[2] / "data" / "mini_dit"
 
 
 def test_the_parts_make_a_base(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +55,33 @@ def test_the_parts_make_a_base(world: Path, tmp_path: Path, monkeypatch: pytest.
     assert torch.equal(*(vae.encode(pixels).latent_dist.mode() for vae in (finished, model.vae)))
     assert finished.config.scaling_factor == model.vae.config.scaling_factor
     assert not torch.equal(finished.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
+
+
+def test_the_transformer_fits_the_other_parts(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "experiment=mini_base",
+        "method=transformer",
+        f"model.base={MINI_DIT}",
+        "export=base",
+        f"data.root={world}",
+        "data.module.batch_size=8",
+        "method.t5_fraction=0.5",
+        "method.warmup_steps=0",
+        "trainer.max_time=null",
+        "trainer.max_steps=4",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    train.main()
+    transformer = SD3Transformer2DModel.from_pretrained("base/transformer")
+    assert transformer.proj_out.weight.any()
+    absent = dict.fromkeys(("text_encoder_3", "tokenizer_3", "image_encoder"))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        MINI_DIT, transformer=transformer, torch_dtype=torch.float32, **absent
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    for length in (0, 256):
+        image = pipeline("a man on the beach", num_inference_steps=2, max_sequence_length=length).images[0]
+        assert image.size == (64, 64)

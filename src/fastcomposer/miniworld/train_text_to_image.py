@@ -14,7 +14,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from fastcomposer.miniworld.part_module import PartModule
 from fastcomposer.miniworld.scene_dataset import SceneBank, SceneBatch
@@ -36,45 +35,34 @@ _COMPONENTS = {
 }
 
 
-class TextToImageModule(PartModule):
-    """Latent diffusion from captions (Rombach et al. 2022), on latents and text states encoded once.
+class CaptionedLatentsModule(PartModule):
+    """Training on latents and text states that are encoded once.
 
     Args:
-        unet: Denoising U-Net.
         vae: Trained autoencoder, frozen.
         text_encoder: Trained text encoder, frozen.
         tokenizer: Tokenizer of the base.
-        scheduler: Scheduler of the base; its ``prediction_type`` is what the U-Net predicts.
         optimizer: Makes the optimizer.
         rich_share: Fraction of captions that name hair, skin and beard.
         caption_dropout: Fraction of samples with the empty caption, for classifier-free guidance.
-        snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023), or ``None``.
         **recipe: Further arguments of :class:`RecipeModule`.
     """
 
-    PART = "unet"
-    LOGGED = ("train/loss", "train/mse")
-
     def __init__(
         self,
-        unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
+        text_encoder: Any,
         tokenizer: Any,
-        scheduler: DDIMScheduler,
         optimizer: OptimizerFactory,
         rich_share: Fraction = 0.5,
         caption_dropout: Fraction = 0.1,
-        snr_gamma: Positive | None = 5.0,
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
-        self.unet = unet
         self.vae = vae.eval().requires_grad_(False)
         self.text_encoder = text_encoder.eval().requires_grad_(False)
-        self.tokenizer, self.scheduler = tokenizer, scheduler
-        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config)
-        self.rich_share, self.caption_dropout, self.snr_gamma = rich_share, caption_dropout, snr_gamma
+        self.tokenizer = tokenizer
+        self.rich_share, self.caption_dropout = rich_share, caption_dropout
 
     def setup(self, stage: str) -> None:
         """Encode every scene and its mirror image, and every caption once."""
@@ -84,18 +72,56 @@ class TextToImageModule(PartModule):
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.inference_mode():
             chunks = tracked(ids.split(256), "text states")
-            self.text_states = torch.cat([encode_text(self.text_encoder, part).half() for part in chunks])
+            encoded = [[states.half() for states in self.encode_ids(part)] for part in chunks]
+        self.text = [torch.cat(parts) for parts in zip(*encoded, strict=True)]
+
+    def encode_ids(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Encode token ids (B, T) to the tensors that condition the denoiser, (B, ...) each."""
+        return (encode_text(self.text_encoder, input_ids),)
+
+    def chosen(self, batch: SceneBatch, rng: np.random.Generator) -> list[Tensor]:
+        """Latents of the scenes or of their mirror images, then the encoded captions."""
+        index, count = batch.index.cpu(), len(self.latents)
+        size = len(index)
+        latents = self.latents[index, rng.integers(2, size=size)]
+        row = index + count * torch.from_numpy(rng.random(size) < self.rich_share)
+        row[torch.from_numpy(rng.random(size) < self.caption_dropout)] = 2 * count
+        found = [latents, *(states[row] for states in self.text)]
+        return [values.to(self.device, torch.float32) for values in found]
+
+    def step_rng(self) -> np.random.Generator:
+        """Random numbers that choose a step's captions and mirror images."""
+        return np.random.default_rng([self.seed, self.global_rank, self.global_step])
+
+
+class TextToImageModule(CaptionedLatentsModule):
+    """Latent diffusion from captions (Rombach et al. 2022).
+
+    Args:
+        unet: Denoising U-Net.
+        scheduler: Scheduler of the base; its ``prediction_type`` is what the U-Net predicts.
+        snr_gamma: Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023), or ``None``.
+        **shared: Further arguments of :class:`CaptionedLatentsModule`.
+    """
+
+    PART = "unet"
+    LOGGED = ("train/loss", "train/mse")
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        snr_gamma: Positive | None = 5.0,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.unet, self.scheduler, self.snr_gamma = unet, scheduler, snr_gamma
+        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config)
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
         """Denoise a batch; only its positions in the bank are used."""
-        index, count = batch.index.cpu(), len(self.latents)
-        size = len(index)
-        rng = np.random.default_rng([self.seed, self.global_rank, self.global_step])
-        latents = self.latents[index, rng.integers(2, size=size)].to(self.device, torch.float32)
-        row = index + count * torch.from_numpy(rng.random(size) < self.rich_share)
-        row[torch.from_numpy(rng.random(size) < self.caption_dropout)] = 2 * count
-        text = self.text_states[row].to(self.device, torch.float32)
-        generator = self.step_generator()
+        latents, text = self.chosen(batch, self.step_rng())
+        size, generator = len(latents), self.step_generator()
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         total = self.noise_scheduler.config.num_train_timesteps
         steps = torch.randint(total, (size,), generator=generator, device=self.device)
