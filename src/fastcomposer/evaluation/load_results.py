@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from fastcomposer.evaluation.benchmark import OTHERS, PLACEHOLDERS, Benchmark
-from fastcomposer.evaluation.results import ResultRow, read_results
+from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, read_results, row_from_scores
 from fastcomposer.evaluation.statistics import PLAIN, Estimate, bootstrap, paired_difference
 from fastcomposer.evaluation.store import SCORES_NAME, check_same, read_table, scored_by
 from fastcomposer.utils.assets import packaged
@@ -36,23 +37,23 @@ NAMES = {
 """Methods in the order of the paper's tables, then later work."""
 BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject", **OTHERS}
 _ROUNDING = 1e-3
-Score = Literal["identity", "identity_published", "prompt_consistency"]
-_COLUMNS = "case category subjects seed identity identity_published prompt_consistency file"
-IMAGE_COLUMNS = tuple(_COLUMNS.split())
-"""Columns of :attr:`Run.images`."""
+Score = Literal["identity", "identity_published", "prompt_consistency", "copy_paste", "coverage"]
+"""Scores of images that runs are compared by; the last two are not defined for every image."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A method with one choice of settings on one benchmark.
 
-    ``images`` has a row for each scored image, by case: those of ``scores.parquet`` with
-    :data:`IMAGE_COLUMNS`, subjects as a tuple, and the image's file.
+    ``images`` has a row for each scored image, by case: those of ``scores.parquet``, subjects as a tuple, and
+    the image's ``file``.
     """
 
     row: ResultRow
     folder: Path | None = None  # of its images; None where only the row is left
-    images: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=IMAGE_COLUMNS), compare=False)
+    images: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=[*SCORES.names, "file"]), compare=False
+    )
 
     @property
     def name(self) -> str:
@@ -69,6 +70,28 @@ class Run:
     def localized(self) -> bool:
         """Whether the model was trained with localization; assumed where the settings do not hold it."""
         return self.row.settings.get("localization", True) not in (None, False, 0, "none", "off")
+
+    @property
+    def people(self) -> int | None:
+        """Number of people in the images; ``None`` where only the row is left."""
+        return len({name for names in self.images.subjects for name in names}) or None
+
+    def on(self, cases: Collection[str]) -> Run:
+        """The run on some of its cases, at least one; its costs and distances stay."""
+        images = self.images[self.images.case.isin(cases)]
+        row = self.row
+        costs = Costs(
+            row.reference_images,
+            row.personalization_seconds_per_subject,
+            row.stored_bytes_per_subject,
+            row.peak_memory_bytes,
+        )
+        further = [pa.field(name, pa.float64()) for name in images if name not in (*SCORES.names, "file")]
+        scores = pa.Table.from_pandas(images, pa.schema([*SCORES, *further]), preserve_index=False)
+        part = row_from_scores(scores, costs)
+        return replace(
+            self, row=replace(part, distances=row.distances, scored_by=row.scored_by), images=images
+        )
 
     def of_case(self, case: str) -> Any:
         """Row of a case's image; ``None`` without one."""
@@ -112,17 +135,23 @@ class Collected:
         return [run for run in others if run.row.origin is None]
 
     def sweep(self, benchmark: str) -> list[Run]:
-        """FastComposer at several alphas, all else equal, by rising alpha; empty with fewer than two."""
+        """FastComposer at several alphas, all else equal, by rising alpha and on the cases that all have.
+
+        Empty with fewer than two.
+        """
         main = self.ours(benchmark)
         if main is None:
             return []
         runs = [run for run in self.runs if run.row.benchmark == benchmark and run.row.method == OURS]
         others = _without(main, "alpha")
         same = [run for run in runs if run.alpha is not None and _without(run, "alpha") == others]
-        return sorted(same, key=lambda run: run.alpha or 0.0) if len(same) > 1 else []
+        return on_common_cases(sorted(same, key=lambda run: run.alpha or 0.0)) if len(same) > 1 else []
 
     def ablation(self, benchmark: str) -> tuple[Run, Run] | None:
-        """FastComposer with and without localization at the same alpha, with settings as equal as can be."""
+        """FastComposer with and without localization, on the cases that both have.
+
+        Alpha is the same, and other settings as equal as can be.
+        """
         runs = [r for r in self.runs if r.row.benchmark == benchmark and r.row.method == OURS]
         pairs = [
             (one, other)
@@ -134,7 +163,9 @@ class Collected:
             return None
         main = self.ours(benchmark)
         keys = ("localization", "checkpoint")
-        return min(pairs, key=lambda p: (p[0] != main, _without(p[0], *keys) != _without(p[1], *keys)))
+        one, other = min(pairs, key=lambda p: (p[0] != main, _without(p[0], *keys) != _without(p[1], *keys)))
+        one, other = on_common_cases([one, other])
+        return one, other
 
 
 def collect(folder: str | Path, alpha: float, benchmarks: Sequence[Benchmark] = ()) -> Collected:
@@ -173,8 +204,7 @@ def _runs(folder: Path) -> Iterator[Run]:
     scored = {}
     for file in sorted(folder.glob(f"*/*/{SCORES_NAME}")):
         table = read_table(file)
-        needed = {*IMAGE_COLUMNS, "benchmark", "method", "settings", "image"} - {"file"}
-        if table is None or not needed <= set(table.column_names):
+        if table is None or not set(SCORES.names) <= set(table.column_names):
             raise ValueError(f"{file}: damaged, or of other columns; delete the folder or evaluate again")
         images = table.to_pandas()
         if images.empty:
@@ -184,7 +214,7 @@ def _runs(folder: Path) -> Iterator[Run]:
         )
         first = images.iloc[0]
         key = _key(first.benchmark, first.method, json.loads(first.settings))
-        scored[key] = file, images[list(IMAGE_COLUMNS)]
+        scored[key] = file, images
     for row in read_results(folder / "results.json").rows:
         key = _key(row.benchmark, row.method, row.settings)
         if key not in scored:
@@ -210,12 +240,25 @@ def _same_images(one: ResultRow, other: ResultRow) -> bool:
 def difference(one: Run, other: Run, score: Score) -> Estimate | None:
     """Mean of ``one`` minus ``other`` over their common cases, resampled by subject; ``None`` without any.
 
-    Cases that started from other noise are not common.
+    Cases that started from other noise are not common, nor those for which a score is not defined.
     """
+    if not (score in one.images and score in other.images):
+        return None
     common = one.images.merge(other.images, on=["case", "seed"], suffixes=("", "_other"))
+    common = common.dropna(subset=[score, f"{score}_other"])
     if common.empty:
         return None
     return paired_difference(common[score], common[f"{score}_other"], list(common.subjects))
+
+
+def on_common_cases(runs: Sequence[Run]) -> list[Run]:
+    """The runs on the cases, with the same noise, that all of them have; as they are where there are none."""
+    common = runs[0].images[["case", "seed"]]
+    for run in runs[1:]:
+        common = common.merge(run.images[["case", "seed"]])
+    if common.empty or all(len(run.images) == len(common) for run in runs):
+        return list(runs)
+    return [run.on(set(common.case)) for run in runs]
 
 
 def by_category(run: Run) -> dict[str, Estimate]:

@@ -92,7 +92,9 @@ def test_trainings_are_compared_by_their_last_steps(tmp_path: Path) -> None:
     assert "0.270" in text
 
 
-def scored(folder: Path, identity: Sequence[float]) -> None:
+def scored(
+    folder: Path, identity: Sequence[float], coverage: Sequence[float | None] = (0.0, 0.0, 0.0)
+) -> None:
     """Write what the evaluation of what a job has trained leaves: three people, one image each."""
     people = ("ann", "bob", "eve")
     columns = {
@@ -107,12 +109,13 @@ def scored(folder: Path, identity: Sequence[float]) -> None:
         "identity_published": list(identity),
         "detected": [1] * 3,
         "prompt_consistency": [0.2, 0.3, 0.4],
-        "copy_paste": [0.1] * 3,
+        "copy_paste": [value / 2 for value in identity],
         "seconds": [1.0] * 3,
         "unet_calls": [30.0] * 3,
         "image": [f"images/{name}.png" for name in people],
     }
-    table = pa.table(columns, schema=SCORES)
+    schema = SCORES.append(pa.field("coverage", pa.float64()))
+    table = pa.table({**columns, "coverage": list(coverage)}, schema=schema)
     run = folder / "single_subject" / "fastcomposer-alpha_0.8"
     run.mkdir(parents=True)
     pq.write_table(table, run / "scores.parquet")
@@ -132,7 +135,7 @@ def ablation(folder: Path) -> None:
     for number, overrides in enumerate(planned):
         Job(number, folder / str(number), overrides).ended("finished", seconds=9.0).write()
     scored(folder / "evaluation" / "1", [0.2, 0.4, 0.6])
-    scored(folder / "evaluation" / "2", [0.3, 0.5, 0.9])
+    scored(folder / "evaluation" / "2", [0.3, 0.5, 0.9], [1.0, None, 0.0])
 
 
 def test_trainings_are_compared_by_their_scored_images(tmp_path: Path) -> None:
@@ -146,6 +149,9 @@ def test_trainings_are_compared_by_their_scored_images(tmp_path: Path) -> None:
     assert difference.mean == pytest.approx((0.1 + 0.1 + 0.3) / 3)
     assert difference.excludes(0) and difference.ci95[0] == pytest.approx(0.1)
     assert "identity_preservation_difference" not in group.entries[0].values
+    found = {name: value.mean for name, value in group.entries[1].values.items() if "difference" in name}
+    assert found["copy_paste_difference"] == pytest.approx(difference.mean / 2)
+    assert found["coverage_difference"] == pytest.approx(1 / 2)  # of the two images that define it
     text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "report.html").read_text()
     assert "| as in the experiment | 0.400 [0.200, 0.600] | – |" in text
     assert "| jitter 0, augmentation none | 0.567 [0.300, 0.900] | 0.167 [0.100, 0.300] |" in text
@@ -156,10 +162,10 @@ def test_trainings_are_compared_by_their_scored_images(tmp_path: Path) -> None:
         assert "Differences are from job 1 (as in the experiment)" in said
         assert "Each job is one training" in said
     assert "{}" not in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     labels = "as in the experiment", "jitter 0, augmentation none"
     # The baseline has a line of its own beside the other plots' lines.
-    assert [page.count(f">{label}</text>") for label in labels] == [5, 5]
+    assert [page.count(f">{label}</text>") for label in labels] == [6, 6]
 
     # One case is seen of each, below its reference; which depends on its place alone.
     alts = [f'alt="{name}: single_subject/ann/style_0/0"' for name in labels]

@@ -43,9 +43,11 @@ _SCORES: _Titles = {
     "prompt_consistency": ("prompt", "score"),
     "prompt_consistency" + DIFFERENCE: ("prompt, difference", "score"),
     "copy_paste": ("copy-paste", "score"),
+    "copy_paste" + DIFFERENCE: ("copy-paste, difference", "score"),
     "copy_paste_ratio": ("copy-paste ratio", "score"),
     "confusion": ("ID-Conf", "score"),
     "coverage": ("coverage", "share"),
+    "coverage" + DIFFERENCE: ("coverage, difference", "share"),
     "duplicates": ("duplicates", "share"),
     "head_count": ("head count", "share"),
     "detection_rate": ("detected", "share"),
@@ -56,6 +58,8 @@ _SCORES: _Titles = {
 _COMPARED: dict[str, Score] = {
     "identity_preservation": "identity",
     "prompt_consistency": "prompt_consistency",
+    "copy_paste": "copy_paste",
+    "coverage": "coverage",
 }
 _ATTENTION: _Titles = {
     "inside": ("attention inside the mask", "share"),
