@@ -174,6 +174,31 @@ def test_scores_of_several_people_are_columns_of_their_table(collected: Collecte
     assert "Coverage is" in multi.notes[-1]
 
 
+def test_methods_of_fewer_people_are_compared_on_the_cases_that_both_have(collected: Collected) -> None:
+    ours = collected.ours("multi_subject")
+    assert ours is not None and ours.people == 4
+    pair = ours.images.subjects.iloc[0]
+    few = {*ours.images.case[ours.images.subjects == pair]}
+    runs = [
+        run if run.row.method == "fastcomposer" else run.on(few & {*run.images.case})
+        for run in collected.runs
+        if run.row.benchmark == "multi_subject"
+    ]
+    fewer = replace(collected, runs=tuple(runs))
+    table = make_tables(fewer)[0]
+    assert (row(table, "DreamBooth")["people"], row(table, "FastComposer")["people"]) == ("2", "4")
+    assert any("different numbers of people" in note for note in table.notes)
+    assert "people" not in row(make_tables(collected)[1], "FastComposer")
+    claim = next(
+        claim for claim in expectations(fewer) if claim.claim.startswith("Multi subject: FastComposer's")
+    )
+    own = written(ours.on(few).row.identity_published.mean, "score")
+    assert own != written(ours.row.identity_published.mean, "score")
+    assert f"Text only: {own} against " in claim.evidence[0]
+    alone = replace(collected, runs=tuple(run.on(few) if run.alpha == 1 else run for run in runs))
+    assert {len(run.images) for run in alone.sweep("multi_subject")} == {len(few)}
+
+
 def test_settings_tell_runs_of_one_method_apart(
     tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
 ) -> None:
@@ -294,12 +319,12 @@ def test_the_readme_has_one_table_of_all_methods(
     (folder / "results.json").write_text(json.dumps(results))
     lines = summary_section(collect(folder, alpha=0.6)).splitlines()
     assert lines[0] == (
-        "| method | references | s to personalise | identity, single subject | prompt, single subject | "
-        "identity, multi subject | prompt, multi subject |"
+        "| method | people | references | s to personalise | identity, single subject | "
+        "prompt, single subject | identity, multi subject | prompt, multi subject |"
     )
     table = [line for line in lines if line.startswith("|")]
     (ours,) = (line for line in table if "**FastComposer**" in line)
-    assert ours.startswith("| **FastComposer** | 1 | 0 | 0.450 [")
+    assert ours.startswith("| **FastComposer** | 4 | 1 | 0 | 0.450 [")
     (dreambooth,) = (line for line in table if line.startswith("| DreamBooth "))
     assert dreambooth.endswith("| – | – |")
     assert not any(tag in line for line in table for tag in ("[R]", "[M]", "#"))

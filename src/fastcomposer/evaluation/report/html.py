@@ -13,7 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from fastcomposer.evaluation.load_results import BENCHMARKS, Collected, Run, by_category, distinguishing
+from fastcomposer.evaluation.load_results import (
+    BENCHMARKS,
+    Collected,
+    Run,
+    by_category,
+    distinguishing,
+    on_common_cases,
+)
 from fastcomposer.evaluation.report.paper_claims import Expectation, tally
 from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
 from fastcomposer.evaluation.report.tables import (
@@ -35,13 +42,13 @@ _SMALL = 128  # up to this side every pixel is kept, and the browser enlarges wi
 _GOLDEN = 0.618  # steps of this share of a list keep far from what was taken before
 _BACKING = (238, 238, 238)  # behind transparent references
 SECTIONS = (
+    ("images", "Images"),
     ("measured", "Measured"),
     ("expected", "Expected"),
     ("tables", "Tables"),
     ("alpha", "Alpha"),
     ("localization", "Localization"),
     ("categories", "Categories"),
-    ("images", "Images"),
     ("attention", "Attention"),
     ("speed", "Speed"),
     ("settings", "Settings"),
@@ -304,7 +311,7 @@ def _category_plots(collected: Collected) -> list[Plot]:
 
 
 def _by_method(collected: Collected, benchmark: str) -> dict[str, dict[str, Estimate]]:
-    runs = collected.main(benchmark)[::-1]  # FastComposer first
+    runs = on_common_cases(collected.main(benchmark)[::-1])  # FastComposer first
     named = zip(runs, distinguishing(runs), strict=True)
     return {name: scores for run, name in named if (scores := by_category(run))}
 
@@ -344,10 +351,13 @@ def _speed_plot(collected: Collected) -> Plot | None:
 
 def _scope(collected: Collected, benchmark: str) -> dict[str, Any]:
     runs = [run for run in collected.runs if run.row.benchmark == benchmark]
+    counts = {run.name: run.people for run in collected.main(benchmark)}
+    most = max(filter(None, counts.values()), default=0)
     return {
         "name": BENCHMARKS[benchmark],
         "methods": len({run.row.method for run in runs}),
         "runs": len(runs),
         "images": sum(run.row.images for run in runs),
         "subjects": len({name for run in runs for names in run.images.subjects for name in names}),
+        "fewer": {name: people for name, people in counts.items() if people and people < most},
     }

@@ -17,6 +17,7 @@ from fastcomposer.evaluation.load_results import (
     Score,
     difference,
     distinguishing,
+    on_common_cases,
     read_published,
 )
 from fastcomposer.evaluation.report.tables import first_image, written
@@ -74,8 +75,7 @@ def identity_above_baselines(collected: Collected, benchmark: str) -> Expectatio
         f"{name}: {_against(ours, run, 'identity_published')}."
         for run, name in zip(baselines, distinguishing(baselines), strict=True)
     ]
-    value = ours.row.identity_published.mean
-    held = all(run.row.identity_published.mean < value for run in baselines)
+    held = all(_lower(run, ours, "identity_published") for run in baselines)
     return Expectation(claim, _verdict(held), tuple(evidence))
 
 
@@ -135,7 +135,7 @@ def deviations(collected: Collected) -> list[str]:
         ranked = [(run, figure) for run, figure in reversed(known) if figure is not None]
         for pair in combinations(ranked, 2):
             (best, high), (other, low) = sorted(pair, key=lambda one: -one[1].value)
-            if high.value > low.value and _score(best, score).mean < _score(other, score).mean:
+            if high.value > low.value and _lower(best, other, score):
                 found.append(
                     f"{BENCHMARKS[benchmark]}, {name}: the paper has {best.name} ({high.value:.3f} "
                     f"[{high.tag}]) above {other.name} ({low.value:.3f} [{low.tag}]); here it is below, "
@@ -158,8 +158,15 @@ def compare(one: Run, other: Run, score: Score) -> tuple[bool, str]:
     return clear, ", with intervals that overlap" * (not clear)
 
 
+def _lower(one: Run, other: Run, score: Score) -> bool:
+    """Whether the mean of ``one`` is below that of ``other``, on the cases that both have."""
+    low, high = (_score(run, score).mean for run in on_common_cases([one, other]))
+    return low < high
+
+
 def _against(one: Run, other: Run, score: Score) -> str:
-    """The means of two runs, and how they compare."""
+    """The means of two runs on the cases that both have, and how they compare."""
+    one, other = on_common_cases([one, other])
     means = " against ".join(written(_score(run, score).mean, "score") for run in (one, other))
     return means + compare(one, other, score)[1]
 

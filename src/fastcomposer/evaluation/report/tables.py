@@ -44,6 +44,10 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 PUBLISHED = "published: Stable Diffusion 1.5, photos"
 BY_PUBLISHED = "identity, published protocol"  # comparable with published figures, unlike the corrected one
 CORRECTED = "identity, corrected"
+FEWER_PEOPLE = (
+    "The methods were measured on different numbers of people. Wherever two are compared, it is on the cases "
+    "that both have."
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Column:
     bare: bool = False  # whether intervals are hidden, to save room
 
 
+PEOPLE = Column("people", "count")
 _PUBLISHED = {
     "identity": Column("identity", "score", PUBLISHED),
     "prompt": Column("prompt", "score", PUBLISHED),
@@ -127,7 +132,7 @@ def written(value: float, style: Style) -> str:
     if style == "number":
         return f"{value:.4g}".replace("-", MINUS)
     if style == "share":
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:z.1f} %".replace("-", MINUS)
     if style == "bytes":
         for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
             if value >= size:
@@ -240,6 +245,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
     """All methods on a benchmark; the paper's are its tables 1 and 2."""
     runs = collected.main(benchmark)
     names = distinguishing(runs)
+    people = _people_differ(runs)
     measures = dict.fromkeys(name for run in runs for name in run.row.measures)
     subjects = _subject_columns(runs, benchmark)
     measured: list[tuple[Column, Callable[[ResultRow], Cell]]] = [
@@ -260,12 +266,13 @@ def main_table(collected: Collected, benchmark: str) -> Table:
     lines: list[tuple[str, Sequence[Cell]]] = []
     for run, name in zip(runs, names, strict=True):
         quoted = (_quoted(figures, run.row.method, measure) for measure in published)
-        lines.append((name, (*(get(run.row) for _, get in measured), *quoted)))
+        counted = (run.people,) * people
+        lines.append((name, (*counted, *(get(run.row) for _, get in measured), *quoted)))
     for method in dict.fromkeys(figure.method for figure in figures):
         if method not in {run.row.method for run in runs}:
             quoted = (_quoted(figures, method, measure) for measure in published)
-            lines.append((method_name(method), (*[None] * len(measured), *quoted)))
-    columns = [*(column for column, _ in measured), *published.values()]
+            lines.append((method_name(method), (*[None] * (people + len(measured)), *quoted)))
+    columns = [*(PEOPLE,) * people, *(column for column, _ in measured), *published.values()]
     return Table(
         benchmark,
         BENCHMARKS[benchmark],
@@ -274,6 +281,10 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         [*PLACEHOLDERS].index(benchmark) + 1 if benchmark in PLACEHOLDERS else None,
         [name for run, name in zip(runs, names, strict=True) if run.row.method == OURS],
     )
+
+
+def _people_differ(runs: Sequence[Run]) -> bool:
+    return len({run.people for run in runs}) > 1
 
 
 def _subject_columns(runs: Sequence[Run], benchmark: str) -> list[str]:
@@ -315,6 +326,8 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
         )
     else:
         notes.append("These are not the scores of the benchmark's authors: compare methods in this table.")
+    if _people_differ(collected.main(benchmark)):
+        notes.append(FEWER_PEOPLE)
     main = collected.ours(benchmark)
     if main is not None and main.alpha is not None:
         notes.append(f"FastComposer is shown at α = {main.alpha:g}.")

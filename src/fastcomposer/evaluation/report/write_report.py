@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Benchmark
-from fastcomposer.evaluation.load_results import BENCHMARKS, OURS, Collected, collect, distinguishing
+from fastcomposer.evaluation.load_results import BENCHMARKS, OURS, Collected, Run, collect, distinguishing
 from fastcomposer.evaluation.report.html import render_html
 from fastcomposer.evaluation.report.paper_claims import Expectation, deviations, expectations
 from fastcomposer.evaluation.report.tables import (
     BY_PUBLISHED,
+    PEOPLE,
     PUBLISHED,
     Cell,
     Column,
@@ -25,12 +26,12 @@ from fastcomposer.evaluation.report.tables import (
     to_latex,
     to_markdown,
 )
-from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.utils.files import write_atomically
 
 FORMATS = {"md": "tables.md", "csv": "tables.csv", "tex": "tables.tex", "html": "report.html"}
 """File of each format."""
 _COLUMNS = (
+    ("", PEOPLE.title),
     ("", "references"),
     ("", BY_PUBLISHED),
     ("", "prompt"),
@@ -109,26 +110,26 @@ def _document(tables: Sequence[Table], claims: Sequence[Expectation], differing:
 def summary_section(collected: Collected) -> str:
     """Write one table of all methods, for the README."""
     names = collected.benchmarks()
-    rows: dict[str, dict[str, ResultRow]] = {}
+    runs: dict[str, dict[str, Run]] = {}
     for name in names:
         main = collected.main(name)
         for label, run in zip(distinguishing(main), main, strict=True):
-            rows.setdefault(label, {})[name] = run.row
-    columns = [Column("references", "count"), Column("s to personalise", "seconds")]
+            runs.setdefault(label, {})[name] = run
+    columns = [PEOPLE, Column("references", "count"), Column("s to personalise", "seconds")]
     for name in names:
         columns += [
             Column(f"{title}, {BENCHMARKS[name].lower()}", "score") for title in ("identity", "prompt")
         ]
     lines: list[tuple[str, list[Cell]]] = []
     strong = []
-    for label, by_benchmark in rows.items():
+    for label, by_benchmark in runs.items():
         first = next(iter(by_benchmark.values()))
-        seconds = None if first.origin else first.personalization_seconds_per_subject
-        cells: list[Cell] = [first.reference_images, seconds]
-        for row in map(by_benchmark.get, names):
-            cells += [None, None] if row is None else [row.identity_preservation, row.prompt_consistency]
+        seconds = None if first.row.origin else first.row.personalization_seconds_per_subject
+        cells: list[Cell] = [first.people, first.row.reference_images, seconds]
+        for run in map(by_benchmark.get, names):
+            cells += [run.row.identity_preservation, run.row.prompt_consistency] if run else [None, None]
         lines.append((label, cells))
-        strong += [label] * (first.method == OURS)
+        strong += [label] * (first.row.method == OURS)
     notes = dict.fromkeys(origin_notes(run for name in names for run in collected.main(name)))
     table = Table("summary", "", make_frame("method", columns, lines), tuple(notes), strong=strong)
     return f"{to_markdown(table, heading=False)}\n\n{_measured(collected)}"
