@@ -68,6 +68,12 @@ def test_an_evaluation_lacks_metrics_and_references(examined: Any) -> None:
     assert {"model.base", "model.image_encoder", "checkpoint", "data.root"} <= found.keys()
 
 
+def test_a_benchmark_of_others_lacks_its_list(examined: Any, tmp_path: Path) -> None:
+    settings = ("checkpoint=x", "benchmark=multihuman", f"benchmark.images={tmp_path}")
+    found = missing(examined("evaluate", *settings))["benchmark.images"]
+    assert "multihuman_metadata.json" in found["detail"]
+
+
 def test_a_preparation_lacks_its_networks(examined: Any) -> None:
     found = missing(examined("prepare", "data=folder", "source=photos"))
     parts = {"captioner", "segmenter", "phrases", "matcher.image_text"}

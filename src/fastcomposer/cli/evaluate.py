@@ -76,7 +76,10 @@ def score_methods(config: DictConfig, work: list[tuple[Any, Any]]) -> list[Any] 
         planned = plan_runs(method, benchmarks, output, config.trainer.precision)
         left_out = {benchmark.name for benchmark in benchmarks} - {run.benchmark.name for run in planned}
         if left_out and trainer.is_global_zero:
-            print(f"{method.name} cannot sample so many subjects together: without {', '.join(left_out)}")
+            print(
+                f"{method.name} cannot sample so many subjects together: without "
+                f"{', '.join(sorted(left_out))} (methods.{method.name}.max_subjects={method.max_subjects})"
+            )
         open_runs(planned, concepts, config.resume == "restart")
         stage = GenerationStage(method, planned, concepts, config.get("save_attention", False))
         trainer.predict(stage, return_predictions=False)

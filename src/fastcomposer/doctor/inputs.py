@@ -184,6 +184,7 @@ ROOTS = (
 READERS: Mapping[str, Callable[[str, Config], Any]] = {
     "fastcomposer.data.portraits.reference_sets": lambda key, node: _people(node["people"] or {}),
     "fastcomposer.evaluation.benchmark.load_benchmarks": lambda key, node: records.benchmark(node),
+    **dict.fromkeys(records.OTHERS, lambda key, node: records.other_benchmark(node)),
     "fastcomposer.evaluation.pipelines.load_trained": lambda key, node: models.checkpoint(
         "checkpoint", node["checkpoint"]
     ),

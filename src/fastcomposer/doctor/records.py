@@ -11,7 +11,8 @@ from typing import Any
 from fastcomposer.data.index import RecordIndex, RecordTable, describe_records
 from fastcomposer.data.records import record_path
 from fastcomposer.doctor.finding import Finding
-from fastcomposer.evaluation.benchmark import find_subjects, load_benchmarks, read_definition
+from fastcomposer.evaluation.benchmark import Benchmark, find_subjects, load_benchmarks, read_definition
+from fastcomposer.evaluation.other_benchmarks import load_multihuman, load_multiid, load_xverse
 from fastcomposer.utils.assets import asset
 
 TOPIC = "data"
@@ -162,8 +163,31 @@ def benchmark(node: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(TOPIC, key, "ok", f"{images}: {len(words)} people")
 
 
+OTHERS: Mapping[str, Callable[..., list[Benchmark]]] = {
+    f"{load.__module__}.{load.__name__}": load for load in (load_multiid, load_xverse, load_multihuman)
+}
+"""Loaders of others' benchmarks by target."""
+
+
+def other_benchmark(node: Mapping[str, Any]) -> Finding:
+    """The lists and images of another benchmark."""
+    key = "benchmark.images"
+    try:
+        people = {subject.id for one in _load_other(node) for subject in one.subjects}
+    except (ValueError, OSError) as error:
+        detail = str(error).removeprefix(f"{key}: ")
+        return Finding(TOPIC, key, "missing", detail, f"put its files into {key}=<folder>")
+    return Finding(TOPIC, key, "ok", f"{node['images']}: {len(people)} people")
+
+
+def _load_other(node: Mapping[str, Any]) -> list[Benchmark]:
+    return OTHERS[node["_target_"]](**{key: value for key, value in node.items() if key != "_target_"})
+
+
 def num_cases(node: Mapping[str, Any]) -> int:
     """Images of a method in a benchmark whose references are there."""
+    if node["_target_"] in OTHERS:
+        return sum(len(one.cases) for one in _load_other(node))
     from fastcomposer.evaluation.benchmark import Subset
 
     chosen: dict[str, Any] = {key: node[key] for key in ("seed", "celeba_identities") if key in node}

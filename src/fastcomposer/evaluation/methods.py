@@ -171,6 +171,7 @@ class FastComposerMethod(Method):
         group_size: See ``Method``.
         labels: Further settings to distinguish runs by, such as ``{"localization": "none"}``.
         num_references: Images of each subject, 1 to 5.
+        max_subjects: Most subjects in an image; ``None`` for any number.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -188,11 +189,12 @@ class FastComposerMethod(Method):
         group_size: Count = 64,
         labels: Mapping[str, Any] | None = None,
         num_references: Count = 1,
+        max_subjects: Count | None = None,
     ) -> None:
         super().__init__(pipeline, sampler, batch_size, group_size)
         if not 1 <= num_references <= NUM_TUNING_IMAGES:
             raise ValueError(f"num_references={num_references}: between 1 and {NUM_TUNING_IMAGES}")
-        self.num_references = num_references
+        self.num_references, self.max_subjects = num_references, max_subjects
         self.alphas = [float(alpha) for alpha in alphas]
         apart = len({*self.alphas}) == len(self.alphas)
         if not self.alphas or not apart or not all(0 <= alpha <= 1 for alpha in self.alphas):
