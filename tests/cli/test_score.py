@@ -143,6 +143,23 @@ def test_a_manifest_names_images_of_any_name(scored: Run, suffix: str) -> None:
     assert sum(row.images for row in read_results(f"{OURS}/results.json").rows) == 12
 
 
+def test_photos_are_scored_by_the_metrics_of_the_paper(
+    scored: Run, paper_metrics: list[str], astronaut: Image.Image, admiral: Image.Image
+) -> None:
+    people = {"00_man": admiral, "01_woman": astronaut, "02_man": admiral}
+    Path("people").mkdir()
+    for name, photo in people.items():
+        photo.save(f"people/{name}.png")
+    for line in Path("foreign/cases.jsonl").read_text().splitlines():
+        case = json.loads(line)
+        people[case["subjects"][0]].save(Path("foreign/images", case["file"]))
+    options = ["benchmark.images=people", "benchmark.multi=null"]
+    status, _, err = scored(*paper_metrics, *options)
+    assert status == 0, err
+    (row,) = read_results(f"{OURS}/results.json").rows
+    assert row.images == 8 and row.identity_preservation.mean == pytest.approx(1, abs=1e-4)
+
+
 def test_missing_images_are_refused_or_counted(scored: Run) -> None:
     Path("foreign/images", FIRST).unlink()
     Image.new("RGB", (SIZE, SIZE)).save("foreign/images/more.png")
