@@ -26,12 +26,10 @@ from fastcomposer.models.routing import RoutingPlan
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import load_trained_weights
 from fastcomposer.pipeline.kinds import pipeline_class
-from fastcomposer.utils.rng import Source, integers, uniform
+from fastcomposer.utils.rng import Source, uniform
 
 if TYPE_CHECKING:
     from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
-
-_TARGETS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class TrainingLosses:
         denoise_loss: Scalar.
         localization_loss: Scalar; 0 where localization is left out.
         localization_per_layer: Name of the attention module to its own localization loss.
-        noise_pred: (B, C, h, w) output of the U-Net: noise, or velocity where the scheduler predicts it.
+        noise_pred: (B, C, h, w) output of the backbone: noise, or velocity where it predicts that.
         prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
         subject_embeds: (B, K, e) projected image embeddings.
         timesteps: (B,) long.
@@ -85,13 +83,10 @@ class FastComposer(Networks):
         **parts: Any,
     ) -> None:
         super().__init__(*networks, **parts)
-        prediction_type = self.noise_scheduler.config.prediction_type
-        if prediction_type not in _TARGETS:
-            raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
         self.attention_implementation: Implementation = attention_implementation
         self._attention: AttentionCapture | None = None
         self._checkpoints_maps = False
-        self._plan: RoutingPlan | None = None  # of the U-Net call in progress
+        self._plan: RoutingPlan | None = None  # of the call in progress
         self.loss_config = loss_config or LossConfig()
 
     @classmethod
@@ -122,9 +117,9 @@ class FastComposer(Networks):
 
     @loss_config.setter
     def loss_config(self, config: LossConfig) -> None:
-        blocks = select_blocks(self.unet, config.localization_blocks, config.num_localized_blocks)
+        blocks = select_blocks(self.backbone, config.localization_blocks, config.num_localized_blocks)
         self._attention = (
-            AttentionCapture(self.unet, blocks, self.attention_implementation) if blocks else None
+            AttentionCapture(self.backbone, blocks, self.attention_implementation) if blocks else None
         )
         self._loss_config = config
 
@@ -134,11 +129,11 @@ class FastComposer(Networks):
         return () if self._attention is None else self._attention.layers
 
     def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory in the U-Net and in the image encoder.
+        """Trade time for memory in the backbone and in the image encoder.
 
-        Use this rather than the U-Net's own method, which does not collect attention maps.
+        Use this rather than the backbone's own method, which does not collect attention maps.
         """
-        self.unet.enable_gradient_checkpointing(self._checkpoint)
+        self.backbone.enable_gradient_checkpointing(self._checkpoint)
         self.image_encoder.activation_checkpointing_enable({"use_reentrant": False})
         self._checkpoints_maps = True
 
@@ -156,12 +151,11 @@ class FastComposer(Networks):
 
     @property
     def size_factor(self) -> int:
-        """Number of pixels that image height and width must be multiples of: VAE times U-Net downsampling."""
-        stages = len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2
-        return 2**stages
+        """Number of pixels that image height and width must be multiples of, for VAE and backbone."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1) * self.family.latent_factor
 
     def check_image_size(self, height: int, width: int) -> None:
-        """Refuse image sizes that the U-Net cannot halve evenly.
+        """Refuse image sizes that VAE and backbone cannot downsample evenly.
 
         Raises:
             ValueError: If height or width is not a multiple of :attr:`size_factor`.
@@ -170,7 +164,7 @@ class FastComposer(Networks):
         if height % factor or width % factor:
             raise ValueError(
                 f"images of {height} by {width} pixels do not fit this model: height and width must be "
-                f"multiples of {factor}, the downsampling of its VAE and U-Net"
+                f"multiples of {factor}, the downsampling of its VAE and {self.family.NAME}"
             )
 
     def encode_moments(self, pixel_values: Tensor) -> Tensor:
@@ -252,7 +246,7 @@ class FastComposer(Networks):
             batch: B samples; ``latent_moments`` and ``text_embeds`` replace the frozen encoders where
                 present.
             noise: (B, C, h, w); drawn where not given.
-            timesteps: (B,) long, in [0, number of training steps); drawn uniformly where not given.
+            timesteps: (B,) in [0, number of training steps); drawn as the base is trained where not given.
             latents: (B, C, h, w) scaled latents; encoded from the images where not given.
             generator: Source of all random numbers; a list has one for each sample.
             skip_empty: On the CPU, do not encode empty slots; no loss depends on them, and their
@@ -270,18 +264,15 @@ class FastComposer(Networks):
         if noise is None:
             noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
         if timesteps is None:
-            steps = self.noise_scheduler.config.num_train_timesteps
-            timesteps = integers(steps, (len(latents),), device, generator)
+            timesteps = self.family.draw_timesteps(len(latents), device, generator)
         text = self.encode_captions(batch)
         prompt_embeds, subject_embeds = self.encode_batch(batch, text=text, skip_empty=skip_empty)
-        added = self.text.added_condition(text.pooled, self._sizes(batch))
-        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
+        added = self.added_condition(batch, text)
+        noisy = self.family.add_noise(latents, noise, timesteps)
         columns = self.subject_columns(batch)
         with self._routed(self._routing_plan(batch, size, generator)) as choices:
             prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, columns)
-        target = noise
-        if self.noise_scheduler.config.prediction_type == "v_prediction":
-            target = self.noise_scheduler.get_velocity(latents, noise, timesteps)
+        target = self.family.target(latents, noise, timesteps)
         config = self.loss_config
         source = generator if mask_generator is None or config.mask_loss_per_sample else mask_generator
         mask = self._loss_mask(batch, size, source)
@@ -293,7 +284,7 @@ class FastComposer(Networks):
         route, _ = localization_loss(choices, batch.subject_masks, batch.subject_present, size, routing)
         if choices:
             total = total + config.routing_weight * route
-        clean = self.clean_latents(noisy, prediction, timesteps)
+        clean = self.family.clean_latents(noisy, prediction, timesteps)
         return TrainingLosses(
             total,
             denoise,
@@ -307,18 +298,6 @@ class FastComposer(Networks):
             route,
         )
 
-    def clean_latents(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
-        """Scaled latents x̂₀ (B, C, h, w) in float32 that a prediction from noisy latents amounts to.
-
-        ``(z − √(1−ᾱ)·ε̂) / √ᾱ``, or ``√ᾱ·z − √(1−ᾱ)·v̂`` where the scheduler predicts velocity (Salimans and
-        Ho 2022, section 4).
-        """
-        kept = self.noise_scheduler.alphas_cumprod.to(noisy.device)[timesteps].float()[:, None, None, None]
-        signal, noise = kept.sqrt(), (1 - kept).sqrt()
-        if self.noise_scheduler.config.prediction_type == "v_prediction":
-            return signal * noisy.float() - noise * prediction.float()
-        return (noisy.float() - noise * prediction.float()) / signal
-
     def to_pipeline(self, *, safety_checker: bool = True) -> FastComposerPipeline:
         """Make a sampling pipeline that shares this model's networks.
 
@@ -327,13 +306,22 @@ class FastComposer(Networks):
         """
         return pipeline_class(self.networks()).of_model(self, safety_checker=safety_checker)
 
-    @staticmethod
-    def _sizes(batch: SubjectBatch) -> Tensor:
-        """(B, 6) or (6,) sizes of Stable Diffusion XL's conditioning."""
-        if batch.size_conditions is not None:
-            return batch.size_conditions
-        size = batch.pixel_values.shape[-2:]
-        return torch.tensor([*size, 0, 0, *size], device=batch.input_ids.device)
+    def added_condition(self, batch: SubjectBatch, text: TextStates) -> dict[str, Tensor] | None:
+        """What conditions the backbone beside the prompt's states: pooled embeddings and image sizes."""
+        sizes = batch.size_conditions
+        if sizes is None:
+            size = batch.pixel_values.shape[-2:]
+            sizes = torch.tensor([*size, 0, 0, *size], device=batch.input_ids.device)
+        return self.text.added_condition(text.pooled, sizes)
+
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor, added: dict[str, Tensor] | None
+    ) -> Tensor:
+        """Call the backbone in its own dtype: :meth:`~fastcomposer.models.families.Family.predict`."""
+        dtype = self.backbone.dtype
+        if added is not None:
+            added = {name: value.to(dtype) for name, value in added.items()}
+        return self.family.predict(noisy.to(dtype), timesteps, prompt_embeds.to(dtype), added)
 
     def _denoise(
         self,
@@ -343,31 +331,29 @@ class FastComposer(Networks):
         added: dict[str, Tensor] | None,
         subject_token_idx: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predictions of the U-Net, and the localized layers' attention to the subjects' words."""
-        inputs = (noisy.to(self.unet.dtype), timesteps, prompt_embeds.to(self.unet.dtype))
-        if added is not None:
-            added = {name: value.to(self.unet.dtype) for name, value in added.items()}
+        """Predictions of the backbone, and the localized layers' attention to the subjects' words."""
+        inputs = (noisy, timesteps, prompt_embeds, added)
         if self._attention is None:
-            return self.unet(*inputs, added_cond_kwargs=added).sample, {}
-        if self.unet.is_gradient_checkpointing and not self._checkpoints_maps:
+            return self.predict(*inputs), {}
+        if self.backbone.is_gradient_checkpointing and not self._checkpoints_maps:
             raise RuntimeError(
-                "the U-Net's own gradient checkpointing cannot repeat attention maps: call "
+                f"the {self.family.NAME}'s own gradient checkpointing cannot repeat attention maps: call "
                 "enable_gradient_checkpointing of the FastComposer model instead"
             )
         with self._attention.record(
             subject_token_idx, detach=self.loss_config.localization_weight == 0
         ) as maps:
-            return self.unet(*inputs, added_cond_kwargs=added).sample, maps
+            return self.predict(*inputs), maps
 
     @contextmanager
     def _routed(self, plan: RoutingPlan | None) -> Iterator[dict[str, Tensor]]:
-        """Route the U-Net call inside, where there is a plan; yields the choices of its layers."""
+        """Route the call inside, where there is a plan; yields the choices of its layers."""
         if plan is None:
             yield {}
             return
         self._plan = plan
         try:
-            with self.fusion.router.route(self.unet, plan) as choices:
+            with self.fusion.router.route(self.backbone, plan) as choices:
                 yield choices
         finally:
             self._plan = None

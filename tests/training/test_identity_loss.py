@@ -98,7 +98,9 @@ def test_the_clean_latent_comes_out_of_the_true_prediction(model: FastComposer, 
     timesteps = torch.tensor([20, 900])
     noisy = model.noise_scheduler.add_noise(clean, noise, timesteps)
     target = noise if prediction == "epsilon" else model.noise_scheduler.get_velocity(clean, noise, timesteps)
-    torch.testing.assert_close(model.clean_latents(noisy, target, timesteps), clean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        model.family.clean_latents(noisy, target, timesteps), clean, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_records_without_faces_are_refused_before_training(batch: Any) -> None:

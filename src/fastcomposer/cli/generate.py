@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
         check_backend(config.compile)
     pipeline = trained_pipeline(config, scheduler)
     if config.compile is not None:
-        compile_blocks(pipeline.unet, config.compile)
+        compile_blocks(pipeline.backbone, config.compile)
     seeds = range(config.seed, config.seed + config.num_images)
     images = pipeline(  # one prompt, so that it and its references are encoded once
         config.prompt,

@@ -43,7 +43,7 @@ def attention_share(
         ValueError: If no record has a subject.
     """
     model.eval()
-    capture = AttentionCapture(model.unet, select_blocks(model.unet))
+    capture = AttentionCapture(model.backbone, select_blocks(model.backbone))
     inside = area = 0.0
     subjects = 0
     for number, batch in enumerate(batches):
@@ -54,10 +54,11 @@ def attention_share(
         timesteps = torch.randint(total, (len(batch),), generator=generator)
         if timestep is not None:
             timesteps = torch.full_like(timesteps, timestep)
-        noisy = model.noise_scheduler.add_noise(latents, noise, timesteps)
-        prompts, _ = model.encode_batch(batch)
+        noisy = model.family.add_noise(latents, noise, timesteps)
+        text = model.encode_captions(batch)
+        prompts, _ = model.encode_batch(batch, text=text)
         with capture.record(model.subject_columns(batch), detach=True) as maps:
-            model.unet(noisy, timesteps, prompts)
+            model.predict(noisy, timesteps, prompts, model.added_condition(batch, text))
         size = (latents.shape[-2], latents.shape[-1])
         for layer in maps.values():
             masks = resize_masks(batch.subject_masks, map_size(layer.shape[2], size)).flatten(2)

@@ -91,11 +91,10 @@ def identity_curve(
                 clean = latents
                 if timestep >= 0:
                     levels = torch.full((len(batch),), timestep, device=latents.device)
-                    noisy = model.noise_scheduler.add_noise(latents, noise, levels)
-                    added = model.text.added_condition(text.pooled, model._sizes(batch))
-                    inputs = (noisy.to(model.unet.dtype), levels, prompt.to(model.unet.dtype))
-                    prediction = model.unet(*inputs, added_cond_kwargs=added).sample
-                    clean = model.clean_latents(noisy, prediction, levels)
+                    noisy = model.family.add_noise(latents, noise, levels)
+                    added = model.added_condition(batch, text)
+                    prediction = model.predict(noisy, levels, prompt, added)
+                    clean = model.family.clean_latents(noisy, prediction, levels)
                 pixels = model.vae.decode(
                     (clean / model.vae.config.scaling_factor).to(model.vae.dtype)
                 ).sample

@@ -17,21 +17,21 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"compile={backend}: torch has the backends {', '.join(known)}")
 
 
-def compile_blocks(unet: nn.Module, backend: str) -> None:
+def compile_blocks(backbone: nn.Module, backend: str) -> None:
     """Compile every residual and every transformer block in place, each for the shapes of its inputs.
 
     Modules, parameters and their names do not change. A batch of another size is compiled again: use one
     size, or leave compilation out inside ``torch.compiler.set_stance("force_eager")``.
 
     Args:
-        unet: The U-Net.
+        backbone: The denoising network.
         backend: Of :func:`torch.compile`, such as ``inductor``.
 
     Raises:
         ValueError: If there is no such backend.
     """
     check_backend(backend)
-    for module in unet.modules():
+    for module in backbone.modules():
         if isinstance(module, _BLOCKS):
             # Blocks of one class share their code: without isolation they would use up one limit together.
             module.compile(backend=backend, dynamic=False, isolate_recompiles=True)

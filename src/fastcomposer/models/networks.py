@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, patch_shape
+from fastcomposer.models.families import FAMILIES, Family
 from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
 from fastcomposer.models.published_checkpoint import (
@@ -90,8 +91,19 @@ class Networks(nn.Module):
         self.source = source
         self.reference_normalizer = ReferenceNormalizer()
         self.replaced: set[str] = set()
+        _ = self.family  # refuses a scheduler that does not fit
         self._trained: list[nn.Module] = []
         self.set_trainable()
+
+    @property
+    def backbone(self) -> Any:
+        """The denoising network."""
+        return self.unet
+
+    @property
+    def family(self) -> Family:
+        """What is particular to this kind of backbone."""
+        return FAMILIES[0](self.backbone, self.noise_scheduler)
 
     @classmethod
     def from_pretrained(
@@ -220,7 +232,7 @@ class Networks(nn.Module):
             raise ValueError(f"vision_layers must lie in [0, {len(layers)}], not {vision_layers}")
         self.requires_grad_(False)
         self._trained = [*layers[len(layers) - vision_layers :]]
-        self._trained += [self.unet] if unet else []
+        self._trained += [self.backbone] if unet else []
         self._trained += [self.fusion] if fusion else []
         for module in self._trained:
             module.requires_grad_(True)
@@ -242,7 +254,7 @@ class Networks(nn.Module):
         config = {name: value for name, value in old.config.items() if not name.startswith("_")}
         patches = patch_shape(self.image_encoder.config) if kind.num_tokens > 1 else None
         own = {name: value for name, value in asdict(kind).items() if name != "routing"}
-        routed = routed_widths(self.unet) if kind.routing else None
+        routed = routed_widths(self.backbone) if kind.routing else None
         new = type(old)(**{**config, **own, "patches": patches, "routed": routed})
         new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -143,8 +143,16 @@ class StepOptions:
 class DelayedConditioningPipeline(DiffusionPipeline):
     """Stable Diffusion's loop over embeddings that depend on the step: a mixin of diffusers' pipelines."""
 
+    BACKBONE: ClassVar[str] = "unet"
+    """Component that denoises."""
+
     scheduler: Any
     fusion: Any
+
+    @property
+    def backbone(self) -> Any:
+        """The denoising network."""
+        return getattr(self, self.BACKBONE)
 
     def _need(self, purpose: str, *parts: str) -> None:
         """Refuse a call for which this pipeline lacks components; ``purpose`` completes the message."""
@@ -153,9 +161,9 @@ class DelayedConditioningPipeline(DiffusionPipeline):
             raise ValueError(f"this pipeline has no {' and no '.join(missing)}: {purpose}")
 
     def _need_to_sample(self, output_type: str | None) -> None:
-        """Refuse to sample without U-Net, scheduler or, unless latents are wanted, VAE."""
+        """Refuse to sample without backbone, scheduler or, unless latents are wanted, VAE."""
         decoding = () if output_type == "latent" else ("vae",)
-        self._need("sampling images needs it", "unet", "scheduler", *decoding)
+        self._need("sampling images needs it", self.BACKBONE, "scheduler", *decoding)
 
     def _begin(
         self,
@@ -197,11 +205,11 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         calls: range,
     ) -> Tensor:
         """Run latents (N, C, h, w) through consecutive U-Net calls; all calls lead from noise to image."""
-        guidance_embedding = self._guidance_embedding(latents)
         state: dict[str, Any] = {
             "latents": latents,
             "negative_prompt_embeds": conditioning.negative,
             "subject_prompt_embeds": conditioning.subject,
+            "timestep_cond": self._guidance_embedding(latents),
         }
         joined: bool | None = None
         with self.progress_bar(total=sum(map(schedule.ends_step, calls))) as progress:
@@ -218,23 +226,14 @@ class DelayedConditioningPipeline(DiffusionPipeline):
                     if changed or len(state[name]) != len(inputs):
                         state[name] = value
                 joined = conditioning.sees_subjects(call)
-                inputs = self.scheduler.scale_model_input(inputs, timestep)
                 capture, routed = options.attention, options.routing if joined else None
                 with (
                     nullcontext() if capture is None else capture.step(call, len(inputs)),
                     nullcontext()
                     if routed is None
-                    else self.fusion.router.route(self.unet, routed.last_of(len(inputs))),
+                    else self.fusion.router.route(self.backbone, routed.last_of(len(inputs))),
                 ):
-                    prediction = self.unet(
-                        inputs,
-                        timestep,
-                        encoder_hidden_states=state["prompt_embeds"],
-                        timestep_cond=guidance_embedding,
-                        cross_attention_kwargs=self.cross_attention_kwargs,
-                        added_cond_kwargs=_added(state, options),
-                        return_dict=False,
-                    )[0]
+                    prediction = self._predict(inputs, timestep, state, options)
                 if guided:
                     prediction = self._guide(prediction)
                 state["latents"] = self.scheduler.step(
@@ -253,6 +252,20 @@ class DelayedConditioningPipeline(DiffusionPipeline):
                     if options.latents_callback is not None:
                         options.latents_callback(call, timestep, state["latents"])
         return state["latents"]
+
+    def _predict(
+        self, inputs: Tensor, timestep: Tensor, state: Mapping[str, Any], options: StepOptions
+    ) -> Tensor:
+        """Call the backbone for the rows of a step, (N, C, h, w) or with guidance (2N, C, h, w)."""
+        return self.unet(
+            self.scheduler.scale_model_input(inputs, timestep),
+            timestep,
+            encoder_hidden_states=state["prompt_embeds"],
+            timestep_cond=state["timestep_cond"],
+            cross_attention_kwargs=self.cross_attention_kwargs,
+            added_cond_kwargs=_added(state, options),
+            return_dict=False,
+        )[0]
 
     def _guide(self, prediction: Tensor) -> Tensor:
         """Classifier-free guidance from (2N, C, h, w) to (N, C, h, w)."""
@@ -287,7 +300,7 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         return self.image_processor.postprocess(images, output_type=output_type, do_denormalize=kept), unsafe
 
 
-def _added(state: dict[str, Any], options: StepOptions) -> dict[str, Any] | None:
+def _added(state: Mapping[str, Any], options: StepOptions) -> dict[str, Any] | None:
     """The U-Net's ``added_cond_kwargs``."""
     names = ("add_text_embeds", "add_time_ids")
     added = {name.removeprefix("add_"): state[name] for name in names if name in state}

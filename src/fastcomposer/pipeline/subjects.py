@@ -87,7 +87,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         first = schedule.first_subject_call(subjects.alpha)
         subject = self._subject_embeds(texts.text, subjects) if first < schedule.num_calls else None
         conditioning = replace(texts, subject=subject, first_subject_call=first).repeated(repeats)
-        count, channels = len(conditioning.text), self.unet.config.in_channels
+        count, channels = len(conditioning.text), self.backbone.config.in_channels
         added = self._image_prompts(image_prompts, schedule, device, count)
         latents = self.prepare_latents(count, channels, *size, dtype, device, generator, latents)
         attention = routing = None
@@ -123,7 +123,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         """Average the attention to the subjects' words, over ``repeats`` images of each prompt."""
         idx, present = (slot.repeat_interleave(repeats, dim=0) for slot in slots)
         size = (latents.shape[-2], latents.shape[-1])
-        return AttentionAverage(self.unet, idx, present, size, schedule.num_calls, num_groups)
+        return AttentionAverage(self.backbone, idx, present, size, schedule.num_calls, num_groups)
 
     def _routing(self, slots: tuple[Tensor, Tensor], repeats: int, latents: Tensor) -> RoutingPlan | None:
         """How the subjects are routed, over ``repeats`` images of each prompt; ``None`` for one subject."""
@@ -167,7 +167,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         factor = self.vae_scale_factor
         if not height or not width:
-            size = self.unet.config.sample_size
+            size = self.backbone.config.sample_size
             rows, columns = (size, size) if isinstance(size, int) else size
             height, width = rows * factor, columns * factor
         if height % factor or width % factor:

@@ -186,7 +186,7 @@ class VariantPipeline(SubjectPromptPipeline):
         plan = _Branching(
             schedule, text, embeds, starts, per_call, eta, slots, return_attention, callback_on_step_end
         )
-        channels = self.unet.config.in_channels
+        channels = self.backbone.config.in_channels
         noise = self.prepare_latents(count, channels, *size, dtype, device, generators, latents)
         own_scheduler, self._num_timesteps = self.scheduler, end
         empty: list[Any] = [None] * len(variants)

@@ -43,7 +43,7 @@ class FastComposerModule(RecipeModule):
         timesteps: Where on the noise schedule samples are spent; ``None`` for the same everywhere.
         identity: Loss that compares the faces of x̂₀ and target; ``None`` for none.
         gradient_checkpointing: Trade time for memory.
-        compile: Backend of :func:`torch.compile` for the U-Net's blocks, such as ``inductor``; or ``None``.
+        compile: Backend of :func:`torch.compile` for its blocks, such as .`inductor``; or ``None``.
         weights: Trained weights to start from, see :func:`load_trained_weights`; ``None`` for the base's own.
         export_precision: Of the finished weights, see :func:`save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
@@ -106,7 +106,7 @@ class FastComposerModule(RecipeModule):
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if compile is not None:
-            compile_blocks(self.model.unet, compile)
+            compile_blocks(self.model.backbone, compile)
         if self.model.tokenizer is None:
             raise ValueError("the base has no tokenizer/, which training needs for the empty prompt")
         empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids

@@ -29,10 +29,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(model: FastComposer, mesh: DeviceMesh) -> None:
-    """Shard a model's trained weights, block by block of the U-Net; frozen weights stay full tensors."""
+    """Shard a model's trained weights, stage by stage of the backbone; frozen weights stay full tensors."""
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-    unet = model.unet
-    for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, model):
+    for part in (*model.family.stages, model):
         if any(parameter.requires_grad for parameter in part.parameters()):
             # Resharded after a validation, too, for the moving average replaces the local shards there.
             fully_shard(part, mesh=mesh, ignored_params=frozen, reshard_after_forward=True)

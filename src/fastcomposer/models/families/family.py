@@ -1,0 +1,77 @@
+"""The interface of a family of denoising networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from fastcomposer.utils.rng import Source
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """A denoising network and the process that it is trained on.
+
+    Attributes:
+        backbone: The denoising network.
+        scheduler: Of the class ``SCHEDULER``; its configuration is the base's.
+
+    Raises:
+        ValueError: If the scheduler's configuration is not one that the network can be trained with.
+    """
+
+    NAME: ClassVar[str]
+    """Of the network's folder and component, and the prefix of its weights."""
+    NETWORK: ClassVar[Any]
+    """Class of the network."""
+    SCHEDULER: ClassVar[Any]
+    """Class of the scheduler that adds noise in training."""
+
+    backbone: Any
+    scheduler: Any
+
+    @property
+    @abstractmethod
+    def latent_factor(self) -> int:
+        """Number that height and width of the latents must be multiples of."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> list[nn.Module]:
+        """Parts of the network, in order, that are sharded one by one."""
+
+    @abstractmethod
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor, added: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Call the network.
+
+        Args:
+            noisy: (B, C, h, w) latents.
+            timesteps: (B,).
+            prompt_embeds: (B, T, d) states of the text encoders with the subjects fused in.
+            added: Of :meth:`~fastcomposer.models.text.TextConditioner.added_condition`.
+
+        Returns:
+            (B, C, h, w).
+        """
+
+    @abstractmethod
+    def draw_timesteps(self, count: int, device: Any, source: Source) -> Tensor:
+        """Draw (count,) timesteps as the base is trained."""
+
+    @abstractmethod
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents (B, C, h, w) at timesteps (B,)."""
+
+    @abstractmethod
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is trained to predict, (B, C, h, w)."""
+
+    @abstractmethod
+    def clean_latents(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """Scaled latents x̂₀ (B, C, h, w) in float32 that a prediction from noisy latents amounts to."""
