@@ -126,8 +126,8 @@ def summary_section(collected: Collected) -> str:
         first = next(iter(by_benchmark.values()))
         seconds = None if first.row.origin else first.row.personalization_seconds_per_subject
         cells: list[Cell] = [first.people, first.row.reference_images, seconds]
-        for run in map(by_benchmark.get, names):
-            cells += [run.row.identity_preservation, run.row.prompt_consistency] if run else [None, None]
+        for found in map(by_benchmark.get, names):
+            cells += [found.row.identity_preservation, found.row.prompt_consistency] if found else [None] * 2
         lines.append((label, cells))
         strong += [label] * (first.row.method == OURS)
     notes = dict.fromkeys(origin_notes(run for name in names for run in collected.main(name)))
