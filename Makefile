@@ -6,7 +6,7 @@ FAULTS ?= 200
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo notebooks images results samples completion docs reference card identity test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks images results departures samples completion docs reference card identity test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,8 @@ MAN := $(PEOPLE)/00_man.png
 WOMAN := $(PEOPLE)/01_woman.png
 SEED ?= 42
 BENCHMARK := $(if $(FULL),mini_full,mini)
+# FastComposer and its twin without localization generate all people and pairs; baselines, trained per person, a part of them.
+LARGER := $(if $(FULL),mini_full,mini_people)
 GENERATE = $(FASTCOMPOSER) generate seed=$(SEED) num_images=4
 # Two processes sample faster than one with two threads: the networks of the mini world are small.
 PROCESSES ?= 2
@@ -47,11 +49,12 @@ reproduce: .venv/core ## Render the mini world, train three minutes, measure all
 	$(FASTCOMPOSER) train experiment=mini resume=restart
 	$(FASTCOMPOSER) attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) checkpoint='"$(CHECKPOINT)"' alphas=$(ALPHAS) save_attention=true
-	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
+	$(EVALUATE) output=$(OUT) benchmark=$(LARGER) methods=[fastcomposer] checkpoint='"$(CHECKPOINT)"'
+	$(EVALUATE) output=$(OUT) benchmark=$(LARGER) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
 		save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
 	$(MAKE) --no-print-directory images
-	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK)
+	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(LARGER)
 
 demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
 	$(FASTCOMPOSER) demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
@@ -68,8 +71,11 @@ images: .venv/core ## Generate held-out people with the committed checkpoint int
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
 
 results: setup ## Write the results of outputs/reproduce into README.md and docs/benchmarks/results.md (OUT=...)
-	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(BENCHMARK) readme=README.md \
+	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(LARGER) readme=README.md \
 		document=docs/benchmarks/results.md
+
+departures: setup ## Measure on outputs/reproduce what the departures from the published code do to scores, into docs/method.md (OUT=...)
+	$(PY) scripts/departures.py $(OUT) --document docs/method.md
 
 samples: setup ## Generate the images of the README and of the base's card again, into data/mini/samples
 	$(FASTCOMPOSER) prepare data=avatars

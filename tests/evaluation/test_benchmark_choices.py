@@ -30,15 +30,18 @@ def loaded(choice: str, images: Path) -> list[Benchmark]:
 
 def test_the_mini_choice_asks_for_minutes_of_the_same_people(world: Path) -> None:
     single, multi = loaded("mini", world / "references")
-    assert (len(single.cases), len(multi.cases)) == (48, 54)
+    assert (len(single.cases), len(multi.cases)) == (48, 45)
     assert single.subjects == multi.subjects
     times = Counter(name for pair in multi.groups for name in pair)
-    assert set(times.values()) == {3}
+    assert set(times.values()) == {5}  # all pairs
     whole = {
         case.id: case for benchmark in loaded("mini_full", world / "references") for case in benchmark.cases
     }
     assert len(whole) == 2400 + 8820
-    assert all(whole[case.id] == case for case in (*single.cases, *multi.cases))
+    people = [case for benchmark in loaded("mini_people", world / "references") for case in benchmark.cases]
+    assert len(people) == 120 + 315 and {*single.cases, *multi.cases} < {*people}
+    assert all(whole[case.id] == case for case in people)
+    assert [len(one.cases) for one in loaded("mini_card", world / "references")] == [180, 180]
 
 
 def celeba_folder(root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -36,6 +37,16 @@ class Estimate:
     def excludes(self, value: float = 0.0) -> bool:
         """Whether a value lies outside the interval."""
         return not self.ci95[0] <= value <= self.ci95[1]
+
+
+def enough_people(estimate: Estimate, people: int) -> int | None:
+    """Number of people from which the interval would leave out 0, were mean and spread to stay as they are.
+
+    Intervals narrow with the square root of the number of people; ``None`` where the mean is 0.
+    """
+    low, high = estimate.ci95
+    reach = estimate.mean - low if estimate.mean > 0 else high - estimate.mean
+    return math.ceil(people * (reach / estimate.mean) ** 2) if estimate.mean else None
 
 
 def bootstrap(

@@ -12,6 +12,7 @@ import pytest
 from fastcomposer.evaluation.load_results import collect, difference
 from fastcomposer.evaluation.report.html import named_grid
 from fastcomposer.evaluation.report.paper_claims import Expectation, compare, deviations, expectations, tally
+from fastcomposer.evaluation.statistics import Estimate, enough_people
 
 Evaluation = tuple[Path, list[Any]]
 
@@ -69,6 +70,14 @@ def test_a_gain_that_hangs_on_who_was_depicted_does_not_hold(
     localization = the(judged(write_evaluation(tmp_path, methods)[0]), "Localization raises")
     assert localization.verdict == "not held"
     assert "difference 0.010 [\N{MINUS SIGN}0." in localization.evidence[0]
+    assert "over 4 people." in localization.evidence[0]
+    assert "people to decide" in localization.evidence[0]
+
+
+def test_the_number_of_people_that_would_decide() -> None:
+    assert enough_people(Estimate(0.1, (-0.1, 0.3)), 6) == 24  # twice as narrow
+    assert enough_people(Estimate(-0.1, (-0.5, 0.1)), 6) == 24
+    assert enough_people(Estimate(0.0, (-0.1, 0.1)), 6) is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from fastcomposer.evaluation.load_results import (
     read_published,
 )
 from fastcomposer.evaluation.report.tables import first_image, written
-from fastcomposer.evaluation.statistics import Estimate
+from fastcomposer.evaluation.statistics import Estimate, enough_people
 
 Verdict = Literal["held", "not held", "not measured"]
 FACTOR = 300
@@ -89,7 +89,10 @@ def localization_helps(collected: Collected) -> Expectation:
     if raised is None:
         return Expectation(claim, "not measured", ("The two runs have no scored case in common.",))
     on, off = (written(run.row.identity_preservation.mean, "score") for run in pair)
-    evidence = f"{on} with, {off} without; difference {_estimate(raised)}."
+    people = pair[0].people or 0
+    evidence = f"{on} with, {off} without; difference {_estimate(raised)} over {people} people."
+    if not raised.excludes() and (enough := enough_people(raised, people)):
+        evidence += f" With this mean and spread it would take about {enough:,} people to decide."
     return Expectation(claim, _verdict(raised.ci95[0] > 0), (evidence,))
 
 
