@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from facenet_pytorch import MTCNN
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
+from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_tensor
 from toy_evaluation import make_toy
 
@@ -17,8 +20,17 @@ from fastcomposer.cli import evaluate
 from fastcomposer.cli.common import CONFIG_FOLDER
 from fastcomposer.evaluation.benchmark import Subject
 from fastcomposer.evaluation.results import read_results
-from fastcomposer.evaluation.scoring import embed_references
+from fastcomposer.evaluation.scoring import embed_references, face_scores, jpeg_pixels, read_reference
+from fastcomposer.metrics.faces import FaceNetFaces
 from fastcomposer.metrics.identity import identity_score
+
+
+@pytest.fixture(scope="module")
+def real_faces(paper_metrics: list[str]) -> FaceNetFaces:
+    """MTCNN with its own weights, and a random embedder."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        faces: FaceNetFaces = instantiate(compose("evaluate", paper_metrics).metrics.faces)
+    return faces
 
 
 def test_the_face_of_the_astronaut_is_found_and_recognized(
@@ -95,3 +107,81 @@ def test_a_benchmark_is_scored_with_real_faces(
         assert row.images == 12
         assert row.identity_preservation.mean == 0  # noise shows nobody
         assert -1 <= row.prompt_consistency.mean <= 1
+
+
+def published_identity(file: Path, references: list[Path], faces: Any) -> float:
+    """Identity as the published scorer computes it: files, MTCNN's crops, greedy matching, written anew."""
+    with Image.open(file) as image:
+        found = faces.detector(image.convert("RGB"))
+    known = []
+    for reference in references:
+        with Image.open(reference) as image:
+            known.append(faces.detector(image.convert("RGB"))[:1])
+    if found is None:
+        return 0.0
+    missing = torch.zeros(max(len(references) - len(found), 0), 3, 160, 160)
+    crops = torch.cat([found[: len(references)], missing])
+    with torch.no_grad():
+        similarity = torch.stack([faces.embedder(crop[None])[0] for crop in crops])
+        similarity = similarity @ torch.cat([faces.embedder(crop) for crop in known]).T
+    matched = []
+    for _ in references:
+        row, column = divmod(int(similarity.argmax()), len(references))
+        matched.append(float(similarity[row, column]))
+        similarity[row], similarity[:, column] = -1, -1
+    return max(min(matched), 0.0)
+
+
+@pytest.mark.parametrize("people", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_identity_is_the_published_scorer_s(
+    real_faces: FaceNetFaces,
+    count: int,
+    people: int,
+    astronaut: Image.Image,
+    admiral: Image.Image,
+    tmp_path: Path,
+) -> None:
+    portraits = [
+        person.resize((side, side))
+        for person, side in zip([astronaut, admiral] * 2, (250, 220, 200, 180), strict=True)
+    ]
+    sheet = Image.new("RGB", (512, 512), (90, 120, 90))
+    for number, portrait in enumerate(portraits[:count]):
+        sheet.paste(portrait, (number % 2 * 256, number // 2 * 256))
+    sheet.save(tmp_path / "published.jpg")  # quality 75, by default
+    files = [tmp_path / "000001.jpg", tmp_path / "000002.jpg"][:people]
+    for person, file in zip((admiral, astronaut), files, strict=False):
+        person.resize((178, 178)).save(file)
+    expected = published_identity(tmp_path / "published.jpg", files, real_faces)
+
+    known = [embed_references(Subject(file.stem, "woman", (file,)), real_faces, None) for file in files]
+    (found,) = real_faces(jpeg_pixels(to_tensor(sheet), 75)[None])
+    assert len(found) == count
+    scores = face_scores(found, known, real_faces.blank())
+    assert scores["identity_published"] == pytest.approx(expected, abs=1e-6)
+    assert (expected > 0) == (count > 0)
+
+
+def celeba_sized(number: int, person: Image.Image) -> Image.Image:
+    """A photo of 178 x 218 pixels, as CelebA's aligned files are: another crop for each number."""
+    left, top, zoom = 20 + 7 * number, 4 * number, 1 + 0.05 * number
+    return person.crop((left, top, left + int(300 * zoom), top + int(367 * zoom))).resize((178, 218))
+
+
+@pytest.mark.parametrize("number", range(15))
+def test_faces_of_celeba_sized_files_are_found_in_their_own_pixels(
+    real_faces: FaceNetFaces, number: int, astronaut: Image.Image, admiral: Image.Image, tmp_path: Path
+) -> None:
+    file = tmp_path / "1.jpg"
+    celeba_sized(number // 2, (astronaut, admiral)[number % 2]).save(file, quality=95)
+    with Image.open(file) as photo:
+        expected, _ = MTCNN(image_size=160, margin=0, keep_all=True).detect(photo.convert("RGB"))
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("evaluate", ["model=sd15", "metrics=paper"])
+    (found,) = real_faces(read_reference(file, config.scoring.reference_size)[None])
+    assert len(found) == len(expected) > 0
+    overlap = box_iou(found.boxes, torch.tensor(expected.astype("float32"))).diagonal()
+    assert overlap.min() == 1
+    (resized,) = real_faces(read_reference(file, 512)[None])
+    assert not len(resized) or box_iou(resized.boxes[:1] * 218 / 512, found.boxes[:1]).item() < 1
