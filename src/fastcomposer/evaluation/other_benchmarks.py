@@ -161,7 +161,7 @@ def load_xverse(
     Read: both lists, ``idip_face_score.py``, ``idip_gen_split_idip.py`` (4 images a prompt) and
     ``modulation_utils.py`` in the copy zsxkib/cog-XVerse; ``eval/UNO/inference_xversebench.py`` and
     ``eval/id_conf_xversebench.py`` of bytedance/UMO. Not verified: that the lists of bytedance/XVerse are
-    those of the copy, of which a third was read.
+    those of the copy, of which three quarters of the prompts were read.
 
     Args and Raises are those of :func:`load_multiid`.
     """
