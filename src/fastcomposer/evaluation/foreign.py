@@ -101,8 +101,8 @@ def find_images(
     found = {name: existing_file(files[name], f"image of {name}") for name in wanted if name in files}
     if missing and not (skip_missing and found):
         raise FileNotFoundError(
-            f"images={root}: {len(missing)} of {len(wanted)} cases have no image there: {listed(missing)}. "
-            "skip_missing=true scores the others"
+            f"images={root}: {len(missing)} of {len(wanted)} cases have no image there: {listed(missing)}"
+            + "; skip_missing=true scores the others" * bool(found)
         )
     _check_sizes(list(found.values()))
     return FoundImages(found, missing, sorted(surplus))
