@@ -103,7 +103,10 @@ def _document(tables: Sequence[Table], claims: Sequence[Expectation], differing:
     ]
     parts += ["\n".join(lines)]
     if differing:
-        parts += ["Orderings that differ from the paper's:", "\n".join(f"- {text}" for text in differing)]
+        parts += [
+            "Orderings that differ from the paper's, by scores of the published protocol:",
+            "\n".join(f"- {text}" for text in differing),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
