@@ -65,7 +65,7 @@ def test_results_are_reported_and_go_into_the_readme_and_the_page(run: Run) -> N
     Path("README.md").write_text(section)
     assert run(report, *call)[0] == 0
     for name, line in (
-        ("README.md", "| Text only | 0 | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] |"),
+        ("README.md", "| Text only | – | 0 | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] |"),
         ("page.md", "| Text only | 0 | 0.400 [0.300, 0.500] | 0.400 [0.300, 0.500] | 2.0 | 0 | 0.039 [R] |"),
     ):
         written = Path(name).read_text()
