@@ -34,6 +34,9 @@ class Family(ABC):
     backbone: Any
     scheduler: Any
 
+    def __post_init__(self) -> None:  # noqa: B027, families that take every scheduler keep it
+        """Refuse a scheduler that does not fit."""
+
     @property
     @abstractmethod
     def latent_factor(self) -> int:
