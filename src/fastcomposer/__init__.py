@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastcomposer.models.fusion import SubjectFusion
     from fastcomposer.pipeline.kinds import open_pipeline
     from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+    from fastcomposer.pipeline.stable_diffusion_3 import FastComposerSD3Pipeline
     from fastcomposer.pipeline.stable_diffusion_xl import FastComposerXLPipeline
     from fastcomposer.prompt import PromptError
 
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "FastComposer": "fastcomposer.composer",
     "FastComposerPipeline": "fastcomposer.pipeline.stable_diffusion",
+    "FastComposerSD3Pipeline": "fastcomposer.pipeline.stable_diffusion_3",
     "FastComposerXLPipeline": "fastcomposer.pipeline.stable_diffusion_xl",
     "PromptError": "fastcomposer.prompt",
     "SubjectBatch": "fastcomposer.batch",
@@ -33,6 +35,7 @@ _EXPORTS = {
 __all__ = [
     "FastComposer",
     "FastComposerPipeline",
+    "FastComposerSD3Pipeline",
     "FastComposerXLPipeline",
     "PromptError",
     "SubjectBatch",

@@ -36,11 +36,26 @@ _NARROW: dict[str, dict[str, Any]] = {
         "text_encoder": {**_FIRST, "hidden_size": 32, "projection_dim": 32},
         "text_encoder_2": {**_FIRST, "hidden_size": 48, "projection_dim": 40, "num_hidden_layers": 3},
     },
+    "sd3": {
+        "transformer": {
+            "sample_size": 8,
+            "num_layers": 3,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 96,
+            "caption_projection_dim": 32,
+            "pooled_projection_dim": 32 + 40,
+            "pos_embed_max_size": 8,
+            "dual_attention_layers": [0],
+        },
+        "text_encoder": {**_FIRST, "hidden_size": 32, "projection_dim": 32},
+        "text_encoder_2": {**_FIRST, "hidden_size": 48, "projection_dim": 40, "num_hidden_layers": 3},
+    },
 }
 
 
 def narrow(name: str, folder: Path) -> Path:
-    """Write an architecture (``sd15``, ``sd21`` or ``sdxl``) with few channels."""
+    """Write an architecture (``sd15``, ``sd21``, ``sdxl`` or ``sd3``) with few channels."""
     shutil.copytree(ARCHITECTURES / name, folder)
     for part, changes in {"image_encoder": _VISION, "vae": _VAE, **_NARROW[name]}.items():
         file = folder / part / "config.json"

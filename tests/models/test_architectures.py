@@ -10,37 +10,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from tiny_architectures import ARCHITECTURES, narrow
 from tiny_pipeline import reference, seeded
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from fastcomposer import FastComposer, SubjectBatch
 from fastcomposer.losses import LossConfig
-from fastcomposer.models.loading import load_tokenizer, open_source
+from fastcomposer.models.loading import load_tokenizer, network_classes, open_source
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import parse_prompt, strip_markers
 
-NAMES = ("sd15", "sd21", "sdxl")
+NAMES = ("sd15", "sd21", "sdxl", "sd3")
 PROMPT = "a man <|image|> and a woman <|image|> on the beach"
 REFERENCES = [reference(0), reference(1)]
-STOCK: dict[str, Any] = dict.fromkeys(NAMES, StableDiffusionPipeline) | {"sdxl": StableDiffusionXLPipeline}
+STOCK: dict[str, Any] = {
+    "sd15": StableDiffusionPipeline,
+    "sd21": StableDiffusionPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
+}
 # Of the released models; the sum of the image encoder leaves out CLIP's text tower.
 PARAMETERS = {
     "sd15": (859_520_964, 83_653_863, 123_060_480, 303_966_208),
     "sd21": (865_910_724, 83_653_863, 340_387_840, 303_966_208),
     "sdxl": (2_567_463_684, 83_653_863, 123_060_480, 303_966_208, 694_659_840),
-}
-CLASSES: dict[str, Any] = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "image_encoder": CLIPVisionModelWithProjection,
-    "text_encoder_2": CLIPTextModelWithProjection,
+    "sd3": (2_243_171_520, 83_819_683, 123_650_304, 303_966_208, 694_659_840),
 }
 # Localized layers of the middle five blocks, and the resolution of most of them.
-LOCALIZED = {"sd15": 11, "sd21": 11, "sdxl": 4 + 6 + 3 + 9 + 6}
+LOCALIZED = {"sd15": 11, "sd21": 11, "sdxl": 4 + 6 + 3 + 9 + 6, "sd3": 3}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -88,18 +86,18 @@ def sampler(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("full", NAMES)
 def test_full_size_parts_are_the_published_ones(full: str) -> None:
     source = open_source("no/base", None, architecture=ARCHITECTURES / full, weights="random")
-    with torch.device("meta"):
-        sizes = [
-            sum(p.numel() for p in source.configured(cls, part).parameters())
-            for part, cls in CLASSES.items()
-            if source.has(part)
-        ]
-    assert tuple(sizes) == PARAMETERS[full]
     known = json.loads((ARCHITECTURES / full / "parameters.json").read_text())
-    assert known == dict(zip(CLASSES, sizes, strict=False))
-    assert source.noise_scheduler().config.prediction_type == (
-        "v_prediction" if full == "sd21" else "epsilon"
-    )
+    classes = network_classes(source)
+    with torch.device("meta"):
+        sizes = {
+            part: sum(p.numel() for p in source.configured(classes[part], part).parameters())
+            for part in known
+        }
+    assert known.keys() == classes.keys()
+    assert tuple(sizes.values()) == PARAMETERS[full]
+    assert known == sizes
+    expected = {"sd15": "epsilon", "sd21": "v_prediction", "sdxl": "epsilon", "sd3": None}[full]
+    assert source.noise_scheduler().config.get("prediction_type") == expected
 
 
 class TestTraining:
@@ -110,10 +108,13 @@ class TestTraining:
         assert losses.loss.isfinite()
         assert len(losses.localization_per_layer) == LOCALIZED[name] == len(model.localized_layers)
         assert losses.localization_loss.item() != 0
-        for part in (model.unet, model.fusion, model.image_encoder.vision_model.encoder.layers[-1]):
+        for part in (model.backbone, model.fusion, model.image_encoder.vision_model.encoder.layers[-1]):
             without = [n for n, p in part.named_parameters() if p.grad is None or not p.grad.norm() > 0]
             # A softmax does not see the keys' bias, nor anything where there is one position alone.
             single = [n for n in without if n.startswith("mid_block") and "attn1.to_" in n]
+            # Nothing reads the text after the last joint attention.
+            single += [n for n in without if n.startswith("transformer_blocks.2.attn.") and "added_q" in n]
+            single += [n for n in without if n.startswith("transformer_blocks.2.attn.add_q_proj")]
             assert [n for n in without if not n.endswith("k_proj.bias") and n not in single] == []
         assert all(p.grad is None for p in model.vae.parameters())
         assert all(p.grad is None for p in model.text_encoder.parameters())
@@ -127,15 +128,18 @@ class TestText:
             do_classifier_free_guidance=True,
         )  # fmt: skip
         states = model.encode_captions(batch)
-        assert torch.equal(states.tokens, encoded[0])
+        # Stable Diffusion 3 has zeros beside and after the states of CLIP.
+        tokens, width = states.tokens.shape[1:]
+        assert torch.equal(states.tokens, encoded[0][:, :tokens, :width])
+        assert not encoded[0][:, tokens:].any() and not encoded[0][..., width:].any()
+        if states.pooled is not None:
+            assert torch.equal(states.pooled, encoded[2])
         if name == "sdxl":
-            assert states.pooled is not None and torch.equal(states.pooled, encoded[2])
             empty = torch.tensor([parse_prompt("", model.tokenizer).input_ids])
             zeros = model.text.encode(empty)
             assert torch.equal(zeros.tokens, encoded[1][:1]) and not zeros.tokens.any()
             assert zeros.pooled is not None and torch.equal(zeros.pooled, encoded[3][:1])
-        else:
-            assert states.pooled is None
+        assert (states.pooled is None) == (name in ("sd15", "sd21"))
 
     def test_only_subjects_words_change(self, model: FastComposer) -> None:
         batch = batch_of(model)
@@ -168,11 +172,12 @@ class TestSampling:
         own = {part for part, value in pipe.components.items() if "fastcomposer" in type(value).__module__}
         assert own == {"fusion"}
         parts = {part: value for part, value in pipe.components.items() if part != "fusion"}
-        extra = {} if name == "sdxl" else {"requires_safety_checker": False}
+        extra = {"requires_safety_checker": False} if name in ("sd15", "sd21") else {}
+        rescaled = {} if name == "sd3" else {"guidance_rescale": 0.3}
         stock = STOCK[name](**parts, **extra)
         for options in (
             {},
-            {"num_images_per_prompt": 2, "negative_prompt": "a beach", "guidance_rescale": 0.3},
+            {"num_images_per_prompt": 2, "negative_prompt": "a beach", **rescaled},
             {"guidance_scale": 1.0},
         ):
             given = sampler(**options)

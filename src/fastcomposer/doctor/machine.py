@@ -125,7 +125,8 @@ def trained_numbers(config: Config, parameters: Mapping[str, int]) -> int:
     method = config.get("method", {})
     if "train_unet" not in method:
         return 0
-    return parameters["unet"] * method["train_unet"] + parameters["vision_layer"] * method["vision_layers"]
+    backbone = parameters["unet"] + parameters["transformer"]
+    return backbone * method["train_unet"] + parameters["vision_layer"] * method["vision_layers"]
 
 
 def disk(key: str, folder: str | Path, needed: float, what: str) -> Finding:

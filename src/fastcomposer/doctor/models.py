@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcomposer.doctor.finding import Finding, State
 from fastcomposer.models.base_files import (
+    BACKBONES,
     TOKENIZER,
     base_parts,
     find_weights_file,
@@ -135,7 +136,7 @@ def parameters(model: Mapping[str, Any]) -> dict[str, int]:
     known = _json(architecture, "parameters.json")
     base = None if model["weights"] == "random" else local_folder(model["base"])
     encoder, subfolder = image_encoder_folder(model["image_encoder"], str(model["base"]), _index(base))
-    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    parts = (*BACKBONES, "vae", "text_encoder", "text_encoder_2")
     found = {name: known.get(name, 0) if base is None else _numbers(base / name) for name in parts}
     folder = None if model["weights"] == "random" else local_folder(encoder)
     vision = known.get("image_encoder", 0) if folder is None else _numbers(folder / subfolder)

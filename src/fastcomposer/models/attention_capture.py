@@ -1,4 +1,4 @@
-"""Capture of the cross-attention that the subjects' words receive, layer by layer."""
+"""Capture of the attention that the subjects' words receive from the image, layer by layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,10 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     AttnProcessorNPU,
     FusedAttnProcessor2_0,
+    JointAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -133,28 +133,34 @@ def _subject_maps(probabilities: Tensor, subject_token_idx: Tensor) -> Tensor:
 
 
 Implementation = Literal["fused", "explicit"]
+Keys = Literal["text", "all"]
 # They differ in speed and memory alone, so that ours may replace them.
 _PLAIN = (
     AttnProcessor,
     AttnProcessor2_0,
     AttnProcessorNPU,
     FusedAttnProcessor2_0,
+    JointAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
-_BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.")
+_BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+|transformer_blocks\.\d+)\.")
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, list[str]]:
-    """Names of a U-Net's cross-attention modules by block, from the first down block to the last up block."""
+def cross_attention_layers(unet: Any) -> dict[str, list[str]]:
+    """Names of the modules that attend from image to text by block, in the order of the blocks.
+
+    Of a U-Net they are the cross-attention from the first down block to the last up block; of a transformer
+    the joint attention.
+    """
     unet = getattr(unet, "_orig_mod", unet)  # torch.compile wraps it
     names = [
         name
-        for part in ("down_blocks", "mid_block", "up_blocks")
+        for part in ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")
         for name, module in unet.named_modules()
-        if name.startswith(part) and isinstance(module, Attention) and name.endswith(".attn2")
+        if name.startswith(part) and isinstance(module, Attention)
         # A block with two self-attentions also calls its second one attn2.
-        if module.is_cross_attention
+        if (name.endswith(".attn2") and module.is_cross_attention) or _is_joint(module)
     ]
     layers: dict[str, list[str]] = {}
     for name in names:
@@ -162,14 +168,18 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, list[str]]:
     return layers
 
 
-def select_blocks(
-    unet: UNet2DConditionModel, names: Sequence[str] | None = None, num_blocks: int = 5
-) -> list[str]:
+def _is_joint(module: Attention) -> bool:
+    """Whether a module attends from and to image and text together."""
+    return getattr(module, "add_q_proj", None) is not None
+
+
+def select_blocks(unet: Any, names: Sequence[str] | None = None, num_blocks: int = 5) -> list[str]:
     """Blocks to localize: those named, or the middle ones.
 
     Args:
-        unet: The U-Net.
-        names: Blocks such as ``down_blocks.1`` or ``mid_block``; ``None`` for the middle ``num_blocks``.
+        unet: The U-Net or transformer.
+        names: Blocks such as ``down_blocks.1``, ``mid_block`` or ``transformer_blocks.2``; ``None`` for the
+            middle ``num_blocks``.
         num_blocks: How many of the blocks with cross-attention to take around the middle one; all where the
             U-Net has fewer (docs/method.md, eq. 4: 5 of 7).
 
@@ -178,7 +188,7 @@ def select_blocks(
     """
     blocks = list(cross_attention_layers(unet))
     if not blocks:
-        raise ValueError("this U-Net has no block with cross-attention")
+        raise ValueError("this model has no block with cross-attention")
     if names is None:
         count = min(num_blocks, len(blocks))
         start = (len(blocks) - count) // 2
@@ -186,7 +196,7 @@ def select_blocks(
     unknown = [name for name in names if name not in blocks]
     if unknown:
         raise ValueError(
-            f"localization_blocks {unknown} are no cross-attention blocks of this U-Net: {blocks}"
+            f"localization_blocks {unknown} are no cross-attention blocks of this model: {blocks}"
         )
     return [block for block in blocks if block in names]
 
@@ -204,26 +214,34 @@ class AttentionCapture:
     """Collects the attention that chosen layers pay to the subjects' tokens, for one U-Net call at a time.
 
     Only the chosen layers get a processor of ours, and only while something is recorded: at other times the
-    U-Net is as it was. No map outlives the dictionary that :meth:`record` hands out.
+    model is as it was. No map outlives the dictionary that :meth:`record` hands out.
 
     Args:
-        unet: The U-Net to watch.
+        unet: The U-Net or transformer to watch.
         blocks: Names of blocks (see :func:`select_blocks`).
         implementation: ``fused`` takes the layer's output from fused attention and keeps, of the softmax map,
             the subjects' columns; ``explicit`` keeps all of it. Both give the same.
+        keys: What the attention of an image's position sums to 1 over in joint attention: ``text`` tokens, as
+            in cross-attention, or ``all``, which is the attention itself.
 
     Raises:
-        ValueError: If a block or the implementation does not exist.
+        ValueError: If a block, the implementation or the keys do not exist.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, blocks: Sequence[str], implementation: Implementation = "fused"
+        self,
+        unet: Any,
+        blocks: Sequence[str],
+        implementation: Implementation = "fused",
+        keys: Keys = "text",
     ) -> None:
+        if keys not in get_args(Keys):
+            raise ValueError(f"keys must be 'text' or 'all', not {keys!r}")
         if implementation not in ("fused", "explicit"):
             raise ValueError(f"implementation must be 'fused' or 'explicit', not {implementation!r}")
         layers = cross_attention_layers(unet)
         self.layers = tuple(name for block in select_blocks(unet, blocks) for name in layers[block])
-        self.implementation = implementation
+        self.implementation, self.keys = implementation, keys
         unet = getattr(unet, "_orig_mod", unet)
         self._modules = {name: cast(Attention, unet.get_submodule(name)) for name in self.layers}
         self._recording: _Recording | None = None
@@ -245,7 +263,7 @@ class AttentionCapture:
         """
         for name, module in self._modules.items():
             processor: Any = module.processor
-            if type(processor) not in (*_PLAIN, SubjectAttnProcessor):
+            if type(processor) not in (*_PLAIN, SubjectAttnProcessor, JointSubjectAttnProcessor):
                 raise RuntimeError(
                     f"attention of {name} cannot be captured: a {type(processor).__name__} is set there, and "
                     "without it the U-Net would compute something else: remove it first"
@@ -261,6 +279,8 @@ class AttentionCapture:
         try:
             for name, module in self._modules.items():
                 processor: Any = SubjectAttnProcessor(name, recording, self.implementation)
+                if _is_joint(module):
+                    processor = JointSubjectAttnProcessor(name, recording, self.implementation, self.keys)
                 module.set_processor(processor)
             yield
         finally:
@@ -290,7 +310,9 @@ class SubjectAttnProcessor:
     def __init__(self, name: str, recording: _Recording, implementation: Implementation) -> None:
         self.name = name
         self.recording = recording
-        self.attend = fused_attention if implementation == "fused" else explicit_attention
+        self.attend: Callable[..., tuple[Tensor, Tensor]] = (
+            fused_attention if implementation == "fused" else explicit_attention
+        )
 
     def __call__(
         self,
@@ -322,20 +344,72 @@ class SubjectAttnProcessor:
             attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
         output, maps = self.attend(query, key, value, attention_mask, self.recording.subject_token_idx)
-        if self.recording.maps is not None:
-            self.recording.maps[self.name] = maps.detach() if self.recording.detach else maps
+        self.keep(maps)
         output = output.transpose(1, 2).flatten(2).to(query.dtype)
         output = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
             output = output + hidden_states
         return output / attn.rescale_output_factor
 
+    def keep(self, maps: Tensor) -> None:
+        """Record maps (B, heads, positions, K), unless they are only repeated."""
+        if self.recording.maps is not None:
+            self.recording.maps[self.name] = maps.detach() if self.recording.detach else maps
+
+
+class JointSubjectAttnProcessor(SubjectAttnProcessor):
+    """Joint attention of a layer that also records what the image pays to the subjects' tokens."""
+
+    def __init__(self, name: str, recording: _Recording, implementation: Implementation, keys: Keys) -> None:
+        super().__init__(name, recording, implementation)
+        self.keys = keys
+
+    def __call__(  # type: ignore[override]
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **unused: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Attend among (B, positions, C) of the image and (B, T, C) of the text; returns both."""
+        if unused.get("attention_mask") is not None or "ip_hidden_states" in unused:
+            raise RuntimeError(f"attention of {self.name} cannot be captured with a mask or an IP-Adapter")
+        image = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        added = ("norm_added_q", "norm_added_k")
+        text = _heads(attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), added)
+        query, key, value = (torch.cat(pair, dim=2) for pair in zip(image, text, strict=True))
+        columns, positions = self.recording.subject_token_idx, hidden_states.shape[1]
+        if self.keys == "text":
+            output = F.scaled_dot_product_attention(query, key, value)
+            maps = self.attend(image[0], *text[1:], None, columns)[1]
+        else:
+            columns = torch.where(columns < 0, columns, columns + positions)
+            output, maps = self.attend(image[0], key, value, None, columns)
+            output = torch.cat([output, F.scaled_dot_product_attention(text[0], key, value)], dim=2)
+        self.keep(maps)
+        output = output.transpose(1, 2).flatten(2).to(query.dtype)
+        found, found_text = output[:, :positions], output[:, positions:]
+        if not attn.context_pre_only:
+            found_text = attn.to_add_out(found_text)
+        return attn.to_out[1](attn.to_out[0](found)), found_text
+
+
+def _heads(
+    attn: Attention, states: Tensor, projections: Sequence[str], norms: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """Query, key and value (B, heads, N, d) of states (B, N, C), the first two normalized where they are."""
+    query, key, value = (
+        getattr(attn, name)(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for name in projections
+    )
+    norm_query, norm_key = (getattr(attn, name) for name in norms)
+    return (
+        query if norm_query is None else norm_query(query),
+        key if norm_key is None else norm_key(key),
+        value,
+    )
+
 
 class AttentionAverage:
     """Attention to the subjects' words during sampling, averaged over groups of U-Net calls.
 
     Args:
-        unet: The U-Net.
+        unet: The U-Net or transformer.
         subject_token_idx: (N, K) long, positions of the subjects' words of N images, or (N, K, M) of their
             tokens (see :meth:`AttentionCapture.record`).
         subject_present: (N, K) bool.
@@ -346,7 +420,7 @@ class AttentionAverage:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: Any,
         subject_token_idx: Tensor,
         subject_present: Tensor,
         latent_size: tuple[int, int],

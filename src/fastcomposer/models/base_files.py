@@ -21,7 +21,9 @@ _FILES: Mapping[str, list[tuple[str, ...]]] = {
 }
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _SINGLE_FILES = (".safetensors", ".ckpt")
-_OF_DIFFUSERS = ("vae", "unet", "fusion", "detector", "embedder", "training_embedder")
+BACKBONES = ("unet", "transformer")
+"""Folders that hold a base's denoising network."""
+_OF_DIFFUSERS = ("vae", *BACKBONES, "fusion", "detector", "embedder", "training_embedder")
 
 
 def declares(index: Mapping[str, Any], component: str) -> bool:
@@ -82,7 +84,8 @@ def base_parts(index: Mapping[str, Any], safety_checker: bool = False) -> list[s
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in texts]
     checker = ("safety_checker", "feature_extractor") if safety_checker else ()
     found = [name for name in ("image_encoder", "fusion", *checker) if declares(index, name)]
-    return ["scheduler", "vae", "unet", *texts, *tokenizers, *found]
+    backbone = next((name for name in BACKBONES if declares(index, name)), BACKBONES[0])
+    return ["scheduler", "vae", backbone, *texts, *tokenizers, *found]
 
 
 def missing_files(folder: Path | None, part: str, variant: str | None = None) -> list[str]:

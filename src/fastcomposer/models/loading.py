@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -153,22 +152,24 @@ def load_networks(
                 "method.model.fusion to these"
             )
     dtype = dtype or torch.float32
-    networks = {name: source.load(cls, name, dtype) for name, cls in _classes(source).items()}
+    networks = {name: source.load(cls, name, dtype) for name, cls in network_classes(source).items()}
     if source.has("fusion"):
         return networks | {"fusion": source.load(fusion, "fusion", dtype)}
-    return networks | {"fusion": with_dtype(_new_fusion(source, max_subjects, kind, networks["unet"]), dtype)}
+    new = _new_fusion(source, max_subjects, kind, networks[source.family.NAME])
+    return networks | {"fusion": with_dtype(new, dtype)}
 
 
 def configured_networks(source: ModelSource, max_subjects: int | None) -> dict[str, nn.Module]:
     """Build every network from its configuration, for weights that come from elsewhere."""
-    networks = {name: source.configured(cls, name) for name, cls in _classes(source).items()}
+    networks = {name: source.configured(cls, name) for name, cls in network_classes(source).items()}
     return networks | {"fusion": _new_fusion(source, max_subjects)}
 
 
-def _classes(source: ModelSource) -> dict[str, Any]:
+def network_classes(source: ModelSource) -> dict[str, Any]:
+    """Classes of a base's networks and of its image encoder by name."""
     return {
         "vae": AutoencoderKL,
-        "unet": UNet2DConditionModel,
+        source.family.NAME: source.family.NETWORK,
         **source.text_encoders,
         "image_encoder": CLIPVisionModelWithProjection,
     }
@@ -179,14 +180,14 @@ def _fusion_class(source: ModelSource) -> Any:
 
 
 def _new_fusion(
-    source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None, unet: Any = None
+    source: ModelSource, max_subjects: int | None, kind: FusionConfig | None = None, backbone: Any = None
 ) -> Fusion:
     kind, image_dim = kind or FusionConfig(), source.vision_config.projection_dim
     more: dict[str, Any] = {}
     if kind.num_tokens > 1:
         more |= {"num_tokens": kind.num_tokens, "patches": patch_shape(source.vision_config)}
     if kind.routing:
-        more["routed"] = routed_widths(unet)
+        more["routed"] = routed_widths(backbone)
     widths = [config.hidden_size for config in source.text_configs]
     if len(widths) > 1:
         return PairedFusion(widths, max_subjects, kind.mode, kind.pooling, image_dim=image_dim, **more)

@@ -10,12 +10,11 @@ from typing import Any, Self
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, patch_shape
-from fastcomposer.models.families import FAMILIES, Family
+from fastcomposer.models.families import Family, family_of
 from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
 from fastcomposer.models.published_checkpoint import (
@@ -29,7 +28,7 @@ from fastcomposer.models.text import TextConditioner
 from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.ranges import Count
 
-_NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
+_NETWORKS = ("vae", "unet", "transformer", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
 
 
 class Networks(nn.Module):
@@ -37,17 +36,18 @@ class Networks(nn.Module):
 
     Args:
         vae: Autoencoder.
-        unet: Denoising U-Net.
+        unet: Denoising U-Net, or ``None`` with a transformer.
         text_encoder: CLIP text encoder.
         image_encoder: CLIP vision encoder with projection.
         fusion: Subject fusion of the text encoders' widths and that of the projection.
-        noise_scheduler: Adds noise in training; its ``prediction_type`` is that of the U-Net.
+        noise_scheduler: Of training; its ``prediction_type`` is that of the U-Net.
         tokenizer: CLIP tokenizer; needed for prompts, not for batches.
         sampling_scheduler: Scheduler of the pipelines made from this model; the noise scheduler by default.
         source: Where the parts were loaded from.
         text_encoder_2: Second text encoder, of Stable Diffusion XL.
         tokenizer_2: Its tokenizer.
         zero_empty: See :class:`~fastcomposer.models.text.TextConditioner`.
+        transformer: Denoising transformer in place of a U-Net.
 
     Attributes:
         replaced: Names of the tensors in which a checkpoint differs from the base.
@@ -66,22 +66,23 @@ class Networks(nn.Module):
     def __init__(
         self,
         vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | None,
         text_encoder: CLIPTextModel,
         image_encoder: CLIPVisionModelWithProjection,
         fusion: Fusion,
-        noise_scheduler: DDPMScheduler,
+        noise_scheduler: Any,
         tokenizer: Any = None,
         sampling_scheduler: Any = None,
         source: ModelSource | None = None,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         tokenizer_2: Any = None,
         zero_empty: bool = False,
+        transformer: Any = None,
     ) -> None:
         super().__init__()
         encoders = [encoder for encoder in (text_encoder, text_encoder_2) if encoder is not None]
         check_widths([encoder.config for encoder in encoders], image_encoder.config, fusion)
-        self.vae, self.unet = vae, unet
+        self.vae, self.unet, self.transformer = vae, unet, transformer
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
         self.text = TextConditioner(text_encoder, text_encoder_2, tokenizer, tokenizer_2, zero_empty)
         self.image_encoder, self.fusion = image_encoder, fusion
@@ -98,12 +99,13 @@ class Networks(nn.Module):
     @property
     def backbone(self) -> Any:
         """The denoising network."""
-        return self.unet
+        return self.transformer if self.unet is None else self.unet
 
     @property
     def family(self) -> Family:
         """What is particular to this kind of backbone."""
-        return FAMILIES[0](self.backbone, self.noise_scheduler)
+        settings = {} if self.source is None else self.source.index
+        return family_of(self.backbone)(self.backbone, self.noise_scheduler, settings)
 
     @classmethod
     def from_pretrained(
@@ -206,7 +208,7 @@ class Networks(nn.Module):
     @classmethod
     def _assembled(cls, source: ModelSource, networks: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
         return cls(
-            **networks,
+            **{"unet": None, **networks},
             noise_scheduler=source.noise_scheduler(),
             tokenizer=source.tokenizer(),
             tokenizer_2=source.tokenizer("tokenizer_2"),
@@ -292,6 +294,8 @@ class Networks(nn.Module):
         Raises:
             ValueError: If the fusion is of a kind that the released code does not have.
         """
+        if self.unet is None:
+            raise ValueError("the released layout is that of a model with a U-Net")
         if self.fusion.kind != FusionConfig():
             raise ValueError(f"the released layout has the paper's fusion alone, not {self.fusion.kind}")
         return write_published(self.networks(), path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from fastcomposer.losses import map_size
@@ -131,6 +132,8 @@ def routed_widths(unet: Any) -> tuple[int, ...]:
     """Width of the hidden states of each cross-attention layer of a U-Net."""
     layers = cross_attention_layers(unet)
     unet = getattr(unet, "_orig_mod", unet)
+    if not isinstance(unet, UNet2DConditionModel):
+        raise ValueError("method.model.fusion.routing: for the cross-attention of a U-Net alone")
     return tuple(unet.get_submodule(name).query_dim for block in layers.values() for name in block)
 
 

@@ -16,7 +16,6 @@ import diffusers
 import torch
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 from transformers import (
     CLIPImageProcessor,
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from fastcomposer.models.base_files import declares
+from fastcomposer.models.families import Family, family_of_base
 from fastcomposer.models.published_checkpoint import read_saved
 from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.assets import packaged
@@ -67,9 +67,17 @@ class ModelSource:
         return declares(self.index, component)
 
     @property
+    def family(self) -> type[Family]:
+        """Family of the base's denoising network."""
+        return family_of_base(self.index)
+
+    @property
     def text_encoders(self) -> dict[str, Any]:
         """Names and classes of the base's text encoders."""
-        return {name: cls for name, cls in ENCODERS.items() if self.has(name)}
+        known = {cls.__name__: cls for cls in ENCODERS.values()}
+        return {
+            name: known.get(self.index[name][1], usual) for name, usual in ENCODERS.items() if self.has(name)
+        }
 
     def text_config_of(self, tokenizer: str) -> CLIPTextConfig | None:
         """Configuration of the text encoder of ``tokenizer`` or ``tokenizer_2``."""
@@ -120,7 +128,7 @@ class ModelSource:
         """Refuse a folder that lacks files of the variant by ``FileNotFoundError``, naming the first part."""
         if self.variant is None:
             return
-        parts = ["vae", "unet", *self.text_encoders]
+        parts = ["vae", self.family.NAME, *self.text_encoders]
         if self.image_encoder == self.base:
             parts.append(self.image_encoder_subfolder)
         for part in parts:
@@ -136,10 +144,10 @@ class ModelSource:
         size = None if config is None else config.vocab_size
         return read_tokenizer(self.base, subfolder, size, **self.options)
 
-    def noise_scheduler(self) -> DDPMScheduler:
-        """The scheduler that adds noise in training, from the base's scheduler configuration."""
+    def noise_scheduler(self) -> Any:
+        """The scheduler of training, from the base's scheduler configuration."""
         with naming_damage("scheduler of", self.configs):
-            return DDPMScheduler.from_pretrained(self.configs, subfolder="scheduler", **self.options)
+            return self.family.SCHEDULER.from_pretrained(self.configs, subfolder="scheduler", **self.options)
 
     def sampling_scheduler(self) -> Any:
         """The base's own scheduler, for sampling."""

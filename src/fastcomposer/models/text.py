@@ -1,8 +1,9 @@
-"""Text conditioning of the U-Net, by one text encoder or two.
+"""Text conditioning of the backbone, by one text encoder or two.
 
 Stable Diffusion has one CLIP text encoder and attends to its last hidden states. Stable Diffusion XL (Podell
 et al. 2023, section 2) has two: it attends to the states before the last of both, side by side, and takes the
-second encoder's pooled embedding and the sizes of the image with the timestep.
+second encoder's pooled embedding and the sizes of the image with the timestep. Stable Diffusion 3 (Esser et
+al. 2024) has the same two, both with a projection, and takes the pooled embeddings of both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ENCODERS: Mapping[str, Any] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
 }
-"""Classes of the text encoders by the names of their folders; bases have the first or both."""
+"""Usual classes of the text encoders by the names of their folders; bases have the first or both."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class TextStates:
     """Encoded prompts.
 
     Attributes:
-        tokens: (B, T, d) states that the U-Net attends to; of two encoders side by side.
-        pooled: (B, p) of the second encoder, or ``None`` where there is one alone.
+        tokens: (B, T, d) states that the backbone attends to; of two encoders side by side.
+        pooled: (B, p) of the encoders that have a projection, or ``None`` where there is one encoder alone.
     """
 
     tokens: Tensor
@@ -36,7 +37,7 @@ class TextStates:
 
 
 class TextConditioner:
-    """Encodes token ids for the U-Net.
+    """Encodes token ids for the backbone.
 
     Args:
         text_encoder: The first encoder.
@@ -70,7 +71,8 @@ class TextConditioner:
         first: Any = self.encoder(input_ids, output_hidden_states=True)
         second: Any = self.second(self._second_ids(input_ids), output_hidden_states=True)
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        pooled = second.text_embeds
+        both = [output.text_embeds for output in (first, second) if "text_embeds" in output]
+        pooled = torch.cat(both, dim=-1)
         if self.zero_empty:
             empty = input_ids[:, 1] == self.tokenizer.eos_token_id
             tokens = tokens.masked_fill(empty[:, None, None], 0)
@@ -84,7 +86,7 @@ class TextConditioner:
         return input_ids.masked_fill(end.cumsum(dim=1) > end, self.tokenizer_2.pad_token_id)
 
     def added_condition(self, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor] | None:
-        """The U-Net's ``added_cond_kwargs``: ``None`` with one encoder.
+        """The U-Net's ``added_cond_kwargs``: ``None`` with one encoder. A transformer takes the embeds.
 
         Args:
             pooled: (B, p) of :class:`TextStates`.

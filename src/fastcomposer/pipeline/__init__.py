@@ -2,5 +2,5 @@
 
 - steps: ``schedulers``, ``sampling``
 - a call's subjects: ``subjects``; several variants of one prompt: ``variants``
-- the two pipelines: ``stable_diffusion``, ``stable_diffusion_xl``; the class for a model: ``kinds``
+- the pipelines: ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``; a model's: ``kinds``
 """

@@ -14,6 +14,10 @@ from fastcomposer.utils.network_files import check_finite, naming_damage
 
 def pipeline_class(components: Container[str]) -> Any:
     """Class of the pipeline for a model's components, given by name; only that one is imported."""
+    if "transformer" in components:
+        from fastcomposer.pipeline.stable_diffusion_3 import FastComposerSD3Pipeline
+
+        return FastComposerSD3Pipeline
     if "text_encoder_2" in components:
         from fastcomposer.pipeline.stable_diffusion_xl import FastComposerXLPipeline
 
@@ -24,7 +28,7 @@ def pipeline_class(components: Container[str]) -> Any:
 
 
 def open_pipeline(folder: str | Path, **options: Any) -> Any:
-    """Load a saved pipeline of either class, with the arguments of ``from_pretrained``.
+    """Load a saved pipeline of any class, with the arguments of ``from_pretrained``.
 
     Raises:
         ValueError: If a part is damaged, lacks weights, or holds weights that are not finite.

@@ -185,9 +185,7 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         guidance_interval: Sequence[float] | None = None,
     ) -> Schedule:
         """Set the scheduler's timesteps, which also resets its state."""
-        interval = guidance_interval
-        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
-            raise ValueError(f"guidance_interval is a lower and a higher noise level, not {list(interval)}")
+        interval = None if guidance_interval is None else checked_interval(guidance_interval)
         calls, num_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
         )
@@ -233,7 +231,7 @@ class DelayedConditioningPipeline(DiffusionPipeline):
                     if routed is None
                     else self.fusion.router.route(self.backbone, routed.last_of(len(inputs))),
                 ):
-                    prediction = self._predict(inputs, timestep, state, options)
+                    prediction = self._predict(inputs, timestep, state, options, call)
                 if guided:
                     prediction = self._guide(prediction)
                 state["latents"] = self.scheduler.step(
@@ -254,7 +252,7 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         return state["latents"]
 
     def _predict(
-        self, inputs: Tensor, timestep: Tensor, state: Mapping[str, Any], options: StepOptions
+        self, inputs: Tensor, timestep: Tensor, state: Mapping[str, Any], options: StepOptions, call: int
     ) -> Tensor:
         """Call the backbone for the rows of a step, (N, C, h, w) or with guidance (2N, C, h, w)."""
         return self.unet(
@@ -271,8 +269,8 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         """Classifier-free guidance from (2N, C, h, w) to (N, C, h, w)."""
         unconditional, conditional = prediction.chunk(2)
         guided = unconditional + self.guidance_scale * (conditional - unconditional)
-        if self.guidance_rescale > 0:
-            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self.guidance_rescale)
+        if self._guidance_rescale > 0:
+            guided = rescale_noise_cfg(guided, conditional, guidance_rescale=self._guidance_rescale)
         return guided
 
     def _guidance_embedding(self, latents: Tensor) -> Tensor | None:
@@ -298,6 +296,13 @@ class DelayedConditioningPipeline(DiffusionPipeline):
             images, unsafe = self.run_safety_checker(images, self._execution_device, dtype)
         kept = [True] * len(images) if unsafe is None else [not flag for flag in unsafe]
         return self.image_processor.postprocess(images, output_type=output_type, do_denormalize=kept), unsafe
+
+
+def checked_interval(interval: Sequence[float]) -> Sequence[float]:
+    """Refuse a guidance interval that is no lower and higher noise level by ``ValueError``."""
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise ValueError(f"guidance_interval is a lower and a higher noise level, not {list(interval)}")
+    return interval
 
 
 def _added(state: Mapping[str, Any], options: StepOptions) -> dict[str, Any] | None:

@@ -56,7 +56,8 @@ def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
 
 
 def base_fingerprint(
-    base: str | Path, parts: Sequence[str] = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    base: str | Path,
+    parts: Sequence[str] = ("scheduler", "text_encoder", "tokenizer", "unet", "vae", "transformer"),
 ) -> str:
     """Hub id of a model, or a digest of size and both ends of its file or of those in a folder's parts."""
     path = Path(base).expanduser()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class Family(ABC):
     Attributes:
         backbone: The denoising network.
         scheduler: Of the class ``SCHEDULER``; its configuration is the base's.
+        settings: The base's ``model_index.json``.
 
     Raises:
         ValueError: If the scheduler's configuration is not one that the network can be trained with.
@@ -33,6 +34,7 @@ class Family(ABC):
 
     backbone: Any
     scheduler: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:  # noqa: B027, families that take every scheduler keep it
         """Refuse a scheduler that does not fit."""
