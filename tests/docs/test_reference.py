@@ -45,7 +45,17 @@ def test_nothing_is_left_out(reference: ModuleType, pages: dict[str, str]) -> No
             assert f"](groups/{page}.md)" in pages["index.md"]
     blank = [line for page in pages.values() for line in page.splitlines() if line.endswith("|  |")]
     # Lists and arguments of other libraries, which the line above them explains.
-    explained = ("step.", "vae.", "unet.", "clip.", "text_encoder.", "scheduler.", "startup.", "class_words.")
+    explained = (
+        "step.",
+        "vae.",
+        "unet.",
+        "transformer.",
+        "clip.",
+        "text_encoder.",
+        "scheduler.",
+        "startup.",
+        "class_words.",
+    )
     assert not [line for line in blank if not line.removeprefix("| ").startswith(explained)]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.load_results import IMAGE_COLUMNS, Collected, Run
+from fastcomposer.evaluation.load_results import Collected, Run
 from fastcomposer.evaluation.results import ResultRow
 from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.metrics.faces import Faces
@@ -22,6 +22,17 @@ from fastcomposer.miniworld.card import checkpoint_rows
 from fastcomposer.miniworld.card.measures import HeldOutScenes
 from fastcomposer.miniworld.render import reference_name
 from fastcomposer.miniworld.scenes import Person, held_out_identities
+
+COLUMNS = [
+    "case",
+    "category",
+    "subjects",
+    "seed",
+    "identity",
+    "identity_published",
+    "prompt_consistency",
+    "file",
+]
 
 
 def run(benchmark: str, method: str, identity: float, prompt: float, **settings: Any) -> Run:
@@ -44,7 +55,7 @@ def run(benchmark: str, method: str, identity: float, prompt: float, **settings:
         (f"{benchmark}/{i}", "style", (str(i),), 0, identity + 0.01 * i, 0.0, prompt, Path("x.png"))
         for i in range(6)
     ]
-    return Run(row, None, pd.DataFrame(images, columns=IMAGE_COLUMNS))
+    return Run(row, None, pd.DataFrame(images, columns=COLUMNS))
 
 
 RUNS = (
