@@ -426,7 +426,7 @@ def localization_table(collected: Collected) -> Table | None:
         return None
     note = (
         "Differences are taken case by case, over the same people, prompts and noise; their intervals come "
-        "from resampling the subjects. One that is apart from 0 does not hang on who was depicted."
+        "from resampling the subjects. One whose interval excludes 0 does not depend on who was depicted."
     )
     frame = make_frame("training", (*_SCORES, Column("images", "count")), lines)
     return Table("localization", "Cross-attention localization", frame, (note,), strong=strong)
