@@ -19,6 +19,7 @@ from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, r
 from fastcomposer.models.attention_capture import AttentionCapture, Implementation, select_blocks
 from fastcomposer.models.base_files import find_weights_file
 from fastcomposer.models.conditioning import encode_reference_states
+from fastcomposer.models.latents import scale_latents
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import is_published
 from fastcomposer.models.resampler import PatchStates, subject_columns
@@ -174,7 +175,7 @@ class FastComposer(Networks):
     def sample_latents(self, moments: Tensor, generator: Source = None) -> Tensor:
         """Sample scaled latents (B, C, h, w) in float32 from posterior moments (B, 2C, h, w)."""
         posterior = DiagonalGaussianDistribution(moments.float())
-        return posterior.sample(generator) * self.vae.config.scaling_factor  # type: ignore[arg-type]
+        return scale_latents(self.vae, posterior.sample(generator))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def encode_latents(self, batch: SubjectBatch, generator: Source = None) -> Tensor:
@@ -246,7 +247,7 @@ class FastComposer(Networks):
             batch: B samples; ``latent_moments`` and ``text_embeds`` replace the frozen encoders where
                 present.
             noise: (B, C, h, w); drawn where not given.
-            timesteps: (B,) in [0, number of training steps); drawn as the base is trained where not given.
+            timesteps: (B,) in [0, number of training steps); by default those of the base's own training.
             latents: (B, C, h, w) scaled latents; encoded from the images where not given.
             generator: Source of all random numbers; a list has one for each sample.
             skip_empty: On the CPU, do not encode empty slots; no loss depends on them, and their

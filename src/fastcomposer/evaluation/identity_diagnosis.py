@@ -14,6 +14,7 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
 from fastcomposer.evaluation.report.plots import COLOURS, MARKERS, figure
 from fastcomposer.models.conditioning import encode_reference_states
+from fastcomposer.models.latents import unscale_latents
 
 Embed = Callable[[Tensor, Tensor], Tensor]
 """From images (B, 3, H, W) in [0, 1] and boxes (B, K, 4) in pixels to unit vectors (B, K, d)."""
@@ -95,9 +96,8 @@ def identity_curve(
                     added = model.added_condition(batch, text)
                     prediction = model.predict(noisy, levels, prompt, added)
                     clean = model.family.clean_latents(noisy, prediction, levels)
-                pixels = model.vae.decode(
-                    (clean / model.vae.config.scaling_factor).to(model.vae.dtype)
-                ).sample
+                unscaled = unscale_latents(model.vae, clean).to(model.vae.dtype)
+                pixels = model.vae.decode(unscaled).sample
                 similar = (embed((pixels.float() / 2 + 0.5).clamp(0, 1), boxes) * wanted).sum(-1)
                 found.append(float(similar[slots].sum()))
             before = sums[timestep]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.models.latents import unscale_latents
 from fastcomposer.utils.ranges import Amount, Fraction, Whole
 
 
@@ -119,7 +120,7 @@ class IdentityLoss(nn.Module):
         faces, boxes = faces[rows], boxes[rows]
         with torch.no_grad():
             wanted = self.embedder(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
-        latents = (clean_latents[rows] / vae.config.scaling_factor).to(vae.dtype)
+        latents = unscale_latents(vae, clean_latents[rows]).to(vae.dtype)
         decode = (lambda z: vae.decode(z).sample) if not self.checkpointing else self._decode_again(vae)
         found = self.embedder(decode(latents).float() / 2 + 0.5, boxes)
         loss = 1 - (found * wanted).sum(-1)
