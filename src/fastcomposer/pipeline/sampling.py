@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -100,12 +100,8 @@ class DelayedConditioning:
 
     def repeated(self, count: int) -> DelayedConditioning:
         """Repeat every prompt for several images."""
-
-        def repeat(value: Any) -> Any:
-            return None if value is None else value.repeat_interleave(count, dim=0)
-
-        added = {name: (repeat(value), repeat(negative)) for name, (value, negative) in self.added.items()}
-        text, subject, negative = map(repeat, (self.text, self.subject, self.negative))
+        added = {name: repeat_rows(pair, count) for name, pair in self.added.items()}
+        text, subject, negative = repeat_rows((self.text, self.subject, self.negative), count)
         return replace(self, text=text, subject=subject, negative=negative, added=added)
 
     def sees_subjects(self, call: int) -> bool:
@@ -121,6 +117,11 @@ class DelayedConditioning:
         """Tensors of a call by the names that callbacks use, with N or 2N rows as :meth:`at`."""
         added = {name: _joined(*pair, guided) for name, pair in self.added.items()}
         return {"prompt_embeds": self.at(call, guided=guided), **added}
+
+
+def repeat_rows(values: Iterable[Tensor | None], count: int) -> Any:
+    """Repeat each row of tensors for several images, as a tuple; ``None`` stays."""
+    return tuple(None if value is None else value.repeat_interleave(count, dim=0) for value in values)
 
 
 def _joined(value: Tensor, negative: Tensor | None, guided: bool) -> Tensor:

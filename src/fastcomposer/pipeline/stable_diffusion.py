@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import SubjectFusion
-from fastcomposer.pipeline.sampling import DelayedConditioning, StepOptions
+from fastcomposer.pipeline.sampling import DelayedConditioning, StepOptions, repeat_rows
 from fastcomposer.pipeline.subjects import latents_callback, tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 
@@ -278,9 +278,8 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             lora_scale=lora_scale,
         )
         prompt_embeds = self._with_references(prompt_embeds, prompt, references)
-        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-        if negative_prompt_embeds is not None:
-            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        prompt_embeds, negative_prompt_embeds = repeat_rows(embeds, num_images_per_prompt)
         return prompt_embeds, negative_prompt_embeds
 
     def _earlier_states(

@@ -29,8 +29,15 @@ from transformers import (  # type: ignore[attr-defined]
 
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
+from fastcomposer.models.latents import unscale_latents
 from fastcomposer.models.text import check_tokenizers
-from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions, checked_interval
+from fastcomposer.pipeline.sampling import (
+    DelayedConditioning,
+    Schedule,
+    StepOptions,
+    checked_interval,
+    repeat_rows,
+)
 from fastcomposer.pipeline.subjects import tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 from fastcomposer.prompt import ParsedPrompt
@@ -275,10 +282,7 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
         settings = (clip_skip, self._length(max_sequence_length), lora_scale)
         text, *others = encode(*texts, device, 1, do_classifier_free_guidance, *negatives, *embeds, *settings)
         text = self._with_references(text, prompt, references)
-        repeated: Any = (
-            None if value is None else value.repeat_interleave(num_images_per_prompt, dim=0)
-            for value in (text, *others)
-        )
+        repeated = repeat_rows((text, *others), num_images_per_prompt)
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = repeated
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
@@ -411,6 +415,5 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
         """Decode and convert."""
         if output_type == "latent":
             return latents, None
-        config = self.vae.config
-        images = self.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+        images = self.vae.decode(unscale_latents(self.vae, latents), return_dict=False)[0]
         return self.image_processor.postprocess(images, output_type=output_type), None

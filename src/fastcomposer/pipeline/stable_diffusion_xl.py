@@ -25,7 +25,7 @@ from transformers import (
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.text import check_tokenizers
-from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions
+from fastcomposer.pipeline.sampling import DelayedConditioning, Schedule, StepOptions, repeat_rows
 from fastcomposer.pipeline.subjects import latents_callback, tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
 
@@ -266,10 +266,7 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         text, *others = encode(*texts, negative_prompt, negative_prompt_2, *embeds, lora_scale, clip_skip)
         text = self._with_references(text, prompt, references)
-        repeated: Any = (
-            None if value is None else value.repeat_interleave(num_images_per_prompt, dim=0)
-            for value in (text, *others)
-        )
+        repeated = repeat_rows((text, *others), num_images_per_prompt)
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = repeated
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
