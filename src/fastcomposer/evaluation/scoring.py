@@ -130,9 +130,8 @@ class ScoringStage(ResumableStage):
         self.threshold = threshold
         self._known: dict[str, dict[str, KnownSubject]] = {}
         self._thresholds: dict[str, float | None] = {}
-        self.scorer = describe_scorer(faces, image_text, reference_size, self.measures, jpeg_quality)
-        if threshold is not None:
-            self.scorer["scoring"] = {**self.scorer.get("scoring", {}), "threshold": threshold}
+        settings = {"jpeg_quality": jpeg_quality, "threshold": threshold}
+        self.scorer = describe_scorer(faces, image_text, reference_size, self.measures, settings)
 
     def check_others(self, output: Path, redone: Collection[Path]) -> None:
         """Refuse to score beside scores from others; see the function of this name."""

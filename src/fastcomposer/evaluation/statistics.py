@@ -54,9 +54,9 @@ def bootstrap(
 ) -> Estimate:
     """Estimate a mean with the 95 % percentile interval of the bootstrap over subjects.
 
-    Subjects are drawn with replacement, each with all of its images: images of one subject are not
+    Subjects are resampled with replacement, each with all of its images: images of one subject are not
     independent, and resampling them would give far too narrow an interval. A pair counts as often as its one
-    subject is drawn times its other (Snijders and Borgatti 1999). People with the same groups are drawn
+    subject is sampled times its other (Snijders and Borgatti 1999). People with the same groups are sampled
     as one: where nobody is in two groups, groups are resampled. With one group its images are resampled; the
     interval then describes that group alone.
 
@@ -89,7 +89,7 @@ def bootstrap(
         of_group = np.arange(len(numbers))
         members = [{number} for number in range(len(numbers))]
     totals, counts = np.bincount(of_group, numbers), np.bincount(of_group)
-    weights = _drawn(members, seed, draws)
+    weights = _resampled(members, seed, draws)
     sizes = weights @ counts
     shown = sizes > 0  # a draw may hold nobody's partner
     # Groups may differ in their number of images, so sums are divided rather than means averaged.
@@ -99,7 +99,7 @@ def bootstrap(
 
 
 def _units(groups: Sequence[Sequence[Hashable]]) -> list[Iterable[Hashable]]:
-    """Groups by what is drawn: people with the same groups are one unit, named by these."""
+    """Groups by what is resampled: people with the same groups are one unit, named by these."""
     found: dict[Hashable, tuple[int, ...]] = {}
     for number, group in enumerate(groups):
         for person in dict.fromkeys(group):
@@ -107,11 +107,11 @@ def _units(groups: Sequence[Sequence[Hashable]]) -> list[Iterable[Hashable]]:
     return [dict.fromkeys(found[person] for person in group) for group in groups]
 
 
-def _drawn(members: Sequence[Iterable[Hashable]], seed: int, draws: int) -> np.ndarray:
-    """(draws, groups) how often each group counts where its members are drawn with replacement."""
+def _resampled(members: Sequence[Iterable[Hashable]], seed: int, draws: int) -> np.ndarray:
+    """(draws, groups) how often each group counts where its members are resampled with replacement."""
     units = {unit: number for number, unit in enumerate(dict.fromkeys(itertools.chain(*members)))}
-    drawn = np.random.default_rng(seed).integers(len(units), size=(draws, len(units)))
-    times = np.array([np.bincount(row, minlength=len(units)) for row in drawn])
+    samples = np.random.default_rng(seed).integers(len(units), size=(draws, len(units)))
+    times = np.array([np.bincount(row, minlength=len(units)) for row in samples])
     weights = [times[:, [units[unit] for unit in group]].prod(axis=1) for group in members]
     return np.stack(weights, axis=1)
 

@@ -303,7 +303,7 @@ def describe_scorer(
     image_text: Any,
     reference_size: int | None,
     measures: Mapping[str, Any],
-    jpeg_quality: int | None,
+    scoring: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe what scores images, by the configuration keys that choose it; plain values."""
     return {
@@ -313,7 +313,7 @@ def describe_scorer(
             "reference_size": reference_size,
             "measures": {name: extractor_metadata(measure) for name, measure in measures.items()},
         },
-        "scoring": {"jpeg_quality": jpeg_quality},
+        "scoring": {**scoring},
     }
 
 
