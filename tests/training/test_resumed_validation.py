@@ -96,3 +96,12 @@ def test_a_validation_at_the_end_of_the_time_is_made_up_for(trained: Make, tmp_p
     budget = {"max_steps": -1, "max_time": {"seconds": 1e-6}, "every": 1}  # the first step uses it up
     _killed(lambda: trained(tmp_path / "run", _Kill(1, False), **budget))
     assert trained(tmp_path / "run", **budget) == [1]
+
+
+def test_the_end_of_an_epoch_without_validation_is_saved(
+    make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    rare = {"limit_train_batches": 2, "val_check_interval": 5, "check_val_every_n_epoch": None}
+    saved = saving(tmp_path, "checkpoint", every=2)
+    make_trainer(max_steps=3, limit_val_batches=1, **rare, **saved).fit(make_module(), make_data())
+    assert [file.name for file in (tmp_path / "checkpoints").glob("step=*")] == ["step=000002.ckpt"]

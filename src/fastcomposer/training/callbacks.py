@@ -28,6 +28,17 @@ class ResumableCheckpoint(ModelCheckpoint):
     A training killed in between resumes with the validation, one killed later does not repeat it.
     """
 
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save also at the end of an epoch, where Lightning waits for a validation that may not follow."""
+        super().on_train_batch_end(trainer, *args)
+        if self._defer_save_until_validation:
+            self._defer_save_until_validation = False
+            if self._should_skip_saving_checkpoint(trainer):
+                return
+            found = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, found)
+            self._save_last_checkpoint(trainer, found)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the checkpoint of this step again."""
         file = self.format_checkpoint_name(self._monitor_candidates(trainer))
