@@ -28,7 +28,8 @@ from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.sweeps.search import chosen_overrides, read_goal
 
 TRAINING = (
-    "model data method localization identity timesteps sampler trainer callbacks logger experiment sweep"
+    "model data method localization identity reward timesteps sampler trainer callbacks logger "
+    "experiment arm sweep"
 )
 GROUPS = dict.fromkeys(TRAINING.split(), "train")
 GROUPS |= dict.fromkeys(("metrics", "scoring", "benchmark", "compared"), "evaluate")

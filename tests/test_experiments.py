@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 from dataclasses import fields
 from pathlib import Path
@@ -115,22 +114,26 @@ def jobs(config: DictConfig) -> list[list[str]]:
 @pytest.mark.parametrize("experiment", ["mini", "paper"])
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "ablation_alpha"])
 def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: str) -> None:
-    sweep = composed("train", f"sweep={name}", f"experiment={experiment}")
+    base = f"{experiment}_id" if name == "ablation_identity" else experiment
+    sweep = composed("train", f"sweep={name}", f"experiment={base}")
     assert sweep.name == name
     for choices in jobs(sweep):
         assert len(choices) > 1
         seen = []
         for choice in choices:
-            config = composed("train", f"sweep={name}", f"experiment={experiment}", choice)
+            config = composed("train", f"sweep={name}", f"experiment={base}", choice)
             instantiate(config.method.model.loss_config)
             instantiate(config.method.model.fusion)
             module = {**config.data.module, "augmentation": instantiate(config.data.module.augmentation)}
             SampleSettings(**{field.name: module[field.name] for field in fields(SampleSettings)})
-            keys = ["data", "method", "identity", "timesteps"]
+            keys = ["data", "method", "identity", "reward", "timesteps", "localization"]
             seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys), resolve=False))
         same = len(seen) - len(set(seen))
         # Some settings are an experiment's own already.
-        owned = {("ablation_data", "paper"): 1}  # FFHQ has no other image of anybody
+        owned = {
+            ("ablation_data", "paper"): 1,  # FFHQ has no other image of anybody
+            ("ablation_identity", "paper"): 4,  # its density of timesteps is uniform with and without
+        }
         assert same == owned.get((name, experiment), 0), choices
 
 
@@ -189,7 +192,7 @@ def test_make_identity_trains_scores_and_reports_the_arms() -> None:
     assert train.trainer.max_steps == 3
     folder = Path(train.hydra.sweep.dir)
     assert f"jobs={folder} " in found[2][1] and f"sweep={folder} " in found[4][1]
-    axes = [value.split(",") for value in train.hydra.sweeper.params.values()]
-    last = math.prod(map(len, axes)) - 1
-    assert f"{folder}/0,{folder}/{last}]" in found[3][1]
-    assert [axis[0] for axis in axes] == ["1", "uniform", "none"]  # job 0: the plain continuation
+    (arms,) = (value.split(",") for value in train.hydra.sweeper.params.values())
+    assert f"{folder}/0,{folder}/{len(arms) - 1}]" in found[3][1]
+    assert arms[0] == "plain" and arms[-1] == "full"
+    assert {*arms} == {file.stem for file in (CONFIG_FOLDER / "arm").glob("*.yaml")}

@@ -74,6 +74,11 @@ class SubjectBatch:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
 
+    def select(self, rows: Tensor) -> SubjectBatch:
+        """The samples at (n,) indices."""
+        names = tuple(self.record_ids[row] for row in rows.tolist()) if self.record_ids else ()
+        return self._map(lambda tensor: tensor[rows]).replace(record_ids=names)
+
     def to(self, device: torch.device | str) -> SubjectBatch:
         """Move every tensor to a device, without waiting for copies from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

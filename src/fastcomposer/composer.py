@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -47,6 +47,7 @@ class TrainingLosses:
         prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
         subject_embeds: (B, K, e) projected image embeddings.
         timesteps: (B,) long.
+        noisy_latents: (B, C, h, w) scaled latents that were predicted from.
         clean_latents: (B, C, h, w) scaled latents x̂₀ that the prediction amounts to.
         routing_loss: Scalar; 0 without ``fusion.routing``.
     """
@@ -59,6 +60,7 @@ class TrainingLosses:
     prompt_embeds: Tensor
     subject_embeds: Tensor
     timesteps: Tensor
+    noisy_latents: Tensor
     clean_latents: Tensor
     routing_loss: Tensor
 
@@ -295,6 +297,7 @@ class FastComposer(Networks):
             prompt_embeds,
             subject_embeds,
             timesteps,
+            noisy,
             clean,
             route,
         )
@@ -345,6 +348,12 @@ class FastComposer(Networks):
             subject_token_idx, detach=self.loss_config.localization_weight == 0
         ) as maps:
             return self.predict(*inputs), maps
+
+    def routed(
+        self, batch: SubjectBatch, size: tuple[int, int], generator: Source = None
+    ) -> AbstractContextManager[Any]:
+        """Route the subjects of a batch in calls of :meth:`predict` inside, where the fusion has a router."""
+        return self._routed(self._routing_plan(batch, size, generator))
 
     @contextmanager
     def _routed(self, plan: RoutingPlan | None) -> Iterator[dict[str, Tensor]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,12 +40,19 @@ def encoded(model: FastComposer, batch: Any) -> Tensor:
     return model.vae.encode(batch.pixel_values).latent_dist.mode() * model.vae.config.scaling_factor
 
 
+def compare(
+    loss: IdentityLoss, model: FastComposer, latents: Tensor, timesteps: Tensor, batch: Any
+) -> Tensor:
+    predicted = SimpleNamespace(clean_latents=latents, noisy_latents=latents, timesteps=timesteps)
+    return loss(model, batch, predicted)
+
+
 def test_faces_are_compared_where_the_noise_level_counts(model: FastComposer, batch: Any) -> None:
     loss = IdentityLoss(MeanColor(), timesteps=(500, 999))
     latents = encoded(model, batch).requires_grad_()
     timesteps = torch.full((len(batch),), 100)
     timesteps[0] = 700
-    found = loss(model.vae, latents, timesteps, batch)
+    found = compare(loss, model, latents, timesteps, batch)
     decoded = model.vae.decode(latents[:1] / model.vae.config.scaling_factor).sample / 2 + 0.5
     boxes = batch.subject_face_boxes[:1]
     one, other = (MeanColor()(x, boxes)[0, 0] for x in (decoded, batch.pixel_values[:1] / 2 + 0.5))
@@ -54,17 +63,41 @@ def test_faces_are_compared_where_the_noise_level_counts(model: FastComposer, ba
     assert touched.tolist() == [True] + [False] * (len(batch) - 1)
 
 
+def test_several_steps_sample_on_from_the_prediction(model: FastComposer, batch: Any) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(MeanColor):
+        def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+            seen.append(images)
+            return super().forward(images, boxes)
+
+    model.set_trainable()
+    timesteps = torch.full((len(batch),), 900)
+    losses = model.training_losses(
+        batch, timesteps=timesteps, generator=torch.Generator().manual_seed(0), skip_empty=True
+    )
+    value = IdentityLoss(Watching(), steps=3)(model, batch, losses)
+    with torch.no_grad():
+        noisy, prediction = losses.noisy_latents, losses.noise_pred
+        for now, following in pairwise(torch.tensor([900, 600, 300])[:, None].expand(-1, len(batch))):
+            clean = model.family.clean_latents(noisy, prediction, now)
+            noisy = model.family.denoise(noisy, clean, now, following)
+            prediction = model.predict(noisy, following, losses.prompt_embeds, None)
+        clean = model.family.clean_latents(noisy, prediction, following)
+        expected = model.vae.decode(clean / model.vae.config.scaling_factor).sample / 2 + 0.5
+    found = seen[1][torch.argsort(seen[1].mean((1, 2, 3)))]
+    torch.testing.assert_close(found, expected[torch.argsort(expected.mean((1, 2, 3)))], rtol=1e-3, atol=1e-4)
+    value.backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
 def test_nothing_counts_without_faces(model: FastComposer, batch: Any) -> None:
     loss = IdentityLoss(MeanColor())
     none = batch.replace(subject_face_boxes=torch.zeros_like(batch.subject_face_boxes))
-    assert loss(model.vae, encoded(model, batch), torch.zeros(len(batch)).long(), none) == 0
+    timesteps = torch.zeros(len(batch)).long()
+    assert compare(loss, model, encoded(model, batch), timesteps, none) == 0
     with pytest.raises(ValueError, match="subject_face_boxes"):
-        loss(
-            model.vae,
-            encoded(model, batch),
-            torch.zeros(len(batch)).long(),
-            batch.replace(subject_face_boxes=None),
-        )
+        compare(loss, model, encoded(model, batch), timesteps, batch.replace(subject_face_boxes=None))
 
 
 def test_checkpointing_changes_no_gradient(model: FastComposer, batch: Any) -> None:
@@ -72,7 +105,7 @@ def test_checkpointing_changes_no_gradient(model: FastComposer, batch: Any) -> N
     for checkpointing in (False, True):
         latents = encoded(model, batch).requires_grad_()
         loss = IdentityLoss(MeanColor(), checkpointing=checkpointing)
-        loss(model.vae, latents, torch.zeros(len(batch)).long(), batch).backward()
+        compare(loss, model, latents, torch.zeros(len(batch)).long(), batch).backward()
         gradients.append(latents.grad)
     assert torch.equal(*gradients)
 
@@ -84,7 +117,12 @@ def test_the_weight_grows() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "key"),
-    [({"weight": 0.0}, "weight"), ({"fraction": 0.0}, "fraction"), ({"timesteps": (9, 5)}, "timesteps")],
+    [
+        ({"weight": 0.0}, "weight"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"timesteps": (9, 5)}, "timesteps"),
+        ({"steps": 0}, "steps"),
+    ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=rf"identity\.loss\.{key}"):

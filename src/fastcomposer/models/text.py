@@ -35,6 +35,11 @@ class TextStates:
     tokens: Tensor
     pooled: Tensor | None = None
 
+    def expand(self, count: int) -> TextStates:
+        """Those of one prompt, as those of ``count`` prompts."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return TextStates(self.tokens.expand(count, -1, -1), pooled)
+
 
 class TextConditioner:
     """Encodes token ids for the backbone.

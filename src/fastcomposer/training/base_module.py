@@ -25,7 +25,7 @@ from fastcomposer.utils.ranges import Fraction, Seed, Whole
 
 _ALL_SAMPLES = 2**32 - 1  # takes the place of a sample's index, which is never that large
 
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[list[Any]], torch.optim.Optimizer]
 
 
 class NonFiniteLossError(FaultError):
@@ -93,6 +93,10 @@ class RecipeModule(L.LightningModule):
         """Names and tensors of what is trained."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def parameter_groups(self) -> list[Any]:
+        """What is trained, for the optimizer: tensors, or groups with settings of their own."""
+        return list(self.trained_parameters().values())
+
     def configure_model(self) -> None:
         """Refuse to be sharded; trainings that can be override this."""
         if self.device_mesh is not None:
@@ -100,7 +104,8 @@ class RecipeModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule; a fused optimizer is refused where float16 scales gradients."""
-        optimizer = self.optimizer_factory(list(self.trained_parameters().values()))
+        optimizer = self.optimizer_factory(self.parameter_groups())
+        self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         if self._scales_gradients and _unscales_itself(optimizer):
             raise ValueError(
                 "trainer.precision=16-mixed: set method.optimizer.implementation=foreach; fused takes the "
@@ -183,16 +188,16 @@ class RecipeModule(L.LightningModule):
         """Replace a checkpoint's optimizer settings by the present ones."""
         (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         scheduler: Any = schedule.scheduler
-        lr = optimizer.defaults["lr"]
         # Not how it is computed (fused, foreach), which has to fit its states.
         given = {
             name: value
             for name, value in optimizer.defaults.items()
             if isinstance(value, int | float | tuple) and not isinstance(value, bool)
         }
-        scheduler.base_lrs = [lr] * len(optimizer.param_groups)
-        for group in optimizer.param_groups:
-            group.update(given, initial_lr=lr, lr=lr * self._lr_factor(scheduler.last_epoch))
+        scheduler.base_lrs = self._learning_rates
+        factor = self._lr_factor(scheduler.last_epoch)
+        for group, lr in zip(optimizer.param_groups, self._learning_rates, strict=True):
+            group.update(given, initial_lr=lr, lr=lr * factor)
 
     def _continued_logs(self) -> list[ContinuedCSVLogger]:
         found = [logger for logger in self.trainer.loggers if isinstance(logger, ContinuedCSVLogger)]

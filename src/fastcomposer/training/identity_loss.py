@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.latents import unscale_latents
-from fastcomposer.utils.ranges import Amount, Fraction, Whole
+from fastcomposer.models.text import TextStates
+from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
+from fastcomposer.utils.rng import Source
+
+if TYPE_CHECKING:
+    from fastcomposer.composer import FastComposer, TrainingLosses
 
 
 class FaceEmbedder(Protocol):
@@ -35,27 +41,124 @@ def check_faces(samples: Any, count: int = 16) -> None:
         if boxes is not None and bool(boxes.any()):
             return
     raise ValueError(
-        "identity=x0 needs records with annotated faces, and the first of these have none: fastcomposer "
-        "prepare faces=true adds them; or identity=none"
+        "identity and reward need records with annotated faces, and the first of these have none: "
+        "fastcomposer prepare faces=true adds them; or take identity=none reward=none"
     )
 
 
-class IdentityLoss(nn.Module):
+class FaceLoss(nn.Module, ABC):
+    """A loss that compares faces with those of the targets.
+
+    Args:
+        embedder: Embeds faces, with gradients; frozen here. Never the one that scores.
+        weight: Of this loss in the total, above 0.
+        fraction: Fraction of a batch that is decoded, in (0, 1]; samples with faces come first.
+        warmup_steps: Steps over which the weight grows linearly.
+        checkpointing: Decode again in the backward pass, in place of keeping the decoder's activations.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    KEY: ClassVar = "identity"
+    """The configuration group."""
+
+    def __init__(
+        self,
+        embedder: Any,
+        weight: Amount,
+        fraction: Fraction = 1.0,
+        warmup_steps: Whole = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if not weight > 0:
+            raise ValueError(f"{self.KEY}.loss.weight={weight}: above 0; {self.KEY}=none leaves it out")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"{self.KEY}.loss.fraction={fraction}: above 0 and at most 1")
+        if warmup_steps < 0:
+            raise ValueError(f"{self.KEY}.loss.warmup_steps={warmup_steps}: must not be negative")
+        self.embedder: Any = embedder
+        self.requires_grad_(False)
+        self.weight, self.fraction = weight, fraction
+        self.warmup_steps, self.checkpointing = warmup_steps, checkpointing
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def weight_at(self, step: int) -> float:
+        """Weight of the loss in the total at a training step."""
+        return self.weight * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
+
+    @abstractmethod
+    def forward(
+        self,
+        model: FastComposer,
+        batch: SubjectBatch,
+        losses: TrainingLosses,
+        empty: TextStates,
+        source: Source = None,
+    ) -> Tensor:
+        """Compare faces.
+
+        Args:
+            model: The model in training.
+            batch: B samples; their ``subject_face_boxes`` say where the targets' faces are.
+            losses: Of this batch.
+            empty: States of one empty prompt.
+            source: Source of random numbers; a list has one for each sample.
+
+        Returns:
+            Scalar in float32; 0 where there are no faces.
+
+        Raises:
+            ValueError: If the batch has no ``subject_face_boxes``.
+        """
+
+    def count(self, samples: int) -> int:
+        """How many of a batch are decoded; it does not depend on values that the host would wait for."""
+        return max(1, round(self.fraction * samples))
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images (b, 3, H, W) in float32, about in [0, 1], of scaled latents (b, C, h, w)."""
+        latents = unscale_latents(vae, latents).to(vae.dtype)
+        if self.checkpointing:
+            pixels = checkpoint(lambda z: vae.decode(z).sample, latents, use_reentrant=False)
+        else:
+            pixels = vae.decode(latents).sample
+        return pixels.float() / 2 + 0.5  # type: ignore[union-attr]
+
+
+def annotated_faces(batch: SubjectBatch) -> Tensor:
+    """Which subjects (B, K) are there and have an annotated face.
+
+    Raises:
+        ValueError: If the batch has no ``subject_face_boxes``.
+    """
+    boxes = batch.subject_face_boxes
+    if boxes is None:
+        raise ValueError("the identity loss needs subject_face_boxes, which this batch does not have")
+    return batch.subject_present & (boxes[..., 2] > boxes[..., 0])
+
+
+class IdentityLoss(FaceLoss):
     """``1 − cos(f(x̂), f(x))`` at each annotated face of the target x (docs/method.md, eq. 9).
 
     x̂ is the decoded prediction of the clean latent, f a frozen embedder of faces. Nothing is detected: the
     faces are cut out of both images at the annotated boxes. The loss counts at those noise levels where
-    identity is decided, and sees a part of each batch, for the decoder costs more than the U-Net of a small
-    model.
+    identity is decided, and sees a part of each batch, for the decoder costs more than the backbone of a
+    small model. With several steps x̂ is sampled on from the first prediction, and is sharp.
 
     Args:
-        embedder: The embedder f; frozen here.
-        weight: Of this loss in the total, above 0.
+        embedder: See :class:`FaceLoss`.
+        weight: See :class:`FaceLoss`.
         timesteps: Lowest and highest timestep at which it counts.
-        fraction: Fraction of a batch that is decoded, in (0, 1]; samples at these timesteps with a face
-            come first.
-        warmup_steps: Steps over which the weight grows linearly.
-        checkpointing: Decode again in the backward pass, in place of keeping the decoder's activations.
+        steps: Deterministic steps, in equal parts of the noise level, from the batch's timestep to x̂; all of
+            them have gradients.
+        fraction: See :class:`FaceLoss`.
+        warmup_steps: See :class:`FaceLoss`.
+        checkpointing: See :class:`FaceLoss`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -66,66 +169,55 @@ class IdentityLoss(nn.Module):
         embedder: Any,
         weight: Amount = 0.1,
         timesteps: tuple[int, int] = (0, 999),
+        steps: Count = 1,
         fraction: Fraction = 1.0,
         warmup_steps: Whole = 0,
         checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        if not weight > 0:
-            raise ValueError(f"identity.loss.weight={weight}: above 0; identity=none leaves the loss out")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"identity.loss.fraction={fraction}: above 0 and at most 1")
+        super().__init__(embedder, weight, fraction, warmup_steps, checkpointing)
         low, high = timesteps
         if not 0 <= low <= high:
             raise ValueError(f"identity.loss.timesteps={list(timesteps)}: a lowest and a highest timestep")
-        if warmup_steps < 0:
-            raise ValueError(f"identity.loss.warmup_steps={warmup_steps}: must not be negative")
-        self.embedder: Any = embedder
-        self.requires_grad_(False)
-        self.weight, self.timesteps, self.fraction = weight, (int(low), int(high)), fraction
-        self.warmup_steps, self.checkpointing = warmup_steps, checkpointing
+        if steps < 1:
+            raise ValueError(f"identity.loss.steps={steps}: at least 1")
+        self.timesteps, self.steps = (int(low), int(high)), steps
 
-    def train(self, mode: bool = True) -> IdentityLoss:
-        """Stay in eval mode."""
-        return super().train(False)
-
-    def weight_at(self, step: int) -> float:
-        """Weight of the loss in the total at a training step."""
-        return self.weight * (min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0)
-
-    def forward(self, vae: Any, clean_latents: Tensor, timesteps: Tensor, batch: SubjectBatch) -> Tensor:
-        """Compare the faces of predictions and targets.
-
-        Args:
-            vae: Autoencoder; only its decoder is used.
-            clean_latents: (B, C, h, w) predictions x̂₀ of the scaled latents, with gradients.
-            timesteps: (B,) long.
-            batch: B samples; their ``subject_face_boxes`` say where the faces are.
-
-        Returns:
-            Scalar in float32, mean over the faces that count; 0 where none does.
-
-        Raises:
-            ValueError: If the batch has no ``subject_face_boxes``.
-        """
-        boxes = batch.subject_face_boxes
-        if boxes is None:
-            raise ValueError("identity=x0 needs subject_face_boxes, which this batch does not have")
+    def forward(
+        self,
+        model: FastComposer,
+        batch: SubjectBatch,
+        losses: TrainingLosses,
+        empty: TextStates | None = None,
+        source: Source = None,
+    ) -> Tensor:
+        """Mean over the faces that count; see :class:`FaceLoss`."""
         low, high = self.timesteps
-        faces = batch.subject_present & (boxes[..., 2] > boxes[..., 0])
-        faces = faces & ((timesteps >= low) & (timesteps <= high))[:, None]
-        # How many are decoded does not depend on values that the host would have to wait for.
-        count = max(1, round(self.fraction * len(timesteps)))
-        rows = faces.any(1).int().topk(count, sorted=False).indices
-        faces, boxes = faces[rows], boxes[rows]
+        timesteps = losses.timesteps
+        faces = annotated_faces(batch) & ((timesteps >= low) & (timesteps <= high))[:, None]
+        rows = faces.any(1).int().topk(self.count(len(batch)), sorted=False).indices
+        faces, boxes = faces[rows], batch.subject_face_boxes[rows]  # type: ignore[index]
         with torch.no_grad():
             wanted = self.embedder(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
-        latents = unscale_latents(vae, clean_latents[rows]).to(vae.dtype)
-        decode = (lambda z: vae.decode(z).sample) if not self.checkpointing else self._decode_again(vae)
-        found = self.embedder(decode(latents).float() / 2 + 0.5, boxes)
+        found = self.embedder(self.decode(model.vae, self._sharpened(model, batch, losses, rows)), boxes)
         loss = 1 - (found * wanted).sum(-1)
         return (loss * faces).sum() / faces.sum().clamp(min=1)
 
-    @staticmethod
-    def _decode_again(vae: Any) -> Any:
-        return lambda z: checkpoint(lambda latents: vae.decode(latents).sample, z, use_reentrant=False)
+    def _sharpened(
+        self, model: FastComposer, batch: SubjectBatch, losses: TrainingLosses, rows: Tensor
+    ) -> Tensor:
+        """Scaled latents (b, C, h, w) of some rows after all steps; the losses hold the first."""
+        clean, noisy = losses.clean_latents[rows], losses.noisy_latents[rows].float()
+        if self.steps == 1:
+            return clean
+        part, start, prompts = batch.select(rows), losses.timesteps[rows], losses.prompt_embeds[rows]
+        with torch.no_grad():
+            added = model.added_condition(part, model.encode_captions(part))
+        timesteps = start
+        with model.routed(part, (clean.shape[-2], clean.shape[-1])):
+            for left in range(self.steps - 1, 0, -1):
+                following = (start * (left / self.steps)).to(start.dtype)
+                noisy = model.family.denoise(noisy, clean, timesteps, following)
+                timesteps = following
+                prediction = model.predict(noisy, timesteps, prompts, added)
+                clean = model.family.clean_latents(noisy, prediction, timesteps)
+        return clean

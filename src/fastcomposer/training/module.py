@@ -21,11 +21,11 @@ from fastcomposer.models.weights_io import (
     save_trained_weights,
 )
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
-from fastcomposer.training.identity_loss import IdentityLoss, check_faces
+from fastcomposer.training.identity_loss import FaceLoss, check_faces
 from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.sharding import full_tensor, shard
 from fastcomposer.training.timestep_density import TimestepDensity
-from fastcomposer.utils.ranges import Fraction, Whole
+from fastcomposer.utils.ranges import Fraction, Positive, Whole
 from fastcomposer.utils.rng import Source, uniform
 
 
@@ -37,11 +37,13 @@ class FastComposerModule(RecipeModule):
         optimizer: Makes the optimizer from the trained parameters.
         train_unet: Whether the U-Net is trained.
         train_fusion: Whether the fusion is trained.
+        resampler_lr: Learning rate of the resampler, which starts untrained; ``None`` for the optimizer's.
         vision_layers: How many of the image encoder's last layers are trained.
         caption_dropout: Fraction of samples that lose caption and subjects.
         subject_dropout: Fraction of subjects that are left out, their word staying in the caption.
         timesteps: Where on the noise schedule samples are spent; ``None`` for the same everywhere.
         identity: Loss that compares the faces of x̂₀ and target; ``None`` for none.
+        reward: Loss that compares the faces of sampled images and targets; ``None`` for none.
         gradient_checkpointing: Trade time for memory.
         compile: Backend of :func:`torch.compile` for its blocks, such as .`inductor``; or ``None``.
         weights: Trained weights to start from, see :func:`load_trained_weights`; ``None`` for the base's own.
@@ -54,6 +56,7 @@ class FastComposerModule(RecipeModule):
         "train/denoise_loss",
         "train/localization_loss",
         "train/identity_loss",
+        "train/matching_loss",
         "train/routing_loss",
         "val/denoise_loss",
         "val/localization_loss",
@@ -65,11 +68,13 @@ class FastComposerModule(RecipeModule):
         optimizer: OptimizerFactory,
         train_unet: bool = True,
         train_fusion: bool = True,
+        resampler_lr: Positive | None = None,
         vision_layers: Whole = 2,
         caption_dropout: Fraction = 0.1,
         subject_dropout: Fraction = 0.1,
         timesteps: TimestepDensity | None = None,
-        identity: IdentityLoss | None = None,
+        identity: FaceLoss | None = None,
+        reward: FaceLoss | None = None,
         gradient_checkpointing: bool = False,
         compile: str | None = None,
         weights: str | Path | None = None,
@@ -77,7 +82,7 @@ class FastComposerModule(RecipeModule):
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
-        self.timesteps, self.identity = timesteps, identity
+        self.timesteps, self.identity, self.reward = timesteps, identity, reward
         if export_precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise ValueError(f"method.export_precision={export_precision}: one of {known}")
@@ -97,6 +102,7 @@ class FastComposerModule(RecipeModule):
                     "again would not keep what it kept before; set one of them"
                 )
         self.caption_dropout, self.subject_dropout = caption_dropout, subject_dropout
+        self.resampler_lr = resampler_lr
         if weights is not None:
             self.trained_before = read_training_length(weights)
         self.model = model if isinstance(model, FastComposer) else model()
@@ -117,7 +123,7 @@ class FastComposerModule(RecipeModule):
 
     def setup(self, stage: str) -> None:
         """Refuse precomputed moments and states of other networks, and records without faces."""
-        if stage == "fit" and self.identity is not None:
+        if stage == "fit" and (self.identity or self.reward):
             check_faces(self.trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
         cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
         if cache is not None:
@@ -130,6 +136,15 @@ class FastComposerModule(RecipeModule):
         shard(self.model, self.device_mesh["data_parallel"])
         # on_load_checkpoint compares the names of the weights: frozen ones come from the base.
         self._sharded, self.strict_loading = True, False
+
+    def parameter_groups(self) -> list[Any]:
+        """One group, and the resampler's where it has a learning rate of its own."""
+        found = self.trained_parameters()
+        own = [p for name, p in found.items() if ".resampler." in name]
+        if self.resampler_lr is None or not own:
+            return super().parameter_groups()
+        others = [p for name, p in found.items() if ".resampler." not in name]
+        return [{"params": others}, {"params": own, "lr": self.resampler_lr}]
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
         """Drop some conditions, add noise, and measure both losses."""
@@ -155,10 +170,11 @@ class FastComposerModule(RecipeModule):
             sample_weight=weight,
         )
         total, values = losses.loss, {}
-        if self.identity is not None:
-            identity = self.identity(self.model.vae, losses.clean_latents, losses.timesteps, batch)
-            total = total + self.identity.weight_at(self.global_step) * identity
-            values["train/identity_loss"] = identity
+        for name, faces in (("identity_loss", self.identity), ("matching_loss", self.reward)):
+            if faces is not None:
+                loss = faces(self.model, batch, losses, self._states_of_empty_prompt(), generators)
+                total = total + faces.weight_at(self.global_step) * loss
+                values[f"train/{name}"] = loss
         if self.model.fusion.kind.routing:
             values["train/routing_loss"] = losses.routing_loss
         values |= {"train/loss": total, "train/denoise_loss": losses.denoise_loss}

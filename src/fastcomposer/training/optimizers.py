@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import nn
 
 from fastcomposer.utils.ranges import Amount
 
@@ -45,8 +44,8 @@ class AdamW:
                 "pip install bitsandbytes, or take fused"
             )
 
-    def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer."""
+    def __call__(self, parameters: list[Any]) -> torch.optim.Optimizer:
+        """Make the optimizer of tensors, or of groups of them."""
         settings = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         if self.implementation == "8bit":
             from bitsandbytes.optim import AdamW8bit

@@ -80,3 +80,13 @@ class Family(ABC):
     @abstractmethod
     def clean_latents(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
         """Scaled latents x̂₀ (B, C, h, w) in float32 that a prediction from noisy latents amounts to."""
+
+    def denoise(self, noisy: Tensor, clean: Tensor, timesteps: Tensor, following: Tensor) -> Tensor:
+        """Take a deterministic step (DDIM, Euler) from timesteps (B,) to the lower ones that follow.
+
+        What is in ``noisy`` beside the predicted latents x̂₀, ``clean``, is the noise that is added to these.
+        """
+        zeros = clean.new_zeros(())
+        signal = self.add_noise(clean, zeros.expand_as(clean), timesteps)
+        unit = self.add_noise(zeros.expand_as(clean), clean.new_ones(()).expand_as(clean), timesteps)
+        return self.add_noise(clean, (noisy - signal) / unit, following)

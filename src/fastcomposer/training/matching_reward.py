@@ -1,0 +1,143 @@
+"""Matching reward: are the right people in images that the training samples, each once?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.models.text import TextStates
+from fastcomposer.training.identity_loss import FaceLoss, annotated_faces
+from fastcomposer.utils.matching import optimal_pairs
+from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
+from fastcomposer.utils.rng import Source, uniform
+
+if TYPE_CHECKING:
+    from fastcomposer.composer import FastComposer, TrainingLosses
+
+
+class MatchingReward(FaceLoss):
+    """Reward of the faces found in sampled images that match the targets' (docs/method.md, eq. 12).
+
+    A part of each batch is sampled from noise in a few deterministic steps with classifier-free guidance. The
+    faces that a detector finds in the images are matched one to one with the subjects, and pushed away from
+    the other subjects, after the matching reward of UMO (Cheng et al. 2025). As in DRTune (Wu et al. 2024),
+    the input of every step is cut off the graph and gradients flow through a few steps: the first, which
+    settles who stands where, and some of the others.
+
+    Args:
+        embedder: Embeds faces, with gradients; frozen here. Never the one that scores.
+        detector: Finds the faces, a :class:`~fastcomposer.metrics.faces.FaceExtractor`; only its boxes count.
+        timesteps: Of the sampling steps, falling.
+        weight: Of this loss in the total, above 0.
+        gradient_steps: How many of the steps have gradients, at least 1.
+        guidance_scale: Of classifier-free guidance.
+        separation: Weight of the similarity to other subjects than the matched one.
+        fraction: Fraction of a batch that is sampled, in (0, 1]; samples with faces come first.
+        warmup_steps: Steps over which the weight grows linearly.
+        checkpointing: Decode again in the backward pass, in place of keeping the decoder's activations.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    KEY = "reward"
+
+    def __init__(
+        self,
+        embedder: Any,
+        detector: Any,
+        timesteps: Sequence[int],
+        weight: Amount = 1.0,
+        gradient_steps: Count = 3,
+        guidance_scale: Amount = 3.0,
+        separation: Amount = 0.5,
+        fraction: Fraction = 0.25,
+        warmup_steps: Whole = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__(embedder, weight, fraction, warmup_steps, checkpointing)
+        falling = all(before > after for before, after in pairwise(timesteps))
+        if not timesteps or not falling or timesteps[-1] < 0:
+            raise ValueError(f"reward.loss.timesteps={list(timesteps)}: falling, none below 0")
+        if not 1 <= gradient_steps <= len(timesteps):
+            raise ValueError(f"reward.loss.gradient_steps={gradient_steps}: 1 to {len(timesteps)}")
+        self.detector = detector
+        self.requires_grad_(False)
+        self.timesteps, self.gradient_steps = tuple(timesteps), gradient_steps
+        self.guidance_scale, self.separation = guidance_scale, separation
+
+    def forward(
+        self,
+        model: FastComposer,
+        batch: SubjectBatch,
+        losses: TrainingLosses,
+        empty: TextStates,
+        source: Source = None,
+    ) -> Tensor:
+        """See :class:`FaceLoss`."""
+        faces = annotated_faces(batch)
+        chance = uniform((len(batch),), faces.device, source)
+        rows = (faces.any(1) + chance).topk(self.count(len(batch)), sorted=False).indices
+        if isinstance(source, list):
+            source = [source[row] for row in rows.tolist()]
+        part, faces = batch.select(rows), faces[rows]
+        latents = self._sample(model, part, losses.prompt_embeds[rows], empty, losses.clean_latents, source)
+        images = self.decode(model.vae, latents)
+        with torch.no_grad():
+            found = [each.boxes for each in self.detector(images.detach().clamp(0, 1))]
+            if not any(map(len, found)):
+                return latents.sum() * 0
+            wanted = self.embedder(part.pixel_values.float() / 2 + 0.5, part.subject_face_boxes)
+        vectors = self.embedder(images, pad_sequence(found, batch_first=True))
+        matched, others = [], []
+        for each, boxes, people, there in zip(vectors, found, wanted, faces, strict=True):
+            similarity = each[: len(boxes)] @ people[there].T
+            pairs = torch.zeros_like(similarity, dtype=torch.bool)
+            for pair in optimal_pairs(similarity.detach().cpu().numpy()):
+                pairs[pair] = True
+            matched.append(similarity[pairs])
+            others.append(similarity[~pairs])
+        right, wrong = torch.cat(matched), torch.cat(others)
+        if not len(right):
+            return latents.sum() * 0
+        loss = 1 - right.mean()
+        return loss + self.separation * wrong.relu().mean() if len(wrong) else loss
+
+    def _sample(
+        self,
+        model: FastComposer,
+        part: SubjectBatch,
+        prompt_embeds: Tensor,
+        empty: TextStates,
+        like: Tensor,
+        source: Source,
+    ) -> Tensor:
+        """Scaled latents (b, C, h, w) from noise; gradients reach the predictions of some steps."""
+        count, device, family = len(part), prompt_embeds.device, model.family
+        empty, size = empty.expand(count), (like.shape[-2], like.shape[-1])
+        with torch.no_grad():
+            added = model.added_condition(part, model.encode_captions(part))
+            added_empty = model.added_condition(part, empty)
+        first = source[0] if isinstance(source, list) else source
+        order = torch.randperm(len(self.timesteps) - 1, generator=first).tolist()
+        learned = {0, *(1 + index for index in order[: self.gradient_steps - 1])}
+        noisy = randn_tensor((count, *like.shape[1:]), generator=source, device=torch.device(device))
+        steps = torch.tensor(self.timesteps, device=device)[:, None].expand(-1, count)
+        for index, timesteps in enumerate(steps):
+            seen = noisy.detach()
+            with torch.no_grad():
+                plain = model.predict(seen, timesteps, empty.tokens, added_empty)
+            with torch.set_grad_enabled(index in learned), model.routed(part, size):
+                guided = model.predict(seen, timesteps, prompt_embeds, added)
+            prediction = plain + self.guidance_scale * (guided - plain)
+            clean = family.clean_latents(noisy, prediction, timesteps)
+            if index + 1 < len(steps):
+                noisy = family.denoise(noisy, clean, timesteps, steps[index + 1])
+        return clean
