@@ -213,6 +213,7 @@ def test_settings_choose_the_loss_of_a_layer() -> None:
             r"not for cross_entropy.*localization\.normalize_localization",
         ),
         ({"pixel_weight": -0.1}, "pixel_weight must be at least 0, not -0.1"),
+        ({"localization_keys": "image"}, "localization_keys"),
         ({"localization_blocks": "mid_block"}, "a list of names, not the name 'mid_block'"),
     ],
 )

@@ -75,7 +75,8 @@ class FastComposer(Networks):
         **parts: See :class:`~fastcomposer.models.networks.Networks`.
 
     Raises:
-        ValueError: If widths differ, a localized block does not exist, or the prediction type is unknown.
+        ValueError: If widths differ, a localized block or its keys do not exist, or the prediction type is
+            unknown.
     """
 
     def __init__(
@@ -121,9 +122,8 @@ class FastComposer(Networks):
     @loss_config.setter
     def loss_config(self, config: LossConfig) -> None:
         blocks = select_blocks(self.backbone, config.localization_blocks, config.num_localized_blocks)
-        self._attention = (
-            AttentionCapture(self.backbone, blocks, self.attention_implementation) if blocks else None
-        )
+        options = (self.attention_implementation, config.localization_keys)
+        self._attention = AttentionCapture(self.backbone, blocks, *options) if blocks else None
         self._loss_config = config
 
     @property

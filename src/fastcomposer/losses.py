@@ -17,6 +17,8 @@ _EPSILON = 1e-5
 
 Localization = Literal["balanced_l1", "cross_entropy", "token_compose", "dice", "disentangle"]
 """Kinds of localization loss; each has a function below."""
+Keys = Literal["text", "all"]
+"""What attention sums to 1 over: the text's tokens, or in joint attention those of the image as well."""
 LayerLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From maps (B, heads, P, K), masks (B, K, P) and presence (B, K) of one layer to a scalar."""
 
@@ -34,6 +36,8 @@ class LossConfig:
             place of ``num_localized_blocks``.
         localization: ``balanced_l1`` (the paper's), ``cross_entropy`` over subjects, ``token_compose``,
             ``dice``, ``disentangle``, or a :data:`LayerLoss` of one's own.
+        localization_keys: What the localized attention of a position sums to 1 over: ``text`` tokens, or
+            ``all``, text and image, which only a transformer's joint attention has.
         normalize_localization: Divide each map by its maximum over positions first; ``balanced_l1`` only.
         pixel_weight: Weight of the pixels' cross-entropy relative to the ratio's, at least 0;
             ``token_compose`` only. TokenCompose weighs them 5e-5 and 1e-3.
@@ -51,6 +55,7 @@ class LossConfig:
     num_localized_blocks: Whole = 5
     localization_blocks: tuple[str, ...] | None = None
     localization: Localization | LayerLoss = "balanced_l1"
+    localization_keys: Keys = "text"
     normalize_localization: bool = False
     pixel_weight: Amount = 0.05
     mask_loss_probability: Fraction = 0.5
@@ -69,6 +74,8 @@ class LossConfig:
             known = ", ".join(get_args(Localization))
             what = f"not one of {known} nor a function (localization.localization)"
             raise ValueError(f"localization {self.localization!r} is {what}")
+        if self.localization_keys not in get_args(Keys):
+            raise ValueError(f"localization_keys must be text or all, not {self.localization_keys!r}")
         if self.normalize_localization and self.localization != "balanced_l1":
             raise ValueError(
                 f"normalize_localization is for balanced_l1, not for {self.localization}: its maps are "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,19 @@ class TestTraining:
             assert [n for n in without if not n.endswith("k_proj.bias") and n not in single] == []
         assert all(p.grad is None for p in model.vae.parameters())
         assert all(p.grad is None for p in model.text_encoder.parameters())
+
+    def test_all_keys_are_for_joint_attention(self, name: str, model: FastComposer) -> None:
+        before, mean = model.loss_config, LossConfig(localization=lambda maps, *_: maps.mean())
+        try:
+            model.loss_config = mean
+            text = model.training_losses(batch_of(model), generator=seeded()).localization_loss
+            model.loss_config = replace(mean, localization_keys="all")
+            mass = model.training_losses(batch_of(model), generator=seeded()).localization_loss
+            assert name == "sd3" and 0 < mass < text  # the image's own tokens take the rest
+        except ValueError as error:
+            assert name != "sd3" and "localization_keys" in str(error)
+        finally:
+            model.loss_config = before
 
 
 class TestText:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from fastcomposer.losses import map_size
+from fastcomposer.losses import Keys, map_size
 
 
 def fused_attention(
@@ -133,7 +133,6 @@ def _subject_maps(probabilities: Tensor, subject_token_idx: Tensor) -> Tensor:
 
 
 Implementation = Literal["fused", "explicit"]
-Keys = Literal["text", "all"]
 # They differ in speed and memory alone, so that ours may replace them.
 _PLAIN = (
     AttnProcessor,
@@ -244,6 +243,8 @@ class AttentionCapture:
         self.implementation, self.keys = implementation, keys
         unet = getattr(unet, "_orig_mod", unet)
         self._modules = {name: cast(Attention, unet.get_submodule(name)) for name in self.layers}
+        if keys == "all" and not all(map(_is_joint, self._modules.values())):
+            raise ValueError("localization.localization_keys=all: for joint attention alone")
         self._recording: _Recording | None = None
 
     @contextmanager
