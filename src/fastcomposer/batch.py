@@ -20,7 +20,7 @@ class SubjectBatch:
 
     Attributes:
         pixel_values: (B, 3, H, W) float in [-1, 1].
-        input_ids: (B, 77) long.
+        input_ids: (B, 77) long; of a base with T5 (B, 77 + L), T5's ids after CLIP's.
         subject_pixel_values: (B, K, 3, R, R) float in [0, 1].
         subject_token_idx: (B, K) long, position of each subject's word in ``input_ids``; 0 in empty slots.
         subject_present: (B, K) bool, which slots hold a subject.
@@ -30,11 +30,13 @@ class SubjectBatch:
         extra_pixel_values: Optional (B, K, N − 1, 3, R, R) float in [0, 1]: further references.
         extra_present: (B, K, N − 1) bool, which of those are present; with ``extra_pixel_values``.
         latent_moments: Optional (B, 2C, h, w): mean and log-variance of the VAE posterior.
-        text_embeds: Optional (B, 77, d): hidden states of the text encoder for ``input_ids``.
+        text_embeds: Optional (B, T, d): hidden states of the text encoders for T ``input_ids``.
         pooled_text_embeds: Optional (B, p): pooled embeddings of the second text encoder, where there is one.
         size_conditions: Optional (B, 6) long, in pixels: height and width of the image as it was, top and
             left of the crop at the size it was resized to, height and width of the crop. Conditions models
             with a second text encoder; (H, W, 0, 0, H, W) where it is left out.
+        subject_token_idx_3: Optional (B, K) long, of a base with T5: position of each subject's word among
+            T5's ids in ``input_ids``; 0 in empty slots.
         record_ids: Names of the records, for messages.
     """
 
@@ -51,6 +53,7 @@ class SubjectBatch:
     text_embeds: Tensor | None = None
     pooled_text_embeds: Tensor | None = None
     size_conditions: Tensor | None = None
+    subject_token_idx_3: Tensor | None = None
     record_ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MARKER = "<|image|>"
@@ -18,24 +18,48 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """A caption ready for the text encoder.
+    """A caption ready for the text encoders.
 
     Attributes:
         text: The caption without markers.
         input_ids: Token ids padded to the tokenizer's limit (77 for CLIP); the end token is always kept.
         subject_token_idx: Position in ``input_ids`` of the last token of each subject's word.
         truncated: Whether words after the last subject were cut to fit the limit.
+        input_ids_3: T5's token ids, where a :class:`JointTokenizer` has read the caption.
+        subject_token_idx_3: Position of the last of T5's tokens of each subject's word in :attr:`all_ids`.
     """
 
     text: str
     input_ids: list[int]
     subject_token_idx: list[int]
     truncated: bool
+    input_ids_3: list[int] = field(default_factory=list)
+    subject_token_idx_3: list[int] = field(default_factory=list)
+
+    @property
+    def all_ids(self) -> list[int]:
+        """Token ids of the sequence that the backbone attends to: CLIP's, then T5's where there is one."""
+        return [*self.input_ids, *self.input_ids_3]
 
     @property
     def num_subjects(self) -> int:
         """Number of markers in the caption."""
         return len(self.subject_token_idx)
+
+
+@dataclass(frozen=True)
+class JointTokenizer:
+    """Tokenizers of a base whose transformer attends to CLIP's states and, after them, to T5's.
+
+    Attributes:
+        clip: CLIP's tokenizer.
+        t5: T5's tokenizer, a fast one: it reports character offsets.
+        length: Number of T5's tokens.
+    """
+
+    clip: Any
+    t5: Any
+    length: int = 256
 
 
 def strip_markers(caption: str) -> str:
@@ -121,7 +145,8 @@ def parse_prompt(
 
     Args:
         caption: Text with ``<|image|>`` directly after each subject's class word.
-        tokenizer: A CLIP tokenizer that reports character offsets, as transformers' own does.
+        tokenizer: A CLIP tokenizer that reports character offsets, as transformers' own does, or a
+            :class:`JointTokenizer`.
         num_references: Number of subjects that there are references of; ``None`` skips that check.
         max_subjects: Number of subject slots of the model; ``None`` skips that check.
 
@@ -136,27 +161,40 @@ def parse_prompt(
         raise PromptError(
             f"{num_markers} subjects in prompt {caption!r}; the model takes {max_subjects} at most"
         )
-    _check_positions(caption, tokenizer)
+    clip = tokenizer.clip if isinstance(tokenizer, JointTokenizer) else tokenizer
+    _check_positions(caption, clip)
     text, ends = split_markers(caption)
+    ids, positions, truncated = _tokenize(caption, text, ends, clip, int(clip.model_max_length))
+    if not isinstance(tokenizer, JointTokenizer):
+        return ParsedPrompt(text, ids, positions, truncated)
+    ids_3, positions_3, cut = _tokenize(caption, text, ends, tokenizer.t5, tokenizer.length)
+    after = [len(ids) + position for position in positions_3]
+    return ParsedPrompt(text, ids, positions, truncated or cut, ids_3, after)
+
+
+def _tokenize(
+    caption: str, text: str, ends: Sequence[int], tokenizer: Any, limit: int
+) -> tuple[list[int], list[int], bool]:
+    """Padded ids, the position of the last token of each word that ends there, and whether ids were cut."""
     # No truncation here, so that a subject cut off is seen below instead of being lost in silence.
     encoded = tokenizer(
         text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
     )
     ids: list[int] = encoded.input_ids
     starts = [start for start, _ in encoded.offset_mapping]
-    # The last token that starts before the end of the word; the start token shifts positions by one.
-    positions = [bisect_left(starts, end) for end in ends]
-    limit = int(tokenizer.model_max_length)
-    if positions and positions[-1] > limit - 2:
-        beyond = next(i for i, position in enumerate(positions) if position > limit - 2)
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # T5 has no start token
+    room = max(0, limit - len(first) - 1)
+    # The last token that starts before the end of the word, counted from 1.
+    numbers = [bisect_left(starts, end) for end in ends]
+    if numbers and numbers[-1] > room:
+        beyond = next(i for i, number in enumerate(numbers) if number > room)
         raise PromptError(
-            f"subject {beyond + 1} is token {positions[beyond]} of prompt {caption!r}; "
-            f"the tokenizer keeps {limit - 2} words' tokens: shorten the text before it"
+            f"subject {beyond + 1} is token {numbers[beyond]} of prompt {caption!r}; "
+            f"the tokenizer keeps {room} words' tokens: shorten the text before it"
         )
-    kept = ids[: limit - 2]
-    padded = [tokenizer.bos_token_id, *kept, tokenizer.eos_token_id]
+    padded = [*first, *ids[:room], tokenizer.eos_token_id]
     padded += [tokenizer.pad_token_id] * (limit - len(padded))
-    return ParsedPrompt(text, padded, positions, truncated=len(ids) > len(kept))
+    return padded[:limit], [len(first) + number - 1 for number in numbers], len(ids) > room
 
 
 def ends_in_word(text: str) -> bool:

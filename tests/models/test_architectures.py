@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from tiny_architectures import ARCHITECTURES, narrow
-from tiny_pipeline import reference, seeded
+from tiny_architectures import ARCHITECTURES, PROMPT, REFERENCES, batch_of, narrow
+from tiny_pipeline import seeded
 
-from fastcomposer import FastComposer, SubjectBatch
+from fastcomposer import FastComposer
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.loading import load_tokenizer, network_classes, open_source
 from fastcomposer.pipeline.kinds import open_pipeline
@@ -23,8 +23,6 @@ from fastcomposer.pipeline.variants import Variant
 from fastcomposer.prompt import parse_prompt, strip_markers
 
 NAMES = ("sd15", "sd21", "sdxl", "sd3")
-PROMPT = "a man <|image|> and a woman <|image|> on the beach"
-REFERENCES = [reference(0), reference(1)]
 STOCK: dict[str, Any] = {
     "sd15": StableDiffusionPipeline,
     "sd21": StableDiffusionPipeline,
@@ -60,22 +58,6 @@ def model(folder: Path) -> FastComposer:
         weights="random",
         max_subjects=3,
         loss_config=LossConfig(mask_loss_probability=0),
-    )
-
-
-def batch_of(model: FastComposer) -> SubjectBatch:
-    """Two samples, the second with one subject of two slots."""
-    rng = torch.Generator().manual_seed(0)
-    parsed = [parse_prompt(text, model.tokenizer) for text in (PROMPT, "a man <|image|>")]
-    masks = torch.zeros(2, 2, 64, 64)
-    masks[:, 0, 8:40, 4:30] = masks[0, 1, 10:60, 34:60] = 1
-    return SubjectBatch(
-        pixel_values=torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1,
-        input_ids=torch.tensor([prompt.input_ids for prompt in parsed]),
-        subject_pixel_values=torch.rand(2, 2, 3, 28, 28, generator=rng),
-        subject_token_idx=torch.tensor([[*p.subject_token_idx, 0][:2] for p in parsed]),
-        subject_present=torch.tensor([[True, True], [True, False]]),
-        subject_masks=masks,
     )
 
 

@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny_architectures import narrow
+from tiny_architectures import add_t5, narrow
 from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
@@ -21,7 +21,7 @@ from fastcomposer.composer import FastComposer
 from fastcomposer.data.cache_files import StaleCacheError, read_part_records
 from fastcomposer.data.records import Record, read_record, record_path, write_record
 from fastcomposer.models.loading import load_tokenizer
-from fastcomposer.models.text import encode_text
+from fastcomposer.models.text import ENCODERS, encode_text
 from fastcomposer.training.module import FastComposerModule
 from fastcomposer.training.precompute import CacheStage, frozen_digests
 
@@ -107,10 +107,13 @@ def test_training_from_the_cache_equals_training_without(
             torch.testing.assert_close(other_step[name], gradient, atol=1e-5, rtol=0)
 
 
-def test_a_second_text_encoder_s_states_are_kept_too(
-    make_data: Make, make_trainer: Make, tmp_path: Path
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_states_of_further_text_encoders_are_kept_too(
+    name: str, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
-    base = narrow("sdxl", tmp_path / "sdxl")
+    base = narrow(name, tmp_path / name)
+    if name == "sd3":
+        add_t5(base, length=32)
     torch.manual_seed(0)
     model = FastComposer.from_pretrained("no/base", architecture=base, weights="random")
     tokenizer = load_tokenizer("no/base", architecture=base, weights="random")
@@ -129,7 +132,9 @@ def test_a_second_text_encoder_s_states_are_kept_too(
         model.training_losses(given, generator=torch.Generator().manual_seed(0)) for given in (plain, batch)
     )
     torch.testing.assert_close(one.loss, other.loss, atol=1e-5, rtol=0)
-    assert set(frozen_digests(model)) == {"vae", "text_encoder", "text_encoder_2"}
+    encoders = {"sdxl": {"text_encoder", "text_encoder_2"}, "sd3": {*ENCODERS}}[name]
+    assert set(frozen_digests(model)) == {"vae", *encoders}
+    assert (batch.subject_token_idx_3 is not None) == (name == "sd3")
 
 
 def pairs(batch: SubjectBatch) -> list[tuple[Tensor, str]]:

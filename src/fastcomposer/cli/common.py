@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CONFIG_FOLDER = packaged("conf")
-_PARTS = ("base", "image_encoder", "architecture", "weights", "variant", "max_subjects")
+_PARTS = ("base", "image_encoder", "architecture", "weights", "variant", "t5", "max_subjects")
 _WIDEST = 1000  # columns of a table in a log
 _EXTRAS = {
     "facenet_pytorch": "faces",

@@ -118,6 +118,7 @@ class Model(BaseModel):
     architecture: Text | None
     weights: Literal["pretrained", "random"]
     variant: Text | None
+    t5: bool
     max_subjects: Annotated[int, Field(ge=1, le=64)]
     resolution: Side
     reference_size: Side

@@ -58,7 +58,7 @@ class Target:
     record_id: str
     digest: bytes  # see content_digest
     pixel_values: Tensor  # (3, H, W) float in [-1, 1], not mirrored
-    input_ids: Sequence[int]  # 77 token ids
+    input_ids: Sequence[int]  # T token ids
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class CachePart:
     digests: Tensor  # (N, 16) uint8, of what each was made from
     moments: Tensor  # (N, 2, 2C, h, w), of the target and of its mirror image
     captions: Tensor  # (N,) row of each record's caption
-    input_ids: Tensor  # (M, 77) token ids
-    states: Tensor  # (M, 77, d) that the U-Net attends to
+    input_ids: Tensor  # (M, T) token ids
+    states: Tensor  # (M, T, d) that the backbone attends to
     pooled: Tensor  # (M, p) of the second text encoder; p is 0 where there is one alone
     bad: Mapping[str, str]  # why further records could not be read
 

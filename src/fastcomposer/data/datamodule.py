@@ -47,7 +47,7 @@ class SubjectDataModule(LightningDataModule):
 
     Args:
         root: Data folder in the published format (:mod:`fastcomposer.data.records`).
-        tokenizer: CLIP tokenizer.
+        tokenizer: CLIP tokenizer, or a :class:`~fastcomposer.prompt.JointTokenizer`.
         batch_size: Samples per process and step.
         num_workers: Worker processes per process; 0 loads in the process itself.
         pin_memory: Copy batches into pinned memory, for faster transfer to a GPU.

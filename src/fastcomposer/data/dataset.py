@@ -74,7 +74,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
     Args:
         root: Data folder in the published format (:mod:`fastcomposer.data.records`).
         split: ``train``, ``test`` or ``all``.
-        tokenizer: CLIP tokenizer.
+        tokenizer: CLIP tokenizer, or a :class:`~fastcomposer.prompt.JointTokenizer`.
         settings: How records become samples.
         records: Where records are read from; ``None`` for the folder itself.
         cache: Where samples take their moments and text states from; ``None`` leaves them out.
@@ -166,19 +166,22 @@ class SubjectDataset(Dataset[SubjectBatch]):
         slot_masks = torch.zeros(1, slots, *target.shape[-2:])
         for slot, subject in enumerate(subjects):
             slot_masks[0, slot] = subject.mask
-        token_idx = torch.zeros(1, slots, dtype=torch.long)
-        token_idx[0, : len(subjects)] = torch.tensor(prompt.subject_token_idx, dtype=torch.long)
+        idx, idx_3 = (
+            torch.tensor([positions + [0] * (slots - len(subjects))], dtype=torch.long)
+            for positions in (prompt.subject_token_idx, prompt.subject_token_idx_3)
+        )
         present = torch.arange(slots)[None] < len(subjects)
         faces, size = torch.zeros(1, slots, 4), loaded.segment_map.shape
         boxes = [subject.segment.face for subject in subjects]
         faces[0, : len(subjects)] = self.target_transform.boxes(boxes, *size, flip=flip)
         references, extra, extra_present = self._references(loaded, subjects, rng)
-        cached = {} if self.cache is None else self.cache.read(loaded, prompt.input_ids, flip=flip)
+        cached = {} if self.cache is None else self.cache.read(loaded, prompt.all_ids, flip=flip)
         return SubjectBatch(
             pixel_values=target[None],
-            input_ids=torch.tensor([prompt.input_ids]),
+            input_ids=torch.tensor([prompt.all_ids]),
             subject_pixel_values=references,
-            subject_token_idx=token_idx,
+            subject_token_idx=idx,
+            subject_token_idx_3=idx_3 if prompt.input_ids_3 else None,
             subject_present=present,
             subject_masks=slot_masks,
             subject_face_boxes=faces,
@@ -274,7 +277,7 @@ class SubjectDataset(Dataset[SubjectBatch]):
             return self._unreadable[record_id]
         pixels, _, prompt = self._compose(loaded, flip=False)
         digest = content_digest(loaded.image_file, loaded.record.caption)
-        return Target(record_id, digest, pixels, prompt.input_ids)
+        return Target(record_id, digest, pixels, prompt.all_ids)
 
     def digest(self, position: int) -> bytes | None:
         """Return the digest that :meth:`target` would have; ``None`` if the record is unreadable."""

@@ -18,6 +18,7 @@ from fastcomposer.models.base_files import (
     is_single_file,
     local_folder,
     missing_files,
+    without_t5,
 )
 from fastcomposer.utils.assets import asset
 
@@ -42,6 +43,7 @@ def base_model(key: str, node: Mapping[str, Any], safety_checker: bool = False) 
         yield pretrained("model.image_encoder", encoder, [subfolder], first=TOKENIZER)
         return
     index = _index(local_folder(base)) or _index(architecture)
+    index = index if node.get("t5", True) else without_t5(index)
     encoder, subfolder = image_encoder_folder(node["image_encoder"], str(base), index)
     parts = base_parts(index, safety_checker)
     if encoder != str(base):
@@ -136,7 +138,8 @@ def parameters(model: Mapping[str, Any]) -> dict[str, int]:
     known = _json(architecture, "parameters.json")
     base = None if model["weights"] == "random" else local_folder(model["base"])
     encoder, subfolder = image_encoder_folder(model["image_encoder"], str(model["base"]), _index(base))
-    parts = (*BACKBONES, "vae", "text_encoder", "text_encoder_2")
+    texts = ["text_encoder", "text_encoder_2"] + (["text_encoder_3"] if model["t5"] else [])
+    parts = (*BACKBONES, "vae", *texts)
     found = {name: known.get(name, 0) if base is None else _numbers(base / name) for name in parts}
     folder = None if model["weights"] == "random" else local_folder(encoder)
     vision = known.get("image_encoder", 0) if folder is None else _numbers(folder / subfolder)

@@ -26,6 +26,7 @@ def load_base(
     architecture: str | None = None,
     weights: Weights = "pretrained",
     variant: str | None = None,
+    t5: bool = True,
 ) -> FastComposerPipeline:
     """Make a pipeline of a base model alone, without its safety checker, as the published protocol has it.
 
@@ -37,6 +38,7 @@ def load_base(
         architecture=architecture,
         weights=weights,
         variant=variant,
+        t5=t5,
         max_subjects=max_subjects,
     )
     return model.to_pipeline(safety_checker=False)
@@ -51,6 +53,7 @@ def load_trained(
     architecture: str | None = None,
     weights: Weights = "pretrained",
     variant: str | None = None,
+    t5: bool = True,
 ) -> FastComposerPipeline:
     """Load trained weights on top of a base, or a saved pipeline.
 
@@ -63,6 +66,7 @@ def load_trained(
         architecture: See ``from_pretrained``.
         weights: See ``from_pretrained``.
         variant: See ``from_pretrained``.
+        t5: See ``from_pretrained``.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -85,6 +89,7 @@ def load_trained(
         architecture=architecture,
         weights=weights,
         variant=variant,
+        t5=t5,
         max_subjects=max_subjects,
     )
     return model.to_pipeline(safety_checker=safety_checker)

@@ -16,6 +16,7 @@ TOKENIZER: list[tuple[str, ...]] = [("vocab.json", "tokenizer.json"), ("merges.t
 """Files of a tokenizer, each with what may stand in its place."""
 _FILES: Mapping[str, list[tuple[str, ...]]] = {
     "tokenizer": TOKENIZER,
+    "tokenizer_3": [("tokenizer.json", "spiece.model")],
     "scheduler": [("scheduler_config.json",)],
     "feature_extractor": [("preprocessor_config.json",)],
 }
@@ -29,6 +30,11 @@ _OF_DIFFUSERS = ("vae", *BACKBONES, "fusion", "detector", "embedder", "training_
 def declares(index: Mapping[str, Any], component: str) -> bool:
     """Whether a ``model_index.json`` names a component."""
     return bool((index.get(component) or (None,))[0])
+
+
+def without_t5(index: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``model_index.json`` without the T5 encoder and its tokenizer."""
+    return {**index, "text_encoder_3": (None, None), "tokenizer_3": (None, None)}
 
 
 def is_single_file(base: str | Path) -> bool:
@@ -80,7 +86,8 @@ def local_folder(source: str | Path) -> Path | None:
 
 def base_parts(index: Mapping[str, Any], safety_checker: bool = False) -> list[str]:
     """Folders of a base that loading reads; of an unknown one those of Stable Diffusion 1."""
-    texts = [name for name in ("text_encoder", "text_encoder_2") if declares(index, name)] or ["text_encoder"]
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    texts = [name for name in names if declares(index, name)] or ["text_encoder"]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in texts]
     checker = ("safety_checker", "feature_extractor") if safety_checker else ()
     found = [name for name in ("image_encoder", "fusion", *checker) if declares(index, name)]

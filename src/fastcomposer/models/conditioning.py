@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection, T5Config
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fastcomposer.models.fusion import Fusion
@@ -33,7 +33,7 @@ class ReferenceNormalizer(nn.Module):
 
 
 def check_widths(
-    text_configs: Sequence[CLIPTextConfig | None],
+    text_configs: Sequence[CLIPTextConfig | T5Config | None],
     vision_config: CLIPVisionConfig | None,
     fusion: Fusion,
     *,
@@ -124,19 +124,30 @@ def token_columns(parsed: Sequence[ParsedPrompt], fusion: Fusion | None, device:
         (:func:`~fastcomposer.models.resampler.subject_columns`).
     """
     token_idx, present = subject_slots(parsed, device)
-    if fusion is None or fusion.kind.num_tokens == 1:
+    token_idx_3, num_tokens = t5_slots(parsed, device), 1 if fusion is None else fusion.kind.num_tokens
+    if num_tokens == 1 and token_idx_3 is None:
         return token_idx, present
     input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=device)
-    return subject_columns(input_ids, token_idx, present, fusion.kind.num_tokens), present
+    return subject_columns(input_ids, token_idx, present, num_tokens, token_idx_3), present
 
 
 def subject_slots(parsed: Sequence[ParsedPrompt], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Token positions (B, K) and presence (B, K) of prompts whose subject counts may differ."""
-    positions = [torch.tensor(prompt.subject_token_idx, dtype=torch.long) for prompt in parsed]
-    token_idx = pad_sequence(positions, batch_first=True)
+    token_idx = _padded([prompt.subject_token_idx for prompt in parsed])
     counts = torch.tensor([prompt.num_subjects for prompt in parsed])
     present = torch.arange(token_idx.shape[1])[None] < counts[:, None]
     return token_idx.to(device), present.to(device)
+
+
+def t5_slots(parsed: Sequence[ParsedPrompt], device: torch.device | str) -> Tensor | None:
+    """Token positions (B, K) among T5's, where its tokenizer has read the prompts."""
+    if not parsed[0].input_ids_3:
+        return None
+    return _padded([prompt.subject_token_idx_3 for prompt in parsed]).to(device)
+
+
+def _padded(positions: Sequence[Sequence[int]]) -> Tensor:
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in positions], batch_first=True)
 
 
 def fuse_references(
@@ -149,7 +160,7 @@ def fuse_references(
     """Fuse every prompt's references into its text embeddings (B, T, d).
 
     Args:
-        text_embeds: (B, T, d) hidden states of the text encoder for ``parsed``.
+        text_embeds: (B, T, d) hidden states of the text encoders for ``parsed``.
         parsed: B prompts.
         references: For each prompt the references (N, 3, R, R) in [0, 1] of each subject, in the order of
             its markers.
@@ -176,9 +187,11 @@ def fuse_references(
 
         embeds, states = encode_reference_states(image_encoder, ReferenceNormalizer(device), pixels)
         subject_embeds = by_prompt(fusion.pool(by_subject(embeds), there))
-        if columns.ndim == 3:
+        if fusion.kind.num_tokens > 1:
             patches = PatchStates(by_prompt(by_subject(states)), by_prompt(there), columns)
-    return fusion(text_embeds, subject_embeds, token_idx, present, patches)
+    token_idx_3 = t5_slots(parsed, device)
+    further = () if token_idx_3 is None else (token_idx_3,)
+    return fusion(text_embeds, subject_embeds, token_idx, present, patches, *further)
 
 
 def parse_prompts(

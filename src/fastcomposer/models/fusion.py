@@ -225,23 +225,25 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return found
         flat = (value.flatten(0, 1) for value in (words, patches.states.to(words.dtype), patches.present))
         tokens = self.resampler(*flat).unflatten(0, words.shape[:2]).flatten(1, 2).to(found.dtype)
-        columns = patches.columns[..., 1:].flatten(1)
+        columns = patches.columns[..., 1 : self.kind.num_tokens].flatten(1)
         return found + _written(torch.zeros_like(found), tokens, columns, columns >= 0)
 
 
 class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A fusion for each of two text encoders, whose states lie side by side (Stable Diffusion XL).
+    """A fusion for each of two CLIP text encoders, whose states lie side by side, and for T5 if there is one.
 
     A subject's word has the same position in both; each encoder's state of it is fused with the same image
-    embedding. Saved pipelines name this class by its module, so neither can be renamed.
+    embedding. T5's states follow those of CLIP (Stable Diffusion 3), and the word has its own position there.
+    Saved pipelines name this class by its module, so neither can be renamed.
 
     Args:
-        embed_dims: Widths d₁ and d₂ of the text encoders.
+        embed_dims: Widths d₁ and d₂ of the CLIP text encoders, and d₃ of T5.
         max_subjects: See :class:`SubjectFusion`.
         mode: See :class:`FusionConfig`.
         pooling: See :class:`FusionConfig`; both take the pooled embedding.
         image_dim: Width e of the image encoder's embedding.
-        num_tokens: See :class:`FusionConfig`; both encoders' parts of a token have a resampler each.
+        num_tokens: See :class:`FusionConfig`; both CLIP encoders' parts of a token have a resampler each. Of
+            T5's states the word's alone changes.
         patches: See :class:`SubjectFusion`.
         routed: See :class:`SubjectFusion`.
     """
@@ -271,14 +273,20 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 num_tokens=num_tokens,
                 patches=patches,
             )
-            for width in embed_dims
+            for width in embed_dims[:2]
         )
+        self.third: SubjectFusion | None = None
+        if len(embed_dims) > 2:
+            width = embed_dims[2]
+            self.third = SubjectFusion(
+                width, max_subjects, mode, image_dim=None if width == image_dim else image_dim
+            )
         self.reference_attention = ReferenceAttention(image_dim) if pooling == "attention" else None
         self.router = SubjectRouter(sum(embed_dims), routed) if routed else None
 
     @property
     def text_dims(self) -> tuple[int, ...]:
-        """Width of each text encoder whose states this fuses: (d₁, d₂)."""
+        """Width of each text encoder whose states this fuses: (d₁, d₂), or (d₁, d₂, d₃)."""
         return tuple(self.config.embed_dims)
 
     @property
@@ -303,17 +311,30 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         subject_token_idx: Tensor,
         subject_present: Tensor,
         patches: PatchStates | None = None,
+        subject_token_idx_3: Tensor | None = None,
     ) -> Tensor:
-        """Replace the word embedding of every subject in both encoders' states, (B, T, d₁ + d₂).
+        """Replace the word embedding of every subject in each encoder's states.
 
-        Args are those of :meth:`SubjectFusion.forward`.
+        Args:
+            text_embeds: (B, T, d₁ + d₂); with zeros beside, or with T5's states after them, (B, T, d₃).
+            subject_embeds: See :meth:`SubjectFusion.forward`, as for the arguments that follow.
+            subject_token_idx: See there.
+            subject_present: See there.
+            patches: See there.
+            subject_token_idx_3: (B, K) long, position of each subject's word among T5's states, where there
+                are some.
         """
-        parts = text_embeds.split(self.text_dims, dim=-1)
+        first, second = self.text_dims[:2]
+        rest = text_embeds.shape[-1] - first - second
+        parts = text_embeds.split((first, second, rest), dim=-1)
         fused = [
             fusion(part, subject_embeds, subject_token_idx, subject_present, patches)
-            for fusion, part in zip((self.first, self.second), parts, strict=True)
+            for fusion, part in zip((self.first, self.second), parts, strict=False)
         ]
-        return torch.cat(fused, dim=-1)
+        joined = torch.cat([*fused, parts[2]], dim=-1)
+        if self.third is None or subject_token_idx_3 is None:
+            return joined
+        return self.third(joined, subject_embeds, subject_token_idx_3, subject_present)
 
 
 Fusion = SubjectFusion | PairedFusion

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
-from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fastcomposer.models.base_files import (
     DEFAULT_IMAGE_ENCODER,
@@ -19,6 +19,7 @@ from fastcomposer.models.base_files import (
     folder_or_hub_id,
     image_encoder_folder,
     is_single_file,
+    without_t5,
 )
 from fastcomposer.models.conditioning import check_widths, patch_shape
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
@@ -30,7 +31,8 @@ from fastcomposer.models.source import (
     read_tokenizer,
     with_dtype,
 )
-from fastcomposer.models.text import ENCODERS
+from fastcomposer.models.text import ENCODERS, sequence_length
+from fastcomposer.prompt import JointTokenizer
 from fastcomposer.utils.assets import asset
 from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.network_files import naming_damage
@@ -47,6 +49,7 @@ def open_source(
     architecture: str | Path | None = None,
     weights: Weights = "pretrained",
     variant: str | None = None,
+    t5: bool = True,
     **options: Any,
 ) -> ModelSource:
     """Find a base model and an image encoder and check that they fit, reading configurations only.
@@ -58,6 +61,7 @@ def open_source(
         architecture: Folder with the configurations of a single file's or random model's parts.
         weights: ``pretrained``, or ``random`` for the architecture alone, with nothing to download.
         variant: See :meth:`~fastcomposer.models.networks.Networks.from_pretrained`.
+        t5: See there.
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
     Raises:
@@ -82,11 +86,15 @@ def open_source(
     configs = folder_or_hub_id(configs, "base model" if kind is ModelSource else "architecture")
     encoder = None if image_encoder is None else folder_or_hub_id(image_encoder, "image encoder")
     index: Any = _read("base model", configs, lambda: DiffusionPipeline.load_config(configs, **options))
+    index = index if t5 else without_t5(index)
     encoder, subfolder = image_encoder_folder(encoder, configs, index)
-    read_text = partial(CLIPTextConfig.from_pretrained, configs, **options)
     text = tuple(
-        _read("text encoder of base model", configs, partial(read_text, subfolder=name))
-        for name in ENCODERS
+        _read(
+            "text encoder of base model",
+            configs,
+            partial(cls.config_class.from_pretrained, configs, subfolder=name, **options),
+        )
+        for name, cls in ENCODERS.items()
         if declares(index, name)
     )
     read_vision = partial(CLIPVisionConfig.from_pretrained, encoder, subfolder=subfolder, **options)
@@ -119,12 +127,21 @@ def load_tokenizer(
     image_encoder: str | Path | None = None,
     architecture: str | Path | None = None,
     weights: Weights = "pretrained",
+    t5: bool = True,
 ) -> Any:
-    """Load the CLIP tokenizer of a base model of :func:`open_source`, the first where it has two."""
+    """Load what captions are read by for a base model of :func:`open_source`, whose arguments these are.
+
+    Returns:
+        Its CLIP tokenizer, the first where it has two, or a ``JointTokenizer`` where it has T5.
+    """
     if weights == "random" or is_single_file(base):
-        return open_source(base, image_encoder, architecture=architecture, weights=weights).tokenizer()
+        source = open_source(base, image_encoder, architecture=architecture, weights=weights, t5=t5)
+        return _joined(source.tokenizer(), partial(source.tokenizer, "tokenizer_3"), source.index)
     try:
-        return read_tokenizer(base, "tokenizer")
+        clip, folder = read_tokenizer(base, "tokenizer"), Path(base).expanduser()
+        known = t5 and ((folder / "model_index.json").is_file() or not folder.is_dir())
+        index: Any = DiffusionPipeline.load_config(base) if known else {}
+        return _joined(clip, partial(read_tokenizer, base, "tokenizer_3"), index)
     except OSError as error:
         raise FileNotFoundError(f"model.base={base}: no tokenizer there: {error}") from error
 
@@ -203,6 +220,11 @@ def _check_saved_fusion(source: ModelSource) -> None:
             fusion = cls.from_config(source.config(cls, "fusion"))
         names = {"base": source.base, "image_encoder": source.image_encoder}
         check_widths(source.text_configs, source.vision_config, fusion, **names)
+
+
+def _joined(clip: Any, t5: Callable[[], Any], index: Mapping[str, Any]) -> Any:
+    """The tokenizers of a base, of whose T5 one is read where it is there."""
+    return JointTokenizer(clip, t5(), sequence_length(index)) if declares(index, "text_encoder_3") else clip
 
 
 def _needed(architecture: str | Path | None, what: str) -> str | Path:

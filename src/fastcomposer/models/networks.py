@@ -11,7 +11,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+)
 
 from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, patch_shape
 from fastcomposer.models.families import Family, family_of
@@ -24,11 +29,12 @@ from fastcomposer.models.published_checkpoint import (
 )
 from fastcomposer.models.routing import routed_widths
 from fastcomposer.models.source import ModelSource, with_dtype
-from fastcomposer.models.text import TextConditioner
+from fastcomposer.models.text import ENCODERS, TextConditioner, sequence_length
+from fastcomposer.prompt import JointTokenizer
 from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.ranges import Count
 
-_NETWORKS = ("vae", "unet", "transformer", "text_encoder", "text_encoder_2", "image_encoder", "fusion")
+_NETWORKS = ("vae", "unet", "transformer", *ENCODERS, "image_encoder", "fusion")
 
 
 class Networks(nn.Module):
@@ -48,6 +54,8 @@ class Networks(nn.Module):
         tokenizer_2: Its tokenizer.
         zero_empty: See :class:`~fastcomposer.models.text.TextConditioner`.
         transformer: Denoising transformer in place of a U-Net.
+        text_encoder_3: T5, of Stable Diffusion 3; may be left out.
+        tokenizer_3: Its tokenizer.
 
     Attributes:
         replaced: Names of the tensors in which a checkpoint differs from the base.
@@ -78,17 +86,21 @@ class Networks(nn.Module):
         tokenizer_2: Any = None,
         zero_empty: bool = False,
         transformer: Any = None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: Any = None,
     ) -> None:
         super().__init__()
-        encoders = [encoder for encoder in (text_encoder, text_encoder_2) if encoder is not None]
+        texts = (text_encoder, text_encoder_2, text_encoder_3)
+        encoders = [encoder for encoder in texts if encoder is not None]
         check_widths([encoder.config for encoder in encoders], image_encoder.config, fusion)
         self.vae, self.unet, self.transformer = vae, unet, transformer
-        self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
-        self.text = TextConditioner(text_encoder, text_encoder_2, tokenizer, tokenizer_2, zero_empty)
+        self.text_encoder, self.text_encoder_2, self.text_encoder_3 = texts
+        tokenizers = (tokenizer, tokenizer_2)
+        self.text = TextConditioner(text_encoder, text_encoder_2, *tokenizers, zero_empty, text_encoder_3)
         self.image_encoder, self.fusion = image_encoder, fusion
         self.noise_scheduler = noise_scheduler
         self.sampling_scheduler = sampling_scheduler or noise_scheduler
-        self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
+        self.tokenizer, self.tokenizer_2, self.tokenizer_3 = tokenizer, tokenizer_2, tokenizer_3
         self.source = source
         self.reference_normalizer = ReferenceNormalizer()
         self.replaced: set[str] = set()
@@ -100,6 +112,13 @@ class Networks(nn.Module):
     def backbone(self) -> Any:
         """The denoising network."""
         return self.transformer if self.unet is None else self.unet
+
+    @property
+    def prompt_tokenizer(self) -> Any:
+        """What captions are read by: CLIP's tokenizer, or with T5 a ``JointTokenizer``."""
+        if self.text_encoder_3 is None:
+            return self.tokenizer
+        return JointTokenizer(self.tokenizer, self.tokenizer_3, sequence_length(self.family.settings))
 
     @property
     def family(self) -> Family:
@@ -118,6 +137,7 @@ class Networks(nn.Module):
         variant: str | None = None,
         max_subjects: Count | None = 4,
         fusion: FusionConfig | None = None,
+        t5: bool = True,
         dtype: torch.dtype | None = None,
         hub_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -136,6 +156,7 @@ class Networks(nn.Module):
                 for those without a variant in their name. Not for an image encoder from elsewhere.
             max_subjects: Most subjects in one prompt, for a new fusion.
             fusion: Kind of a new fusion; the paper's by default.
+            t5: Whether the T5 encoder of a base that has one is loaded; zeros replace its states where not.
             dtype: Data type of the weights; float32 by default.
             hub_options: ``revision``, ``local_files_only``, ``cache_dir`` or ``token`` for hub downloads.
             **options: Further arguments of the constructor.
@@ -150,6 +171,7 @@ class Networks(nn.Module):
             architecture=architecture,
             weights=weights,
             variant=variant,
+            t5=t5,
             **(hub_options or {}),
         )
         return cls._assembled(source, load_networks(source, max_subjects, dtype, fusion), options)
@@ -164,6 +186,7 @@ class Networks(nn.Module):
         architecture: str | Path | None = None,
         weights: Weights = "pretrained",
         variant: str | None = None,
+        t5: bool = True,
         max_subjects: int | None = 4,
         dtype: torch.dtype | None = None,
         hub_options: Mapping[str, Any] | None = None,
@@ -179,6 +202,7 @@ class Networks(nn.Module):
             architecture: See there.
             weights: See there; ``random`` takes the architecture alone.
             variant: Of the base's safety checker.
+            t5: See :meth:`from_pretrained`.
             max_subjects: Most subjects in one prompt; the released model was trained with at most 4.
             dtype: See there.
             hub_options: See there.
@@ -195,6 +219,7 @@ class Networks(nn.Module):
             architecture=architecture,
             weights=weights,
             variant=variant,
+            t5=t5,
             **(hub_options or {}),
         )
         networks = configured_networks(source, max_subjects)
@@ -212,6 +237,7 @@ class Networks(nn.Module):
             noise_scheduler=source.noise_scheduler(),
             tokenizer=source.tokenizer(),
             tokenizer_2=source.tokenizer("tokenizer_2"),
+            tokenizer_3=source.tokenizer("tokenizer_3"),
             zero_empty=bool(source.index.get("force_zeros_for_empty_prompt", False)),
             sampling_scheduler=source.sampling_scheduler(),
             source=source,

@@ -17,7 +17,7 @@ class PatchStates:
         states: (B, K, N, P, w) last hidden states of the image encoder for N references of K subjects, the
             class token's first.
         present: (B, K, N) bool, which references there are.
-        columns: (B, K, M) long, see :func:`subject_columns`.
+        columns: (B, K, M) long, of the words and their further tokens, see :func:`subject_columns`.
     """
 
     states: Tensor
@@ -116,21 +116,26 @@ def free_positions(input_ids: Tensor) -> Tensor:
 
 
 def subject_columns(
-    input_ids: Tensor, subject_token_idx: Tensor, subject_present: Tensor, num_tokens: int
+    input_ids: Tensor,
+    subject_token_idx: Tensor,
+    subject_present: Tensor,
+    num_tokens: int,
+    subject_token_idx_3: Tensor | None = None,
 ) -> Tensor:
-    """Find the positions of the tokens of each subject: its word's, then those in the padding.
+    """Find the positions of the tokens of each subject: its word's, those in the padding, its word's of T5.
 
     The first subject has the last positions of the prompt, the second those before, and so on; empty slots
     take none. Tokens that would lie on words are left out.
 
     Args:
-        input_ids: (B, T) long.
+        input_ids: (B, T) long, of CLIP.
         subject_token_idx: (B, K) long, position of each subject's word.
         subject_present: (B, K) bool.
-        num_tokens: Tokens M of a subject, its word included.
+        num_tokens: Tokens of a subject among CLIP's, its word included.
+        subject_token_idx_3: (B, K) long, position of each subject's word among T5's, where there are some.
 
     Returns:
-        (B, K, M) long, -1 for tokens that there are none of.
+        (B, K, M) long, -1 for tokens that there are none of; M is ``num_tokens``, and one more with T5's.
     """
     length = input_ids.shape[1]
     more = num_tokens - 1
@@ -138,5 +143,6 @@ def subject_columns(
     offsets = torch.arange(more, device=input_ids.device)
     further = length - rank[..., None] * more + offsets
     room = (length - free_positions(input_ids))[:, None, None]
-    columns = torch.cat([subject_token_idx[..., None], further.where(further >= room, -1)], dim=-1)
-    return columns.where(subject_present[..., None], -1)
+    columns = [subject_token_idx[..., None], further.where(further >= room, -1)]
+    columns += [] if subject_token_idx_3 is None else [subject_token_idx_3[..., None]]
+    return torch.cat(columns, dim=-1).where(subject_present[..., None], -1)

@@ -17,12 +17,13 @@ import torch
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from transformers import (
+from transformers import (  # type: ignore[attr-defined]
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5TokenizerFast,
 )
 
 from fastcomposer.models.base_files import declares
@@ -57,7 +58,7 @@ class ModelSource:
     index: Mapping[str, Any]
     image_encoder: str
     image_encoder_subfolder: str
-    text_configs: tuple[CLIPTextConfig, ...]
+    text_configs: tuple[Any, ...]
     vision_config: CLIPVisionConfig
     options: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
@@ -80,7 +81,7 @@ class ModelSource:
         }
 
     def text_config_of(self, tokenizer: str) -> CLIPTextConfig | None:
-        """Configuration of the text encoder of ``tokenizer`` or ``tokenizer_2``."""
+        """Configuration of the text encoder of ``tokenizer``, ``tokenizer_2`` or ``tokenizer_3``."""
         configs = zip(self.text_encoders, self.text_configs, strict=True)
         return {name.replace("text_encoder", "tokenizer"): config for name, config in configs}.get(tokenizer)
 
@@ -231,12 +232,15 @@ class RandomSource(ModelSource):
         return None if config is None else _stand_in_tokenizer(config)
 
 
-def read_tokenizer(
-    base: str | Path, subfolder: str, size: int | None = None, **options: Any
-) -> CLIPTokenizer:
-    """Read a tokenizer; ``ValueError`` if it is damaged or has ids beyond ``size``, the text encoder's."""
+def read_tokenizer(base: str | Path, subfolder: str, size: int | None = None, **options: Any) -> Any:
+    """Read a tokenizer of CLIP, or of T5 in ``tokenizer_3``.
+
+    Raises:
+        ValueError: If it is damaged or has ids beyond ``size``, the text encoder's.
+    """
     with naming_damage(f"{subfolder} of", base):
-        tokenizer = CLIPTokenizer.from_pretrained(base, subfolder=subfolder, **options)
+        kind: Any = T5TokenizerFast if subfolder == "tokenizer_3" else CLIPTokenizer
+        tokenizer = kind.from_pretrained(base, subfolder=subfolder, **options)
         ids = tokenizer.get_vocab().values()
         if len(set(ids)) < len(ids) or not 0 <= min(ids) <= max(ids) < (size or math.inf):
             raise ValueError(f"its {len(ids)} words do not have the ids 0 to {(size or len(ids)) - 1}")

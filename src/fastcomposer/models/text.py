@@ -1,9 +1,10 @@
-"""Text conditioning of the backbone, by one text encoder or two.
+"""Text conditioning of the backbone, by one, two or three text encoders.
 
 Stable Diffusion has one CLIP text encoder and attends to its last hidden states. Stable Diffusion XL (Podell
 et al. 2023, section 2) has two: it attends to the states before the last of both, side by side, and takes the
 second encoder's pooled embedding and the sizes of the image with the timestep. Stable Diffusion 3 (Esser et
-al. 2024) has the same two, both with a projection, and takes the pooled embeddings of both.
+al. 2024) has the same two, both with a projection, and takes the pooled embeddings of both. The states of a
+third one, T5, follow theirs along the sequence where a base has it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 ENCODERS: Mapping[str, Any] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
+    "text_encoder_3": T5EncoderModel,
 }
-"""Usual classes of the text encoders by the names of their folders; bases have the first or both."""
+"""Usual classes of the text encoders by the names of their folders; bases have the first, two or all."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class TextStates:
     """Encoded prompts.
 
     Attributes:
-        tokens: (B, T, d) states that the backbone attends to; of two encoders side by side.
+        tokens: (B, T, d) states that the backbone attends to; of two encoders side by side, and then T5's,
+            to whose width zeros pad the others.
         pooled: (B, p) of the encoders that have a projection, or ``None`` where there is one encoder alone.
     """
 
@@ -50,6 +54,7 @@ class TextConditioner:
         tokenizer: The first encoder's tokenizer; both are needed where there are two encoders.
         tokenizer_2: The second one's: the same vocabulary, with other padding.
         zero_empty: Whether an empty prompt gives zeros: ``force_zeros_for_empty_prompt`` in sampling.
+        text_encoder_3: T5, or ``None``.
 
     Raises:
         ValueError: If a tokenizer is missing or the vocabularies differ.
@@ -62,15 +67,35 @@ class TextConditioner:
         tokenizer: Any = None,
         tokenizer_2: Any = None,
         zero_empty: bool = False,
+        text_encoder_3: T5EncoderModel | None = None,
     ) -> None:
         if text_encoder_2 is not None and (tokenizer is None or tokenizer_2 is None):
             raise ValueError("a model with two text encoders needs tokenizer/ and tokenizer_2/ in its base")
         check_tokenizers(tokenizer, tokenizer_2)
-        self.encoder, self.second = text_encoder, text_encoder_2
+        self.encoder, self.second, self.third = text_encoder, text_encoder_2, text_encoder_3
         self.tokenizer, self.tokenizer_2, self.zero_empty = tokenizer, tokenizer_2, zero_empty
 
+    @property
+    def length(self) -> int:
+        """Number of CLIP's tokens."""
+        return self.encoder.config.max_position_embeddings
+
     def encode(self, input_ids: Tensor) -> TextStates:
-        """Encode token ids (B, T) of the first encoder's tokenizer."""
+        """Encode token ids (B, T): those of the first encoder's tokenizer, then T5's where it is there.
+
+        Raises:
+            ValueError: If T5 is there and its ids are missing.
+        """
+        if self.third is None:
+            return self._clip_states(input_ids)
+        clip = self._clip_states(input_ids[:, : self.length])
+        if input_ids.shape[1] <= self.length:
+            raise ValueError("text_encoder_3 needs T5's ids in input_ids: read captions by a JointTokenizer")
+        states = self.third(input_ids[:, self.length :])[0]
+        padded = F.pad(clip.tokens, (0, states.shape[-1] - clip.tokens.shape[-1]))
+        return TextStates(torch.cat([padded, states], dim=1), clip.pooled)
+
+    def _clip_states(self, input_ids: Tensor) -> TextStates:
         if self.second is None:
             return TextStates(encode_text(self.encoder, input_ids))
         first: Any = self.encoder(input_ids, output_hidden_states=True)
@@ -113,6 +138,11 @@ class TextConditioner:
 def encode_text(text_encoder: CLIPTextModel, input_ids: Tensor) -> Tensor:
     """Last hidden states (B, T, d) of token ids (B, T)."""
     return text_encoder(input_ids).last_hidden_state
+
+
+def sequence_length(index: Mapping[str, Any]) -> int:
+    """Number of T5's tokens, or of the zeros in place of its states, by a base's ``model_index.json``."""
+    return index.get("max_sequence_length", 256)
 
 
 def check_tokenizers(first: Any, second: Any) -> None:

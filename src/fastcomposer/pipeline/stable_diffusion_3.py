@@ -30,7 +30,7 @@ from transformers import (  # type: ignore[attr-defined]
 from fastcomposer.models.conditioning import check_widths
 from fastcomposer.models.fusion import PairedFusion
 from fastcomposer.models.latents import unscale_latents
-from fastcomposer.models.text import check_tokenizers
+from fastcomposer.models.text import check_tokenizers, sequence_length
 from fastcomposer.pipeline.sampling import (
     DelayedConditioning,
     Schedule,
@@ -40,7 +40,7 @@ from fastcomposer.pipeline.sampling import (
 )
 from fastcomposer.pipeline.subjects import tensor_inputs
 from fastcomposer.pipeline.variants import VariantPipeline
-from fastcomposer.prompt import ParsedPrompt
+from fastcomposer.prompt import JointTokenizer
 
 if TYPE_CHECKING:
     from fastcomposer.models.networks import Networks
@@ -67,8 +67,9 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
 
     A ``StableDiffusion3Pipeline`` that also takes ``references`` and ``alpha``. Its components are those of
     ``StableDiffusion3Pipeline``, both CLIP tokenizers with one vocabulary, and ``fusion``, of the widths of
-    the CLIP text encoders and of the image encoder's projection. Subjects are fused into the states of both
-    CLIP encoders; those of T5 stay the text's. Any part may be ``None``; calls that need it raise.
+    the text encoders and of the image encoder's projection. Subjects are fused into the states of both CLIP
+    encoders and of T5; without T5, or with a fusion trained without it, its states stay what they are in
+    ``StableDiffusion3Pipeline``. Any part may be ``None``; calls that need it raise.
     ``image_encoder`` reads references, so that an IP-Adapter takes ``ip_adapter_image_embeds``.
 
     ``max_sequence_length`` is the default of the argument of that name.
@@ -108,7 +109,8 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
         max_sequence_length: int = 256,
     ) -> None:
         if fusion is not None:
-            texts = [getattr(encoder, "config", None) for encoder in (text_encoder, text_encoder_2)]
+            encoders = (text_encoder, text_encoder_2, text_encoder_3)[: max(2, len(fusion.text_dims))]
+            texts = [getattr(encoder, "config", None) for encoder in encoders]
             check_widths(texts, getattr(image_encoder, "config", None), fusion)
         check_tokenizers(tokenizer, tokenizer_2)
         initialize: Any = super().__init__  # does not declare that parts may be missing
@@ -131,10 +133,11 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
     @classmethod
     def of_model(cls, model: Networks, *, safety_checker: bool) -> FastComposerSD3Pipeline:
         """Make a pipeline that shares a model's networks: :meth:`FastComposer.to_pipeline`."""
-        absent = {"text_encoder_3": None, "tokenizer_3": None}
-        length = model.family.settings.get("max_sequence_length", 256)
         return cls(
-            **model.pipeline_parts(), **absent, tokenizer_2=model.tokenizer_2, max_sequence_length=length
+            **{"text_encoder_3": None, **model.pipeline_parts()},
+            tokenizer_2=model.tokenizer_2,
+            tokenizer_3=model.tokenizer_3,
+            max_sequence_length=sequence_length(model.family.settings),
         )
 
     @torch.no_grad()
@@ -191,8 +194,8 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
 
         Raises:
             PromptError: If markers and references do not match; only with α = 0 may references be left out.
-            ValueError: If another argument is out of range or contradicts another, or ``prompt_2`` comes with
-                references: a subject's word must have one position in both CLIP encoders.
+            ValueError: If another argument is out of range or contradicts another, or ``prompt_2``, or
+                ``prompt_3`` with T5, comes with references: every encoder must read the subjects' words.
         """
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._need_to_sample(output_type)
@@ -202,9 +205,13 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
         negatives = (negative_prompt, negative_prompt_2, negative_prompt_3)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         self.check_inputs(*texts, *size, *negatives, *embeds, inputs, length)
-        subjects = self._check_subjects(prompt, references, alpha, subject_prompt_embeds, return_attention)
-        if prompt_2 is not None and any(subjects.rows):
-            raise ValueError("prompt_2: with references, both encoders must read the words of prompt")
+        subjects = self._check_subjects(
+            prompt, references, alpha, subject_prompt_embeds, return_attention, length
+        )
+        others = {"prompt_2": prompt_2, "prompt_3": prompt_3 if self._reads_t5 else None}
+        for name, other in others.items():
+            if other is not None and any(subjects.rows):
+                raise ValueError(f"{name}: with references, every encoder must read the words of prompt")
         self._begin(guidance_scale, 0.0, clip_skip)
         self._joint_attention_kwargs = joint_attention_kwargs
         self._skip_layer_guidance_scale = skip_layer_guidance_scale
@@ -279,9 +286,10 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
         texts = [self._captions(text) for text in (prompt, prompt_2, prompt_3)]
         negatives = (negative_prompt, negative_prompt_2, negative_prompt_3)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
-        settings = (clip_skip, self._length(max_sequence_length), lora_scale)
+        length = self._length(max_sequence_length)
+        settings = (clip_skip, length, lora_scale)
         text, *others = encode(*texts, device, 1, do_classifier_free_guidance, *negatives, *embeds, *settings)
-        text = self._with_references(text, prompt, references)
+        text = self._with_references(text, prompt, references, length)
         repeated = repeat_rows((text, *others), num_images_per_prompt)
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = repeated
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
@@ -298,12 +306,16 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
         config: Any = self.config
         return config.max_sequence_length if given is None else given
 
-    def _fused(self, text: Tensor, parsed: list[ParsedPrompt], rows: list[list[list[Any]]]) -> Tensor:
-        """Fuse references into the states of the CLIP encoders, which come first and are padded to d."""
-        tokens, width = len(parsed[0].input_ids), sum(self.fusion.text_dims)
-        fused = text.clone()
-        fused[:, :tokens, :width] = super()._fused(text[:, :tokens, :width], parsed, rows)
-        return fused
+    @property
+    def _reads_t5(self) -> bool:
+        """Whether subjects are fused into T5's states."""
+        fusion: Any = self.fusion
+        return self.text_encoder_3 is not None and fusion is not None and len(fusion.text_dims) > 2
+
+    def _prompt_tokenizer(self, length: int | None) -> Any:
+        if not self._reads_t5 or self.tokenizer is None:
+            return self.tokenizer
+        return JointTokenizer(self.tokenizer, self.tokenizer_3, self._length(length))
 
     def _image_prompts(
         self, given: tuple[Any, Any], schedule: Schedule, device: torch.device, count: int

@@ -140,7 +140,9 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             return None
         return strip_markers(prompt) if isinstance(prompt, str) else [*map(strip_markers, prompt)]
 
-    def _with_references(self, text: Tensor, prompt: Any, references: Any) -> Tensor:
+    def _with_references(
+        self, text: Tensor, prompt: Any, references: Any, length: int | None = None
+    ) -> Tensor:
         """Fuse references into encoded prompts, where there are some."""
         if references is None:
             return text
@@ -148,13 +150,19 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
             raise ValueError("references need a prompt with markers, not prompt_embeds")
         self._need(_FOR_REFERENCES, "image_encoder", "fusion")
         rows = reference_rows(prompt, references)
-        return self._fused(text, self._parsed(prompt, [len(row) for row in rows]), rows)
+        return self._fused(text, self._parsed(prompt, [len(row) for row in rows], length), rows)
 
-    def _parsed(self, prompt: str | list[str], num_references: list[int] | None) -> list[ParsedPrompt]:
+    def _parsed(
+        self, prompt: str | list[str], num_references: list[int] | None, length: int | None = None
+    ) -> list[ParsedPrompt]:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if self.tokenizer is not None:
             prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
-        return parse_prompts(prompts, num_references, self.tokenizer, self.fusion)
+        return parse_prompts(prompts, num_references, self._prompt_tokenizer(length), self.fusion)
+
+    def _prompt_tokenizer(self, length: int | None) -> Any:
+        """What prompts are read by, with so many tokens of T5 where that is there."""
+        return self.tokenizer
 
     def _fused(self, text: Tensor, parsed: list[ParsedPrompt], rows: list[list[list[Any]]]) -> Tensor:
         size = self.image_encoder.config.image_size
@@ -175,7 +183,13 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         return height, width
 
     def _check_subjects(
-        self, prompt: Any, references: Any, alpha: float, subject_prompt_embeds: Tensor | None, attention: int
+        self,
+        prompt: Any,
+        references: Any,
+        alpha: float,
+        subject_prompt_embeds: Tensor | None,
+        attention: int,
+        length: int | None = None,
     ) -> Subjects:
         """Parse the prompts and sort the references, which must match."""
         if not 0 <= alpha <= 1:
@@ -195,7 +209,7 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         optional = references is None and (alpha == 0 or subject_prompt_embeds is not None)
         if any(rows) and alpha > 0:
             self._need(_FOR_REFERENCES, "image_encoder", "fusion")
-        parsed = self._parsed(prompt, None if optional else [len(row) for row in rows])
+        parsed = self._parsed(prompt, None if optional else [len(row) for row in rows], length)
         return Subjects(parsed, rows, alpha, subject_prompt_embeds, attention)
 
     def _subject_embeds(self, text: Tensor, subjects: Subjects) -> Tensor | None:

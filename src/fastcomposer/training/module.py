@@ -20,6 +20,7 @@ from fastcomposer.models.weights_io import (
     read_training_length,
     save_trained_weights,
 )
+from fastcomposer.prompt import parse_prompt
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.identity_loss import FaceLoss, check_faces
 from fastcomposer.training.precompute import frozen_digests
@@ -115,7 +116,7 @@ class FastComposerModule(RecipeModule):
             compile_blocks(self.model.backbone, compile)
         if self.model.tokenizer is None:
             raise ValueError("the base has no tokenizer/, which training needs for the empty prompt")
-        empty = self.model.tokenizer("", padding="max_length", truncation=True).input_ids
+        empty = parse_prompt("", self.model.prompt_tokenizer).all_ids
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
         self._empty_states: TextStates | None = None
@@ -227,7 +228,7 @@ def drop_conditions(
 
     Args:
         batch: B samples with K slots.
-        empty_prompt: (77,) token ids of the empty prompt.
+        empty_prompt: (T,) token ids of the empty prompt.
         caption_dropout: Probability that a sample loses both.
         subject_dropout: Probability that a subject is left out.
         generator: Source of random numbers; a list has one for each sample.

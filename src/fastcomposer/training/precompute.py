@@ -31,6 +31,7 @@ from fastcomposer.data.cache_files import (
 )
 from fastcomposer.data.datamodule import SubjectDataModule
 from fastcomposer.data.dataset import SubjectDataset
+from fastcomposer.models.text import ENCODERS
 from fastcomposer.utils.files import remove_leftovers
 from fastcomposer.utils.ranges import Count
 from fastcomposer.utils.settings import weights_digest
@@ -48,7 +49,7 @@ def frozen_digests(model: FastComposer) -> dict[str, str]:
 
 
 def _frozen(model: FastComposer) -> dict[str, nn.Module]:
-    networks = {name: getattr(model, name) for name in ("vae", "text_encoder", "text_encoder_2")}
+    networks = {name: getattr(model, name) for name in ("vae", *ENCODERS)}
     return {name: network for name, network in networks.items() if network is not None}
 
 
@@ -169,7 +170,7 @@ class CacheStage(ResumableStage):
         return torch.cat(moments) if moments else torch.zeros(0, 2, 0)
 
     def _states(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, 77, d) and (M, p) of token ids (M, 77)."""
+        """(M, T, d) and (M, p) of token ids (M, T)."""
         if not len(input_ids):
             return torch.zeros(0, 0), torch.zeros(0, 0)
         encoded = [self._text.encode(ids.to(self.device)) for ids in input_ids.split(self.batch_size)]

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcomposer.models.families.family import Family
+from fastcomposer.models.text import sequence_length
 from fastcomposer.utils.rng import Source, uniform
+
+_CLIP_LENGTH = 77  # of its states; T5's follow
 
 
 class SD3Family(Family):
@@ -38,9 +41,9 @@ class SD3Family(Family):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor, added: Mapping[str, Tensor] | None
     ) -> Tensor:
-        """Velocity; zeros pad CLIP's states to the transformer's width and replace T5's states."""
+        """Velocity; zeros pad CLIP's states to the transformer's width and replace those of a missing T5."""
         missing = self.backbone.config.joint_attention_dim - prompt_embeds.shape[-1]
-        length = self.settings.get("max_sequence_length", 256)
+        length = 0 if prompt_embeds.shape[1] > _CLIP_LENGTH else sequence_length(self.settings)
         return self.backbone(
             hidden_states=noisy,
             timestep=timesteps,
