@@ -46,7 +46,7 @@ class TrainingLosses:
         noise_pred: (B, C, h, w) output of the backbone: noise, or velocity where it predicts that.
         prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
         subject_embeds: (B, K, e) projected image embeddings.
-        timesteps: (B,) long.
+        timesteps: (B,).
         noisy_latents: (B, C, h, w) scaled latents that were predicted from.
         clean_latents: (B, C, h, w) scaled latents x̂₀ that the prediction amounts to.
         routing_loss: Scalar; 0 without ``fusion.routing``.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tiny_architectures import add_t5, narrow
 from toy_evaluation import judged_base, write_checkpoint
 
 from fastcomposer import FastComposer
@@ -15,6 +16,24 @@ from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.weights_io import save_trained_weights
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def test_a_transformer_is_diagnosed(run: Run, world: Path, tmp_path: Path) -> None:
+    folder = add_t5(narrow("sd3", tmp_path / "sd3"), length=32)
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random", max_subjects=3)
+    model.to_pipeline().save_pretrained(tmp_path / "saved")
+    base = judged_base(tmp_path / "saved", Path("base"))
+    call = [f"model.base={base}", "model.reference_size=28", f"data.root={world}", "levels=[300,900.5]"]
+    call += [
+        "data.module.batch_size=4",
+        "num_batches=2",
+        f"checkpoint={write_checkpoint(base, Path('w.safetensors'))}",
+    ]
+    status, out, err = run(diagnose, *call)
+    assert status == 0, err
+    assert "x̂₀ at t = 900.5" in out
+    (found,) = json.loads(Path("outputs/diagnose/diagnosis.json").read_text()).values()
+    assert [point["timestep"] for point in found["curve"]] == [-1, 300, 900.5]
 
 
 def test_two_checkpoints_are_compared_on_the_same_faces(run: Run, small_base: Path, world: Path) -> None:

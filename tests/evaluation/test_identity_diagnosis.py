@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_architectures import add_t5, batch_of, narrow
 from torch import Tensor
 
 from fastcomposer import FastComposer
@@ -61,6 +63,32 @@ def test_the_curve_has_a_point_for_each_noise_level(tiny_base: Any, batch: Any) 
     again = identity_curve(model, [batch], mean_color, [10, 900])
     assert again == points
     assert "timestep" in plot_curves({"a checkpoint": points})
+
+
+@pytest.mark.parametrize("t5", [False, True])
+def test_a_transformer_is_measured_at_any_noise_level(t5: bool, tmp_path: Path) -> None:
+    folder = narrow("sd3", tmp_path / "sd3")
+    kind = FusionConfig(num_tokens=3)
+    model = FastComposer.from_pretrained(
+        "no/base", architecture=add_t5(folder) if t5 else folder, weights="random", fusion=kind
+    )
+    batch = batch_of(model)
+    boxes = torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(*batch.subject_present.shape, 4)
+    batch = batch.replace(subject_face_boxes=boxes)
+    points = identity_curve(model, [batch], mean_color, [0, 450.5, 1000])
+    assert [point.timestep for point in points] == [-1, 0, 450.5, 1000]
+    # Without noise the prediction counts for nothing.
+    assert points[1].subjects == points[1].text == points[0].subjects
+    assert points[2].subjects != points[2].text
+    features, _ = stage_features(model, [batch], mean_color)
+    assert features["tokens"].shape == (3, (3 + t5) * model.encode_captions(batch).tokens.shape[-1])
+    with pytest.raises(ValueError, match=r"1000\.5"):
+        identity_curve(model, [batch], mean_color, [1000.5])
+
+
+def test_a_u_net_is_measured_at_its_timesteps_alone(tiny_base: Any, batch: Any) -> None:
+    with pytest.raises(ValueError, match=r"450\.5"):
+        identity_curve(FastComposer.from_pretrained(tiny_base), [batch], mean_color, [450.5])
 
 
 def test_records_without_faces_are_refused(tiny_base: Any, batch: Any) -> None:

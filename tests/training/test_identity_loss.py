@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tiny_architectures import batch_of, narrow
 from torch import Tensor, nn
 
 from fastcomposer import FastComposer
@@ -89,6 +91,24 @@ def test_several_steps_sample_on_from_the_prediction(model: FastComposer, batch:
     torch.testing.assert_close(found, expected[torch.argsort(expected.mean((1, 2, 3)))], rtol=1e-3, atol=1e-4)
     value.backward()
     assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_gradients_reach_a_transformer_through_flow_matching(tmp_path: Path) -> None:
+    folder = narrow("sd3", tmp_path / "sd3")
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    batch = batch_of(model)
+    boxes = torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(*batch.subject_present.shape, 4)
+    batch, loss = batch.replace(subject_face_boxes=boxes), IdentityLoss(MeanColor())
+    rng = torch.Generator().manual_seed(0)
+    losses = model.training_losses(batch, generator=rng)
+    assert losses.timesteps.is_floating_point()
+    loss(model, batch, losses).backward()
+    reached = [p.grad is not None and p.grad.abs().sum() > 0 for p in model.transformer.proj_out.parameters()]
+    assert all(reached) and model.fusion.first.mlp1.fc1.weight.grad.norm() > 0
+    # Without noise the prediction counts for nothing.
+    latents = torch.randn(2, 16, 8, 8, generator=rng)
+    clean = model.training_losses(batch, latents=latents, timesteps=torch.zeros(2)).clean_latents
+    assert torch.equal(clean, latents)
 
 
 def test_nothing_counts_without_faces(model: FastComposer, batch: Any) -> None:

@@ -31,7 +31,7 @@ class CurvePoint:
         faces: Number of faces.
     """
 
-    timestep: int
+    timestep: float
     subjects: float
     text: float
     faces: int
@@ -53,7 +53,7 @@ def identity_curve(
     model: FastComposer,
     batches: Iterable[SubjectBatch],
     embed: Embed,
-    timesteps: Sequence[int],
+    timesteps: Sequence[float],
     seed: int = 0,
     num_subjects: Sequence[int] | None = None,
 ) -> list[CurvePoint]:
@@ -63,14 +63,15 @@ def identity_curve(
         model: The model.
         batches: Records with annotated faces.
         embed: Embeds the faces of targets and predictions; the one that scores.
-        timesteps: Noise levels to measure at.
+        timesteps: Noise levels to measure at, of the process that the model is trained on.
         seed: Of the noise, which is the same at all levels.
         num_subjects: Count records with so many subjects only; ``None`` for all.
 
     Raises:
-        ValueError: If no record has an annotated face.
+        ValueError: If no record has an annotated face, or the process has no such timestep.
     """
     model.eval()
+    sums: dict[float, tuple[float, float]]
     sums = dict.fromkeys([-1, *timesteps], (0.0, 0.0))
     faces = 0
     for number, batch in enumerate(batches):
@@ -91,7 +92,7 @@ def identity_curve(
             for prompt in prompts if timestep >= 0 else prompts[:1]:
                 clean = latents
                 if timestep >= 0:
-                    levels = torch.full((len(batch),), timestep, device=latents.device)
+                    levels = model.family.timesteps_at(timestep, len(batch), latents.device)
                     noisy = model.family.add_noise(latents, noise, levels)
                     added = model.added_condition(batch, text)
                     prediction = model.predict(noisy, levels, prompt, added)

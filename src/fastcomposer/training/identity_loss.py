@@ -147,8 +147,8 @@ class IdentityLoss(FaceLoss):
 
     x̂ is the decoded prediction of the clean latent, f a frozen embedder of faces. Nothing is detected: the
     faces are cut out of both images at the annotated boxes. The loss counts at those noise levels where
-    identity is decided, and sees a part of each batch, for the decoder costs more than the backbone of a
-    small model. With several steps x̂ is sampled on from the first prediction, and is sharp.
+    identity is decided, and sees a part of each batch, for the decoder costs more than the denoising
+    network of a small model. With several steps x̂ is sampled on from the first prediction, and is sharp.
 
     Args:
         embedder: See :class:`FaceLoss`.

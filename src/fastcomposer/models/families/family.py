@@ -32,6 +32,9 @@ class Family(ABC):
     SCHEDULER: ClassVar[Any]
     """Class of the scheduler that adds noise in training."""
 
+    ROUTES: ClassVar[bool]
+    """Whether the network's attention takes the mask of ``fusion.routing``."""
+
     backbone: Any
     scheduler: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +46,11 @@ class Family(ABC):
     @abstractmethod
     def latent_factor(self) -> int:
         """Number that height and width of the latents must be multiples of."""
+
+    @property
+    @abstractmethod
+    def text_dims(self) -> tuple[int, int]:
+        """Widths of the prompt's states and of the pooled embedding, which is 0 where none is taken."""
 
     @property
     @abstractmethod
@@ -64,6 +72,10 @@ class Family(ABC):
         Returns:
             (B, C, h, w).
         """
+
+    @abstractmethod
+    def timesteps_at(self, timestep: float, count: int, device: Any) -> Tensor:
+        """(count,) equal timesteps; ``ValueError`` if the process has no such timestep."""
 
     @abstractmethod
     def draw_timesteps(self, count: int, device: Any, source: Source) -> Tensor:

@@ -27,11 +27,17 @@ class SD3Family(Family):
     NAME = "transformer"
     NETWORK = SD3Transformer2DModel
     SCHEDULER = FlowMatchEulerDiscreteScheduler
+    ROUTES = False
 
     @property
     def latent_factor(self) -> int:
         """Side of a patch."""
         return self.backbone.config.patch_size
+
+    @property
+    def text_dims(self) -> tuple[int, int]:
+        """Those of the joint attention and of both CLIP encoders' embeddings."""
+        return self.backbone.config.joint_attention_dim, self.backbone.config.pooled_projection_dim
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -50,6 +56,13 @@ class SD3Family(Family):
             encoder_hidden_states=F.pad(prompt_embeds, (0, missing, 0, length)),
             pooled_projections=(added or {})["text_embeds"],
         ).sample
+
+    def timesteps_at(self, timestep: float, count: int, device: Any) -> Tensor:
+        """Float, in [0, T] of T training timesteps."""
+        number = self.scheduler.config.num_train_timesteps
+        if not 0 <= timestep <= number:
+            raise ValueError(f"timestep {timestep} does not lie in [0, {number}]")
+        return torch.full((count,), float(timestep), device=device)
 
     def draw_timesteps(self, count: int, device: Any, source: Source) -> Tensor:
         """Draw σ of a logit-normal distribution (section 3.1), shifted as the scheduler's are; T·σ, float."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class UNetFamily(Family):
     NAME = "unet"
     NETWORK = UNet2DConditionModel
     SCHEDULER = DDPMScheduler
+    ROUTES = True
 
     def __post_init__(self) -> None:
         if self._target not in _TARGETS:
@@ -36,6 +38,13 @@ class UNetFamily(Family):
         return 2 ** (len(self.backbone.config.block_out_channels) - 1)
 
     @property
+    def text_dims(self) -> tuple[int, int]:
+        """The pooled embedding of Stable Diffusion XL shares its input with the sizes of the image."""
+        config = self.backbone.config
+        sizes = 6 * (config.addition_time_embed_dim or 0)
+        return config.cross_attention_dim, (config.projection_class_embeddings_input_dim or sizes) - sizes
+
+    @property
     def stages(self) -> list[nn.Module]:
         """Down blocks, middle block and up blocks."""
         return [*self.backbone.down_blocks, self.backbone.mid_block, *self.backbone.up_blocks]
@@ -45,6 +54,13 @@ class UNetFamily(Family):
     ) -> Tensor:
         """Noise or velocity."""
         return self.backbone(noisy, timesteps, prompt_embeds, added_cond_kwargs=added).sample
+
+    def timesteps_at(self, timestep: float, count: int, device: Any) -> Tensor:
+        """Long, in [0, T) of T training timesteps."""
+        number = self.scheduler.config.num_train_timesteps
+        if timestep not in range(number):
+            raise ValueError(f"timestep {timestep} is not an integer from 0 to {number - 1}")
+        return torch.full((count,), int(timestep), device=device)
 
     def draw_timesteps(self, count: int, device: Any, source: Source) -> Tensor:
         """Draw uniformly, long."""
