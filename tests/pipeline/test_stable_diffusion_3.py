@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
-from tiny_architectures import narrow
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from tiny_architectures import PROMPT, REFERENCES, batch_of, narrow
 from tiny_pipeline import reference, seeded
 
 from fastcomposer import FastComposer, FastComposerSD3Pipeline
+from fastcomposer.data.reference import prepare_reference
+from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.weights_io import save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
+from fastcomposer.pipeline.variants import Variant
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "np"}
 MAN = "a man <|image|> on the beach"
@@ -110,6 +114,64 @@ def test_training_sees_what_sampling_sees(pipe: FastComposerSD3Pipeline) -> None
         ours = model.predict(noisy, timestep, states.tokens, {"text_embeds": states.pooled})
         theirs = pipe.transformer(noisy, text, pooled, timestep).sample
     assert torch.equal(ours, theirs)
+
+
+def test_several_tokens_of_a_subject_are_those_of_training(
+    pipe: FastComposerSD3Pipeline, tmp_path: Path
+) -> None:
+    folder = narrow("sd3", tmp_path / "sd3")
+    kind = FusionConfig(num_tokens=3)
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random", fusion=kind)
+    for name, value in model.fusion.named_parameters():
+        if "resampler.layer_norm.weight" in name:  # 0 until it is trained
+            value.data.fill_(1.0)
+    own, batch = model.to_pipeline(), batch_of(model)
+    pixels = torch.stack([prepare_reference(image, 28) for image in REFERENCES])
+    batch = batch.replace(subject_pixel_values=torch.stack([pixels, pixels]))
+    prompts, references = [PROMPT, "a man <|image|>"], [REFERENCES, REFERENCES[:1]]
+    fused = own.encode_prompt(prompts, references=references, max_sequence_length=0)[0]
+    trained = model.encode_batch(batch)[0]
+    torch.testing.assert_close(trained, fused[..., : trained.shape[-1]])
+    assert (trained != model.encode_captions(batch).tokens).any(-1)[0].sum() == 2 * 3
+    losses = model.training_losses(batch, generator=seeded())
+    losses.loss.backward()
+    assert model.fusion.first.resampler.queries.grad.norm() > 0
+    save_trained_weights(model, tmp_path / "w.safetensors")
+    again = FastComposer.from_checkpoint(
+        tmp_path / "w.safetensors", base="no/base", architecture=folder, weights="random"
+    )
+    given = {**SIZE, "alpha": 0.5, "references": REFERENCES, "return_attention": 1}
+    one, other = (each(PROMPT, generator=seeded(), **given) for each in (own, again.to_pipeline()))
+    assert np.array_equal(one.images, other.images)
+    assert torch.equal(one.attention_maps, other.attention_maps)
+
+
+def test_routing_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
+    folder, kind = narrow("sd3", tmp_path / "sd3"), FusionConfig(routing=True)
+    (folder / "vae" / "config.json").unlink()  # nothing that loading comes to
+    with pytest.raises(ValueError, match=r"fusion\.routing"):
+        FastComposer.from_pretrained("no/base", architecture=folder, weights="random", fusion=kind)
+
+
+def test_variants_shift_their_noise_levels_by_the_images_size(pipe: FastComposerSD3Pipeline) -> None:
+    own, config = pipe.scheduler, {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    try:
+        variants = [Variant([reference(0)], alpha) for alpha in (1.0, 0.5, 0.0)]
+        shared = pipe.sample_variants(MAN, variants, generator=seeded(), guidance_scale=7.0, **SIZE).images
+        for variant, images in zip(variants, shared, strict=True):
+            given = {**SIZE, "references": variant.references, "alpha": variant.alpha}
+            assert np.array_equal(images, pipe(MAN, generator=[seeded()], **given).images)
+    finally:
+        pipe.scheduler = own
+
+
+def test_parts_are_offloaded_in_the_order_of_stable_diffusion_3() -> None:
+    ours, theirs = FastComposerSD3Pipeline, StableDiffusion3Pipeline
+    order = [part for part in ours.model_cpu_offload_seq.split("->") if part != "fusion"]
+    assert order == theirs.model_cpu_offload_seq.split("->")
+    assert ours._exclude_from_cpu_offload == theirs._exclude_from_cpu_offload
+    assert {*theirs._optional_components} <= {*ours._optional_components}
 
 
 def test_references_go_with_one_prompt(pipe: FastComposerSD3Pipeline) -> None:

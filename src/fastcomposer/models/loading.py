@@ -168,6 +168,8 @@ def load_networks(
                 f"{saved.mode}, pooling {saved.pooling} and routing {saved.routing}: set "
                 "method.model.fusion to these"
             )
+    if kind is not None and kind.routing and not source.family.ROUTES:
+        raise ValueError(f"method.model.fusion.routing: not for the {source.family.NAME} of {source.base}")
     dtype = dtype or torch.float32
     networks = {name: source.load(cls, name, dtype) for name, cls in network_classes(source).items()}
     if source.has("fusion"):

@@ -184,8 +184,9 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         timesteps: list[int] | None,
         sigmas: list[float] | None,
         guidance_interval: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> Schedule:
-        """Set the scheduler's timesteps, which also resets its state."""
+        """Set the scheduler's timesteps, which also resets its state; ``mu`` is that of :meth:`_shift`."""
         interval = None if guidance_interval is None else checked_interval(guidance_interval)
         calls, num_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
@@ -194,6 +195,10 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         runge_kutta = getattr(self.scheduler, "prk_timesteps", None)
         first = 0 if runge_kutta is None else len(runge_kutta)
         return Schedule(calls, num_steps, getattr(self.scheduler, "order", 1), guided, first)
+
+    def _shift(self, size: tuple[int, int]) -> float | None:
+        """Shift of the noise levels for a height and width, where the scheduler's depends on them."""
+        return None
 
     def _denoise(
         self,

@@ -175,7 +175,9 @@ class VariantPipeline(SubjectPromptPipeline):
             for variant in variants
         ]
         self._begin(guidance_scale, guidance_rescale, clip_skip)
-        schedule = self._schedule(num_inference_steps, timesteps, sigmas, guidance_interval)
+        schedule = self._schedule(
+            num_inference_steps, timesteps, sigmas, guidance_interval, self._shift(size)
+        )
         text = self._conditions(prompt, negative_prompt, clip_skip, size)
         end, device, dtype = schedule.num_calls, self._execution_device, text.text.dtype
         starts = [schedule.first_subject_call(subjects.alpha) for subjects in checked]
