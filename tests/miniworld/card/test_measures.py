@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_architectures import narrow
 from torch import Tensor
 
+from fastcomposer import FastComposer
 from fastcomposer.miniworld.avatars import Appearance
 from fastcomposer.miniworld.card import measures
 from fastcomposer.miniworld.card.measures import (
@@ -21,6 +23,7 @@ from fastcomposer.miniworld.card.measures import (
     held_out_pairs,
     measure_generated,
     missing_parts,
+    parts_of,
     render_held_out,
     size_rows,
 )
@@ -101,7 +104,19 @@ def test_flops_and_sizes_by_hand(tmp_path: Path) -> None:
     HeadDetector(channels=(8, 8, 8, 8), head_channels=8).save_pretrained(tmp_path / "detector")
     assert flops_of(tmp_path, "detector")["one scene"] > 1e5
     assert flops_of(tmp_path, "scheduler") == {}
-    assert {*measures.PARTS} - {*missing_parts(tmp_path)} == {"embedder", "detector"}
+    assert {*parts_of(tmp_path)} - {*missing_parts(tmp_path)} == {"embedder", "detector"}
+
+
+def test_a_step_of_a_transformer_is_counted(tmp_path: Path) -> None:
+    folder = narrow("sd3", tmp_path / "sd3")
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    model.to_pipeline().save_pretrained(tmp_path / "base")
+    assert "unet" not in parts_of(tmp_path / "base")
+    tokens, width, blocks = 16, 32, 3
+    # Queries, keys, values and outputs of the image's 16 patches and the text's 77 tokens, at least.
+    least = 2 * blocks * 4 * (tokens + 77) * width * width
+    found = flops_of(tmp_path / "base", "transformer")["one step of one sample"]
+    assert least < found < 10 * least
 
 
 def test_each_image_depends_on_its_caption_and_seed_alone(small_base: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,12 +24,10 @@ from fastcomposer.miniworld.embedder import IdentityEmbedder, Pairs, pair_up
 from fastcomposer.miniworld.scenes import AvatarScenes, Person
 from fastcomposer.miniworld.train_vae import reconstruction_psnr
 from fastcomposer.models.base_files import WEIGHTS_NAME
+from fastcomposer.models.families import FAMILIES, family_of, family_of_base
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.utils.progress import tracked
 
-_NETWORKS = ("vae", "text_encoder", "image_encoder", "clip", "unet")
-PARTS = ("tokenizer", *_NETWORKS, "scheduler", "detector", "embedder")
-"""Folders of a complete base."""
 CHECKPOINTS = {"fastcomposer": ".", "without_localization": "without_localization"}
 """Trained weights beside the parts, by the folder of their file in the base."""
 _BATCH = 64
@@ -92,7 +90,7 @@ def measure_base(
     """Measure every part that exists, and, with a sampler, the images that they generate together."""
     missing = missing_parts(base)
     rows: list[Row] = []
-    for part in (part for part in PARTS if part not in missing):
+    for part in (part for part in parts_of(base) if part not in missing):
         if part in QUALITY and not (part == "clip" and "tokenizer" in missing):
             rows += QUALITY[part](base, scenes)
         rows += size_rows(base, part)
@@ -106,9 +104,17 @@ def measure_base(
     return rows
 
 
+def parts_of(base: Path) -> tuple[str, ...]:
+    """Folders of a complete base, whose denoising network is the one that it declares."""
+    file = base / "model_index.json"
+    backbone = family_of_base(json.loads(file.read_bytes()) if file.is_file() else {}).NAME
+    networks = ("vae", "text_encoder", "image_encoder", "clip", backbone)
+    return ("tokenizer", *networks, "scheduler", "detector", "embedder")
+
+
 def missing_parts(base: Path) -> list[str]:
     """Parts that the base does not have."""
-    return [part for part in PARTS if not any((base / part).glob("*"))]
+    return [part for part in parts_of(base) if not any((base / part).glob("*"))]
 
 
 # --- size and cost -----------------------------------------------------------------------------------------
@@ -146,9 +152,12 @@ def _decode(vae: Any) -> Any:
     return vae.decode(_square(side, vae.config.latent_channels))
 
 
-def _denoise(unet: Any) -> Any:
-    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
-    return unet(_square(unet.config.sample_size, unet.config.in_channels), torch.zeros(1), text)
+def _denoise(backbone: Any) -> Any:
+    kind, config = family_of(backbone), backbone.config
+    family = kind(backbone, kind.SCHEDULER(), {"max_sequence_length": 0})
+    states, pooled = (torch.zeros(1, *shape) for shape in ((77, family.text_dims[0]), family.text_dims[1:]))
+    noisy = _square(config.sample_size, config.in_channels)
+    return family.predict(noisy, torch.zeros(1), states, {"text_embeds": pooled})
 
 
 def _encode_text(encoder: Any) -> Any:
@@ -168,7 +177,7 @@ _CALLS: dict[str, tuple[Any, dict[str, Callable[[Any], Any]]]] = {
         CLIPVisionModelWithProjection,
         {"one reference": lambda encoder: encoder(pixel_values=_square(encoder.config.image_size))},
     ),
-    "unet": (UNet2DConditionModel, {"one step of one sample": _denoise}),
+    **{family.NAME: (family.NETWORK, {"one step of one sample": _denoise}) for family in FAMILIES},
     "detector": (HeadDetector, {"one scene": lambda detector: detector(_square(64))}),
     "embedder": (IdentityEmbedder, {"one head": lambda network: network(_square(network.config.crop_size))}),
 }

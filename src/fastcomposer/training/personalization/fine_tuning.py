@@ -20,6 +20,7 @@ from transformers import CLIPTextModel
 
 from fastcomposer.data.portraits import PortraitBatch, PortraitSettings, ReferenceSet, View
 from fastcomposer.losses import denoising_loss
+from fastcomposer.models.families.unet import UNetFamily
 from fastcomposer.models.loading import Weights, open_source, source_fingerprint
 from fastcomposer.models.text import encode_text
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
@@ -115,8 +116,9 @@ class PersonalizationModule(RecipeModule):
         source = self.source
         if self.tokenizer is None:
             raise ValueError(f"model.base={source.base} has no tokenizer/, which prompts need")
-        if len(source.text_encoders) > 1:
-            raise ValueError(f"model.base={source.base}: this method takes bases with one text encoder")
+        if source.family is not UNetFamily or len(source.text_encoders) > 1:
+            needed = "bases with one text encoder and a U-Net"
+            raise ValueError(f"model.base={source.base}: this method takes {needed}")
         prediction_type = self.noise_scheduler.config.prediction_type
         if prediction_type not in _TARGETS:
             raise ValueError(f"the scheduler's prediction_type {prediction_type!r} is not one of {_TARGETS}")
