@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_architectures import narrow
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
@@ -13,10 +14,14 @@ from fastcomposer.models.compilation import compile_blocks
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 
 
-@pytest.fixture
-def model(small_base: Path) -> FastComposer:
+@pytest.fixture(params=["unet", "transformer"])
+def model(request: pytest.FixtureRequest, small_base: Path, tmp_path: Path) -> FastComposer:
     torch.manual_seed(0)
-    model = FastComposer.from_pretrained(small_base)
+    if request.param == "unet":
+        model = FastComposer.from_pretrained(small_base)
+    else:
+        folder = narrow("sd3", tmp_path / "sd3")
+        model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
     model.set_trainable(unet=True, fusion=True, vision_layers=1)
     return model
 
@@ -47,7 +52,7 @@ def step(model: FastComposer) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 def test_compiled_blocks_compute_the_same(model: FastComposer, backend: str) -> None:
     plain = step(model)
     names = list(model.state_dict())
-    compile_blocks(model.unet, backend)
+    compile_blocks(model.backbone, backend)
     seen = torch._dynamo.utils.counters["frames"]["ok"]
     for _ in range(2):  # compiled, then used again
         loss, gradients = step(model)
@@ -68,8 +73,8 @@ def test_compiled_models_are_saved_copied_and_drawn_with(model: FastComposer, tm
         return pipeline("a man <|image|>", references=[reference], generator=generator, **size).images
 
     plain = draw()
-    compile_blocks(model.unet, "eager")
+    compile_blocks(model.backbone, "eager")
     torch.testing.assert_close(draw(), plain, rtol=1e-5, atol=1e-5)
-    assert copy.deepcopy(model.unet).state_dict().keys() == model.unet.state_dict().keys()
+    assert copy.deepcopy(model.backbone).state_dict().keys() == model.backbone.state_dict().keys()
     file = save_trained_weights(model, tmp_path / "weights.safetensors")
     load_trained_weights(model, file)

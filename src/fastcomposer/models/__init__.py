@@ -5,7 +5,7 @@
 - subject conditioning: ``text``, ``fusion``, ``conditioning``
 - attention to subjects' words: ``attention_capture``
 - weights: ``published_checkpoint`` (the released layout), ``weights_io``, ``weight_delta``
-- speed: ``compilation`` of the U-Net
+- speed: ``compilation`` of the denoising network
 
 :class:`~fastcomposer.composer.FastComposer` joins them; it comes after the pipelines that it is made into.
 """

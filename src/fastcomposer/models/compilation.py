@@ -1,13 +1,11 @@
-"""Compilation of a U-Net block by block, which takes minutes."""
+"""Compilation of a denoising network block by block, which takes minutes."""
 
 from __future__ import annotations
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-_BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
+from fastcomposer.models.families import family_of
 
 
 def check_backend(backend: str) -> None:
@@ -18,7 +16,7 @@ def check_backend(backend: str) -> None:
 
 
 def compile_blocks(backbone: nn.Module, backend: str) -> None:
-    """Compile every residual and every transformer block in place, each for the shapes of its inputs.
+    """Compile every block of its family's classes in place, each for the shapes of its inputs.
 
     Modules, parameters and their names do not change. A batch of another size is compiled again: use one
     size, or leave compilation out inside ``torch.compiler.set_stance("force_eager")``.
@@ -31,7 +29,8 @@ def compile_blocks(backbone: nn.Module, backend: str) -> None:
         ValueError: If there is no such backend.
     """
     check_backend(backend)
+    blocks = family_of(backbone).BLOCKS
     for module in backbone.modules():
-        if isinstance(module, _BLOCKS):
+        if isinstance(module, blocks):
             # Blocks of one class share their code: without isolation they would use up one limit together.
             module.compile(backend=backend, dynamic=False, isolate_recompiles=True)

@@ -32,6 +32,8 @@ class Family(ABC):
     SCHEDULER: ClassVar[Any]
     """Class of the scheduler that adds noise in training."""
 
+    BLOCKS: ClassVar[tuple[type[nn.Module], ...]]
+    """Classes of the blocks that are compiled, each for itself."""
     ROUTES: ClassVar[bool]
     """Whether the network's attention takes the mask of ``fusion.routing``."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class SD3Family(Family):
     NAME = "transformer"
     NETWORK = SD3Transformer2DModel
     SCHEDULER = FlowMatchEulerDiscreteScheduler
+    BLOCKS = (JointTransformerBlock,)
     ROUTES = False
 
     @property

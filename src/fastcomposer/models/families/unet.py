@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ class UNetFamily(Family):
     NAME = "unet"
     NETWORK = UNet2DConditionModel
     SCHEDULER = DDPMScheduler
+    BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
     ROUTES = True
 
     def __post_init__(self) -> None:
