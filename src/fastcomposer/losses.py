@@ -30,7 +30,7 @@ class LossConfig:
     Attributes:
         localization_weight: Weight of the localization loss in the total, at least 0. At 0 it is still
             measured, without gradients.
-        num_localized_blocks: How many of the U-Net's cross-attention blocks, counted from the middle, are
+        num_localized_blocks: How many of the blocks that attend to the text, counted from the middle, are
             localized; 0 leaves the localization loss out altogether.
         localization_blocks: Names of the localized blocks, such as ``("down_blocks.1", "mid_block")``, in
             place of ``num_localized_blocks``.
@@ -130,8 +130,8 @@ def denoising_loss(
     """``mean((m · prediction − m · target)²)`` over **all** elements (docs/method.md, eq. 3).
 
     Args:
-        prediction: (B, C, h, w) output of the U-Net.
-        target: (B, C, h, w) noise, or velocity where the scheduler predicts it.
+        prediction: (B, C, h, w) output of the backbone.
+        target: (B, C, h, w) noise, or velocity where that is predicted.
         mask: Optional (B, 1, h, w) in [0, 1] that both are multiplied by; the mean stays over all elements.
         weight: Optional (B,) factor of each sample's loss.
 

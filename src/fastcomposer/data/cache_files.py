@@ -6,7 +6,7 @@ A folder holds::
     <folder>/part-00000.safetensors       some hundred records: both orientations' moments, one row of states
                                           for each caption, digests of what they were made from, checksums
 
-States are kept for all 77 tokens: those behind the end token differ from prompt to prompt, and the U-Net
+States are kept for all tokens: those behind the end token differ from prompt to prompt, and the backbone
 attends to them as well.
 """
 

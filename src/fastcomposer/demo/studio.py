@@ -90,7 +90,7 @@ class Studio:
     ) -> list[list[GeneratedImage]]:
         """Generate ``count`` images, of consecutive seeds, for each α; they share their text-only steps.
 
-        After every U-Net call ``on_call`` is called with the number of finished calls and of all calls.
+        After every backbone call ``on_call`` is called with the number of finished calls and of all calls.
         """
         seeds = range(order.seed, order.seed + count)
         marked = bool(subject_words(order.prompt))
@@ -150,7 +150,7 @@ class Studio:
         return data.getvalue()
 
     def _num_calls(self, steps: int, alphas: Sequence[float]) -> int:
-        """U-Net calls of the running request: shared ones, then those of each α."""
+        """Backbone calls of the running request: shared ones, then those of each α."""
         calls: int = self.pipeline.num_timesteps
         schedule = Schedule(torch.arange(calls), steps, getattr(self.pipeline.scheduler, "order", 1))
         starts = [schedule.first_subject_call(alpha) for alpha in alphas]

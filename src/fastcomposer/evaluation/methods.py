@@ -36,7 +36,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class SampledImages:
-    """Images of N requests, and of each its U-Net calls, seconds and attention to its subjects' words."""
+    """Images of N requests, and of each its backbone calls, seconds and attention to its subjects' words."""
 
     images: Tensor  # (N, 3, H, W) float32 in [0, 1] on the CPU
     unet_calls: tuple[float, ...]  # calls that images share are divided evenly
@@ -50,7 +50,7 @@ class Method:
     Args:
         pipeline: Makes the pipeline; called once, when it is first needed.
         sampler: See :func:`~fastcomposer.pipeline.schedulers.split_scheduler`; its ``alpha`` is not used.
-        batch_size: Most images in one U-Net call; changes pixels by rounding alone.
+        batch_size: Most images in one backbone call; changes pixels by rounding alone.
         group_size: Most images of a group: what an interruption loses.
 
     Attributes:
@@ -130,7 +130,7 @@ def sample_texts(
     sampler: Mapping[str, Any],
     batch_size: int,
 ) -> SampledImages:
-    """Sample prompts with seeds from text alone, at most ``batch_size`` in one U-Net call."""
+    """Sample prompts with seeds from text alone, at most ``batch_size`` in one backbone call."""
     images, started, count = [], time.perf_counter(), len(photos)
     negative = sampler.get("negative_prompt")
     for some in blocks(photos, batch_size):

@@ -99,7 +99,7 @@ class ResultRow:
         scored_by: Digest of extractors, their settings and weights: rows of one digest can be compared.
         measures: Further measures of the images, by name.
         by_category: ``identity_preservation`` and ``prompt_consistency`` by category of prompts.
-        origin: Of another system's images, whose seconds, bytes and U-Net calls are not measured and 0.
+        origin: Of another system's images, whose seconds, bytes and backbone calls are not measured and 0.
     """
 
     __pydantic_config__ = PLAIN

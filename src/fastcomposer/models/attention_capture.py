@@ -146,17 +146,17 @@ _PLAIN = (
 _BLOCK = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+|transformer_blocks\.\d+)\.")
 
 
-def cross_attention_layers(unet: Any) -> dict[str, list[str]]:
+def cross_attention_layers(backbone: Any) -> dict[str, list[str]]:
     """Names of the modules that attend from image to text by block, in the order of the blocks.
 
     Of a U-Net they are the cross-attention from the first down block to the last up block; of a transformer
     the joint attention.
     """
-    unet = getattr(unet, "_orig_mod", unet)  # torch.compile wraps it
+    backbone = getattr(backbone, "_orig_mod", backbone)  # torch.compile wraps it
     names = [
         name
         for part in ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")
-        for name, module in unet.named_modules()
+        for name, module in backbone.named_modules()
         if name.startswith(part) and isinstance(module, Attention)
         # A block with two self-attentions also calls its second one attn2.
         if (name.endswith(".attn2") and module.is_cross_attention) or _is_joint(module)
@@ -172,20 +172,20 @@ def _is_joint(module: Attention) -> bool:
     return getattr(module, "add_q_proj", None) is not None
 
 
-def select_blocks(unet: Any, names: Sequence[str] | None = None, num_blocks: int = 5) -> list[str]:
+def select_blocks(backbone: Any, names: Sequence[str] | None = None, num_blocks: int = 5) -> list[str]:
     """Blocks to localize: those named, or the middle ones.
 
     Args:
-        unet: The U-Net or transformer.
+        backbone: The U-Net or transformer.
         names: Blocks such as ``down_blocks.1``, ``mid_block`` or ``transformer_blocks.2``; ``None`` for the
             middle ``num_blocks``.
         num_blocks: How many of the blocks with cross-attention to take around the middle one; all where the
-            U-Net has fewer (docs/method.md, eq. 4: 5 of 7).
+            model has fewer (docs/method.md, eq. 4: 5 of 7).
 
     Raises:
         ValueError: If a named block does not exist or has no cross-attention, or no block has any.
     """
-    blocks = list(cross_attention_layers(unet))
+    blocks = list(cross_attention_layers(backbone))
     if not blocks:
         raise ValueError("this model has no block with cross-attention")
     if names is None:
@@ -202,7 +202,7 @@ def select_blocks(unet: Any, names: Sequence[str] | None = None, num_blocks: int
 
 @dataclass(frozen=True)
 class _Recording:
-    """One U-Net call whose maps are wanted; ``maps`` is ``None`` while activations are recomputed."""
+    """One backbone call whose maps are wanted; ``maps`` is ``None`` while activations are recomputed."""
 
     subject_token_idx: Tensor
     maps: dict[str, Tensor] | None
@@ -210,13 +210,13 @@ class _Recording:
 
 
 class AttentionCapture:
-    """Collects the attention that chosen layers pay to the subjects' tokens, for one U-Net call at a time.
+    """Collects the attention that chosen layers pay to the subjects' tokens, for one backbone call at a time.
 
     Only the chosen layers get a processor of ours, and only while something is recorded: at other times the
     model is as it was. No map outlives the dictionary that :meth:`record` hands out.
 
     Args:
-        unet: The U-Net or transformer to watch.
+        backbone: The U-Net or transformer to watch.
         blocks: Names of blocks (see :func:`select_blocks`).
         implementation: ``fused`` takes the layer's output from fused attention and keeps, of the softmax map,
             the subjects' columns; ``explicit`` keeps all of it. Both give the same.
@@ -229,7 +229,7 @@ class AttentionCapture:
 
     def __init__(
         self,
-        unet: Any,
+        backbone: Any,
         blocks: Sequence[str],
         implementation: Implementation = "fused",
         keys: Keys = "text",
@@ -238,21 +238,21 @@ class AttentionCapture:
             raise ValueError(f"keys must be 'text' or 'all', not {keys!r}")
         if implementation not in ("fused", "explicit"):
             raise ValueError(f"implementation must be 'fused' or 'explicit', not {implementation!r}")
-        layers = cross_attention_layers(unet)
-        self.layers = tuple(name for block in select_blocks(unet, blocks) for name in layers[block])
+        layers = cross_attention_layers(backbone)
+        self.layers = tuple(name for block in select_blocks(backbone, blocks) for name in layers[block])
         self.implementation, self.keys = implementation, keys
-        unet = getattr(unet, "_orig_mod", unet)
-        self._modules = {name: cast(Attention, unet.get_submodule(name)) for name in self.layers}
+        backbone = getattr(backbone, "_orig_mod", backbone)
+        self._modules = {name: cast(Attention, backbone.get_submodule(name)) for name in self.layers}
         if keys == "all" and not all(map(_is_joint, self._modules.values())):
             raise ValueError("localization.localization_keys=all: for joint attention alone")
         self._recording: _Recording | None = None
 
     @contextmanager
     def record(self, subject_token_idx: Tensor, *, detach: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Collect the maps of the U-Net call inside the ``with`` block.
+        """Collect the maps of the backbone call inside the ``with`` block.
 
         Args:
-            subject_token_idx: (B, K) long, positions of the subjects' words, B as in the U-Net call; or
+            subject_token_idx: (B, K) long, positions of the subjects' words, B as in the backbone call; or
                 (B, K, M), positions of their tokens, whose columns are added up, -1 for none.
             detach: Whether the maps are without gradients.
 
@@ -267,7 +267,7 @@ class AttentionCapture:
             if type(processor) not in (*_PLAIN, SubjectAttnProcessor, JointSubjectAttnProcessor):
                 raise RuntimeError(
                     f"attention of {name} cannot be captured: a {type(processor).__name__} is set there, and "
-                    "without it the U-Net would compute something else: remove it first"
+                    "without it the model would compute something else: remove it first"
                 )
         maps: dict[str, Tensor] = {}
         with self._active(_Recording(subject_token_idx, maps, detach)):
@@ -290,7 +290,7 @@ class AttentionCapture:
                 module.set_processor(processors[name])
 
     def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Gradient checkpointing for ``unet.enable_gradient_checkpointing`` that repeats recordings.
+        """Gradient checkpointing for ``backbone.enable_gradient_checkpointing`` that repeats recordings.
 
         The backward pass computes a block again after :meth:`record` has ended. It must then repeat the maps,
         whose gradients it needs, without collecting them a second time.
@@ -407,28 +407,28 @@ def _heads(
 
 
 class AttentionAverage:
-    """Attention to the subjects' words during sampling, averaged over groups of U-Net calls.
+    """Attention to the subjects' words during sampling, averaged over groups of backbone calls.
 
     Args:
-        unet: The U-Net or transformer.
+        backbone: The U-Net or transformer.
         subject_token_idx: (N, K) long, positions of the subjects' words of N images, or (N, K, M) of their
             tokens (see :meth:`AttentionCapture.record`).
         subject_present: (N, K) bool.
         latent_size: Height h and width w of the latents.
-        num_calls: Number of U-Net calls.
+        num_calls: Number of backbone calls.
         num_groups: Number G of groups of consecutive calls.
     """
 
     def __init__(
         self,
-        unet: Any,
+        backbone: Any,
         subject_token_idx: Tensor,
         subject_present: Tensor,
         latent_size: tuple[int, int],
         num_calls: int,
         num_groups: int,
     ) -> None:
-        self._capture = AttentionCapture(unet, select_blocks(unet))
+        self._capture = AttentionCapture(backbone, select_blocks(backbone))
         self._positions, self._present = subject_token_idx, subject_present
         self._latent_size, self._num_calls = latent_size, num_calls
         shape = (int(num_groups), *subject_present.shape, *latent_size)
@@ -437,7 +437,7 @@ class AttentionAverage:
 
     @contextmanager
     def step(self, call: int, batch_size: int) -> Iterator[None]:
-        """Add the maps of one U-Net call.
+        """Add the maps of one backbone call.
 
         Args:
             call: Index of the call.

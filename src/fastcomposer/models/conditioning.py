@@ -1,4 +1,4 @@
-"""Prompts and reference images as conditioning of the U-Net: the only file that fuses subjects."""
+"""Prompts and reference images as conditioning of the backbone: the only file that fuses subjects."""
 
 from __future__ import annotations
 

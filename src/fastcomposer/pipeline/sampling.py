@@ -23,7 +23,7 @@ from fastcomposer.pipeline.schedulers import guided_calls
 
 @dataclass(frozen=True)
 class Schedule:
-    """The U-Net calls of one sampling run.
+    """The backbone calls of one sampling run.
 
     Attributes:
         timesteps: (calls,) one for each call.
@@ -41,7 +41,7 @@ class Schedule:
 
     @property
     def num_calls(self) -> int:
-        """Number of U-Net calls."""
+        """Number of backbone calls."""
         return len(self.timesteps)
 
     @property
@@ -81,13 +81,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class DelayedConditioning:
-    """Embeddings for each U-Net call: text alone, then text with subjects (docs/method.md, eq. 6).
+    """Embeddings for each backbone call: text alone, then text with subjects (docs/method.md, eq. 6).
 
     Attributes:
         text: (N, T, d) embeddings of N images' prompts.
         subject: (N, T, d) with the subjects fused in, or ``None`` for text alone.
         negative: (N, T, d) of the negative prompts, or ``None`` without guidance.
-        first_subject_call: Index of the first U-Net call that sees the subjects.
+        first_subject_call: Index of the first backbone call that sees the subjects.
         added: Further conditions by the names that callbacks use, of prompts and of negative prompts:
             Stable Diffusion XL's pooled embeddings (N, p) and sizes (N, 6).
     """
@@ -105,7 +105,7 @@ class DelayedConditioning:
         return replace(self, text=text, subject=subject, negative=negative, added=added)
 
     def sees_subjects(self, call: int) -> bool:
-        """Whether a U-Net call is conditioned on the subjects."""
+        """Whether a backbone call is conditioned on the subjects."""
         return self.subject is not None and call >= self.first_subject_call
 
     def at(self, call: int, *, guided: bool) -> Tensor:
@@ -136,7 +136,7 @@ class StepOptions:
     added_condition: dict[str, Any] | None = None  # of the U-Net, such as an IP-Adapter's
     attention: AttentionAverage | None = None
     routing: RoutingPlan | None = None  # of the calls that see the subjects
-    callback: Callable[..., Any] | None = None  # after every U-Net call, with the tensors of these names
+    callback: Callable[..., Any] | None = None  # after every backbone call, with the tensors of these names
     callback_inputs: Sequence[str] = ("latents",)
     latents_callback: Callable[[int, Tensor, Tensor], None] | None = None  # after every step
 
@@ -208,7 +208,7 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         options: StepOptions,
         calls: range,
     ) -> Tensor:
-        """Run latents (N, C, h, w) through consecutive U-Net calls; all calls lead from noise to image."""
+        """Run latents (N, C, h, w) through consecutive backbone calls; all calls lead from noise to image."""
         state: dict[str, Any] = {
             "latents": latents,
             "negative_prompt_embeds": conditioning.negative,

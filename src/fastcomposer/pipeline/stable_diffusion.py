@@ -185,7 +185,7 @@ class FastComposerPipeline(VariantPipeline, StableDiffusionPipeline):
             return_attention: Number of groups of consecutive steps to average the subjects' attention over;
                 0 for none.
             guidance_interval: Two noise levels σ, above the first and up to the second of which guidance is
-                applied; the other U-Net calls take half the time. ``None`` for guidance at every call.
+                applied; the other backbone calls take half the time. ``None`` for guidance at every call.
             **kwargs: ``callback`` and ``callback_steps``, which diffusers still takes.
 
         Returns:

@@ -35,7 +35,7 @@ class Variant:
 class VariantsOutput:
     """Images of all variants, and their cost.
 
-    U-Net calls are counted in rows: one is one image going through the U-Net once, with or without its
+    Backbone calls are counted in rows: one is one image going through the backbone once, with or without its
     partner for guidance.
 
     Attributes:
@@ -90,7 +90,7 @@ class _Branching:
 
 @dataclass(frozen=True)
 class _Point:
-    """A sampling run of N images, stopped between two U-Net calls."""
+    """A sampling run of N images, stopped between two backbone calls."""
 
     latents: Tensor  # (N, C, h, w)
     scheduler: Any
@@ -151,8 +151,8 @@ class VariantPipeline(SubjectPromptPipeline):
         same bits where ``batch_size`` is n, and up to rounding where variants share a batch.
 
         ``generator`` is a generator for each of the n images. It draws the image's noise; what a scheduler
-        draws after that is the same for every variant. ``batch_size`` is the most images in one U-Net call,
-        at least n; n by default. ``return_attention`` averages over groups of the calls that see the subjects
+        draws after that is the same for every variant. ``batch_size`` is the most images in one call, at
+        least n; n by default. ``return_attention`` averages over groups of the calls that see the subjects
         alone. ``callback_on_step_end`` gets the latents alone, once for shared calls, and after these once
         for every batch. Everything else is as in the pipeline's call, for one prompt.
 
