@@ -252,14 +252,14 @@ class TestTrainable:
         assert not golden_model.image_encoder.training
         layers = golden_model.image_encoder.vision_model.encoder.layers
         assert [layer.training for layer in layers] == [False, True, True]
-        golden_model.set_trainable(unet=False, vision_layers=0)
+        golden_model.set_trainable(backbone=False, vision_layers=0)
         assert {name.split(".")[0] for name in golden_model.trainable_state_dict()} == {"fusion"}
         assert not golden_model.unet.training and golden_model.fusion.training
         golden_model.eval()
         assert not any(module.training for module in golden_model.modules())
 
     def test_only_trained_parameters_get_gradients(self, golden_model: FastComposer, golden: Golden) -> None:
-        golden_model.set_trainable(unet=False, vision_layers=1)
+        golden_model.set_trainable(backbone=False, vision_layers=1)
         golden_model.training_losses(golden.batch(), **golden.drawn()).loss.backward()
         with_gradient = {name for name, p in golden_model.named_parameters() if p.grad is not None}
         assert with_gradient == set(golden_model.trainable_state_dict())

@@ -36,7 +36,7 @@ def recipe(config: DictConfig) -> dict[str, Any]:
         "image_encoder": config.model.image_encoder,
         "resolution": module.resolution,
         "reference_size": module.reference_size,
-        "trained": (method.train_unet, method.train_fusion, method.vision_layers),
+        "trained": (method.train_backbone, method.train_fusion, method.vision_layers),
         "steps": trainer.max_steps,
         "batch": trainer.devices * trainer.num_nodes * module.batch_size * trainer.accumulate_grad_batches,
         "lr": method.optimizer.lr,

@@ -112,7 +112,11 @@ def test_what_a_training_leaves_has_the_networks_that_the_base_does_not_give(
 ) -> None:
     """A released VAE and text encoder that differ from the base's go into the export, frozen or not."""
     model = [f"model.base={tiny_base}", "model.resolution=32", "model.reference_size=56"]
-    frozen = ["method.train_unet=false", "method.vision_layers=0", f"method.weights={published_checkpoint}"]
+    frozen = [
+        "method.train_backbone=false",
+        "method.vision_layers=0",
+        f"method.weights={published_checkpoint}",
+    ]
     config = composed("train", "experiment=mini", *model, *frozen)
     module = instantiate(config.method, _convert_="object")
     expected = networks(module.model)
@@ -132,7 +136,7 @@ def test_what_equals_the_base_is_not_written_again(tiny_base: Path, tmp_path: Pa
     assert {name for name in model.replaced if not name.startswith("fusion.")} == {
         "text_encoder.embeddings.token_embedding.weight"
     }
-    model.set_trainable(unet=False, vision_layers=1)
+    model.set_trainable(backbone=False, vision_layers=1)
     file = save_trained_weights(model, tmp_path / "trained.safetensors")
     parts = {name.split(".")[0] for name in load_file(file)}
     assert parts == {"fusion", "text_encoder", "image_encoder"}

@@ -22,7 +22,7 @@ def model(request: pytest.FixtureRequest, small_base: Path, tmp_path: Path) -> F
     else:
         folder = narrow("sd3", tmp_path / "sd3")
         model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
-    model.set_trainable(unet=True, fusion=True, vision_layers=1)
+    model.set_trainable(backbone=True, fusion=True, vision_layers=1)
     return model
 
 

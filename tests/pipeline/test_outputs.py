@@ -98,7 +98,7 @@ class TestOutputs:
         again = FastComposerPipeline.from_pretrained(tmp_path / "saved")
         assert again.safety_checker is not None and again.config.requires_safety_checker
         assert model.to_pipeline(safety_checker=False).safety_checker is None
-        model.set_trainable(unet=False)
+        model.set_trainable(backbone=False)
         save_trained_weights(model, tmp_path / "trained.safetensors")
         for checkpoint in (tmp_path / "saved", tmp_path / "trained.safetensors"):
             for wanted in (False, True):

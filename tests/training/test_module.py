@@ -45,7 +45,7 @@ def test_200_steps_equal_100_resumed_for_100_more(make_module: Make, fit: Make, 
 def test_frozen_parts_stay_and_checkpoints_hold_trained_ones_only(
     make_module: Make, fit: Make, tmp_path: Path
 ) -> None:
-    module = make_module(train_unet=False)
+    module = make_module(train_backbone=False)
     before = weights(module)
     trainer = fit(module, 3)
     after = weights(module)
@@ -84,7 +84,7 @@ def test_what_earlier_weights_brought_stays_where_it_is_frozen(
     fit(first, 2)
     first.export(tmp_path / "first")
     second = make_module(
-        weights=tmp_path / "first", train_unet=False, vision_layers=0, caption_dropout=0.0, ema_decay=None
+        weights=tmp_path / "first", train_backbone=False, vision_layers=0, caption_dropout=0.0, ema_decay=None
     )
     trainer = fit(second, 1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -192,7 +192,7 @@ def test_fused_steps_are_refused_where_float16_is_scaled(
         ({"warmup_steps": -5}, r"method\.warmup_steps=-5: must not be negative"),
         ({"compile": "quick"}, "compile=quick: torch has the backends"),
         ({"compile": "eager", "gradient_checkpointing": True}, r"method\.compile with .*set one of them"),
-        ({"train_unet": False, "train_fusion": False, "vision_layers": 0}, "nothing to train"),
+        ({"train_backbone": False, "train_fusion": False, "vision_layers": 0}, "nothing to train"),
     ],
 )
 def test_bad_settings_are_named_before_anything_loads(

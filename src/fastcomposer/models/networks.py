@@ -244,11 +244,11 @@ class Networks(nn.Module):
             **options,
         )
 
-    def set_trainable(self, *, unet: bool = True, fusion: bool = True, vision_layers: int = 2) -> None:
+    def set_trainable(self, *, backbone: bool = True, fusion: bool = True, vision_layers: int = 2) -> None:
         """Choose what is trained; everything else is frozen and stays in eval mode.
 
         Args:
-            unet: Whether the U-Net is trained.
+            backbone: Whether the denoising network is trained.
             fusion: Whether the fusion is trained.
             vision_layers: How many of the image encoder's last transformer layers are trained (paper: 2).
 
@@ -260,7 +260,7 @@ class Networks(nn.Module):
             raise ValueError(f"vision_layers must lie in [0, {len(layers)}], not {vision_layers}")
         self.requires_grad_(False)
         self._trained = [*layers[len(layers) - vision_layers :]]
-        self._trained += [self.backbone] if unet else []
+        self._trained += [self.backbone] if backbone else []
         self._trained += [self.fusion] if fusion else []
         for module in self._trained:
             module.requires_grad_(True)

@@ -376,7 +376,7 @@ class RecipeModule(L.LightningModule):
             raise FaultError(
                 f"checkpoint does not fit this model: missing {sorted(missing)}, "
                 f"unexpected {sorted(unexpected)}; "
-                "were other parameters trained (method.vision_layers, method.train_unet)?"
+                "were other parameters trained (method.vision_layers, method.train_backbone)?"
             )
         self.strict_loading = False
         self._resumed, self._validated = True, checkpoint["validated"]

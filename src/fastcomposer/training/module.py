@@ -36,7 +36,7 @@ class FastComposerModule(RecipeModule):
     Args:
         model: Makes the model; called once, so that a bad setting is reported before weights are loaded.
         optimizer: Makes the optimizer from the trained parameters.
-        train_unet: Whether the U-Net is trained.
+        train_backbone: Whether the denoising network is trained.
         train_fusion: Whether the fusion is trained.
         resampler_lr: Learning rate of the resampler, which starts untrained; ``None`` for the optimizer's.
         vision_layers: How many of the image encoder's last layers are trained.
@@ -67,7 +67,7 @@ class FastComposerModule(RecipeModule):
         self,
         model: Callable[[], FastComposer] | FastComposer,
         optimizer: OptimizerFactory,
-        train_unet: bool = True,
+        train_backbone: bool = True,
         train_fusion: bool = True,
         resampler_lr: Positive | None = None,
         vision_layers: Whole = 2,
@@ -91,9 +91,9 @@ class FastComposerModule(RecipeModule):
         for name, value in (("caption_dropout", caption_dropout), ("subject_dropout", subject_dropout)):
             if not 0 <= value <= 1:
                 raise ValueError(f"method.{name}={value}: a probability between 0 and 1")
-        if not (train_unet or train_fusion or vision_layers):
+        if not (train_backbone or train_fusion or vision_layers):
             raise ValueError(
-                "nothing to train: method.train_unet, train_fusion and vision_layers are all off"
+                "nothing to train: method.train_backbone, train_fusion and vision_layers are all off"
             )
         if compile is not None:
             check_backend(compile)
@@ -109,7 +109,7 @@ class FastComposerModule(RecipeModule):
         self.model = model if isinstance(model, FastComposer) else model()
         if weights is not None:
             load_trained_weights(self.model, weights, keep_fusion=True)
-        self.model.set_trainable(unet=train_unet, fusion=train_fusion, vision_layers=vision_layers)
+        self.model.set_trainable(backbone=train_backbone, fusion=train_fusion, vision_layers=vision_layers)
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if compile is not None:
