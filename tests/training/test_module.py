@@ -192,6 +192,7 @@ def test_fused_steps_are_refused_where_float16_is_scaled(
         ({"warmup_steps": -5}, r"method\.warmup_steps=-5: must not be negative"),
         ({"compile": "quick"}, "compile=quick: torch has the backends"),
         ({"compile": "eager", "gradient_checkpointing": True}, r"method\.compile with .*set one of them"),
+        ({"train_backbone": "lor"}, r"method\.train_backbone=lor"),
         ({"train_backbone": False, "train_fusion": False, "vision_layers": 0}, "nothing to train"),
     ],
 )

@@ -121,12 +121,14 @@ def _states(config: Config) -> float:
 
 
 def trained_numbers(config: Config, parameters: Mapping[str, int]) -> int:
-    """Numbers that a training of FastComposer trains, without the small fusion; 0 for other methods."""
+    """Numbers that a training of FastComposer trains, without fusion and LoRA; 0 for other methods."""
     method = config.get("method", {})
     if "train_backbone" not in method:
         return 0
     backbone = parameters["unet"] + parameters["transformer"]
-    return backbone * method["train_backbone"] + parameters["vision_layer"] * method["vision_layers"]
+    return (
+        backbone * (method["train_backbone"] is True) + parameters["vision_layer"] * method["vision_layers"]
+    )
 
 
 def disk(key: str, folder: str | Path, needed: float, what: str) -> Finding:

@@ -11,6 +11,8 @@ from fastcomposer.utils.files import existing_file
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 WEIGHTS_NAME = "fastcomposer.safetensors"
+LORA_NAME = "pytorch_lora_weights.safetensors"
+"""Of a LoRA, beside the weights that it belongs to; diffusers' own name."""
 PUBLISHED_NAME = "pytorch_model.bin"
 TOKENIZER: list[tuple[str, ...]] = [("vocab.json", "tokenizer.json"), ("merges.txt", "tokenizer.json")]
 """Files of a tokenizer, each with what may stand in its place."""

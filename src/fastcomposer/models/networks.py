@@ -22,6 +22,7 @@ from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, 
 from fastcomposer.models.families import Family, family_of
 from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
+from fastcomposer.models.lora import LoRASettings, is_lora, lora_parts, lora_settings, plain_name, set_lora
 from fastcomposer.models.published_checkpoint import (
     load_published,
     read_checkpoint,
@@ -244,23 +245,33 @@ class Networks(nn.Module):
             **options,
         )
 
-    def set_trainable(self, *, backbone: bool = True, fusion: bool = True, vision_layers: int = 2) -> None:
+    def set_trainable(
+        self, *, backbone: bool | LoRASettings = True, fusion: bool = True, vision_layers: int = 2
+    ) -> None:
         """Choose what is trained; everything else is frozen and stays in eval mode.
 
         Args:
-            backbone: Whether the denoising network is trained.
+            backbone: Whether the denoising network is trained, or settings of a LoRA that is trained in its
+                place, and added where there is none.
             fusion: Whether the fusion is trained.
             vision_layers: How many of the image encoder's last transformer layers are trained (paper: 2).
 
         Raises:
-            ValueError: If the image encoder has fewer layers.
+            ValueError: If the image encoder has fewer layers, or there is a LoRA of other settings.
         """
         layers = self.image_encoder.vision_model.encoder.layers
         if not 0 <= vision_layers <= len(layers):
             raise ValueError(f"vision_layers must lie in [0, {len(layers)}], not {vision_layers}")
+        adapters: list[nn.Module] = []
+        if isinstance(backbone, LoRASettings):
+            wanted, present = backbone.of(self.family.LORA_TARGETS), lora_settings(self.backbone)
+            if present not in (None, wanted):
+                raise ValueError(f"the weights bring a LoRA of {present}: set method.lora to it")
+            set_lora(self.backbone, wanted)
+            adapters = lora_parts(self.backbone)
         self.requires_grad_(False)
-        self._trained = [*layers[len(layers) - vision_layers :]]
-        self._trained += [self.backbone] if backbone else []
+        self._trained = [*layers[len(layers) - vision_layers :], *adapters]
+        self._trained += [self.backbone] if backbone is True else []
         self._trained += [self.fusion] if fusion else []
         for module in self._trained:
             module.requires_grad_(True)
@@ -293,15 +304,17 @@ class Networks(nn.Module):
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Trained tensors only, by name."""
-        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+        """Trained tensors only, by :func:`~fastcomposer.models.lora.plain_name`."""
+        named = self.named_parameters()
+        return {plain_name(name): value.detach() for name, value in named if value.requires_grad}
 
     def changed_state_dict(self) -> dict[str, Tensor]:
-        """Tensors that are trained or were replaced by a checkpoint, by name."""
+        """Tensors that are trained, were replaced by a checkpoint or are a LoRA's, by plain name."""
+        named = {plain_name(name): value for name, value in self.named_parameters()}
         return {
             name: value.detach()
-            for name, value in self.named_parameters()
-            if value.requires_grad or name in self.replaced
+            for name, value in named.items()
+            if value.requires_grad or name in self.replaced or is_lora(name)
         }
 
     def networks(self) -> dict[str, nn.Module]:
@@ -318,8 +331,10 @@ class Networks(nn.Module):
         """Write the weights in the layout of the released ``pytorch_model.bin``.
 
         Raises:
-            ValueError: If the fusion is of a kind that the released code does not have.
+            ValueError: If the fusion is of a kind that the released code does not have, or there is a LoRA.
         """
+        if lora_settings(self.backbone) is not None:
+            raise ValueError("the released layout has no LoRA: keep it with save_trained_weights")
         if self.unet is None:
             raise ValueError("the released layout is that of a model with a U-Net")
         if self.fusion.kind != FusionConfig():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastcomposer.models.lora import plain_name
 from fastcomposer.utils.files import existing_file
 from fastcomposer.utils.network_files import non_finite_names
 
@@ -144,7 +145,7 @@ def load_exact(
 
     Args:
         modules: Component name to module.
-        state: Full name to tensor.
+        state: Full name to tensor; see :func:`~fastcomposer.models.lora.plain_name`.
         problem: Start of the message if they do not fit.
         only: Full names that are expected; ``None`` for all of the components.
 
@@ -154,7 +155,8 @@ def load_exact(
     Raises:
         ValueError: If names are missing or unexpected, or shapes differ; all of them are listed.
     """
-    own = {f"{part}.{name}": value for part in modules for name, value in modules[part].state_dict().items()}
+    states = {part: module.state_dict() for part, module in modules.items()}
+    own = {plain_name(f"{part}.{name}"): value for part in states for name, value in states[part].items()}
     if only is not None:
         own = {name: value for name, value in own.items() if name in only}
     lines = [f"missing: {name}" for name in own if name not in state]

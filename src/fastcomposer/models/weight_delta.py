@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fastcomposer.models.lora import is_lora, plain_name
+
 BASE_DIGEST = "base_digest"
 """Key in a file's metadata: digest of the weights that the differences are added to."""
 SCALE = ".scale"
@@ -19,14 +21,14 @@ SCALE = ".scale"
 
 
 def base_weights(networks: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors of the base's networks among names such as ``unet.conv_in.weight``; it has no fusion."""
-    wanted = set(names)
+    """Tensors of the base's networks among names such as ``unet.conv_in.weight``; no fusion, no LoRA."""
+    wanted = {name for name in names if not is_lora(name)}
     return {
-        f"{part}.{name}": value.detach().cpu().float()
+        plain_name(f"{part}.{name}"): value.detach().cpu().float()
         for part, network in networks.items()
         if part != "fusion"
         for name, value in network.state_dict().items()
-        if f"{part}.{name}" in wanted
+        if plain_name(f"{part}.{name}") in wanted
     }
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field, ValidationError
@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastcomposer.models.base_files import find_weights_file
+from fastcomposer.models.base_files import LORA_NAME, find_weights_file
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.loading import load_networks
+from fastcomposer.models.lora import LoRASettings, is_lora, lora_settings, plain_name, set_lora, write_lora
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import (
     current_state,
@@ -56,6 +57,8 @@ def save_trained_weights(
 ) -> Path:
     """Write the tensors of a model that are trained or came from other weights than its base's.
 
+    A LoRA of the backbone is written beside it as ``pytorch_lora_weights.safetensors``, in diffusers' format.
+
     Args:
         model: The model.
         path: File to write, ``.safetensors``; replaced when complete.
@@ -78,6 +81,12 @@ def save_trained_weights(
         metadata |= {"steps": str(length.steps), "minutes": str(length.minutes)}
     weights = model.changed_state_dict() if weights is None else weights
     state = {name: value.cpu().contiguous() for name, value in weights.items()}
+    settings = lora_settings(model.backbone)
+    if settings is not None:
+        metadata["lora"] = json.dumps(settings.metadata())
+        kept = torch.float32 if precision == "float32" else torch.float16
+        adapters = {name: state.pop(name).to(kept) for name in [*state] if is_lora(name)}
+        write_lora(file.parent, model.family.NAME, model.backbone, adapters)
     if precision != "int8":
         state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
     elif model.source is None:
@@ -100,7 +109,8 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
         keep_fusion: Keep the kind of the model's fusion; a pooling or resampler the file lacks stays new.
         path: A file of :func:`save_trained_weights`, a training checkpoint (``.ckpt``; its moving average
             where it has one), a file in the released layout (``.safetensors``, or of ``torch.save``), which
-            replaces every network, or the folder of a run or download with one of them.
+            replaces every network, or the folder of a run or download with one of them. A LoRA is
+            read from beside the file it was written with; without one, the model loses its own.
 
     Raises:
         FileNotFoundError: If there is none; the message names the path.
@@ -108,6 +118,7 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
     """
     file = find_weights_file(Path(path).expanduser())
     content = _read(file)
+    set_lora(model.backbone, content.lora)
     state, networks = content.state, model.networks()
     if content.published:
         refuse_second_encoder(networks)
@@ -151,6 +162,7 @@ def _needed(model: Networks, content: _Content) -> set[str]:
     """Names that a file must have for a model: the fusion's, of the released layout all."""
     parts = model.networks() if content.published else {"fusion": model.fusion}
     needed = {f"{part}.{name}" for part, network in parts.items() for name in network.state_dict()}
+    needed |= {*filter(is_lora, model.changed_state_dict())}
     if content.fusion.pooling != "attention":
         needed = {name for name in needed if not name.startswith("fusion.reference_attention.")}
     if content.fusion.num_tokens == 1:
@@ -177,6 +189,7 @@ class _Content:
     length: TrainingLength = field(default_factory=TrainingLength)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     published: bool = False
+    lora: LoRASettings | None = None
 
 
 def _read(file: Path) -> _Content:
@@ -191,11 +204,15 @@ def _read(file: Path) -> _Content:
                 metadata = opened.metadata() or {}
             length = TrainingLength(metadata.get("steps", 0), metadata.get("minutes", 0))  # type: ignore[arg-type]
             fusion = FusionConfig(**json.loads(metadata.get("fusion", "{}")))
-            return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion)
+            lora = _lora(json.loads(metadata.get("lora", "null")))
+            if lora is not None:
+                saved |= read_saved(file.parent / LORA_NAME, "LoRA of the checkpoint")
+            return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion, lora=lora)
         weights = saved["ema"]["weights"] if "ema" in saved else saved["state_dict"]
         length = TrainingLength(**saved.get("length", {}))
         fusion = FusionConfig(**saved.get("fusion", {}))
-        return _Content(_unprefixed({**saved.get("kept", {}), **weights}), length=length, fusion=fusion)
+        state = _unprefixed({**saved.get("kept", {}), **weights})
+        return _Content(state, length=length, fusion=fusion, lora=_lora(saved.get("lora")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = invalid_fields(error) if isinstance(error, ValidationError) else str(error)
         raise ValueError(f"checkpoint {file} cannot be read as trained weights: {reason}") from error
@@ -205,4 +222,8 @@ def _unprefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is no tensor, but {type(value).__name__}")
-    return {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+    return {plain_name(name.removeprefix(_PREFIX)): value for name, value in weights.items()}
+
+
+def _lora(values: Mapping[str, Any] | None) -> LoRASettings | None:
+    return None if values is None else LoRASettings(**values)

@@ -17,6 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 from torch import Generator, Tensor
 
 from fastcomposer.models.attention_capture import AttentionAverage
+from fastcomposer.models.lora import merged_lora
 from fastcomposer.models.routing import RoutingPlan
 from fastcomposer.pipeline.schedulers import guided_calls
 
@@ -154,6 +155,11 @@ class DelayedConditioningPipeline(DiffusionPipeline):
     def backbone(self) -> Any:
         """The denoising network."""
         return getattr(self, self.BACKBONE)
+
+    def save_pretrained(self, *args: Any, **options: Any) -> None:
+        """Save as diffusers does, with the backbone's active adapters merged into its weights."""
+        with merged_lora(self.backbone):
+            super().save_pretrained(*args, **options)
 
     def _need(self, purpose: str, *parts: str) -> None:
         """Refuse a call for which this pipeline lacks components; ``purpose`` completes the message."""

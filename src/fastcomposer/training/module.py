@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -13,6 +13,7 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.base_files import WEIGHTS_NAME
 from fastcomposer.models.compilation import check_backend, compile_blocks
+from fastcomposer.models.lora import LoRASettings, lora_settings
 from fastcomposer.models.text import TextStates
 from fastcomposer.models.weights_io import (
     Precision,
@@ -36,7 +37,8 @@ class FastComposerModule(RecipeModule):
     Args:
         model: Makes the model; called once, so that a bad setting is reported before weights are loaded.
         optimizer: Makes the optimizer from the trained parameters.
-        train_backbone: Whether the denoising network is trained.
+        train_backbone: Whether the denoising network is trained, or ``lora`` for a LoRA of it alone.
+        lora: Settings of the LoRA; ``None`` for the defaults.
         train_fusion: Whether the fusion is trained.
         resampler_lr: Learning rate of the resampler, which starts untrained; ``None`` for the optimizer's.
         vision_layers: How many of the image encoder's last layers are trained.
@@ -67,7 +69,7 @@ class FastComposerModule(RecipeModule):
         self,
         model: Callable[[], FastComposer] | FastComposer,
         optimizer: OptimizerFactory,
-        train_backbone: bool = True,
+        train_backbone: bool | Literal["lora"] = True,
         train_fusion: bool = True,
         resampler_lr: Positive | None = None,
         vision_layers: Whole = 2,
@@ -80,6 +82,7 @@ class FastComposerModule(RecipeModule):
         compile: str | None = None,
         weights: str | Path | None = None,
         export_precision: Precision = "float32",
+        lora: LoRASettings | None = None,
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
@@ -91,6 +94,8 @@ class FastComposerModule(RecipeModule):
         for name, value in (("caption_dropout", caption_dropout), ("subject_dropout", subject_dropout)):
             if not 0 <= value <= 1:
                 raise ValueError(f"method.{name}={value}: a probability between 0 and 1")
+        if train_backbone not in (True, False, "lora"):
+            raise ValueError(f"method.train_backbone={train_backbone}: true, false or lora")
         if not (train_backbone or train_fusion or vision_layers):
             raise ValueError(
                 "nothing to train: method.train_backbone, train_fusion and vision_layers are all off"
@@ -109,7 +114,8 @@ class FastComposerModule(RecipeModule):
         self.model = model if isinstance(model, FastComposer) else model()
         if weights is not None:
             load_trained_weights(self.model, weights, keep_fusion=True)
-        self.model.set_trainable(backbone=train_backbone, fusion=train_fusion, vision_layers=vision_layers)
+        backbone = (lora or LoRASettings()) if train_backbone == "lora" else train_backbone
+        self.model.set_trainable(backbone=backbone, fusion=train_fusion, vision_layers=vision_layers)
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if compile is not None:
@@ -199,12 +205,14 @@ class FastComposerModule(RecipeModule):
         return self._empty_states
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights, their kind of fusion, and what of earlier weights is frozen."""
+        """Keep trained weights, their kind of fusion and LoRA, and what of earlier weights is frozen."""
         super().on_save_checkpoint(checkpoint)
         trained = self.model.trainable_state_dict().keys()
         changed = self.model.changed_state_dict().items()
         checkpoint["kept"] = {name: value for name, value in changed if name not in trained}
         checkpoint["fusion"] = self.model.fusion.kind.metadata()
+        settings = lora_settings(self.model.backbone)
+        checkpoint["lora"] = settings and settings.metadata()
 
     def export(self, folder: str | Path) -> Path:
         """Write the trained weights, averaged where there is an EMA; all processes have to call it."""

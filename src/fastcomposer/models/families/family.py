@@ -31,6 +31,8 @@ class Family(ABC):
     """Class of the network."""
     SCHEDULER: ClassVar[Any]
     """Class of the scheduler that adds noise in training."""
+    LORA_TARGETS: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Last parts of the names of the layers that a LoRA adapts by default: the projections of attention."""
 
     BLOCKS: ClassVar[tuple[type[nn.Module], ...]]
     """Classes of the blocks that are compiled, each for itself."""

@@ -30,6 +30,7 @@ class SD3Family(Family):
     SCHEDULER = FlowMatchEulerDiscreteScheduler
     BLOCKS = (JointTransformerBlock,)
     ROUTES = False
+    LORA_TARGETS = (*Family.LORA_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     @property
     def latent_factor(self) -> int:

@@ -1,0 +1,130 @@
+"""LoRA of the backbone by peft: low-rank adapters W + alpha/rank · B·A (Hu et al. 2021, eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LoraBaseMixin
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fastcomposer.models.base_files import LORA_NAME
+from fastcomposer.utils.ranges import Count, Positive
+
+_ADAPTER = "fastcomposer"
+_WRAPPED = ((".base_layer.", "."), (f".lora_A.{_ADAPTER}.", ".lora_A."), (f".lora_B.{_ADAPTER}.", ".lora_B."))
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """Shape of the adapters.
+
+    Attributes:
+        rank: Rows of A and columns of B.
+        alpha: Numerator of the scale; ``None`` for the rank, a scale of 1.
+        targets: Last parts of the adapted layers' names; ``None`` for the projections of attention
+            (:attr:`~fastcomposer.models.families.Family.LORA_TARGETS`).
+    """
+
+    rank: Count = 16
+    alpha: Positive | None = None
+    targets: tuple[str, ...] | None = None
+
+    def of(self, targets: Sequence[str]) -> LoRASettings:
+        """These settings with defaults filled in."""
+        return LoRASettings(self.rank, self.alpha or self.rank, tuple(sorted(self.targets or targets)))
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain values for a file of weights."""
+        return asdict(self)
+
+
+def lora_settings(backbone: Any) -> LoRASettings | None:
+    """Settings of a backbone's adapters; ``None`` without any of ours."""
+    config = getattr(backbone, "peft_config", {}).get(_ADAPTER)
+    return config and LoRASettings(config.r, config.lora_alpha, tuple(sorted(config.target_modules)))
+
+
+def set_lora(backbone: Any, settings: LoRASettings | None) -> None:
+    """Give a backbone new adapters, or none; those of the same settings stay.
+
+    Raises:
+        ValueError: If no layer has one of the names.
+    """
+    present = lora_settings(backbone)
+    if present == settings:
+        return
+    if present is not None:
+        backbone.unload_lora()
+    if settings is None:
+        return
+    from peft import LoraConfig  # takes a second
+
+    names, alpha = [*(settings.targets or ())], settings.alpha or settings.rank
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=names,
+        init_lora_weights="gaussian",
+    )
+    try:
+        backbone.add_adapter(config, _ADAPTER)
+    except ValueError as error:
+        raise ValueError(f"method.lora.targets={names}: {error}") from error
+
+
+def lora_parts(backbone: Any) -> list[nn.Module]:
+    """A and B of every adapted layer."""
+    layers = [layer for layer in backbone.modules() if _ADAPTER in getattr(layer, "lora_A", ())]
+    return [part[_ADAPTER] for layer in layers for part in (layer.lora_A, layer.lora_B)]
+
+
+def plain_name(name: str) -> str:
+    """Name of a tensor without what peft inserts: as in the base, or in diffusers' file of a LoRA."""
+    for inserted, plain in _WRAPPED:
+        name = name.replace(inserted, plain)
+    return name
+
+
+def is_lora(name: str) -> bool:
+    """Whether a plain name is that of an adapter's tensor."""
+    return name.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def write_lora(folder: Path, part: str, backbone: Any, state: Mapping[str, Tensor]) -> None:
+    """Write adapters of the network ``part`` as diffusers does, for ``load_lora_weights``."""
+    config = backbone.peft_config[_ADAPTER].to_dict()
+    LoraBaseMixin.write_lora_layers(
+        dict(state),
+        str(folder),
+        is_main_process=True,
+        weight_name=f"{LORA_NAME}.tmp",
+        save_function=None,  # type: ignore[arg-type]
+        safe_serialization=True,
+        lora_adapter_metadata={f"{part}.{key}": value for key, value in config.items()},
+    )
+    (folder / f"{LORA_NAME}.tmp").replace(folder / LORA_NAME)
+
+
+@contextmanager
+def merged_lora(network: Any) -> Iterator[None]:
+    """Inside the block, have plain layers with the active adapters merged in, in place of adapted layers."""
+    adapted: dict[str, Any] = {}
+    if getattr(network, "peft_config", None):
+        from peft.tuners.lora import LoraLayer
+
+        adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    try:
+        for name, layer in adapted.items():
+            merged: Any = deepcopy(layer)
+            merged.merge()
+            network.set_submodule(name, merged.get_base_layer())
+        yield
+    finally:
+        for name, layer in adapted.items():
+            network.set_submodule(name, layer)

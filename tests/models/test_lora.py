@@ -1,0 +1,135 @@
+"""LoRA of U-Nets and transformers: trained alone, kept beside the fusion, read by stock diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+from tiny_architectures import narrow
+from tiny_pipeline import reference, seeded
+
+from fastcomposer import FastComposer
+from fastcomposer.bench.training_step import noise_batch
+from fastcomposer.models.lora import LoRASettings
+from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
+from fastcomposer.pipeline.kinds import open_pipeline
+
+STOCK: dict[str, Any] = {"sd15": StableDiffusionPipeline, "sd3": StableDiffusion3Pipeline}
+PROMPT = "a man <|image|> on the beach"
+SETTINGS = LoRASettings(rank=2, alpha=3)
+SAMPLER: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
+
+
+@pytest.fixture(scope="module", params=[*STOCK])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def base(name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = narrow(name, tmp_path_factory.mktemp("lora") / name)
+    return {"base": "no/base", "architecture": folder, "weights": "random"}
+
+
+@pytest.fixture(scope="module")
+def model(base: dict[str, Any]) -> FastComposer:
+    """A model with a LoRA after some changes."""
+    torch.manual_seed(0)
+    model = FastComposer.from_pretrained(**base)
+    model.set_trainable(backbone=SETTINGS, vision_layers=1)
+    with torch.no_grad():
+        for value in model.trainable_parameters():
+            value += 0.05 * torch.randn(value.shape)
+    return model
+
+
+def prediction(model: FastComposer) -> torch.Tensor:
+    return model.training_losses(noise_batch(2, 2, 64, 28), generator=seeded()).noise_pred
+
+
+def sample(pipe: Any, **options: Any) -> np.ndarray:
+    return pipe(PROMPT.replace(" <|image|>", ""), generator=seeded(), **SAMPLER, **options).images
+
+
+def test_adapters_alone_are_trained(name: str, base: dict[str, Any]) -> None:
+    model = FastComposer.from_pretrained(**base)
+    before = prediction(model)
+    model.set_trainable(backbone=SETTINGS, vision_layers=1)
+    model.enable_gradient_checkpointing()
+    assert torch.equal(prediction(model), before)
+    model.train().training_losses(noise_batch(2, 2, 64, 28), generator=seeded()).loss.backward()
+    trained = {key for key in model.trainable_state_dict() if key.startswith(f"{model.family.NAME}.")}
+    assert all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in trained)
+    adapted = {key.rpartition(".lora_")[0].rpartition("attn")[2].partition(".")[2] for key in trained}
+    assert adapted == {*model.family.LORA_TARGETS}
+    gradients = {key: p.grad for key, p in model.backbone.named_parameters() if p.grad is not None}
+    assert all("lora" in key for key in gradients)
+    # Of B alone, as B is zero.
+    assert sum(bool(value.norm() > 0) for value in gradients.values()) > 0.4 * len(trained)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("float32", 0.0), ("float16", 2e-2), ("int8", 2e-2)])
+def test_weights_come_back(
+    precision: Any, error: float, model: FastComposer, base: dict[str, Any], tmp_path: Path
+) -> None:
+    save_trained_weights(model, tmp_path / "fastcomposer.safetensors", precision)
+    ours = load_file(tmp_path / "fastcomposer.safetensors")
+    assert {key.partition(".")[0] for key in ours} == {"fusion", "image_encoder"}
+    again = FastComposer.from_checkpoint(tmp_path, **base)
+    assert torch.allclose(prediction(again), prediction(model), atol=error, rtol=error)
+    again.set_trainable(backbone=SETTINGS, vision_layers=1)
+    assert again.changed_state_dict().keys() == model.changed_state_dict().keys()
+    with pytest.raises(ValueError, match=r"set method\.lora"):
+        again.set_trainable(backbone=LoRASettings(rank=4))
+    (tmp_path / "pytorch_lora_weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="pytorch_lora_weights"):
+        load_trained_weights(again, tmp_path)
+
+
+def test_stock_diffusers_reads_the_adapters(
+    name: str, model: FastComposer, base: dict[str, Any], tmp_path: Path
+) -> None:
+    save_trained_weights(model, tmp_path / "fastcomposer.safetensors")
+    parts = FastComposer.from_pretrained(**base).to_pipeline().components
+    parts.pop("fusion")
+    stock = STOCK[name](**parts, **({"requires_safety_checker": False} if name == "sd15" else {}))
+    without = sample(stock)
+    stock.load_lora_weights(tmp_path, adapter_name="mine")
+    pipe = model.to_pipeline()
+    assert np.array_equal(sample(stock), sample(pipe, alpha=0))
+    assert not np.allclose(sample(stock), without, atol=1e-3)
+    # Adapters are weighted and combined as in stock pipelines.
+    pipe.load_lora_weights(tmp_path, adapter_name="mine")
+    pipe.set_adapters(["mine"], [0.5])
+    stock.set_adapters(["mine"], [0.5])
+    assert np.array_equal(sample(stock), sample(pipe, alpha=0))
+    pipe.delete_adapters("mine")
+    pipe.set_adapters("fastcomposer")
+
+
+def test_saved_pipelines_have_the_adapters_merged(model: FastComposer, tmp_path: Path) -> None:
+    pipe = model.to_pipeline()
+    options = {"references": [reference(0)], "alpha": 1.0}
+    before = prediction(model)
+    pipe.save_pretrained(tmp_path)
+    assert torch.equal(prediction(model), before)
+    loaded = open_pipeline(tmp_path)
+    assert not hasattr(loaded.backbone, "peft_config")
+    images = [p(PROMPT, generator=seeded(), **SAMPLER, **options).images for p in (pipe, loaded)]
+    assert np.allclose(*images, atol=1e-4)
+    if model.unet is not None:
+        with pytest.raises(ValueError, match="has no LoRA"):
+            model.save_published_checkpoint(tmp_path / "pytorch_model.bin")
+
+
+def test_targets_exist(base: dict[str, Any]) -> None:
+    model = FastComposer.from_pretrained(**base)
+    model.set_trainable(backbone=LoRASettings(targets=("ff.net.2",)))
+    assert all(".ff.net.2.lora_" in key for key in model.trainable_state_dict() if "lora" in key)
+    with pytest.raises(ValueError, match=r"method\.lora\.targets=\['nowhere'\]"):
+        FastComposer.from_pretrained(**base).set_trainable(backbone=LoRASettings(targets=("nowhere",)))
