@@ -20,6 +20,7 @@ from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.lora import LoRASettings
 from fastcomposer.training.samples import SampleImages
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,14 @@ def test_one_gpu_accumulates_and_checkpoints() -> None:
     assert trainer.val_check_interval == every * trainer.accumulate_grad_batches
     factory = instantiate(config.method.optimizer)
     assert (factory.implementation, factory.lr, factory.betas) == ("fused", 1e-5, (0.9, 0.999))
+
+
+def test_stable_diffusion_3_is_trained_by_a_lora_with_checkpointing() -> None:
+    config = composed("train", "experiment=paper", "model=sd3")
+    other = {"base": config.model.base, "resolution": 1024, "trained": ("lora", True, 2)}
+    assert recipe(config) == {**PAPER, **other}
+    assert config.method.gradient_checkpointing
+    assert instantiate(config.method.lora) == LoRASettings(rank=16)
 
 
 def jobs(config: DictConfig) -> list[list[str]]:

@@ -122,6 +122,8 @@ class Model(BaseModel):
     max_subjects: Annotated[int, Field(ge=1, le=64)]
     resolution: Side
     reference_size: Side
+    train_backbone: bool | Literal["lora"] = True
+    gradient_checkpointing: bool = False
 
 
 class Metrics(BaseModel):
