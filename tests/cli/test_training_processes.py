@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from small_training import small_training
+from tiny_architectures import narrow
 
 _TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # five starts of everything, on machines that do something else, too
-@pytest.mark.parametrize(("trainer", "launcher"), [("ddp", []), ("ddp", _TORCHRUN), ("fsdp", [])])
+@pytest.mark.parametrize(
+    ("trainer", "launcher", "lora"),
+    [
+        ("ddp", [], None),
+        ("ddp", _TORCHRUN, None),
+        ("fsdp", [], None),
+        ("fsdp", [], "unet"),
+        ("ddp", [], "sd3"),
+    ],
+)
 def test_two_processes_are_one(
-    trainer: str, launcher: list[str], world: Path, small_base: Path, tmp_path: Path
+    trainer: str, launcher: list[str], lora: str | None, world: Path, small_base: Path, tmp_path: Path
 ) -> None:
     """The same mini training on 1 process × 8 and on 2 × 4, which stopped once on the way."""
     settings = small_training(
@@ -32,6 +42,10 @@ def test_two_processes_are_one(
         "threads=1",
         "resume=auto",
     )
+    settings += [] if lora is None else ["method.train_backbone=lora"]
+    if lora == "sd3":
+        random = ["model.weights=random", f"model.architecture={narrow('sd3', tmp_path / 'sd3')}"]
+        settings += [*random, "model.reference_size=28"]
     two = ["data.module.batch_size=4", f"trainer={trainer}", "trainer.devices=2", "trainer.accelerator=cpu"]
     two += ["trainer.precision=32-true", "name=two"]
     alone = ["-m", "fastcomposer.cli.train", *settings, "data.module.batch_size=8", "name=one"]
@@ -41,11 +55,11 @@ def test_two_processes_are_one(
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("steps are done") == 1
-    one, other = (
-        load_file(tmp_path / "outputs" / name / "fastcomposer.safetensors") for name in ("one", "two")
-    )
-    assert one.keys() == other.keys()
-    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-4
+    for file in ("fastcomposer", *(["pytorch_lora_weights"] if lora else [])):
+        folders = (tmp_path / "outputs" / name for name in ("one", "two"))
+        one, other = (load_file(folder / f"{file}.safetensors") for folder in folders)
+        assert one.keys() == other.keys()
+        assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-4
     logs = []
     for name in ("one", "two"):
         with (tmp_path / "outputs" / name / "logs" / "metrics.csv").open() as file:
