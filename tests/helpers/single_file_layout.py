@@ -19,9 +19,27 @@ _CLIP |= {"embeddings.position_embedding.weight": "positional_embedding"}
 _CLIP |= {"encoder.layers": "transformer.resblocks", "layer_norm": "ln_", "self_attn": "attn"}
 _CLIP |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
+_SD3 = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "proj_out": "final_layer.linear",
+}
+_SD3 |= {"time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0"}
+_SD3 |= {"time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2"}
+_SD3 |= {"time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0"}
+_SD3 |= {"time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2"}
+_SD3 |= {"norm_out.linear": "final_layer.adaLN_modulation.1", "transformer_blocks": "joint_blocks"}
+_SD3_BLOCK = {"norm1.linear": "adaLN_modulation.1", "ff.net.0.proj": "mlp.fc1", "ff.net.2": "mlp.fc2"}
+_SD3_BLOCK |= {"norm_added_": "ln_", "norm_": "ln_", "to_out.0": "proj", "to_add_out": "proj"}
+
 
 def single_file_state(model: Any) -> dict[str, Tensor]:
-    """Weights of the U-Net, VAE and text encoders of a model; nothing else is in such a file."""
+    """Weights of the backbone, VAE and text encoders of a model; nothing else is in such a file."""
+    if model.unet is None:
+        state = {f"model.diffusion_model.{k}": v for k, v in _sd3(model.transformer).items()}
+        state |= {f"first_stage_model.{k}": v for k, v in _vae(model.vae).items()}
+        state |= _clip(model.text_encoder, "text_encoders.clip_l.transformer.")
+        return state | _clip(model.text_encoder_2, "text_encoders.clip_g.transformer.")
     state = {f"model.diffusion_model.{k}": v for k, v in _unet(model.unet).items()}
     state |= {f"first_stage_model.{k}": v for k, v in _vae(model.vae).items()}
     first, second = model.text_encoder, model.text_encoder_2
@@ -35,6 +53,36 @@ def single_file_state(model: Any) -> dict[str, Tensor]:
     else:
         state |= _clip(first, "cond_stage_model.transformer.text_model.")
     return state
+
+
+def _sd3(transformer: Any) -> dict[str, Tensor]:
+    last = len(transformer.transformer_blocks) - 1
+    state, joined = {}, {}
+    for name, value in transformer.state_dict().items():
+        if name.startswith(("norm_out.", f"transformer_blocks.{last}.norm1_context.")):
+            value = torch.cat([*reversed(value.chunk(2))])  # shift and scale
+        for ours, theirs in _SD3.items():
+            name = name.replace(ours, theirs)
+        found = re.fullmatch(r"(.*)\.(attn2?)\.(to|add)_([qkv])(?:_proj)?\.(weight|bias)", name)
+        if found is None:
+            state[_stream(name)] = value
+        else:
+            stream = "context_block" if found[3] == "add" else "x_block"
+            key = f"{found[1]}.{stream}.{found[2]}.qkv.{found[5]}"
+            joined.setdefault(key, {})[found[4]] = value
+    return state | {name: torch.cat([parts[part] for part in "qkv"]) for name, parts in joined.items()}
+
+
+def _stream(name: str) -> str:
+    """Name of a block's tensor, in the stream of the image or of the text."""
+    block = re.fullmatch(r"(joint_blocks\.\d+)\.(.*)", name)
+    if block is None:
+        return name
+    of_text = re.search(r"_context\.|added_|to_add_out", block[2])
+    rest = block[2].replace("_context.", ".")
+    for ours, theirs in _SD3_BLOCK.items():
+        rest = rest.replace(ours, theirs)
+    return f"{block[1]}.{'context_block' if of_text else 'x_block'}.{rest}"
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

@@ -126,11 +126,9 @@ def project_growth(config: DictConfig) -> None:
     machines = instantiate(config.plan.machines)
     method, device = config.method, "cuda" if torch.cuda.is_available() else "cpu"
     model = instantiate(method.model)().to(device).train()
-    model.set_trainable(
-        backbone=instantiate(method.lora) if method.train_backbone == "lora" else method.train_backbone,
-        fusion=method.train_fusion,
-        vision_layers=method.vision_layers,
-    )
+    lora = instantiate(method.lora, _convert_="object")
+    backbone = lora if method.train_backbone == "lora" else method.train_backbone
+    model.set_trainable(backbone=backbone, fusion=method.train_fusion, vision_layers=method.vision_layers)
     sizes = config.model.resolution, config.model.reference_size
     batch = noise_batch(config.batch_size, model.fusion.config.max_subjects or 1, *sizes).to(device)
     averaged = method.ema_decay is not None

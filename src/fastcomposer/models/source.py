@@ -188,7 +188,7 @@ class SingleFileSource(ModelSource):
             raise ValueError(
                 f"{subfolder} of the file {self.base} lacks weights of architecture {self.configs}"
             ) from error
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{subfolder} of the file {self.base} does not fit architecture {self.configs}: {error}"
             ) from error
