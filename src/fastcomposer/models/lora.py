@@ -35,7 +35,7 @@ class LoRASettings:
     alpha: Positive | None = None
     targets: tuple[str, ...] | None = None
 
-    def of(self, targets: Sequence[str]) -> LoRASettings:
+    def resolved(self, targets: Sequence[str]) -> LoRASettings:
         """These settings with defaults filled in."""
         return LoRASettings(self.rank, self.alpha or self.rank, tuple(sorted(self.targets or targets)))
 

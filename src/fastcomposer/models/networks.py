@@ -264,7 +264,7 @@ class Networks(nn.Module):
             raise ValueError(f"vision_layers must lie in [0, {len(layers)}], not {vision_layers}")
         adapters: list[nn.Module] = []
         if isinstance(backbone, LoRASettings):
-            wanted, present = backbone.of(self.family.LORA_TARGETS), lora_settings(self.backbone)
+            wanted, present = backbone.resolved(self.family.LORA_TARGETS), lora_settings(self.backbone)
             if present not in (None, wanted):
                 raise ValueError(f"the weights bring a LoRA of {present}: set method.lora to it")
             set_lora(self.backbone, wanted)
