@@ -92,7 +92,7 @@ class StepVariant:
     precision: torch.dtype = torch.float32  # of autocast
     compiled: bool = False  # the U-Net's blocks, by inductor
     num_tokens: int = 1  # of each subject
-    identity: bool = False  # the identity loss of every sample, decoded once more in the backward pass
+    identity: int = 0  # steps of the identity loss of every sample, decoded once more in the backward pass
 
 
 PLAIN, TUNED = "plain: uncached, explicit attention", "tuned: cached, fused attention"
@@ -109,7 +109,8 @@ VARIANTS = {
     "tuned, bfloat16": StepVariant(precision=torch.bfloat16),
     "tuned, compiled": StepVariant(compiled=True),
     TOKENS: StepVariant(num_tokens=9),
-    IDENTITY: StepVariant(identity=True),
+    IDENTITY: StepVariant(identity=1),
+    "tuned, identity loss of 4 steps": StepVariant(identity=4),
 }
 """The steps that are compared, by name."""
 
@@ -172,8 +173,8 @@ class StepBench:
         losses = self.losses(variant)
         total = losses.loss
         if variant.identity:
-            batch = self.batches[variant.cached]
-            found = self.identity(self.model.vae, losses.clean_latents, losses.timesteps, batch)
+            self.identity.steps = variant.identity
+            found = self.identity(self.model, self.batches[variant.cached], losses)
             total = total + self.identity.weight * found
         total.backward()
         self.optimizer.step()
