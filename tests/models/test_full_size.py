@@ -1,8 +1,9 @@
-"""Stable Diffusion 1.5 as it is, on the CPU: a training step and an image, inside 24 GB."""
+"""Stable Diffusion 1.5 and 3.5 medium as they are, on the CPU: a training step and an image in 24 GB."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 from fastcomposer import FastComposer, SubjectBatch
+from fastcomposer.models.lora import LoRASettings
 from fastcomposer.prompt import parse_prompt
 
 torch.manual_seed(0)
-model = FastComposer.from_pretrained("no/base", architecture="data/architectures/sd15", weights="random")
+architecture = f"data/architectures/{sys.argv[1]}"
+model = FastComposer.from_pretrained("no/base", architecture=architecture, weights="random")
+if model.unet is None:
+    model.set_trainable(backbone=LoRASettings())
 model.enable_gradient_checkpointing()
 parsed = parse_prompt("a man <|image|> on the beach", model.tokenizer)
 mask = torch.zeros(1, 1, 512, 512)
@@ -33,7 +38,9 @@ batch = SubjectBatch(
     subject_masks=mask,
 )
 optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-5, weight_decay=0.01, foreach=False)
-before = model.fusion.mlp1.fc1.weight.detach().clone()
+fused = dict(model.fusion.named_parameters())
+weight = next(value for name, value in fused.items() if name.endswith("mlp1.fc1.weight"))
+before = weight.detach().clone()
 start = time.monotonic()
 losses = model.train().training_losses(batch)
 losses.loss.backward()
@@ -41,7 +48,7 @@ norm = torch.nn.utils.get_total_norm(p.grad for p in model.trainable_parameters(
 optimizer.step()
 measured = {"step_seconds": time.monotonic() - start, "loss": losses.loss.item(), "norm": norm.item()}
 measured["layers"] = len(losses.localization_per_layer)
-measured["moved"] = (model.fusion.mlp1.fc1.weight - before).abs().max().item()
+measured["moved"] = (weight - before).abs().max().item()
 del losses, optimizer
 model.zero_grad(set_to_none=True)
 start = time.monotonic()
@@ -58,19 +65,26 @@ print(json.dumps(measured))
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_stable_diffusion_15_trains_and_samples_inside_24_gigabytes() -> None:
+@pytest.mark.parametrize(("name", "layers", "side", "needed"), [("sd15", 11, 512, 18), ("sd3", 5, 1024, 20)])
+def test_a_training_step_and_an_image_take_less_than_24_gigabytes(
+    name: str, layers: int, side: int, needed: int
+) -> None:
+    """1.5 is trained in full; 3.5 medium by a LoRA, without T5, at 512 pixels; peaks: 16.5, 18.5."""
     found = Path("/proc/meminfo")
     if found.exists():
         free = {line.split(":")[0]: int(line.split()[1]) for line in found.read_text().splitlines()}
-        if free["MemAvailable"] * 1024 < 18 * GIGABYTE:  # its peak is 16.5
-            pytest.skip(f"needs 18 GB of free memory, {free['MemAvailable'] / 2**20:.1f} are")
+        if free["MemAvailable"] * 1024 < needed * GIGABYTE:
+            pytest.skip(f"needs {needed} GB of free memory, {free['MemAvailable'] / 2**20:.1f} are")
     # A process of its own, so that the peak is its own.
-    result = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=False)
+    # Freed tensors go back to the system; small ones in between would keep their memory.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    command = [sys.executable, "-c", STEP, name]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     measured = json.loads(result.stdout.splitlines()[-1])
     print(measured)
     assert measured["peak"] < 24 * GIGABYTE
-    assert measured["layers"] == 11
+    assert measured["layers"] == layers
     assert 0 < measured["norm"] < float("inf") and 0 < measured["loss"] < float("inf")
     assert 0 < measured["moved"] <= 1.1e-5  # a first step of AdamW is as long as the learning rate
-    assert measured["shape"] == [512, 512, 3] and measured["spread"] > 0
+    assert measured["shape"] == [side, side, 3] and measured["spread"] > 0
