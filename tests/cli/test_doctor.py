@@ -74,6 +74,12 @@ def test_a_benchmark_of_others_lacks_its_list(examined: Any, tmp_path: Path) -> 
     assert "multihuman_metadata.json" in found["detail"]
 
 
+def test_people_that_are_rendered_are_counted(examined: Any) -> None:
+    found = examined("evaluate", "benchmark=training_people", "methods=[text_only]")
+    (images,) = (one for one in found["findings"] if one["name"] == "output")
+    assert images["state"] == "ok"
+
+
 def test_a_preparation_lacks_its_networks(examined: Any) -> None:
     found = missing(examined("prepare", "data=folder", "source=photos"))
     parts = {"captioner", "segmenter", "phrases", "matcher.image_text"}

@@ -45,7 +45,7 @@ def inputs(command: str, config: Config) -> Iterator[Finding]:
             yield from models.base_model(key, node, command in ("generate", "demo"))
         target = str(node.get("_target_", ""))
         if target in DATA_MODULES:
-            faces = at(config, "identity.loss") is not None
+            faces = bool(at(config, "identity.loss") or at(config, "reward.loss"))
             processes = num_processes(config) if command == "train" else 1
             yield from records.data_module(node, processes, _how_made(config), faces)
         elif target in ROOTS:

@@ -190,6 +190,11 @@ def num_cases(node: Mapping[str, Any]) -> int:
         return sum(len(one.cases) for one in _load_other(node))
     from fastcomposer.evaluation.benchmark import Subset
 
+    if "people" in node:  # rendered when the benchmark is loaded
+        prompts, part = read_definition(asset(node["folder"]) / "single_subject.json").prompts, node["part"]
+        most = part["prompts_per_category"]
+        each = sum(len(listed[:most]) for listed in prompts.values()) * part["images_per_prompt"]
+        return len(node["people"]["numbers"]) * each
     chosen: dict[str, Any] = {key: node[key] for key in ("seed", "celeba_identities") if key in node}
     for name in ("single", "multi"):
         counts = node[name]
