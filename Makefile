@@ -108,7 +108,7 @@ identity: .venv/core ## Train what goes beyond the paper, alone and together, an
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(STEPS) resume=auto $(ARGS)
 	$(EVALUATE) -m sweep=jobs jobs=$(ARMS) benchmark=mini_card
-	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(ARMS)/0,$(ARMS)/11] output=$(ARMS)/diagnosis
+	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(ARMS)/0,$(ARMS)/13] output=$(ARMS)/diagnosis
 	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0
 
 test: export OMP_NUM_THREADS = 1

@@ -28,7 +28,7 @@ from fastcomposer.data.sample_settings import SampleSettings
 from fastcomposer.sweeps.search import chosen_overrides, read_goal
 
 TRAINING = (
-    "model data method localization identity reward timesteps sampler trainer callbacks logger "
+    "model data method localization identity readout reward timesteps sampler trainer callbacks logger "
     "experiment arm sweep"
 )
 GROUPS = dict.fromkeys(TRAINING.split(), "train")

@@ -45,7 +45,7 @@ def inputs(command: str, config: Config) -> Iterator[Finding]:
             yield from models.base_model(key, node, command in ("generate", "demo"))
         target = str(node.get("_target_", ""))
         if target in DATA_MODULES:
-            faces = bool(at(config, "identity.loss") or at(config, "reward.loss"))
+            faces = any(at(config, f"{key}.loss") for key in ("identity", "readout", "reward"))
             processes = num_processes(config) if command == "train" else 1
             yield from records.data_module(node, processes, _how_made(config), faces)
         elif target in ROOTS:

@@ -209,6 +209,7 @@ def _read(file: Path) -> _Content:
                 saved |= read_saved(file.parent / LORA_NAME, "LoRA of the checkpoint")
             return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion, lora=lora)
         weights = saved["ema"]["weights"] if "ema" in saved else saved["state_dict"]
+        weights = {name: value for name, value in weights.items() if name.startswith(_PREFIX)}
         length = TrainingLength(**saved.get("length", {}))
         fusion = FusionConfig(**saved.get("fusion", {}))
         state = _unprefixed({**saved.get("kept", {}), **weights})

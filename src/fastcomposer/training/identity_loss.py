@@ -41,8 +41,8 @@ def check_faces(samples: Any, count: int = 16) -> None:
         if boxes is not None and bool(boxes.any()):
             return
     raise ValueError(
-        "identity and reward need records with annotated faces, and the first of these have none: "
-        "fastcomposer prepare faces=true adds them; or take identity=none reward=none"
+        "identity, readout and reward need records with annotated faces, and the first of these have none: "
+        "fastcomposer prepare faces=true adds them; or take identity=none readout=none reward=none"
     )
 
 

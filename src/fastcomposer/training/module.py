@@ -25,6 +25,7 @@ from fastcomposer.prompt import parse_prompt
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
 from fastcomposer.training.identity_loss import FaceLoss, check_faces
 from fastcomposer.training.precompute import frozen_digests
+from fastcomposer.training.readout_loss import ReadOutLoss
 from fastcomposer.training.sharding import full_tensor, shard
 from fastcomposer.training.timestep_density import TimestepDensity
 from fastcomposer.utils.ranges import Fraction, Positive, Whole
@@ -40,12 +41,14 @@ class FastComposerModule(RecipeModule):
         train_backbone: Whether the denoising network is trained, or ``lora`` for a LoRA of it alone.
         lora: Settings of the LoRA; ``None`` for the defaults.
         train_fusion: Whether the fusion is trained.
-        resampler_lr: Learning rate of the resampler, which starts untrained; ``None`` for the optimizer's.
+        resampler_lr: Learning rate of the resampler and of the read-out, which start untrained; ``None`` for
+            the optimizer's.
         vision_layers: How many of the image encoder's last layers are trained.
         caption_dropout: Fraction of samples that lose caption and subjects.
         subject_dropout: Fraction of subjects that are left out, their word staying in the caption.
         timesteps: Where on the noise schedule samples are spent; ``None`` for the same everywhere.
         identity: Loss that compares the faces of x̂₀ and target; ``None`` for none.
+        readout: Loss that compares what conditions the backbone with the faces of targets; ``None`` for none.
         reward: Loss that compares the faces of sampled images and targets; ``None`` for none.
         gradient_checkpointing: Trade time for memory.
         compile: Backend of :func:`torch.compile` for its blocks, such as .`inductor``; or ``None``.
@@ -59,6 +62,7 @@ class FastComposerModule(RecipeModule):
         "train/denoise_loss",
         "train/localization_loss",
         "train/identity_loss",
+        "train/readout_loss",
         "train/matching_loss",
         "train/routing_loss",
         "val/denoise_loss",
@@ -77,6 +81,7 @@ class FastComposerModule(RecipeModule):
         subject_dropout: Fraction = 0.1,
         timesteps: TimestepDensity | None = None,
         identity: FaceLoss | None = None,
+        readout: ReadOutLoss | None = None,
         reward: FaceLoss | None = None,
         gradient_checkpointing: bool = False,
         compile: str | None = None,
@@ -86,7 +91,7 @@ class FastComposerModule(RecipeModule):
         **recipe: Any,
     ) -> None:
         super().__init__(optimizer, **recipe)
-        self.timesteps, self.identity, self.reward = timesteps, identity, reward
+        self.timesteps, self.identity, self.readout, self.reward = timesteps, identity, readout, reward
         if export_precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise ValueError(f"method.export_precision={export_precision}: one of {known}")
@@ -126,11 +131,13 @@ class FastComposerModule(RecipeModule):
         self.empty_prompt: Tensor
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
         self._empty_states: TextStates | None = None
+        if readout is not None:
+            readout.read(self.model, self._states_of_empty_prompt().tokens.shape[-1])
         self._sharded = False
 
     def setup(self, stage: str) -> None:
         """Refuse precomputed moments and states of other networks, and records without faces."""
-        if stage == "fit" and (self.identity or self.reward):
+        if stage == "fit" and (self.identity or self.readout or self.reward):
             check_faces(self.trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
         cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
         if cache is not None:
@@ -140,17 +147,19 @@ class FastComposerModule(RecipeModule):
         """Shard the trained weights over the devices, where the strategy asks for it."""
         if self.device_mesh is None or self._sharded:
             return
+        if self.readout is not None:
+            raise ValueError("trainer=fsdp does not train the read-out: take readout=none or trainer=ddp")
         shard(self.model, self.device_mesh["data_parallel"])
         # on_load_checkpoint compares the names of the weights: frozen ones come from the base.
         self._sharded, self.strict_loading = True, False
 
     def parameter_groups(self) -> list[Any]:
-        """One group, and the resampler's where it has a learning rate of its own."""
+        """One group, and another of what starts untrained where that has a learning rate of its own."""
         found = self.trained_parameters()
-        own = [p for name, p in found.items() if ".resampler." in name]
+        own = [p for name, p in found.items() if ".resampler." in name or name.startswith("readout.")]
         if self.resampler_lr is None or not own:
             return super().parameter_groups()
-        others = [p for name, p in found.items() if ".resampler." not in name]
+        others = [p for p in found.values() if all(p is not one for one in own)]
         return [{"params": others}, {"params": own, "lr": self.resampler_lr}]
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
@@ -177,11 +186,12 @@ class FastComposerModule(RecipeModule):
             sample_weight=weight,
         )
         total, values = losses.loss, {}
-        for name, faces in (("identity_loss", self.identity), ("matching_loss", self.reward)):
+        terms = {"identity": self.identity, "readout": self.readout, "matching": self.reward}
+        for name, faces in terms.items():
             if faces is not None:
                 loss = faces(self.model, batch, losses, self._states_of_empty_prompt(), generators)
                 total = total + faces.weight_at(self.global_step) * loss
-                values[f"train/{name}"] = loss
+                values[f"train/{name}_loss"] = loss
         if self.model.fusion.kind.routing:
             values["train/routing_loss"] = losses.routing_loss
         values |= {"train/loss": total, "train/denoise_loss": losses.denoise_loss}

@@ -1,0 +1,65 @@
+"""Read-out loss: does what conditions the backbone say whose face it is?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcomposer.batch import SubjectBatch
+from fastcomposer.models.text import TextStates
+from fastcomposer.training.identity_loss import FaceLoss, annotated_faces
+from fastcomposer.utils.ranges import Amount, Whole
+from fastcomposer.utils.rng import Source
+
+if TYPE_CHECKING:
+    from fastcomposer.composer import FastComposer, TrainingLosses
+
+
+class ReadOutLoss(FaceLoss):
+    """``1 − cos(W·c', f(x))`` of a subject's states c' and its face in the target x (docs/method.md, eq. 13).
+
+    A linear map, which is trained and not exported, reads the states of a subject's word and further tokens,
+    side by side, as the backbone gets them.
+
+    Args:
+        embedder: See :class:`FaceLoss`.
+        weight: See :class:`FaceLoss`.
+        warmup_steps: See :class:`FaceLoss`.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    KEY = "readout"
+
+    def __init__(self, embedder: Any, weight: Amount = 0.3, warmup_steps: Whole = 0) -> None:
+        super().__init__(embedder, weight, warmup_steps=warmup_steps)
+        self.head: nn.Module = nn.Identity()
+
+    def read(self, model: FastComposer, width: int) -> None:
+        """Make the map for a model whose prompts have states of a width."""
+        columns = model.fusion.kind.num_tokens + (model.text.third is not None)
+        face = self.embedder(torch.zeros(1, 3, 64, 64), torch.tensor([[[8.0, 8.0, 56.0, 56.0]]]))
+        self.head = nn.Linear(columns * width, face.shape[-1])
+
+    def forward(
+        self,
+        model: FastComposer,
+        batch: SubjectBatch,
+        losses: TrainingLosses,
+        empty: TextStates | None = None,
+        source: Source = None,
+    ) -> Tensor:
+        """Mean over all faces; see :class:`FaceLoss`."""
+        faces = annotated_faces(batch)
+        columns = model.subject_columns(batch).reshape(*faces.shape, -1)
+        rows = torch.arange(len(batch), device=columns.device)[:, None, None]
+        states = losses.prompt_embeds[rows, columns].float() * (columns >= 0).unsqueeze(-1)
+        found = F.normalize(self.head(states.flatten(2)), dim=-1)
+        with torch.no_grad():
+            wanted = self.embedder(batch.pixel_values.float() / 2 + 0.5, batch.subject_face_boxes)
+        loss = 1 - (found * wanted).sum(-1)
+        return (loss * faces).sum() / faces.sum().clamp(min=1)
