@@ -135,13 +135,13 @@ def test_every_choice_of_an_ablation_is_another_training(name: str, experiment: 
             instantiate(config.method.model.fusion)
             module = {**config.data.module, "augmentation": instantiate(config.data.module.augmentation)}
             SampleSettings(**{field.name: module[field.name] for field in fields(SampleSettings)})
-            keys = ["data", "method", "identity", "reward", "timesteps", "localization"]
+            keys = ["data", "method", "identity", "readout", "reward", "timesteps", "localization"]
             seen.append(OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys), resolve=False))
         same = len(seen) - len(set(seen))
         # Some settings are an experiment's own already.
         owned = {
             ("ablation_data", "paper"): 1,  # FFHQ has no other image of anybody
-            ("ablation_identity", "paper"): 4,  # its density of timesteps is uniform with and without
+            ("ablation_identity", "paper"): 2,  # its density of timesteps is uniform with and without
         }
         assert same == owned.get((name, experiment), 0), choices
 

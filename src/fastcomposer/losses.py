@@ -301,7 +301,7 @@ def disentangle(maps: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
 
 
 def routing(choices: Tensor, masks: Tensor, subject_present: Tensor) -> Tensor:
-    """Routing loss of one layer (docs/method.md, eq. 11).
+    """Routing loss of one layer (docs/method.md, eq. 13).
 
     ``‖W ⊙ (ψ − M)‖² / P`` with W the positions of any subject's mask, mean over the batch.
 

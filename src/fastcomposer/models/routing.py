@@ -50,7 +50,7 @@ class RoutingPlan:
 
 
 class SubjectRouter(nn.Module):
-    """Chooses a subject at each position of every cross-attention layer (docs/method.md, eq. 10).
+    """Chooses a subject at each position of every cross-attention layer (docs/method.md, eq. 12).
 
     After the ID router of UniPortrait (He et al. 2024, arXiv 2408.05939), there over separate attentions.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class MatchingReward(FaceLoss):
-    """Reward of the faces found in sampled images that match the targets' (docs/method.md, eq. 12).
+    """Reward of the faces found in sampled images that match the targets' (docs/method.md, eq. 11).
 
     A part of each batch is sampled from noise in a few deterministic steps with classifier-free guidance. The
     faces that a detector finds in the images are matched one to one with the subjects, and pushed away from

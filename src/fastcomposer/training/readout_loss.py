@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ReadOutLoss(FaceLoss):
-    """``1 − cos(W·c', f(x))`` of a subject's states c' and its face in the target x (docs/method.md, eq. 13).
+    """``1 − cos(W·c', f(x))`` of a subject's states c' and its face in the target x (docs/method.md, eq. 10).
 
     A linear map, which is trained and not exported, reads the states of a subject's word and further tokens,
     side by side, as the backbone gets them.
