@@ -27,7 +27,7 @@ from fastcomposer.miniworld.embedder import IdentityEmbedder
 from fastcomposer.models.compilation import compile_blocks
 from fastcomposer.models.fusion import FusionConfig, SubjectFusion
 from fastcomposer.models.text import encode_text
-from fastcomposer.training.identity_loss import IdentityLoss
+from fastcomposer.training.face_losses.identity import IdentityLoss
 from fastcomposer.utils.ranges import Count, Side
 
 _NUM_BLOCKS = 5

@@ -167,7 +167,7 @@ class FaceNetEmbedder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """See :class:`~fastcomposer.training.identity_loss.FaceEmbedder`."""
+        """See :class:`~fastcomposer.training.face_losses.face_loss.FaceEmbedder`."""
         crops = roi_align(images * 255, list(boxes.to(images)), _CROP_SIZE, sampling_ratio=-1, aligned=True)
         return self.embedder((crops - 127.5) / 128).unflatten(0, boxes.shape[:2])
 

@@ -105,7 +105,7 @@ class HeadEmbedder(nn.Module):
         self.embedder = load_pretrained(IdentityEmbedder, base, "embedder.base", subfolder)
 
     def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """See :class:`~fastcomposer.training.identity_loss.FaceEmbedder`."""
+        """See :class:`~fastcomposer.training.face_losses.face_loss.FaceEmbedder`."""
         return self.embedder(self.embedder.crop(images, list(boxes))).unflatten(0, boxes.shape[:2])
 
 

@@ -23,9 +23,9 @@ from fastcomposer.models.weights_io import (
 )
 from fastcomposer.prompt import parse_prompt
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
-from fastcomposer.training.identity_loss import FaceLoss, check_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss, check_faces
+from fastcomposer.training.face_losses.readout import ReadOutLoss
 from fastcomposer.training.precompute import frozen_digests
-from fastcomposer.training.readout_loss import ReadOutLoss
 from fastcomposer.training.sharding import full_tensor, shard
 from fastcomposer.training.timestep_density import TimestepDensity
 from fastcomposer.utils.ranges import Fraction, Positive, Whole

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.text import TextStates
-from fastcomposer.training.identity_loss import FaceLoss, annotated_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
 from fastcomposer.utils.matching import optimal_pairs
 from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
 from fastcomposer.utils.rng import Source, uniform

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from small_training import saving
-from tests.training.test_identity_loss import MeanColor
+from tests.training.face_losses.test_identity import MeanColor
 
 from fastcomposer import FastComposer
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.weights_io import load_trained_weights
-from fastcomposer.training.readout_loss import ReadOutLoss
+from fastcomposer.training.face_losses.readout import ReadOutLoss
 
 Make = Callable[..., Any]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.text import TextStates
-from fastcomposer.training.identity_loss import FaceLoss, annotated_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
 from fastcomposer.utils.ranges import Amount, Whole
 from fastcomposer.utils.rng import Source
 

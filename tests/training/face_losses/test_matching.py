@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tests.training.test_identity_loss import MeanColor
+from tests.training.face_losses.test_identity import MeanColor
 from torch import Tensor
 
 from fastcomposer import FastComposer
 from fastcomposer.metrics.faces import Faces
 from fastcomposer.models.families.sd3 import SD3Family
 from fastcomposer.models.text import TextStates
-from fastcomposer.training.matching_reward import MatchingReward
+from fastcomposer.training.face_losses.matching import MatchingReward
 
 TIMESTEPS = [900, 600, 300]
 BOXES = {0: [[2.0, 2.0, 14.0, 14.0], [16.0, 8.0, 30.0, 24.0]], 1: [[4.0, 4.0, 20.0, 28.0]]}

@@ -11,7 +11,8 @@ from tiny_architectures import batch_of, narrow
 from torch import Tensor, nn
 
 from fastcomposer import FastComposer
-from fastcomposer.training.identity_loss import IdentityLoss, check_faces
+from fastcomposer.training.face_losses.face_loss import check_faces
+from fastcomposer.training.face_losses.identity import IdentityLoss
 
 
 class MeanColor(nn.Module):

@@ -1,0 +1,1 @@
+"""Losses of faces: of predictions, of the conditioning and of sampled images."""
