@@ -52,10 +52,22 @@ def _report_sweep(config: DictConfig) -> None:
     if not Path(config.jobs).is_dir():
         raise FileNotFoundError(f"sweep={config.jobs}: no such folder")
 
+    document, section = config.document, Path(config.jobs).name.removeprefix("ablation_")
+    if document is not None:
+        from fastcomposer.utils.markdown import check_section
+
+        check_section("document", document, section)
+
     from fastcomposer.sweeps.report.sweep_page import undone_line, unscored_line, write_sweep_report
 
     sweep, sentences, files = write_sweep_report(config.jobs, tuple(config.formats), config.baseline)
     print(*sentences, *files, sep="\n")
+    if document is not None:
+        from fastcomposer.sweeps.report.sweep_document import sweep_section
+        from fastcomposer.utils.markdown import write_section
+
+        write_section(document, section, sweep_section(sweep, Path(document)))
+        print(document)
     for job in sweep.undone:
         print(f"not finished: {undone_line(job, sweep.keys)}")
     if sweep.unscored:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fastcomposer.cli import report
 from fastcomposer.evaluation.load_results import collect
 from fastcomposer.evaluation.results import SCORES, Costs, ResultRow, row_from_scores, write_results
 from fastcomposer.evaluation.statistics import Estimate
@@ -297,3 +299,21 @@ def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     training_sweep(tmp_path, ["seed"], [["1"], ["2"]])
     with pytest.raises(ValueError, match="formats: pdf: unknown"):
         write_sweep_report(tmp_path, ("pdf",))
+
+
+def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callable[..., Any]) -> None:
+    folder, document = tmp_path / "ablation_data", tmp_path / "page.md"
+    ablation(folder)
+    marks = "<!-- data: written by make data -->\nold\n<!-- data: end -->\n"
+    document.write_text(f"before\n{marks}after\n")
+    status, out, err = run(report, f"sweep={folder}", f"document={document}", "formats=[md]")
+    assert status == 0 and str(document) in out, err
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| identity, difference |" in text and "| s per image |" not in text
+    assert "](page_single_subject.png)" in text
+    with Image.open(tmp_path / "page_single_subject.png") as sheet:
+        assert sheet.width // 100 == 3  # a reference, and the images of two jobs
+    document.write_text("nothing")
+    status, _, err = run(report, f"sweep={folder}", f"document={document}")
+    assert status == 1 and "document=" in err
