@@ -7,36 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from mean_color import MeanColor
 from tiny_architectures import batch_of, narrow
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcomposer import FastComposer
 from fastcomposer.training.face_losses.face_loss import check_faces
 from fastcomposer.training.face_losses.identity import IdentityLoss
-
-
-class MeanColor(nn.Module):
-    """Embeds a face by its mean colour."""
-
-    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
-        colors = []
-        for image, row in zip(images, boxes.long().tolist(), strict=True):
-            crops = [image[:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] for x1, y1, x2, y2 in row]
-            colors.append(torch.stack([crop.mean((1, 2)) for crop in crops]))
-        return torch.nn.functional.normalize(torch.stack(colors) - 0.5, dim=-1)
-
-
-@pytest.fixture
-def model(tiny_base: Any) -> FastComposer:
-    return FastComposer.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def batch(golden: Any) -> Any:
-    found = golden.batch()
-    boxes = torch.zeros(*found.subject_present.shape, 4)
-    boxes[:, 0] = torch.tensor([4.0, 4.0, 24.0, 24.0])
-    return found.replace(subject_face_boxes=boxes)
 
 
 def encoded(model: FastComposer, batch: Any) -> Tensor:

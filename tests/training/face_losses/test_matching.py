@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tests.training.face_losses.test_identity import MeanColor
+from mean_color import MeanColor
 from torch import Tensor
 
 from fastcomposer import FastComposer
@@ -27,17 +27,10 @@ class FixedFaces:
 
 
 @pytest.fixture
-def model(tiny_base: Any) -> FastComposer:
-    return FastComposer.from_pretrained(tiny_base)
-
-
-@pytest.fixture
-def batch(golden: Any) -> Any:
-    found = golden.batch()
-    boxes = torch.zeros(*found.subject_present.shape, 4)
-    boxes[:, 0] = torch.tensor([4.0, 4.0, 24.0, 24.0])
+def batch(batch: Any) -> Any:
+    boxes = batch.subject_face_boxes.clone()
     boxes[:, 1] = torch.tensor([2.0, 20.0, 12.0, 31.0])
-    return found.replace(subject_face_boxes=boxes)
+    return batch.replace(subject_face_boxes=boxes)
 
 
 def reward(**settings: Any) -> MatchingReward:

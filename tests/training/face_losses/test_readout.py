@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from mean_color import MeanColor
 from small_training import saving
-from tests.training.face_losses.test_identity import MeanColor
 
 from fastcomposer import FastComposer
 from fastcomposer.models.fusion import FusionConfig

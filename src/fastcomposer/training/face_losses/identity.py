@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.models.text import TextStates
 from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
 from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
-from fastcomposer.utils.rng import Source
 
 if TYPE_CHECKING:
     from fastcomposer.composer import FastComposer, TrainingLosses
@@ -57,14 +55,7 @@ class IdentityLoss(FaceLoss):
             raise ValueError(f"identity.loss.steps={steps}: at least 1")
         self.timesteps, self.steps = (int(low), int(high)), steps
 
-    def forward(
-        self,
-        model: FastComposer,
-        batch: SubjectBatch,
-        losses: TrainingLosses,
-        empty: TextStates | None = None,
-        source: Source = None,
-    ) -> Tensor:
+    def forward(self, model: FastComposer, batch: SubjectBatch, losses: TrainingLosses, *_: Any) -> Tensor:
         """Mean over the faces that count; see :class:`FaceLoss`."""
         low, high = self.timesteps
         timesteps = losses.timesteps

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.models.text import TextStates
 from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
 from fastcomposer.utils.ranges import Amount, Whole
-from fastcomposer.utils.rng import Source
 
 if TYPE_CHECKING:
     from fastcomposer.composer import FastComposer, TrainingLosses
@@ -45,14 +43,7 @@ class ReadOutLoss(FaceLoss):
         face = self.embedder(torch.zeros(1, 3, 64, 64), torch.tensor([[[8.0, 8.0, 56.0, 56.0]]]))
         self.head = nn.Linear(columns * width, face.shape[-1])
 
-    def forward(
-        self,
-        model: FastComposer,
-        batch: SubjectBatch,
-        losses: TrainingLosses,
-        empty: TextStates | None = None,
-        source: Source = None,
-    ) -> Tensor:
+    def forward(self, model: FastComposer, batch: SubjectBatch, losses: TrainingLosses, *_: Any) -> Tensor:
         """Mean over all faces; see :class:`FaceLoss`."""
         faces = annotated_faces(batch)
         columns = model.subject_columns(batch).reshape(*faces.shape, -1)
