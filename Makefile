@@ -100,11 +100,11 @@ card: setup ## Measure the embedded base and its checkpoints anew, and write the
 		labels='{localization: none}'
 	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
 
-STEPS ?= 12000
+STEPS ?= 8000
 ARMS := multirun/ablation_identity
 
 # Differences are from job 0, the plain continuation; the last job has all mechanisms.
-identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=12000 for each: hours)
+identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=8000 for each: hours)
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(STEPS) resume=auto $(ARGS)
 	$(EVALUATE) -m sweep=jobs jobs=$(ARMS) benchmark=mini_card

@@ -51,7 +51,7 @@ class FaceLoss(nn.Module, ABC):
     Args:
         embedder: Embeds faces, with gradients; frozen here. Never the one that scores.
         weight: Of this loss in the total, above 0.
-        fraction: Fraction of a batch that is decoded, in (0, 1]; samples with faces come first.
+        fraction: Fraction of a batch that is decoded, in (0, 1].
         warmup_steps: Steps over which the weight grows linearly.
         checkpointing: Decode again in the backward pass, in place of keeping the decoder's activations.
 

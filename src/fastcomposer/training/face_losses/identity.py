@@ -29,7 +29,7 @@ class IdentityLoss(FaceLoss):
         timesteps: Lowest and highest timestep at which it counts.
         steps: Deterministic steps, in equal parts of the noise level, from the batch's timestep to x̂; all of
             them have gradients.
-        fraction: See :class:`FaceLoss`.
+        fraction: See :class:`FaceLoss`; samples with the most faces come first.
         warmup_steps: See :class:`FaceLoss`.
         checkpointing: See :class:`FaceLoss`.
 
@@ -60,7 +60,7 @@ class IdentityLoss(FaceLoss):
         low, high = self.timesteps
         timesteps = losses.timesteps
         faces = annotated_faces(batch) & ((timesteps >= low) & (timesteps <= high))[:, None]
-        rows = faces.any(1).int().topk(self.count(len(batch)), sorted=False).indices
+        rows = faces.sum(1).topk(self.count(len(batch)), sorted=False).indices
         faces, boxes = faces[rows], batch.subject_face_boxes[rows]  # type: ignore[index]
         with torch.no_grad():
             wanted = self.embedder(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
