@@ -46,6 +46,7 @@ class TrainingLosses:
         noise_pred: (B, C, h, w) output of the backbone: noise, or velocity where it predicts that.
         prompt_embeds: (B, T, d) text embeddings with the subjects fused in.
         subject_embeds: (B, K, e) projected image embeddings.
+        added: What conditions the backbone beside ``prompt_embeds``; ``None`` with one text encoder.
         timesteps: (B,).
         noisy_latents: (B, C, h, w) scaled latents that were predicted from.
         clean_latents: (B, C, h, w) scaled latents x̂₀ that the prediction amounts to.
@@ -59,10 +60,15 @@ class TrainingLosses:
     noise_pred: Tensor
     prompt_embeds: Tensor
     subject_embeds: Tensor
+    added: dict[str, Tensor] | None
     timesteps: Tensor
     noisy_latents: Tensor
     clean_latents: Tensor
     routing_loss: Tensor
+
+    def added_at(self, rows: Tensor) -> dict[str, Tensor] | None:
+        """``added`` of the samples at (n,) indices."""
+        return self.added and {name: value[rows] for name, value in self.added.items()}
 
 
 class FastComposer(Networks):
@@ -276,7 +282,10 @@ class FastComposer(Networks):
         added = self.added_condition(batch, text)
         noisy = self.family.add_noise(latents, noise, timesteps)
         columns = self.subject_columns(batch)
-        with self._routed(self._routing_plan(batch, size, generator)) as choices:
+        plan = self._routing_plan(batch, size)
+        if plan is not None and self.training:
+            plan = plan.with_noise(generator)
+        with self._routed(plan) as choices:
             prediction, maps = self._denoise(noisy, timesteps, prompt_embeds, added, columns)
         target = self.family.target(latents, noise, timesteps)
         config = self.loss_config
@@ -299,6 +308,7 @@ class FastComposer(Networks):
             prediction,
             prompt_embeds,
             subject_embeds,
+            added,
             timesteps,
             noisy,
             clean,
@@ -352,11 +362,9 @@ class FastComposer(Networks):
         ) as maps:
             return self.predict(*inputs), maps
 
-    def routed(
-        self, batch: SubjectBatch, size: tuple[int, int], generator: Source = None
-    ) -> AbstractContextManager[Any]:
-        """Route the subjects of a batch in calls of :meth:`predict` inside, where the fusion has a router."""
-        return self._routed(self._routing_plan(batch, size, generator))
+    def routed(self, batch: SubjectBatch, size: tuple[int, int]) -> AbstractContextManager[Any]:
+        """Route the subjects of a batch in calls of :meth:`predict` inside, as in sampling."""
+        return self._routed(self._routing_plan(batch, size))
 
     @contextmanager
     def _routed(self, plan: RoutingPlan | None) -> Iterator[dict[str, Tensor]]:
@@ -371,14 +379,11 @@ class FastComposer(Networks):
         finally:
             self._plan = None
 
-    def _routing_plan(
-        self, batch: SubjectBatch, size: tuple[int, int], generator: Source
-    ) -> RoutingPlan | None:
+    def _routing_plan(self, batch: SubjectBatch, size: tuple[int, int]) -> RoutingPlan | None:
         """How a batch's subjects are routed; ``None`` without a router or a second subject."""
         if self.fusion.router is None or batch.subject_present.shape[1] < 2:
             return None
-        plan = RoutingPlan(self.subject_columns(batch), batch.subject_present, size)
-        return plan.with_noise(generator) if self.training else plan
+        return RoutingPlan(self.subject_columns(batch), batch.subject_present, size)
 
     def _loss_mask(self, batch: SubjectBatch, size: tuple[int, int], generator: Source) -> Tensor | None:
         """(B, 1, h, w) factor of the denoising error; all 1 where it is not masked."""

@@ -132,7 +132,7 @@ class FastComposerModule(RecipeModule):
         self.register_buffer("empty_prompt", torch.tensor(empty), persistent=False)
         self._empty_states: TextStates | None = None
         if readout is not None:
-            readout.read(self.model, self._states_of_empty_prompt().tokens.shape[-1])
+            readout.make_head(self.model, self._states_of_empty_prompt().tokens.shape[-1])
         self._sharded = False
 
     def setup(self, stage: str) -> None:

@@ -27,7 +27,7 @@ def test_the_states_of_each_subject_are_read(num_tokens: int, tiny_base: Any, go
     )
     loss = ReadOutLoss(MeanColor())
     losses = model.training_losses(batch, generator=torch.Generator().manual_seed(0))
-    loss.read(model, losses.prompt_embeds.shape[-1])
+    loss.make_head(model, losses.prompt_embeds.shape[-1])
     value = loss(model, batch, losses)
     found = []
     for sample in range(len(batch)):

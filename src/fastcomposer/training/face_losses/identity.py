@@ -76,9 +76,7 @@ class IdentityLoss(FaceLoss):
         if self.steps == 1:
             return clean
         part, start, prompts = batch.select(rows), losses.timesteps[rows], losses.prompt_embeds[rows]
-        with torch.no_grad():
-            added = model.added_condition(part, model.encode_captions(part))
-        timesteps = start
+        timesteps, added = start, losses.added_at(rows)
         with model.routed(part, (clean.shape[-2], clean.shape[-1])):
             for left in range(self.steps - 1, 0, -1):
                 following = (start * (left / self.steps)).to(start.dtype)

@@ -88,7 +88,7 @@ class MatchingReward(FaceLoss):
         if isinstance(source, list):
             source = [source[row] for row in rows.tolist()]
         part, faces = batch.select(rows), faces[rows]
-        latents = self._sample(model, part, losses.prompt_embeds[rows], empty, losses.clean_latents, source)
+        latents = self._sample(model, part, losses, rows, empty, source)
         images = self.decode(model.vae, latents)
         with torch.no_grad():
             found = [each.boxes for each in self.detector(images.detach().clamp(0, 1))]
@@ -114,27 +114,27 @@ class MatchingReward(FaceLoss):
         self,
         model: FastComposer,
         part: SubjectBatch,
-        prompt_embeds: Tensor,
+        losses: TrainingLosses,
+        rows: Tensor,
         empty: TextStates,
-        like: Tensor,
         source: Source,
     ) -> Tensor:
         """Scaled latents (b, C, h, w) from noise; gradients reach the predictions of some steps."""
+        prompt_embeds, added = losses.prompt_embeds[rows], losses.added_at(rows)
         count, device, family = len(part), prompt_embeds.device, model.family
-        empty, size = empty.expand(count), (like.shape[-2], like.shape[-1])
-        with torch.no_grad():
-            added = model.added_condition(part, model.encode_captions(part))
-            added_empty = model.added_condition(part, empty)
+        channels, *size = losses.clean_latents.shape[1:]
+        empty = empty.expand(count)
+        added_empty = model.added_condition(part, empty)
         first = source[0] if isinstance(source, list) else source
         order = torch.randperm(len(self.timesteps) - 1, generator=first).tolist()
         learned = {0, *(1 + index for index in order[: self.gradient_steps - 1])}
-        noisy = randn_tensor((count, *like.shape[1:]), generator=source, device=torch.device(device))
+        noisy = randn_tensor((count, channels, *size), generator=source, device=torch.device(device))
         steps = torch.tensor(self.timesteps, device=device)[:, None].expand(-1, count)
         for index, timesteps in enumerate(steps):
             seen = noisy.detach()
             with torch.no_grad():
                 plain = model.predict(seen, timesteps, empty.tokens, added_empty)
-            with torch.set_grad_enabled(index in learned), model.routed(part, size):
+            with torch.set_grad_enabled(index in learned), model.routed(part, (size[0], size[1])):
                 guided = model.predict(seen, timesteps, prompt_embeds, added)
             prediction = plain + self.guidance_scale * (guided - plain)
             clean = family.clean_latents(noisy, prediction, timesteps)

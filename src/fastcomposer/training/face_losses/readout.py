@@ -37,8 +37,8 @@ class ReadOutLoss(FaceLoss):
         super().__init__(embedder, weight, warmup_steps=warmup_steps)
         self.head: nn.Module = nn.Identity()
 
-    def read(self, model: FastComposer, width: int) -> None:
-        """Make the map for a model whose prompts have states of a width."""
+    def make_head(self, model: FastComposer, width: int) -> None:
+        """Make the linear map for a model whose prompts have states of ``width``."""
         columns = model.fusion.kind.num_tokens + (model.text.third is not None)
         face = self.embedder(torch.zeros(1, 3, 64, 64), torch.tensor([[[8.0, 8.0, 56.0, 56.0]]]))
         self.head = nn.Linear(columns * width, face.shape[-1])
