@@ -57,7 +57,7 @@ def test_the_interval_of_pairs_covers_the_truth_as_often(people: int, least: flo
     for trial in range(200):
         of_subject = rng.normal(0.5, 0.2, people)
         values = [of_subject[list(pair)].mean() + rng.normal(0, 0.1) for pair in pairs]
-        low, high = bootstrap(values, pairs, seed=trial, draws=400).ci95
+        low, high = bootstrap(values, pairs, seed=trial, resamples=400).ci95
         covered += low <= 0.5 <= high
     assert least <= covered / 200 <= 0.99
 

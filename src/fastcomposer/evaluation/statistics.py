@@ -50,7 +50,7 @@ def enough_people(estimate: Estimate, people: int) -> int | None:
 
 
 def bootstrap(
-    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], seed: int = 0, draws: int = 2000
+    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], seed: int = 0, resamples: int = 2000
 ) -> Estimate:
     """Estimate a mean with the 95 % percentile interval of the bootstrap over subjects.
 
@@ -63,8 +63,8 @@ def bootstrap(
     Args:
         values: (N,) one finite value for each image.
         groups: (N,) whose image it is; a tuple of several is of all of them.
-        seed: Of the draws: the same input gives the same interval.
-        draws: How often to resample.
+        seed: Of the random numbers: the same input gives the same interval.
+        resamples: How often to resample.
 
     Returns:
         Mean over all images and interval.
@@ -89,7 +89,7 @@ def bootstrap(
         of_group = np.arange(len(numbers))
         members = [{number} for number in range(len(numbers))]
     totals, counts = np.bincount(of_group, numbers), np.bincount(of_group)
-    weights = _resampled(members, seed, draws)
+    weights = _resampled(members, seed, resamples)
     sizes = weights @ counts
     shown = sizes > 0  # a draw may hold nobody's partner
     # Groups may differ in their number of images, so sums are divided rather than means averaged.
@@ -107,10 +107,10 @@ def _units(groups: Sequence[Sequence[Hashable]]) -> list[Iterable[Hashable]]:
     return [dict.fromkeys(found[person] for person in group) for group in groups]
 
 
-def _resampled(members: Sequence[Iterable[Hashable]], seed: int, draws: int) -> np.ndarray:
-    """(draws, groups) how often each group counts where its members are resampled with replacement."""
+def _resampled(members: Sequence[Iterable[Hashable]], seed: int, resamples: int) -> np.ndarray:
+    """(resamples, groups) how often each group counts where its members are resampled with replacement."""
     units = {unit: number for number, unit in enumerate(dict.fromkeys(itertools.chain(*members)))}
-    samples = np.random.default_rng(seed).integers(len(units), size=(draws, len(units)))
+    samples = np.random.default_rng(seed).integers(len(units), size=(resamples, len(units)))
     times = np.array([np.bincount(row, minlength=len(units)) for row in samples])
     weights = [times[:, [units[unit] for unit in group]].prod(axis=1) for group in members]
     return np.stack(weights, axis=1)
@@ -121,7 +121,7 @@ def paired_difference(
     b: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable],
     seed: int = 0,
-    draws: int = 2000,
+    resamples: int = 2000,
 ) -> Estimate:
     """Estimate the mean of a − b over the same cases.
 
@@ -130,4 +130,4 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values: a paired difference needs the same cases")
-    return bootstrap(np.asarray(a, np.float64) - np.asarray(b, np.float64), groups, seed, draws)
+    return bootstrap(np.asarray(a, np.float64) - np.asarray(b, np.float64), groups, seed, resamples)

@@ -40,8 +40,8 @@ class ClipFeatures(ClipExtractor):
     unit vectors are multiplied by the root of their width, for KID's kernel divides products by it.
 
     Args:
-        model: See :class:`~fastcomposer.metrics.image_text.ClipExtractor`, as the next.
-        subfolder: See there.
+        model: See :class:`~fastcomposer.metrics.image_text.ClipExtractor`.
+        subfolder: See :class:`~fastcomposer.metrics.image_text.ClipExtractor`.
     """
 
     def __init__(self, model: str | Path, subfolder: str | None = None) -> None:

@@ -317,10 +317,10 @@ class PairedFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             text_embeds: (B, T, d₁ + d₂); with zeros beside, or with T5's states after them, (B, T, d₃).
-            subject_embeds: See :meth:`SubjectFusion.forward`, as for the arguments that follow.
-            subject_token_idx: See there.
-            subject_present: See there.
-            patches: See there.
+            subject_embeds: See :meth:`SubjectFusion.forward`.
+            subject_token_idx: See :meth:`SubjectFusion.forward`.
+            subject_present: See :meth:`SubjectFusion.forward`.
+            patches: See :meth:`SubjectFusion.forward`.
             subject_token_idx_3: (B, K) long, position of each subject's word among T5's states, where there
                 are some.
         """

@@ -61,7 +61,7 @@ def open_source(
         architecture: Folder with the configurations of a single file's or random model's parts.
         weights: ``pretrained``, or ``random`` for the architecture alone, with nothing to download.
         variant: See :meth:`~fastcomposer.models.networks.Networks.from_pretrained`.
-        t5: See there.
+        t5: See :meth:`~fastcomposer.models.networks.Networks.from_pretrained`.
         **options: Arguments for hub downloads: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
 
     Raises:

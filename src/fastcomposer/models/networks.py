@@ -197,16 +197,16 @@ class Networks(nn.Module):
 
         Args:
             checkpoint: ``pytorch_model.bin`` in the released layout, or the same as ``.safetensors``.
-            base: See :meth:`from_pretrained`, as for the arguments that follow.
+            base: See :meth:`from_pretrained`.
             image_encoder: Only its configuration is read, and the tokenizer beside it where the base is a
                 single file.
-            architecture: See there.
-            weights: See there; ``random`` takes the architecture alone.
+            architecture: See :meth:`from_pretrained`.
+            weights: See :meth:`from_pretrained`; ``random`` takes the architecture alone.
             variant: Of the base's safety checker.
             t5: See :meth:`from_pretrained`.
             max_subjects: Most subjects in one prompt; the released model was trained with at most 4.
-            dtype: See there.
-            hub_options: See there.
+            dtype: See :meth:`from_pretrained`.
+            hub_options: See :meth:`from_pretrained`.
             **options: Further arguments of the constructor.
 
         Raises:
