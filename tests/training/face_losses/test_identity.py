@@ -12,6 +12,7 @@ from tiny_architectures import batch_of, narrow
 from torch import Tensor
 
 from fastcomposer import FastComposer
+from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.training.face_losses.face_loss import check_faces
 from fastcomposer.training.face_losses.identity import IdentityLoss
 
@@ -145,3 +146,13 @@ def test_records_without_faces_are_refused_before_training(batch: Any) -> None:
     for samples in ([none], [batch.replace(subject_face_boxes=None)], []):
         with pytest.raises(ValueError, match=r"prepare faces=true"):
             check_faces(samples)
+
+
+def test_routing_draws_nothing_beyond_the_batch_s_own_noise(tiny_base: Any, batch: Any) -> None:
+    model = FastComposer.from_pretrained(tiny_base, fusion=FusionConfig(routing=True))
+    model.set_trainable()
+    model.train()
+    losses = model.training_losses(batch, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    IdentityLoss(MeanColor(), steps=2)(model, batch, losses)
+    assert torch.equal(torch.get_rng_state(), state)
