@@ -295,7 +295,8 @@ class Networks(nn.Module):
         own = {name: value for name, value in asdict(kind).items() if name != "routing"}
         routed = routed_widths(self.backbone) if kind.routing else None
         new = type(old)(**{**config, **own, "patches": patches, "routed": routed})
-        new.to(old.device, old.dtype).requires_grad_(next(old.parameters()).requires_grad)
+        nn.Module.to(new, old.device, old.dtype)  # diffusers' own warns of modules to keep in float32: none
+        new.requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]
         self.fusion = new.train(old.training)
 
