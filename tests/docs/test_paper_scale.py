@@ -63,7 +63,7 @@ def commands() -> list[str]:
     """The commands of the guide, a line each."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if not line.startswith("#")]
+    return [line.split("   #")[0] for line in lines if not line.startswith("#")]
 
 
 @pytest.fixture
@@ -96,7 +96,9 @@ def test_the_guide_works_from_photos_to_tables(machine: Path) -> None:
         added = [word for kind, words in ADDED.items() if re.search(kind, command) for word in words]
         line = " ".join([command.replace("/data/", f"{machine}/data/"), *added])
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-        # DEBUG
+        if " doctor " in command:  # before there are records
+            assert done.returncode == 1 and "train cannot start: 2 missing" in done.stdout, done.stdout
+            continue
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert len(read_ids(machine / "data" / "ffhq", "all")) == 8
     left_out = (machine / "data" / "ffhq" / "preparation" / "left_out.csv").read_text()

@@ -22,6 +22,7 @@ from fastcomposer.utils.json_files import read_json_as
 
 PUBLISHED = packaged("data/benchmarks/paper/published.json")
 OURS = "fastcomposer"
+FASTCOMPOSER_ID = "fastcomposer_id"
 TEXT_ONLY = "text_only"
 NAMES = {
     TEXT_ONLY: "Text only",
@@ -29,6 +30,7 @@ NAMES = {
     "dreambooth": "DreamBooth",
     "custom_diffusion": "Custom Diffusion",
     OURS: "FastComposer",
+    FASTCOMPOSER_ID: "FastComposer-ID",
     "portrait_booth": "PortraitBooth",
     "subject_diffusion": "Subject-Diffusion",
     "ip_adapter": "IP-Adapter",
@@ -59,6 +61,11 @@ class Run:
     def name(self) -> str:
         """Name of the method for readers."""
         return method_name(self.row.method)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the method is FastComposer, or FastComposer-ID."""
+        return self.row.method in (OURS, FASTCOMPOSER_ID)
 
     @property
     def alpha(self) -> float | None:
@@ -113,11 +120,13 @@ class Collected:
         return [name for name in BENCHMARKS if name in present]
 
     def main(self, benchmark: str) -> list[Run]:
-        """Runs of the main table, in the paper's order; FastComposer's with localization at the alpha."""
+        """Runs of the main table, in the paper's order; ours with localization, each at the nearest alpha."""
         runs = [run for run in self.runs if run.row.benchmark == benchmark]
-        ours = [run for run in runs if run.row.method == OURS and run.localized]
-        chosen = _nearest(ours, self.alpha)
-        kept = [run for run in runs if run.row.method != OURS or (run in ours and run.alpha == chosen)]
+        kept = [run for run in runs if not run.ours]
+        for method in (OURS, FASTCOMPOSER_ID):
+            ours = [run for run in runs if run.row.method == method and run.localized]
+            chosen = _nearest(ours, self.alpha)
+            kept += [run for run in ours if run.alpha == chosen]
         return sorted(kept, key=lambda run: _rank(run.row.method))
 
     def ours(self, benchmark: str) -> Run | None:
@@ -130,8 +139,8 @@ class Collected:
         return next(filter(None, map(self.ours, self.benchmarks())), None)
 
     def baselines(self, benchmark: str) -> list[Run]:
-        """The other methods of this package."""
-        others = [run for run in self.main(benchmark) if run.row.method != OURS]
+        """The methods that the paper compares FastComposer with."""
+        others = [run for run in self.main(benchmark) if not run.ours]
         return [run for run in others if run.row.origin is None]
 
     def sweep(self, benchmark: str) -> list[Run]:

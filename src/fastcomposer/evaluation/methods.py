@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -172,12 +172,12 @@ class FastComposerMethod(Method):
         labels: Further settings to distinguish runs by, such as ``{"localization": "none"}``.
         num_references: Images of each subject, 1 to 5.
         max_subjects: Most subjects in an image; ``None`` for any number.
+        name: ``fastcomposer`` or ``fastcomposer_id``.
 
     Raises:
         ValueError: If a value is out of its range.
     """
 
-    name = "fastcomposer"
     sees_subjects = True
 
     def __init__(
@@ -190,8 +190,10 @@ class FastComposerMethod(Method):
         labels: Mapping[str, Any] | None = None,
         num_references: Count = 1,
         max_subjects: Count | None = None,
+        name: Literal["fastcomposer", "fastcomposer_id"] = "fastcomposer",
     ) -> None:
         super().__init__(pipeline, sampler, batch_size, group_size)
+        self.name = name
         if not 1 <= num_references <= NUM_TUNING_IMAGES:
             raise ValueError(f"num_references={num_references}: between 1 and {NUM_TUNING_IMAGES}")
         self.num_references, self.max_subjects = num_references, max_subjects

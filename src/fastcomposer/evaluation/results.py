@@ -21,7 +21,14 @@ from fastcomposer.utils.errors import invalid_fields
 from fastcomposer.utils.files import existing_file, write_atomically
 from fastcomposer.utils.ranges import MethodName
 
-METHODS = ("fastcomposer", "text_only", "textual_inversion", "dreambooth", "custom_diffusion")
+METHODS = (
+    "fastcomposer",
+    "fastcomposer_id",
+    "text_only",
+    "textual_inversion",
+    "dreambooth",
+    "custom_diffusion",
+)
 """Methods that this package samples with."""
 LEAST_CONSISTENCY = 0.85
 """Fraction of the text-only prompt consistency that the best settings keep."""

@@ -189,6 +189,9 @@ def test_methods_of_fewer_people_are_compared_on_the_cases_that_both_have(collec
     assert (row(table, "DreamBooth")["people"], row(table, "FastComposer")["people"]) == ("2", "4")
     assert any("different numbers of people" in note for note in table.notes)
     assert "people" not in row(make_tables(collected)[1], "FastComposer")
+    (same,) = (line for line in summary_section(fewer).splitlines() if "cases of all methods" in line)
+    assert same.startswith("| **FastComposer, cases of all methods** | 2 | 1 |")
+    assert "cases of all methods" not in summary_section(collected)
     claim = next(
         claim for claim in expectations(fewer) if claim.claim.startswith("Multi subject: FastComposer's")
     )
@@ -197,6 +200,24 @@ def test_methods_of_fewer_people_are_compared_on_the_cases_that_both_have(collec
     assert f"Text only: {own} against " in claim.evidence[0]
     alone = replace(collected, runs=tuple(run.on(few) if run.alpha == 1 else run for run in runs))
     assert {len(run.images) for run in alone.sweep("multi_subject")} == {len(few)}
+
+
+def test_fastcomposer_id_is_a_row_beside_fastcomposer(
+    tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
+) -> None:
+    methods = [
+        made_up(name, 0.3, 0.2, {"alpha": alpha}, by_subject=by_subject)
+        for name, by_subject in (("fastcomposer", 0.02), ("fastcomposer_id", 0.05))
+        for alpha in (0.6, 1.0)
+    ]
+    evaluation = collect(
+        write_evaluation(tmp_path, [*methods, made_up("dreambooth", 0.3, 0.2)])[0], alpha=0.6
+    )
+    tables = {table.key: table for table in make_tables(evaluation)}
+    assert [*tables["single_subject"].frame.index[:3]] == ["DreamBooth", "FastComposer", "FastComposer-ID"]
+    assert tables["single_subject"].strong == ["FastComposer", "FastComposer-ID"]
+    assert [run.row.method for run in evaluation.sweep("single_subject")] == ["fastcomposer"] * 2
+    assert all("FastComposer-ID" not in claim.claim for claim in expectations(evaluation))
 
 
 def test_settings_tell_runs_of_one_method_apart(

@@ -279,7 +279,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         make_frame("method", columns, lines),
         (*_main_notes(collected, benchmark), *(_OF_SUBJECTS,) * bool(subjects), *origin_notes(runs)),
         [*PLACEHOLDERS].index(benchmark) + 1 if benchmark in PLACEHOLDERS else None,
-        [name for run, name in zip(runs, names, strict=True) if run.row.method == OURS],
+        [name for run, name in zip(runs, names, strict=True) if run.ours],
     )
 
 
@@ -435,12 +435,12 @@ def localization_table(collected: Collected) -> Table | None:
 def distance_table(collected: Collected) -> Table | None:
     """FID and KID of the main tables' runs; ``None`` where they were not asked for."""
     named = [
-        (f"{BENCHMARKS[benchmark]}, {name}", run.row, run.row.distances)
+        (f"{BENCHMARKS[benchmark]}, {name}", run, run.row.distances)
         for benchmark in collected.benchmarks()
         for runs in [collected.main(benchmark)]
         for run, name in zip(runs, distinguishing(runs), strict=True)
     ]
-    lines = [(label, row, found) for label, row, found in named if found is not None]
+    lines = [(label, run, found) for label, run, found in named if found is not None]
     if not lines:
         return None
     scores = (Column(title, "score") for title in ("FID", "KID", "its deviation over subsets"))
@@ -449,9 +449,9 @@ def distance_table(collected: Collected) -> Table | None:
         f"Compared with {numbers} held-out images of the data, as {lines[0][2].features} describes them. FID "
         "is the larger the fewer images there are: compare runs of as many. KID is not."
     )
-    cells = [(label, (found.fid, found.kid, found.kid_std, row.images)) for label, row, found in lines]
+    cells = [(label, (found.fid, found.kid, found.kid_std, run.row.images)) for label, run, found in lines]
     frame = make_frame("method", [*scores, Column("images", "count")], cells)
-    strong = [label for label, row, _ in lines if row.method == OURS]
+    strong = [label for label, run, _ in lines if run.ours]
     return Table("distances", "Distance from real images", frame, (note,), strong=strong)
 
 

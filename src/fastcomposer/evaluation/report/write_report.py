@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Benchmark
-from fastcomposer.evaluation.load_results import BENCHMARKS, OURS, Collected, Run, collect, distinguishing
+from fastcomposer.evaluation.load_results import (
+    BENCHMARKS,
+    Collected,
+    Run,
+    collect,
+    distinguishing,
+    on_common_cases,
+)
 from fastcomposer.evaluation.report.html import render_html
 from fastcomposer.evaluation.report.paper_claims import Expectation, deviations, expectations
 from fastcomposer.evaluation.report.tables import (
@@ -118,6 +125,9 @@ def summary_section(collected: Collected) -> str:
         main = collected.main(name)
         for label, run in zip(distinguishing(main), main, strict=True):
             runs.setdefault(label, {})[name] = run
+        for label, run, part in zip(distinguishing(main), main, on_common_cases(main), strict=True):
+            if part.people != run.people:
+                runs.setdefault(f"{label}, cases of all methods", {})[name] = part
     columns = [PEOPLE, Column("references", "count"), Column("s to personalise", "seconds")]
     for name in names:
         columns += [
@@ -132,7 +142,7 @@ def summary_section(collected: Collected) -> str:
         for found in map(by_benchmark.get, names):
             cells += [found.row.identity_preservation, found.row.prompt_consistency] if found else [None] * 2
         lines.append((label, cells))
-        strong += [label] * (first.row.method == OURS)
+        strong += [label] * first.ours
     notes = dict.fromkeys(origin_notes(run for name in names for run in collected.main(name)))
     table = Table("summary", "", make_frame("method", columns, lines), tuple(notes), strong=strong)
     return f"{to_markdown(table, heading=False)}\n\n{_measured(collected)}"
