@@ -107,7 +107,7 @@ ARMS := multirun/ablation_identity
 identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=8000 for each: hours)
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(STEPS) resume=auto $(ARGS)
-	$(EVALUATE) -m sweep=jobs jobs=$(ARMS) benchmark=mini_card
+	$(EVALUATE) -m sweep=jobs jobs=$(ARMS) benchmark=mini_card save_attention=true
 	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(ARMS)/0,$(ARMS)/13] output=$(ARMS)/diagnosis
 	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0
 

@@ -10,8 +10,9 @@ from typing import Any
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import Callback
+from torch.utils.flop_counter import FlopCounterMode
 
-from fastcomposer.training.callbacks import GracefulStop
+from fastcomposer.training.callbacks import GracefulStop, OperationCount
 from fastcomposer.training.checkpoints import read_step
 
 Make = Callable[..., Any]
@@ -60,3 +61,24 @@ def test_a_second_signal_leaves_a_whole_checkpoint(
         with pytest.raises(SystemExit) as end:
             train()
         assert end.value.code == 143 and not (tmp_path / "last.ckpt").exists()
+
+
+def test_operations_of_an_image_are_counted_forward_and_backward(
+    make_module: Make, make_data: Make, fit: Make
+) -> None:
+    class Forward(Callback):
+        """Operations of the forward pass alone."""
+
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            with FlopCounterMode(display=False) as counter:
+                module.model.training_losses(batch)
+            self.count = counter.get_total_flops() / len(batch) / 1e9
+
+    forward, found = Forward(), []
+    for batch_size in (2, 4):
+        callbacks = [forward, OperationCount(every_n_logs=2)]
+        data = make_data(batch_size=batch_size)
+        trainer = fit(make_module(), 2, data=data, callbacks=callbacks, log_every_n_steps=1)
+        found.append(float(trainer.callback_metrics["train/gflop_per_image"]))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+    assert found[0] > 1.5 * forward.count > 0

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcomposer.utils.memory import peak_memory_bytes
 from fastcomposer.utils.progress import INTERVAL
+from fastcomposer.utils.ranges import Count
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLURM_JOB = "SLURM_JOB_ID"
@@ -225,3 +227,49 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue."""
         self._since = time.perf_counter()
+
+
+class OperationCount(Callback):
+    """Log the floating-point operations that an image takes in training, forward and backward.
+
+    Matrix products, convolutions and attention are counted, in some of the steps that are logged: whatever
+    the machine is doing besides, trainings can be compared by them.
+
+    Args:
+        every_n_logs: One step is counted of so many that are logged.
+    """
+
+    LOGGED: ClassVar[tuple[str, ...]] = ("train/gflop_per_image",)
+
+    def __init__(self, every_n_logs: Count = 10) -> None:
+        self.every = every_n_logs
+        self._counter: FlopCounterMode | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to count where it is due."""
+        every = self.every * trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % every == 0:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the count."""
+        if (counter := self._ended()) is not None:
+            value = counter.get_total_flops() / len(batch) / 1e9
+            pl_module.log("train/gflop_per_image", value, batch_size=len(batch))
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Count no further."""
+        self._ended()
+
+    def _ended(self) -> FlopCounterMode | None:
+        counter, self._counter = self._counter, None
+        if counter is not None:
+            counter.__exit__(None, None, None)
+        return counter

@@ -304,6 +304,13 @@ def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
 def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callable[..., Any]) -> None:
     folder, document = tmp_path / "ablation_data", tmp_path / "page.md"
     ablation(folder)
+    for number in (1, 2):
+        logs, scores = folder / str(number) / "logs", folder / "evaluation" / str(number) / "single_subject"
+        logs.mkdir()
+        (logs / "metrics.csv").write_text(f"step,train/gflop_per_image,train/loss\n9,{number}.5,1\n")
+        maps = scores / "fastcomposer-alpha_0.8" / "attention" / "single_subject/bob/style_0/0"
+        maps.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(maps / "0.png")
     marks = "<!-- data: written by make data -->\nold\n<!-- data: end -->\n"
     document.write_text(f"before\n{marks}after\n")
     status, out, err = run(report, f"sweep={folder}", f"document={document}", "formats=[md]")
@@ -314,6 +321,10 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
     assert "](page_single_subject.png)" in text
     with Image.open(tmp_path / "page_single_subject.png") as sheet:
         assert sheet.width // 100 == 3  # a reference, and the images of two jobs
+    assert "](page_single_subject_attention.png)" in text
+    with Image.open(tmp_path / "page_single_subject_attention.png") as sheet:
+        assert sheet.width // 100 == sheet.height // 100 == 2  # two jobs, an image and a map of each
+    assert "GFLOP/image" in text and "| as in the experiment | 1.5 |" in text and "| loss" not in text
     document.write_text("nothing")
     status, _, err = run(report, f"sweep={folder}", f"document={document}")
     assert status == 1 and "document=" in err

@@ -77,6 +77,7 @@ _LOGGED: _Titles = {
     "train/grad_norm": ("gradient norm", "score"),
     "train/images_per_second": ("images/s", "seconds"),
     "train/memory_gib": ("memory, GiB", "seconds"),
+    "train/gflop_per_image": ("GFLOP/image", "seconds"),
 }
 _LEFT_OUT = ["epoch", "step", "train/learning_rate"]
 _PLOTTED = (

@@ -1,4 +1,4 @@
-"""A sweep as a section of a Markdown document: scores with differences, and the same cases side by side."""
+"""A sweep as a section of a Markdown document: scores with differences, images side by side, and costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
-from fastcomposer.evaluation.report.html import chosen_cases
+from fastcomposer.evaluation.report.html import attention_files, chosen_cases
 from fastcomposer.evaluation.report.tables import to_markdown
 from fastcomposer.sweeps.report.measured import DIFFERENCE, Entry, Group, Sweep, group_table, references_of
 from fastcomposer.utils.image_grid import grid
@@ -23,6 +23,7 @@ _SHOWN = (
     "coverage" + DIFFERENCE,
     "confusion",
 )
+_COSTS = "train/gflop_per_image", "train/images_per_second", "train/memory_gib"
 _SIDE = 96  # pixels of an image
 
 
@@ -44,6 +45,16 @@ def sweep_section(sweep: Sweep, document: Path) -> str:
         if (sheet := _side_by_side(group, sweep.keys)) is not None:
             sheet.save(file, optimize=True)
             parts.append(f"![{group.title}: the same cases of every job]({file.name})")
+        file = document.with_name(f"{document.stem}_{group.key}_attention.png")
+        if (sheet := _attention(group, sweep.keys)) is not None:
+            sheet.save(file, optimize=True)
+            about = f"{group.title}: an image of every job, and the attention to the word of each subject"
+            parts.append(f"![{about}]({file.name})")
+    for group in sweep.groups:
+        columns = {name: group.columns[name] for name in _COSTS if name in group.columns}
+        if group.key == "training" and columns:
+            table = group_table(replace(group, columns=columns, note=""), sweep.keys)
+            parts.append(to_markdown(replace(table, title="Cost of training")))
     return "\n\n".join(parts)
 
 
@@ -63,8 +74,23 @@ def _side_by_side(group: Group, keys: Sequence[str]) -> Image.Image | None:
     for case in chosen_cases([entry.run for entry, _ in having if entry.run is not None], 1):
         people = [references[name] for name in case.subjects if name in references]
         rows.append([*map(Image.open, people), *(Image.open(files[case.case]) for _, files in having)])
-    titles = [
-        *("reference" for _ in count),
-        *(entry.label(keys).replace("without_", "without\n") for entry, _ in having),
+    return grid(rows, _SIDE, [*("reference" for _ in count), *(_title(entry, keys) for entry, _ in having)])
+
+
+def _attention(group: Group, keys: Sequence[str]) -> Image.Image | None:
+    """A column for each job: its image of the first case that all kept maps of, and its subjects' maps."""
+    runs = {_title(entry, keys): entry.run for entry in group.entries if entry.run is not None}
+    kept = [
+        [image.case for image in run.images.itertuples() if attention_files(run, image)]
+        for run in runs.values()
     ]
-    return grid(rows, _SIDE, titles)
+    case = next((case for case in kept[0] if all(case in cases for cases in kept)), None) if kept else None
+    if case is None:
+        return None
+    images = [(run, run.of_case(case)) for run in runs.values()]
+    columns = [[image.file, *attention_files(run, image)] for run, image in images]
+    return grid([[*map(Image.open, row)] for row in zip(*columns, strict=True)], _SIDE, list(runs))
+
+
+def _title(entry: Entry, keys: Sequence[str]) -> str:
+    return entry.label(keys).replace("without_", "without\n")
