@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from tiny_architectures import PROMPT, REFERENCES, batch_of, narrow
 from tiny_pipeline import reference, seeded
 
@@ -177,3 +180,44 @@ def test_parts_are_offloaded_in_the_order_of_stable_diffusion_3() -> None:
 def test_references_go_with_one_prompt(pipe: FastComposerSD3Pipeline) -> None:
     with pytest.raises(ValueError, match="prompt_2"):
         pipe(MAN, prompt_2="a man", references=[reference(0)], **SIZE)
+
+
+@pytest.fixture
+def ip_adapter(pipe: FastComposerSD3Pipeline) -> Iterator[torch.Tensor]:
+    """Set an IP-Adapter of random weights; gives embeddings of an image and of none, and removes it again."""
+    transformer: Any = pipe.transformer
+    width, heads = transformer.inner_dim, transformer.config.attention_head_dim
+    before = dict(transformer.attn_processors)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapters = {name: SD3IPAdapterJointAttnProcessor2_0(width, width, heads, 64) for name in before}
+        transformer.set_attn_processor(adapters)
+        transformer.image_proj = IPAdapterTimeImageProjection(
+            24, width, hidden_dim=64, depth=1, heads=1, num_queries=4
+        )
+        embeds = torch.randn(2, 5, 24)
+    yield embeds
+    del transformer.image_proj
+    transformer.set_attn_processor(before)
+
+
+def test_an_ip_adapter_works_as_in_stable_diffusion_3(
+    ip_adapter: torch.Tensor, pipe: FastComposerSD3Pipeline, stock: StableDiffusion3Pipeline
+) -> None:
+    for scale, count in ((5.0, 1), (5.0, 2), (1.0, 1)):
+        embeds = ip_adapter if scale > 1 else ip_adapter[1:]
+        given = {
+            **SIZE,
+            "guidance_scale": scale,
+            "num_images_per_prompt": count,
+            "ip_adapter_image_embeds": embeds,
+        }
+        theirs = stock("a man", generator=seeded(), **given).images
+        ours = pipe("a man", generator=seeded(), **given).images
+        assert np.array_equal(ours, theirs)
+        without = pipe("a man", generator=seeded(), **{**given, "ip_adapter_image_embeds": None}).images
+        assert not np.array_equal(ours, without)
+    with_subject = pipe(MAN, references=[[reference(0)]], generator=seeded(), **given).images
+    assert not np.array_equal(with_subject, ours)
+    with pytest.raises(ValueError, match="give ip_adapter_image_embeds"):
+        pipe("a man", ip_adapter_image=reference(0), **SIZE)
