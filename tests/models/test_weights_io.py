@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.source import ModelSource
 from fastcomposer.models.weight_delta import decode_differences, encode_differences
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 
@@ -51,13 +52,18 @@ def test_weights_come_back(
     assert all(moved[name] <= limit[name] for name in wanted)
 
 
-def test_what_the_base_has_takes_a_byte(trained: FastComposer, tmp_path: Path) -> None:
+def test_what_the_base_has_takes_a_byte(
+    trained: FastComposer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, load = [], ModelSource.load
+    monkeypatch.setattr(ModelSource, "load", lambda self, *args: read.append(args[1]) or load(self, *args))
     state = load_file(save_trained_weights(trained, tmp_path / "weights.safetensors", "int8"))
     names = set(trained.trainable_state_dict())
     of_base = {name for name in names if not name.startswith("fusion.")}
     assert all(state[name].dtype == torch.int8 for name in of_base)
     assert set(state) == names | {f"{name}.scale" for name in of_base}
     assert all(state[name].dtype == torch.float16 for name in names - of_base)
+    assert {*read} == {name.partition(".")[0] for name in of_base} < {*trained.networks()}
 
 
 def test_differences_name_their_base(trained: FastComposer, small_base: Path, tmp_path: Path) -> None:

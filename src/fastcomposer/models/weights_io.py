@@ -13,11 +13,11 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcomposer.models.base_files import LORA_NAME, find_weights_file
 from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.models.loading import load_networks
+from fastcomposer.models.loading import network_classes
 from fastcomposer.models.lora import LoRASettings, is_lora, lora_settings, plain_name, set_lora, write_lora
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import (
@@ -27,6 +27,7 @@ from fastcomposer.models.published_checkpoint import (
     read_saved,
     refuse_second_encoder,
 )
+from fastcomposer.models.source import ModelSource
 from fastcomposer.models.weight_delta import (
     BASE_DIGEST,
     base_weights,
@@ -92,13 +93,20 @@ def save_trained_weights(
     elif model.source is None:
         raise ValueError("export precision int8: this model was not loaded from a base to differ from")
     else:
-        base = base_weights(load_networks(model.source, None, None), state)
+        base = base_weights(_trained_parts(model.source, state), state)
         metadata[BASE_DIGEST] = digest(base)
         state = encode_differences(state, base)
     temporary = file.with_suffix(".tmp")
     save_file(state, temporary, metadata)
     temporary.replace(file)
     return file
+
+
+def _trained_parts(source: ModelSource, state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """Load the base's networks that tensors by name are of, and none of the others."""
+    parts = {name.partition(".")[0] for name in state}
+    classes = {name: cls for name, cls in network_classes(source).items() if name in parts}
+    return {name: source.load(cls, name, torch.float32) for name, cls in classes.items()}
 
 
 def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool = False) -> None:
