@@ -101,15 +101,23 @@ card: setup ## Measure the embedded base and its checkpoints anew, and write the
 	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
 
 STEPS ?= 8000
+ARM_STEPS ?= 1000
+LONG := multirun/fastcomposer_id
 ARMS := multirun/ablation_identity
+IDENTITY := docs/benchmarks/identity.md
+SCORE_JOBS = $(EVALUATE) -m sweep=jobs benchmark=mini_card save_attention=true
 
-# Differences are from job 0, the plain continuation; the last job has all mechanisms.
-identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=8000 for each: hours)
+# Differences are from job 0, the plain continuation. FastComposer-ID is job 1 of the two long trainings.
+identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=8000, of each arm ARM_STEPS=1000: hours)
 	$(FASTCOMPOSER) prepare data=avatars
-	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(STEPS) resume=auto $(ARGS)
-	$(EVALUATE) -m sweep=jobs jobs=$(ARMS) benchmark=mini_card save_attention=true
-	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(ARMS)/0,$(ARMS)/13] output=$(ARMS)/diagnosis
-	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0
+	$(FASTCOMPOSER) train -m experiment=mini_id arm=plain,full name=$(notdir $(LONG)) trainer.max_steps=$(STEPS) \
+		resume=auto $(ARGS)
+	$(SCORE_JOBS) jobs=$(LONG)
+	$(FASTCOMPOSER) report sweep=$(LONG) baseline=0 document=$(IDENTITY)
+	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(LONG)/0,$(LONG)/1] output=$(LONG)/diagnosis
+	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(ARM_STEPS) resume=auto $(ARGS)
+	$(SCORE_JOBS) jobs=$(ARMS)
+	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0 document=$(IDENTITY)
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

@@ -66,7 +66,7 @@ def _report_sweep(config: DictConfig) -> None:
         from fastcomposer.sweeps.report.sweep_document import sweep_section
         from fastcomposer.utils.markdown import write_section
 
-        write_section(document, section, sweep_section(sweep, Path(document)))
+        write_section(document, section, sweep_section(sweep, Path(document), section))
         print(document)
     for job in sweep.undone:
         print(f"not finished: {undone_line(job, sweep.keys)}")

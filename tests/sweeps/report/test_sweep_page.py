@@ -318,11 +318,11 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| identity, difference |" in text and "| s per image |" not in text
-    assert "](page_single_subject.png)" in text
-    with Image.open(tmp_path / "page_single_subject.png") as sheet:
+    assert "](data_single_subject.png)" in text
+    with Image.open(tmp_path / "data_single_subject.png") as sheet:
         assert sheet.width // 100 == 3  # a reference, and the images of two jobs
-    assert "](page_single_subject_attention.png)" in text
-    with Image.open(tmp_path / "page_single_subject_attention.png") as sheet:
+    assert "](data_single_subject_attention.png)" in text
+    with Image.open(tmp_path / "data_single_subject_attention.png") as sheet:
         assert sheet.width // 100 == sheet.height // 100 == 2  # two jobs, an image and a map of each
     assert "GFLOP/image" in text and "| as in the experiment | 1.5 |" in text and "| loss" not in text
     document.write_text("nothing")

@@ -27,8 +27,8 @@ _COSTS = "train/gflop_per_image", "train/images_per_second", "train/memory_gib"
 _SIDE = 96  # pixels of an image
 
 
-def sweep_section(sweep: Sweep, document: Path) -> str:
-    """Make the section; images go into files beside the document, named after it and the benchmark.
+def sweep_section(sweep: Sweep, document: Path, section: str) -> str:
+    """Make the section; images go into files beside the document, named after the section and benchmark.
 
     Raises:
         ValueError: If no job of the sweep was scored on a benchmark.
@@ -41,11 +41,11 @@ def sweep_section(sweep: Sweep, document: Path) -> str:
         columns = {name: group.columns[name] for name in _SHOWN if name in group.columns}
         table = group_table(replace(group, columns=columns), sweep.keys)
         parts.append(to_markdown(replace(table, title=group.title)))
-        file = document.with_name(f"{document.stem}_{group.key}.png")
+        file = document.with_name(f"{section}_{group.key}.png")
         if (sheet := _side_by_side(group, sweep.keys)) is not None:
             sheet.save(file, optimize=True)
             parts.append(f"![{group.title}: the same cases of every job]({file.name})")
-        file = document.with_name(f"{document.stem}_{group.key}_attention.png")
+        file = document.with_name(f"{section}_{group.key}_attention.png")
         if (sheet := _attention(group, sweep.keys)) is not None:
             sheet.save(file, optimize=True)
             about = f"{group.title}: an image of every job, and the attention to the word of each subject"
