@@ -127,6 +127,38 @@ def test_saved_pipelines_have_the_adapters_merged(model: FastComposer, tmp_path:
             model.save_published_checkpoint(tmp_path / "pytorch_model.bin")
 
 
+def test_adapters_of_a_pipeline_change_no_export(
+    model: FastComposer, base: dict[str, Any], tmp_path: Path
+) -> None:
+    save_trained_weights(model, tmp_path / "fastcomposer.safetensors")
+    trained = FastComposer.from_pretrained(**base)
+    pipe = trained.to_pipeline()
+    expected = load_file(save_trained_weights(trained, tmp_path / "before.safetensors"))
+    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    assert load_file(save_trained_weights(trained, tmp_path / "with.safetensors")).keys() == expected.keys()
+    with pytest.raises(ValueError, match="style"):
+        trained.set_trainable(backbone=SETTINGS)
+    if trained.unet is not None:
+        with pytest.raises(ValueError, match="style"):
+            trained.save_published_checkpoint(tmp_path / "pytorch_model.bin")
+    pipe.unload_lora_weights()
+    found = load_file(save_trained_weights(trained, tmp_path / "after.safetensors"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def test_loading_changes_nothing_of_what_is_trained(
+    model: FastComposer, base: dict[str, Any], tmp_path: Path
+) -> None:
+    save_trained_weights(model, tmp_path / "fastcomposer.safetensors")
+    for options in ({}, {"backbone": False}):
+        loaded = FastComposer.from_pretrained(**base)
+        loaded.set_trainable(**options)
+        expected = loaded.trainable_state_dict().keys()
+        load_trained_weights(loaded, tmp_path)
+        assert loaded.trainable_state_dict().keys() == expected
+
+
 def test_targets_exist(base: dict[str, Any]) -> None:
     model = FastComposer.from_pretrained(**base)
     model.set_trainable(backbone=LoRASettings(targets=("ff.net.2",)))

@@ -51,14 +51,16 @@ def lora_settings(backbone: Any) -> LoRASettings | None:
 
 
 def set_lora(backbone: Any, settings: LoRASettings | None) -> None:
-    """Give a backbone new adapters, or none; those of the same settings stay.
+    """Give a backbone new adapters, frozen, or none; those of the same settings stay.
 
     Raises:
-        ValueError: If no layer has one of the names.
+        ValueError: If no layer has one of the names, or the backbone has other adapters too.
     """
     present = lora_settings(backbone)
     if present == settings:
         return
+    if others := sorted({*getattr(backbone, "peft_config", {})} - {_ADAPTER}):
+        raise ValueError(f"the backbone has other adapters: call pipeline.delete_adapters({others}) first")
     if present is not None:
         backbone.unload_lora()
     if settings is None:
@@ -72,10 +74,14 @@ def set_lora(backbone: Any, settings: LoRASettings | None) -> None:
         target_modules=names,
         init_lora_weights="gaussian",
     )
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     try:
         backbone.add_adapter(config, _ADAPTER)
     except ValueError as error:
         raise ValueError(f"method.lora.targets={names}: {error}") from error
+    backbone.requires_grad_(False)
+    for parameter in trained:  # peft freezes them
+        parameter.requires_grad_(True)
 
 
 def lora_parts(backbone: Any) -> list[nn.Module]:
@@ -94,6 +100,11 @@ def plain_name(name: str) -> str:
 def is_lora(name: str) -> bool:
     """Whether a plain name is that of an adapter's tensor."""
     return name.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a plain name is that of another adapter's tensor, such as one that a pipeline has loaded."""
+    return ".lora_" in name and not is_lora(name)
 
 
 def write_lora(folder: Path, part: str, backbone: Any, state: Mapping[str, Tensor]) -> None:

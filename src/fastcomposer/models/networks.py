@@ -22,7 +22,15 @@ from fastcomposer.models.conditioning import ReferenceNormalizer, check_widths, 
 from fastcomposer.models.families import Family, family_of
 from fastcomposer.models.fusion import Fusion, FusionConfig
 from fastcomposer.models.loading import Weights, configured_networks, load_networks, open_source
-from fastcomposer.models.lora import LoRASettings, is_lora, lora_parts, lora_settings, plain_name, set_lora
+from fastcomposer.models.lora import (
+    LoRASettings,
+    is_foreign,
+    is_lora,
+    lora_parts,
+    lora_settings,
+    plain_name,
+    set_lora,
+)
 from fastcomposer.models.published_checkpoint import (
     load_published,
     read_checkpoint,
@@ -310,12 +318,17 @@ class Networks(nn.Module):
         return {plain_name(name): value.detach() for name, value in named if value.requires_grad}
 
     def changed_state_dict(self) -> dict[str, Tensor]:
-        """Tensors that are trained, were replaced by a checkpoint or are a LoRA's, by plain name."""
+        """Tensors that are trained, were replaced by a checkpoint or are a LoRA's, by plain name.
+
+        Adapters that a pipeline has loaded are left out.
+        """
+        # Not by requires_grad: peft turns it off where a pipeline loads adapters.
+        trained = {id(value) for module in self._trained for value in module.parameters()}
         named = {plain_name(name): value for name, value in self.named_parameters()}
         return {
             name: value.detach()
             for name, value in named.items()
-            if value.requires_grad or name in self.replaced or is_lora(name)
+            if (id(value) in trained or name in self.replaced or is_lora(name)) and not is_foreign(name)
         }
 
     def networks(self) -> dict[str, nn.Module]:
@@ -332,10 +345,15 @@ class Networks(nn.Module):
         """Write the weights in the layout of the released ``pytorch_model.bin``.
 
         Raises:
-            ValueError: If the fusion is of a kind that the released code does not have, or there is a LoRA.
+            ValueError: If the fusion is of a kind that the released code does not have, or a network has
+                adapters.
         """
-        if lora_settings(self.backbone) is not None:
-            raise ValueError("the released layout has no LoRA: keep it with save_trained_weights")
+        for name, network in self.networks().items():
+            if adapters := [*getattr(network, "peft_config", ())]:
+                raise ValueError(
+                    f"the released layout has no LoRA, and {name} has {adapters}: save_trained_weights keeps "
+                    "the trained one, pipeline.delete_adapters removes others"
+                )
         if self.unet is None:
             raise ValueError("the released layout is that of a model with a U-Net")
         if self.fusion.kind != FusionConfig():
