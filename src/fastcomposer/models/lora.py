@@ -37,7 +37,7 @@ class LoRASettings:
 
     def resolved(self, targets: Sequence[str]) -> LoRASettings:
         """These settings with defaults filled in."""
-        return LoRASettings(self.rank, self.alpha or self.rank, tuple(sorted(self.targets or targets)))
+        return LoRASettings(self.rank, self.alpha or self.rank, tuple(sorted({*(self.targets or targets)})))
 
     def metadata(self) -> dict[str, Any]:
         """Plain values for a file of weights."""
@@ -54,20 +54,24 @@ def set_lora(backbone: Any, settings: LoRASettings | None) -> None:
     """Give a backbone new adapters, frozen, or none; those of the same settings stay.
 
     Raises:
-        ValueError: If no layer has one of the names, or the backbone has other adapters too.
+        ValueError: If a target is the name of no layer, or the backbone has other adapters too.
     """
     present = lora_settings(backbone)
     if present == settings:
         return
     if others := sorted({*getattr(backbone, "peft_config", {})} - {_ADAPTER}):
         raise ValueError(f"the backbone has other adapters: call pipeline.delete_adapters({others}) first")
+    names = [] if settings is None else [*(settings.targets or ())]
+    layers = [f".{name}" for name, _ in backbone.named_modules()]
+    if unknown := [name for name in names if not any(layer.endswith(f".{name}") for layer in layers)]:
+        raise ValueError(f"method.lora.targets={names}: no layer's name ends with {', '.join(unknown)}")
     if present is not None:
         backbone.unload_lora()
     if settings is None:
         return
     from peft import LoraConfig  # takes a second
 
-    names, alpha = [*(settings.targets or ())], settings.alpha or settings.rank
+    alpha = settings.alpha or settings.rank
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]

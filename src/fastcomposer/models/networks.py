@@ -265,14 +265,18 @@ class Networks(nn.Module):
             vision_layers: How many of the image encoder's last transformer layers are trained (paper: 2).
 
         Raises:
-            ValueError: If the image encoder has fewer layers, or there is a LoRA of other settings.
+            ValueError: If the image encoder has fewer layers, or there is a LoRA of other settings or one
+                that would be trained together with its backbone.
         """
         layers = self.image_encoder.vision_model.encoder.layers
         if not 0 <= vision_layers <= len(layers):
             raise ValueError(f"vision_layers must lie in [0, {len(layers)}], not {vision_layers}")
         adapters: list[nn.Module] = []
+        present = lora_settings(self.backbone)
+        if backbone is True and present is not None:
+            raise ValueError("the weights bring a LoRA: set method.train_backbone=lora, or false")
         if isinstance(backbone, LoRASettings):
-            wanted, present = backbone.resolved(self.family.LORA_TARGETS), lora_settings(self.backbone)
+            wanted = backbone.resolved(self.family.LORA_TARGETS)
             if present not in (None, wanted):
                 raise ValueError(f"the weights bring a LoRA of {present}: set method.lora to it")
             set_lora(self.backbone, wanted)
