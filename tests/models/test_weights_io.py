@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.lora import LoRASettings
 from fastcomposer.models.source import ModelSource
 from fastcomposer.models.weight_delta import decode_differences, encode_differences
-from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
+from fastcomposer.models.weights_io import Precision, load_trained_weights, save_trained_weights
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,19 @@ def test_weights_come_back(
     moved = {name: (found[name] - wanted[name]).abs().max().item() for name in wanted}
     limit = {name: error if "fusion" not in name else max(error, 2e-3 * bool(error)) for name in wanted}
     assert all(moved[name] <= limit[name] for name in wanted)
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_frozen_fusion_is_written_too(
+    precision: Precision, trained: FastComposer, small_base: Path, tmp_path: Path
+) -> None:
+    trained.to_pipeline().save_pretrained(tmp_path / "saved")
+    model = FastComposer.from_pretrained(tmp_path / "saved")
+    model.set_trainable(backbone=LoRASettings(rank=2), fusion=False, vision_layers=0)
+    file = save_trained_weights(model, tmp_path / "run" / "fastcomposer.safetensors", precision)
+    again = FastComposer.from_checkpoint(file, base=small_base)
+    pairs = zip(trained.fusion.parameters(), again.fusion.parameters(), strict=True)
+    assert all(torch.allclose(one, other, atol=1e-3) for one, other in pairs)
 
 
 def test_what_the_base_has_takes_a_byte(

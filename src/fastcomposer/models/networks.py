@@ -25,7 +25,6 @@ from fastcomposer.models.loading import Weights, configured_networks, load_netwo
 from fastcomposer.models.lora import (
     LoRASettings,
     is_foreign,
-    is_lora,
     lora_parts,
     lora_settings,
     plain_name,
@@ -322,17 +321,18 @@ class Networks(nn.Module):
         return {plain_name(name): value.detach() for name, value in named if value.requires_grad}
 
     def changed_state_dict(self) -> dict[str, Tensor]:
-        """Tensors that are trained, were replaced by a checkpoint or are a LoRA's, by plain name.
+        """Tensors that are trained, were replaced by a checkpoint, or no base has, by plain name.
 
-        Adapters that a pipeline has loaded are left out.
+        The last are the fusion's and a LoRA's; adapters that a pipeline has loaded are left out.
         """
         # Not by requires_grad: peft turns it off where a pipeline loads adapters.
-        trained = {id(value) for module in self._trained for value in module.parameters()}
+        modules = [*self._trained, self.fusion, *lora_parts(self.backbone)]
+        written = {id(value) for module in modules for value in module.parameters()}
         named = {plain_name(name): value for name, value in self.named_parameters()}
         return {
             name: value.detach()
             for name, value in named.items()
-            if (id(value) in trained or name in self.replaced or is_lora(name)) and not is_foreign(name)
+            if (id(value) in written or name in self.replaced) and not is_foreign(name)
         }
 
     def networks(self) -> dict[str, nn.Module]:
