@@ -83,11 +83,20 @@ def test_what_the_base_has_takes_a_byte(
 
 def test_differences_name_their_base(trained: FastComposer, small_base: Path, tmp_path: Path) -> None:
     file = save_trained_weights(trained, tmp_path / "weights.safetensors", "int8")
-    other = FastComposer.from_pretrained(small_base, max_subjects=3)
-    with torch.no_grad():
-        next(iter(other.unet.parameters())).add_(1)
+    other = FastComposer.from_pretrained("no/base", architecture=small_base, weights="random")
     with pytest.raises(ValueError, match=r"weights\.safetensors holds differences from other weights"):
         load_trained_weights(other, file)
+
+
+def test_differences_are_added_to_the_base_in_float32(
+    trained: FastComposer, small_base: Path, tmp_path: Path
+) -> None:
+    file = save_trained_weights(trained, tmp_path / "weights.safetensors", "int8")
+    half = FastComposer.from_pretrained(small_base, dtype=torch.float16)
+    for _ in range(2):
+        load_trained_weights(half, file)
+        found = half.unet.conv_in.weight.float()
+        assert torch.allclose(found, trained.unet.conv_in.weight, atol=1e-3)
 
 
 def test_weights_must_fit(trained: FastComposer, small_base: Path, tmp_path: Path) -> None:

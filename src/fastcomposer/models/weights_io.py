@@ -132,10 +132,13 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
         refuse_second_encoder(networks)
     if content.base_digest is not None:
         base = base_weights(networks, state)
+        if digest(base) != content.base_digest and model.source is not None:
+            # The model is in half precision, or has been trained.
+            base = base_weights(_trained_parts(model.source, state), state)
         if digest(base) != content.base_digest:
             raise ValueError(
                 f"checkpoint {file} holds differences from other weights than this model's: load it into a "
-                "model fresh from the base it was trained from"
+                "model of the base it was trained from"
             )
         state = decode_differences(state, base)
     if not keep_fusion:
