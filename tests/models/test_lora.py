@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_architectures import narrow
 from tiny_pipeline import reference, seeded
@@ -159,6 +160,23 @@ def test_loading_changes_nothing_of_what_is_trained(
         expected = loaded.trainable_state_dict().keys()
         load_trained_weights(loaded, tmp_path)
         assert loaded.trainable_state_dict().keys() == expected
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_saved_pipelines_sample_as_before(enabled: bool, base: dict[str, Any], tmp_path: Path) -> None:
+    """A pipeline with adapters of the backbone, on or off, and of a text encoder."""
+    model = FastComposer.from_pretrained(**base)
+    pipe = model.to_pipeline()
+    for network, target in ((pipe.backbone, "to_q"), (pipe.text_encoder, "q_proj")):
+        network.add_adapter(LoraConfig(r=2, target_modules=[target], init_lora_weights=False), "style")
+    without = sample(model.to_pipeline())
+    if not enabled:
+        pipe.backbone.disable_adapters()
+    before = sample(pipe)
+    pipe.save_pretrained(tmp_path)
+    assert np.array_equal(sample(pipe), before)
+    assert np.allclose(sample(open_pipeline(tmp_path)), before, atol=1e-4)
+    assert np.array_equal(without, before) == enabled
 
 
 def test_targets_exist(base: dict[str, Any]) -> None:

@@ -129,17 +129,21 @@ def write_lora(folder: Path, part: str, backbone: Any, state: Mapping[str, Tenso
 @contextmanager
 def merged_lora(network: Any) -> Iterator[None]:
     """Inside the block, have plain layers with the active adapters merged in, in place of adapted layers."""
-    adapted: dict[str, Any] = {}
-    if getattr(network, "peft_config", None):
-        from peft.tuners.lora import LoraLayer
+    if not getattr(network, "peft_config", None):
+        yield
+        return
+    from peft.tuners.lora import LoraLayer
 
-        adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
     try:
         for name, layer in adapted.items():
             merged: Any = deepcopy(layer)
-            merged.merge()
+            if not merged.disable_adapters:
+                merged.merge()
             network.set_submodule(name, merged.get_base_layer())
+        network._hf_peft_config_loaded = False  # transformers would save the adapters alone
         yield
     finally:
         for name, layer in adapted.items():
             network.set_submodule(name, layer)
+        network._hf_peft_config_loaded = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -157,8 +157,10 @@ class DelayedConditioningPipeline(DiffusionPipeline):
         return getattr(self, self.BACKBONE)
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
-        """Save as diffusers does, with the backbone's active adapters merged into its weights."""
-        with merged_lora(self.backbone):
+        """Save as diffusers does, with the networks' active adapters merged into their weights."""
+        with ExitStack() as merged:
+            for network in self.components.values():
+                merged.enter_context(merged_lora(network))
             super().save_pretrained(*args, **options)
 
     def _need(self, purpose: str, *parts: str) -> None:
