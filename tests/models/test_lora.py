@@ -16,6 +16,7 @@ from tiny_pipeline import reference, seeded
 
 from fastcomposer import FastComposer
 from fastcomposer.bench.training_step import noise_batch
+from fastcomposer.models.base_files import lora_file
 from fastcomposer.models.lora import LoRASettings
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
@@ -92,6 +93,20 @@ def test_weights_come_back(
     (tmp_path / "pytorch_lora_weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="pytorch_lora_weights"):
         load_trained_weights(again, tmp_path)
+
+
+def test_files_of_adapters_are_not_mixed(model: FastComposer, base: dict[str, Any], tmp_path: Path) -> None:
+    first = save_trained_weights(model, tmp_path / "first.safetensors")
+    other = FastComposer.from_pretrained(**base)
+    other.set_trainable(backbone=SETTINGS)
+    second = save_trained_weights(other, tmp_path / "second.safetensors")
+    for file, expected in ((first, model), (second, other)):
+        assert torch.equal(prediction(FastComposer.from_checkpoint(file, **base)), prediction(expected))
+    lora_file(second).replace(lora_file(first))
+    with pytest.raises(ValueError, match=f"{lora_file(first).name} beside it"):
+        load_trained_weights(other, first)
+    save_trained_weights(FastComposer.from_pretrained(**base), first)
+    assert not lora_file(first).exists()
 
 
 def test_stock_diffusers_reads_the_adapters(

@@ -11,8 +11,7 @@ from fastcomposer.utils.files import existing_file
 
 DEFAULT_IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 WEIGHTS_NAME = "fastcomposer.safetensors"
-LORA_NAME = "pytorch_lora_weights.safetensors"
-"""Of a LoRA, beside the weights that it belongs to; diffusers' own name."""
+_LORA_NAME = "pytorch_lora_weights.safetensors"  # diffusers' own
 PUBLISHED_NAME = "pytorch_model.bin"
 TOKENIZER: list[tuple[str, ...]] = [("vocab.json", "tokenizer.json"), ("merges.txt", "tokenizer.json")]
 """Files of a tokenizer, each with what may stand in its place."""
@@ -71,6 +70,11 @@ def find_weights_file(path: Path) -> Path:
         if (path / name).exists():
             return existing_file(path / name, "checkpoint")
     raise FileNotFoundError(f"checkpoint {path}: none of {', '.join(names)} is in this folder")
+
+
+def lora_file(weights: Path) -> Path:
+    """File of the LoRA that belongs to a file of weights, beside it."""
+    return weights.with_name(_LORA_NAME if weights.name == WEIGHTS_NAME else f"{weights.stem}.{_LORA_NAME}")
 
 
 def local_folder(source: str | Path) -> Path | None:

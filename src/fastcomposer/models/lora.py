@@ -13,7 +13,6 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fastcomposer.models.base_files import LORA_NAME
 from fastcomposer.utils.ranges import Count, Positive
 
 _ADAPTER = "fastcomposer"
@@ -111,19 +110,19 @@ def is_foreign(name: str) -> bool:
     return ".lora_" in name and not is_lora(name)
 
 
-def write_lora(folder: Path, part: str, backbone: Any, state: Mapping[str, Tensor]) -> None:
+def write_lora(file: Path, part: str, backbone: Any, state: Mapping[str, Tensor]) -> None:
     """Write adapters of the network ``part`` as diffusers does, for ``load_lora_weights``."""
     config = backbone.peft_config[_ADAPTER].to_dict()
     LoraBaseMixin.write_lora_layers(
         dict(state),
-        str(folder),
+        str(file.parent),
         is_main_process=True,
-        weight_name=f"{LORA_NAME}.tmp",
+        weight_name=f"{file.name}.tmp",
         save_function=None,  # type: ignore[arg-type]
         safe_serialization=True,
         lora_adapter_metadata={f"{part}.{key}": value for key, value in config.items()},
     )
-    (folder / f"{LORA_NAME}.tmp").replace(folder / LORA_NAME)
+    file.with_name(f"{file.name}.tmp").replace(file)
 
 
 @contextmanager

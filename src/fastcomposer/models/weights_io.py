@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastcomposer.models.base_files import LORA_NAME, find_weights_file
+from fastcomposer.models.base_files import find_weights_file, lora_file
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.loading import network_classes
 from fastcomposer.models.lora import LoRASettings, is_lora, lora_settings, plain_name, set_lora, write_lora
@@ -39,6 +39,7 @@ from fastcomposer.utils.errors import invalid_fields
 
 Precision = Literal["float32", "float16", "int8"]
 _PREFIX = "model."
+_LORA_DIGEST = "lora_digest"  # in a file's metadata: of the adapters beside it
 
 
 @pydantic_dataclass(frozen=True)
@@ -58,7 +59,8 @@ def save_trained_weights(
 ) -> Path:
     """Write the tensors of a model that are trained or came from other weights than its base's.
 
-    A LoRA of the backbone is written beside it as ``pytorch_lora_weights.safetensors``, in diffusers' format.
+    A LoRA of the backbone is written beside it in diffusers' format: as ``pytorch_lora_weights.safetensors``
+    for ``fastcomposer.safetensors``, and as ``NAME.pytorch_lora_weights.safetensors`` for any other name.
 
     Args:
         model: The model.
@@ -87,7 +89,8 @@ def save_trained_weights(
         metadata["lora"] = json.dumps(settings.metadata())
         kept = torch.float32 if precision == "float32" else torch.float16
         adapters = {name: state.pop(name).to(kept) for name in [*state] if is_lora(name)}
-        write_lora(file.parent, model.family.NAME, model.backbone, adapters)
+        metadata[_LORA_DIGEST] = digest(adapters)
+        write_lora(lora_file(file), model.family.NAME, model.backbone, adapters)
     if precision != "int8":
         state = {name: value.to(getattr(torch, precision)) for name, value in state.items()}
     elif model.source is None:
@@ -99,6 +102,8 @@ def save_trained_weights(
     temporary = file.with_suffix(".tmp")
     save_file(state, temporary, metadata)
     temporary.replace(file)
+    if settings is None:
+        lora_file(file).unlink(missing_ok=True)  # of earlier weights
     return file
 
 
@@ -217,7 +222,10 @@ def _read(file: Path) -> _Content:
             fusion = FusionConfig(**json.loads(metadata.get("fusion", "{}")))
             lora = _lora(json.loads(metadata.get("lora", "null")))
             if lora is not None:
-                saved |= read_saved(file.parent / LORA_NAME, "LoRA of the checkpoint")
+                adapters = read_saved(lora_file(file), "LoRA of the checkpoint")
+                if digest(adapters) != metadata[_LORA_DIGEST]:
+                    raise ValueError(f"{lora_file(file).name} beside it belongs to other weights")
+                saved |= adapters
             return _Content(_unprefixed(saved), metadata.get(BASE_DIGEST), length, fusion, lora=lora)
         weights = saved["ema"]["weights"] if "ema" in saved else saved["state_dict"]
         weights = {name: value for name, value in weights.items() if name.startswith(_PREFIX)}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcomposer.models.base_files import LORA_NAME, WEIGHTS_NAME, find_weights_file
+from fastcomposer.models.base_files import WEIGHTS_NAME, find_weights_file, lora_file
 from fastcomposer.training.loggers import PatientWandbLogger
 from fastcomposer.utils.settings import base_fingerprint
 
@@ -54,7 +54,7 @@ def weights_artifact(path: str | Path) -> Any:
     """Hold trained weights in an artifact, one for the training and for what uses them later."""
     file = find_weights_file(Path(path).expanduser())
     artifact = _with_file(file, artifact_name(file.parent, "weights"), "model")
-    if (lora := file.parent / LORA_NAME).is_file():
+    if (lora := lora_file(file)).is_file():
         artifact.add_file(str(lora), policy="immutable", skip_cache=True)
     return artifact
 
