@@ -10,14 +10,16 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_architectures import narrow
 from tiny_pipeline import reference, seeded
 
 from fastcomposer import FastComposer
 from fastcomposer.bench.training_step import noise_batch
 from fastcomposer.models.base_files import lora_file
-from fastcomposer.models.lora import LoRASettings
+from fastcomposer.models.fusion import FusionConfig
+from fastcomposer.models.lora import LoRASettings, lora_settings
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
 
@@ -107,6 +109,27 @@ def test_files_of_adapters_are_not_mixed(model: FastComposer, base: dict[str, An
         load_trained_weights(other, first)
     save_trained_weights(FastComposer.from_pretrained(**base), first)
     assert not lora_file(first).exists()
+
+
+@pytest.mark.parametrize("settings", [LoRASettings(rank=4), None])
+def test_a_refused_file_changes_nothing(
+    settings: LoRASettings | None, model: FastComposer, base: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = FastComposer.from_pretrained(**base, fusion=FusionConfig("add"))
+    if settings is not None:
+        other.set_trainable(backbone=settings)
+    names, trained = other.state_dict().keys(), other.trainable_state_dict().keys()
+    expected = prediction(other)
+    file = save_trained_weights(model, tmp_path / "weights.safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file({**load_file(file), "vae.extra": torch.zeros(1)}, file, metadata)
+    with pytest.raises(ValueError, match=r"unexpected: vae\.extra"):
+        load_trained_weights(other, file)
+    assert other.state_dict().keys() == names and other.trainable_state_dict().keys() == trained
+    assert lora_settings(other.backbone) == (settings and settings.resolved(other.family.LORA_TARGETS))
+    assert torch.equal(prediction(other), expected)
 
 
 def test_stock_diffusers_reads_the_adapters(

@@ -87,6 +87,32 @@ def set_lora(backbone: Any, settings: LoRASettings | None) -> None:
         parameter.requires_grad_(True)
 
 
+@contextmanager
+def kept_lora(backbone: Any) -> Iterator[None]:
+    """Give a backbone the adapters back that it had if the block fails."""
+    config, adapted = getattr(backbone, "peft_config", None), _adapted_layers(backbone)
+    present = lora_settings(backbone)
+    try:
+        yield
+    except BaseException:
+        if lora_settings(backbone) != present:
+            backbone.unload_lora()
+            for name, layer in adapted.items():
+                backbone.set_submodule(name, layer)
+            if adapted:
+                backbone.peft_config, backbone._hf_peft_config_loaded = config, True
+        raise
+
+
+def _adapted_layers(network: Any) -> dict[str, Any]:
+    """Layers with adapters by name."""
+    if not getattr(network, "peft_config", None):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+
+
 def lora_parts(backbone: Any) -> list[nn.Module]:
     """A and B of every adapted layer."""
     layers = [layer for layer in backbone.modules() if _ADAPTER in getattr(layer, "lora_A", ())]
@@ -128,12 +154,10 @@ def write_lora(file: Path, part: str, backbone: Any, state: Mapping[str, Tensor]
 @contextmanager
 def merged_lora(network: Any) -> Iterator[None]:
     """Inside the block, have plain layers with the active adapters merged in, in place of adapted layers."""
-    if not getattr(network, "peft_config", None):
+    adapted = _adapted_layers(network)
+    if not adapted:
         yield
         return
-    from peft.tuners.lora import LoraLayer
-
-    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
     try:
         for name, layer in adapted.items():
             merged: Any = deepcopy(layer)

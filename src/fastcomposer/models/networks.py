@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,7 @@ from fastcomposer.models.loading import Weights, configured_networks, load_netwo
 from fastcomposer.models.lora import (
     LoRASettings,
     is_foreign,
+    kept_lora,
     lora_parts,
     lora_settings,
     plain_name,
@@ -310,6 +312,17 @@ class Networks(nn.Module):
         new.requires_grad_(next(old.parameters()).requires_grad)
         self._trained = [new if module is old else module for module in self._trained]
         self.fusion = new.train(old.training)
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Give the model the fusion and the LoRA back that it had if the block fails."""
+        fusion, trained = self.fusion, self._trained
+        try:
+            with kept_lora(self.backbone):
+                yield
+        except BaseException:
+            self.fusion, self._trained = fusion, trained
+            raise
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that are trained."""

@@ -115,7 +115,7 @@ def _trained_parts(source: ModelSource, state: Mapping[str, Tensor]) -> dict[str
 
 
 def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool = False) -> None:
-    """Load trained weights into a model made from the same base.
+    """Load trained weights into a model made from the same base, all or none.
 
     Args:
         model: The model; its fusion becomes one of the file's kind.
@@ -131,6 +131,11 @@ def load_trained_weights(model: Networks, path: str | Path, *, keep_fusion: bool
     """
     file = find_weights_file(Path(path).expanduser())
     content = _read(file)
+    with model.kept_on_error():
+        _load(model, file, content, keep_fusion)
+
+
+def _load(model: Networks, file: Path, content: _Content, keep_fusion: bool) -> None:
     set_lora(model.backbone, content.lora)
     state, networks = content.state, model.networks()
     if content.published:
