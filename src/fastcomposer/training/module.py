@@ -208,8 +208,8 @@ class FastComposerModule(RecipeModule):
         self.log_dict(values, batch_size=len(batch), sync_dist=True)
 
     def _states_of_empty_prompt(self) -> TextStates:
-        """States of one empty prompt, computed once: the text encoders are frozen."""
-        if self._empty_states is None:
+        """States of one empty prompt, computed once on a device: the text encoders are frozen."""
+        if self._empty_states is None or self._empty_states.tokens.device != self.empty_prompt.device:
             with torch.no_grad():
                 self._empty_states = self.model.text.encode(self.empty_prompt[None])
         return self._empty_states

@@ -64,3 +64,9 @@ def test_the_map_is_trained_and_not_exported(
         load_trained_weights(FastComposer.from_pretrained(small_base), file)
     saved = torch.load(checkpoint, weights_only=True)
     assert any(name.startswith("readout.") for name in saved["state_dict"])
+
+
+def test_the_empty_prompt_follows_the_module(make_module: Make) -> None:
+    """Its states give the width of the map before the module is moved to its device."""
+    module = make_module(readout=ReadOutLoss(MeanColor())).to("meta")
+    assert module._states_of_empty_prompt().tokens.is_meta
