@@ -221,3 +221,6 @@ def test_an_ip_adapter_works_as_in_stable_diffusion_3(
     assert not np.array_equal(with_subject, ours)
     with pytest.raises(ValueError, match="give ip_adapter_image_embeds"):
         pipe("a man", ip_adapter_image=reference(0), **SIZE)
+    with pytest.raises(ValueError, match="guidance_interval"):
+        pipe("a man", guidance_interval=(0.0, 1.0), **{**given, "guidance_scale": 5.0})
+    assert pipe.joint_attention_kwargs is None

@@ -320,17 +320,10 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
     def _image_prompts(
         self, given: tuple[Any, Any], schedule: Schedule, device: torch.device, count: int
     ) -> dict[str, Any] | None:
-        image, embeds = given
-        if image is not None:
+        if given[0] is not None:
             raise ValueError("ip_adapter_image: give ip_adapter_image_embeds; image_encoder reads references")
-        if embeds is not None:
-            guided = self.do_classifier_free_guidance
-            embeds = self.prepare_ip_adapter_image_embeds(None, embeds, device, count, guided)
-            self._joint_attention_kwargs = {
-                **(self._joint_attention_kwargs or {}),
-                "ip_adapter_image_embeds": embeds,
-            }
-        return None
+        added = super()._image_prompts(given, schedule, device, count)
+        return added and {"ip_adapter_image_embeds": added["image_embeds"]}
 
     def _shift(self, size: _Size) -> float | None:
         """Shift of the noise levels for an image size, where the scheduler's depends on it."""
@@ -396,7 +389,8 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
             "encoder_hidden_states": state["prompt_embeds"],
             "pooled_projections": state["pooled_prompt_embeds"],
         }
-        common = {"joint_attention_kwargs": self._joint_attention_kwargs, "return_dict": False}
+        joint = {**(self._joint_attention_kwargs or {}), **(options.added_condition or {})}
+        common = {"joint_attention_kwargs": joint or None, "return_dict": False}
         steps = timestep.expand(len(inputs))
         prediction = self.transformer(hidden_states=inputs, timestep=steps, **conditions, **common)[0]
         layers, start, stop = self._skipped
