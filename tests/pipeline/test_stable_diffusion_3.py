@@ -52,6 +52,7 @@ def stock(pipe: FastComposerSD3Pipeline) -> StableDiffusion3Pipeline:
         {"sigmas": [1.0, 0.6, 0.2], "guidance_scale": 1.0},
         {"skip_guidance_layers": [1], "num_inference_steps": 6, "skip_layer_guidance_stop": 0.7},
         {"output_type": "latent"},
+        {"output_type": "latent", "width": None, "height": 32},
     ],
 )
 def test_code_for_stable_diffusion_3_runs_unchanged(

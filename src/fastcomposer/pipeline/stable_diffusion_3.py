@@ -79,6 +79,7 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
     """
 
     BACKBONE = "transformer"
+    ONE_SIDE = True
     model_cpu_offload_seq: Any = (
         "text_encoder->text_encoder_2->text_encoder_3->image_encoder->fusion->transformer->vae"
     )

@@ -60,6 +60,7 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         ValueError: If the widths differ, or the tokenizers' vocabularies.
     """
 
+    ONE_SIDE = True
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->image_encoder->fusion->unet->vae"
     _optional_components = [  # noqa: RUF012
         *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "image_encoder", "feature_extractor"),
@@ -269,11 +270,6 @@ class FastComposerXLPipeline(VariantPipeline, StableDiffusionXLPipeline):  # typ
         repeated = repeat_rows((text, *others), num_images_per_prompt)
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = repeated
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
-
-    def _image_size(self, height: int | None, width: int | None) -> _Size:
-        """As in Stable Diffusion XL, one side may be given without the other."""
-        rows, columns = super()._image_size(None, None)
-        return super()._image_size(height or rows, width or columns)
 
     def _schedule(self, *arguments: Any) -> Schedule:
         """Set the timesteps, and begin with the first even where rounding has made the second the same."""

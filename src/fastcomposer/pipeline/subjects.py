@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -60,6 +60,9 @@ def latents_callback(options: Mapping[str, Any], order: int) -> Callable[[int, T
 
 class SubjectPromptPipeline(DelayedConditioningPipeline):
     """Stable Diffusion's prompts, with markers and reference images."""
+
+    ONE_SIDE: ClassVar[bool] = False
+    """Whether height or width may be given without the other."""
 
     def _conditions(
         self, prompt: str, negative_prompt: str | None, clip_skip: int | None, size: tuple[int, int]
@@ -177,7 +180,8 @@ class SubjectPromptPipeline(DelayedConditioningPipeline):
         if not height or not width:
             size = self.backbone.config.sample_size
             rows, columns = (size, size) if isinstance(size, int) else size
-            height, width = rows * factor, columns * factor
+            given = (height, width) if self.ONE_SIDE else (None, None)
+            height, width = given[0] or rows * factor, given[1] or columns * factor
         if height % factor or width % factor:
             raise ValueError(f"height and width must be multiples of {factor}, not {height} and {width}")
         return height, width
