@@ -13,6 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from tiny_architectures import PROMPT, REFERENCES, batch_of, narrow
 from tiny_pipeline import reference, seeded
 
@@ -62,6 +63,27 @@ def test_code_for_stable_diffusion_3_runs_unchanged(
     ours = pipe("a man", generator=seeded(), **given).images
     theirs = stock("a man", generator=seeded(), **given).images
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_skipped_layers_count_in_guided_calls_alone(
+    pipe: FastComposerSD3Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[tuple[int, bool]] = []
+
+    def forward(*args: Any, **options: Any) -> Any:
+        rows.append((len(options["hidden_states"]), "skip_layers" in options))
+        return SD3Transformer2DModel.forward(pipe.transformer, *args, **options)
+
+    given = {**SIZE, "num_inference_steps": 6, "references": [reference(0)], "alpha": 1.0}
+    given |= {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.7}
+    expected = pipe(MAN, generator=seeded(), **given).images
+    watched = pipe(MAN, generator=seeded(), return_attention=1, **given)
+    np.testing.assert_allclose(watched.images, expected, rtol=0, atol=1e-5)
+    monkeypatch.setattr(pipe.transformer, "forward", forward)
+    pipe(MAN, guidance_interval=(1.0, float("inf")), **given)
+    unguided = rows.index((1, False))
+    assert rows[:unguided] == [(2, False)] + [(2, False), (1, True)] * ((unguided - 1) // 2)
+    assert unguided > 1 and set(rows[unguided:]) == {(1, False)} and len(rows) - unguided > 1
 
 
 def test_signature_begins_with_that_of_stable_diffusion_3() -> None:

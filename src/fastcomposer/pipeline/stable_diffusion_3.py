@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -385,29 +386,33 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
     def _predict(
         self, inputs: Tensor, timestep: Tensor, state: Mapping[str, Any], options: StepOptions, call: int
     ) -> Tensor:
-        """Velocity of the rows of a step, and what guidance by skipped layers compares it with."""
-        conditions = {
-            "encoder_hidden_states": state["prompt_embeds"],
-            "pooled_projections": state["pooled_prompt_embeds"],
-        }
-        joint = {**(self._joint_attention_kwargs or {}), **(options.added_condition or {})}
-        common = {"joint_attention_kwargs": joint or None, "return_dict": False}
-        steps = timestep.expand(len(inputs))
-        prediction = self.transformer(hidden_states=inputs, timestep=steps, **conditions, **common)[0]
-        layers, start, stop = self._skipped
-        self._difference = None
-        if layers is not None and self.do_classifier_free_guidance and start < call < stop:
-            half = len(inputs) // 2
-            rows = {name: value[half:] for name, value in conditions.items()}
-            skipped = self.transformer(
-                hidden_states=inputs[half:], timestep=steps[half:], **rows, **common, skip_layers=layers
+        """Velocity of the rows of a step; guidance by skipped layers calls the transformer once more."""
+        added, joint = options.added_condition or {}, self._joint_attention_kwargs or {}
+
+        def velocity(rows: slice, **more: Any) -> Tensor:
+            own = joint | {name: value[rows] for name, value in added.items()}
+            return self.transformer(
+                hidden_states=inputs[rows],
+                timestep=timestep.expand(len(inputs))[rows],
+                encoder_hidden_states=state["prompt_embeds"][rows],
+                pooled_projections=state["pooled_prompt_embeds"][rows],
+                joint_attention_kwargs=own or None,
+                return_dict=False,
+                **more,
             )[0]
-            self._difference = (prediction[half:] - skipped) * self._skip_layer_guidance_scale
-        return prediction
+
+        layers, start, stop = self._skipped
+        self._without_layers = None
+        if layers is not None and start < call < stop:
+            self._without_layers = partial(velocity, slice(len(inputs) // 2, None), skip_layers=layers)
+        return velocity(slice(None))
 
     def _guide(self, prediction: Tensor) -> Tensor:
         guided = super()._guide(prediction)
-        return guided if self._difference is None else guided + self._difference
+        if self._without_layers is None:
+            return guided
+        difference = prediction[len(guided) :] - self._without_layers()
+        return guided + difference * self._skip_layer_guidance_scale
 
     def _guidance_embedding(self, latents: Tensor) -> None:
         """None: no such transformer is distilled to take the guidance scale."""
