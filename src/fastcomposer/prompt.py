@@ -55,11 +55,18 @@ class JointTokenizer:
         clip: CLIP's tokenizer.
         t5: T5's tokenizer, a fast one: it reports character offsets.
         length: Number of T5's tokens.
+
+    Raises:
+        ValueError: If there is no tokenizer of T5.
     """
 
     clip: Any
     t5: Any
     length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.t5 is None:
+            raise ValueError("there is no tokenizer_3, which T5 needs to read prompts")
 
 
 def strip_markers(caption: str) -> str:

@@ -1,14 +1,19 @@
-"""Fixtures of the pipeline's tests: both pipelines on tiny models."""
+"""Fixtures of the pipeline's tests: the pipelines on tiny models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tiny_architectures import narrow
+from tiny_architectures import add_t5, narrow
 from tiny_pipeline import with_scheduler
 
-from fastcomposer import FastComposer, FastComposerPipeline, FastComposerXLPipeline
+from fastcomposer import (
+    FastComposer,
+    FastComposerPipeline,
+    FastComposerSD3Pipeline,
+    FastComposerXLPipeline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,5 +31,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> FastComposerXLPipeline:
     folder = narrow("sdxl", tmp_path_factory.mktemp("xl") / "sdxl")
     pipe = FastComposer.from_pretrained("no/base", architecture=folder, weights="random").to_pipeline()
     assert isinstance(pipe, FastComposerXLPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def with_t5(tmp_path_factory: pytest.TempPathFactory) -> FastComposerSD3Pipeline:
+    folder = add_t5(narrow("sd3", tmp_path_factory.mktemp("t5") / "sd3"))
+    pipe = FastComposer.from_pretrained("no/base", architecture=folder, weights="random").to_pipeline()
+    assert isinstance(pipe, FastComposerSD3Pipeline)
     pipe.set_progress_bar_config(disable=True)
     return pipe

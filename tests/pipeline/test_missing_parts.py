@@ -13,13 +13,13 @@ import pytest
 import torch
 from tiny_pipeline import ONE, SIZE, reference, seeded
 
-from fastcomposer import FastComposerPipeline, FastComposerXLPipeline, SubjectFusion
+from fastcomposer import FastComposerPipeline, FastComposerSD3Pipeline, SubjectFusion
 from fastcomposer.models.fusion import PairedFusion
 
 CALL: dict[str, Any] = {**SIZE, "output_type": "np", "guidance_scale": 5.0}
 NEEDS = {  # arguments of the call that needs a part
     "vae": {"prompt": "a man"},
-    "unet": {"prompt": "a man"},
+    "backbone": {"prompt": "a man"},
     "scheduler": {"prompt": "a man"},
     "tokenizer": {"prompt": "a man"},
     "text_encoder": {"prompt": "a man"},
@@ -28,11 +28,13 @@ NEEDS = {  # arguments of the call that needs a part
 }
 
 
-@pytest.fixture(params=["stable_diffusion", "stable_diffusion_xl"])
+PIPELINES = {"stable_diffusion": "shared", "stable_diffusion_xl": "large", "stable_diffusion_3": "with_t5"}
+
+
+@pytest.fixture(params=PIPELINES)
 def full(request: pytest.FixtureRequest) -> Any:
-    """Each of the two pipelines, complete."""
-    name = "shared" if request.param == "stable_diffusion" else "large"
-    pipe = request.getfixturevalue(name)
+    """Each of the pipelines, complete."""
+    pipe = request.getfixturevalue(PIPELINES[request.param])
     return quiet(type(pipe)(**pipe.components))
 
 
@@ -81,7 +83,7 @@ def test_subjects_are_encoded_and_images_sampled_apart(full: Any) -> None:
     expected = full(
         ONE, references=[reference(0)], alpha=0.5, negative_prompt="a beach", generator=seeded(), **CALL
     ).images
-    conditions = without(full, "vae", "unet", "scheduler")
+    conditions = without(full, "vae", full.BACKBONE, "scheduler")
     embeds = encode(conditions, ONE)
     subject = encode(conditions, ONE, references=[reference(0)])["prompt_embeds"]
     rest = without(full, *filter(reads_text, full.components), "image_encoder", "fusion")
@@ -98,14 +100,14 @@ def test_text_alone_needs_nothing_for_references(full: Any) -> None:
 
 @pytest.mark.parametrize("part", NEEDS)
 def test_the_call_that_needs_a_part_names_it(full: Any, part: str) -> None:
-    pipe = without(full, part)
-    with pytest.raises(ValueError, match=f"no .*{part}"):
-        pipe(**NEEDS[part], **CALL)
+    name = full.BACKBONE if part == "backbone" else part
+    with pytest.raises(ValueError, match=f"no .*{name}"):
+        without(full, name)(**NEEDS[part], **CALL)
 
 
 def test_encoding_names_what_it_needs(full: Any) -> None:
-    second = ["tokenizer_2", "text_encoder_2"] * (type(full) is FastComposerXLPipeline)
-    for part in ("tokenizer", "text_encoder", *second):
+    further = [name for name in ("tokenizer_2", "text_encoder_2", "tokenizer_3") if name in full.components]
+    for part in ("tokenizer", "text_encoder", *further):
         with pytest.raises(ValueError, match=f"no {part}: give prompt_embeds"):
             encode(without(full, part))
     for part in ("image_encoder", "fusion"):
@@ -130,13 +132,21 @@ def test_guidance_without_negative_embeddings_needs_the_text_encoder(full: Any) 
             **embeds,
         )
     latents = rest(**embeds, **{**CALL, "guidance_scale": 1.0, "output_type": "latent"}).images
-    assert latents.shape[:2] == (1, 4)
+    assert latents.shape[:2] == (1, full.vae.config.latent_channels)
+
+
+def test_t5_names_what_it_needs_or_leaves_to_the_transformer(with_t5: FastComposerSD3Pipeline) -> None:
+    with pytest.raises(ValueError, match="no tokenizer_3"):
+        without(with_t5, "tokenizer_3")(ONE, references=[reference(0)], **CALL)
+    with pytest.raises(ValueError, match="no transformer"):
+        encode(without(with_t5, "text_encoder_3", "transformer"))
 
 
 def test_latents_need_no_vae(full: Any) -> None:
     options = {**CALL, "output_type": "latent", "height": 64, "width": 64}
     latents = without(full, "vae")("a man", generator=seeded(), **options).images
-    assert latents.shape == (1, 4, 8, 8)  # 8 is what diffusers takes for the factor of a VAE that it lacks
+    # 8 is what diffusers takes for the factor of a VAE that it lacks.
+    assert latents.shape == (1, full.vae.config.latent_channels, 8, 8)
 
 
 def test_optional_parts_stay_away_when_saved(full: Any, tmp_path: Path) -> None:
@@ -152,7 +162,7 @@ def test_optional_parts_stay_away_when_saved(full: Any, tmp_path: Path) -> None:
 
 
 def test_parts_that_are_there_must_fit(full: Any) -> None:
-    large = type(full) is FastComposerXLPipeline
+    large = type(full) is not FastComposerPipeline
     other: Any = PairedFusion([32, 16], image_dim=32) if large else SubjectFusion(48)
     with pytest.raises(ValueError, match=r"the fusion is .* wide, but the text encoder"):
         type(full)(**{**full.components, "fusion": other, "image_encoder": None})

@@ -70,7 +70,8 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
     ``StableDiffusion3Pipeline``, both CLIP tokenizers with one vocabulary, and ``fusion``, of the widths of
     the text encoders and of the image encoder's projection. Subjects are fused into the states of both CLIP
     encoders and of T5; without T5, or with a fusion trained without it, its states stay what they are in
-    ``StableDiffusion3Pipeline``. Any part may be ``None``; calls that need it raise.
+    ``StableDiffusion3Pipeline``. Any part may be ``None``; calls that need it raise. Without T5, encoding
+    needs the transformer, whose configuration has the width of the states.
     ``image_encoder`` reads references, so that an IP-Adapter takes ``ip_adapter_image_embeds``.
 
     ``max_sequence_length`` is the default of the argument of that name.
@@ -283,6 +284,7 @@ class FastComposerSD3Pipeline(VariantPipeline, StableDiffusion3Pipeline):  # typ
             self._need(
                 "give prompt_embeds with pooled_prompt_embeds, and negative ones with guidance",
                 *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+                "transformer" if self.text_encoder_3 is None else "tokenizer_3",
             )
         encode: Any = super().encode_prompt
         texts = [self._captions(text) for text in (prompt, prompt_2, prompt_3)]
