@@ -39,7 +39,10 @@ def single_file_state(model: Any) -> dict[str, Tensor]:
         state = {f"model.diffusion_model.{k}": v for k, v in _sd3(model.transformer).items()}
         state |= {f"first_stage_model.{k}": v for k, v in _vae(model.vae).items()}
         state |= _clip(model.text_encoder, "text_encoders.clip_l.transformer.")
-        return state | _clip(model.text_encoder_2, "text_encoders.clip_g.transformer.")
+        state |= _clip(model.text_encoder_2, "text_encoders.clip_g.transformer.")
+        t5 = {} if model.text_encoder_3 is None else model.text_encoder_3.state_dict()
+        t5.pop("encoder.embed_tokens.weight", None)  # it is shared.weight
+        return state | {f"text_encoders.t5xxl.transformer.{name}": value for name, value in t5.items()}
     state = {f"model.diffusion_model.{k}": v for k, v in _unet(model.unet).items()}
     state |= {f"first_stage_model.{k}": v for k, v in _vae(model.vae).items()}
     first, second = model.text_encoder, model.text_encoder_2

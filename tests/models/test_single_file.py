@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning_checkpoint import LIGHTNING_CLASS, write_lightning_checkpoint
 from safetensors.torch import save_file
 from single_file_layout import single_file_state
-from tiny_architectures import narrow
+from tiny_architectures import add_t5, narrow
 
 from fastcomposer import FastComposer
 from fastcomposer.models.loading import load_tokenizer, open_source
 
-NAMES = ("sd15", "sd21", "sdxl", "sd3")
+NAMES = ("sd15", "sd21", "sdxl", "sd3", "sd3_with_t5")
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An architecture, a single file of it and a CLIP folder with tokenizer."""
-    folder = narrow(request.param, tmp_path_factory.mktemp("single") / request.param)
+    name = request.param.removesuffix("_with_t5")
+    folder = narrow(name, tmp_path_factory.mktemp("single") / request.param)
+    folder = folder if name == request.param else add_t5(folder)
     model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
     state = {name: value.contiguous() for name, value in single_file_state(model).items()}
     save_file(state, folder / "model.safetensors")
@@ -47,7 +50,31 @@ def test_every_weight_is_read(folder: Path, suffix: str) -> None:
     if expected.tokenizer_2 is not None:
         assert model.tokenizer_2.pad_token_id == expected.tokenizer_2.pad_token_id == 0
     read = load_tokenizer(str(folder / "model.safetensors"), str(folder / "clip"), str(folder))
-    assert read.get_vocab() == model.tokenizer.get_vocab()
+    clip = read
+    if expected.tokenizer_3 is not None:
+        clip = read.clip
+        assert read.t5.get_vocab() == model.tokenizer_3.get_vocab() == expected.tokenizer_3.get_vocab()
+    assert clip.get_vocab() == model.tokenizer.get_vocab()
+
+
+def test_t5_in_8_bits_is_read_or_may_be_left_out(tmp_path: Path) -> None:
+    folder = add_t5(narrow("sd3", tmp_path / "sd3"))
+    expected = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    expected.image_encoder.save_pretrained(tmp_path / "clip")
+    expected.tokenizer.save_pretrained(tmp_path / "clip")
+    state = {name: value.contiguous() for name, value in single_file_state(expected).items()}
+    t5 = [name for name in state if "t5xxl" in name]
+    save_file(state | {n: state[n].to(torch.float8_e4m3fn) for n in t5}, tmp_path / "model.safetensors")
+    save_file({n: state[n] for n in state.keys() - {*t5}}, tmp_path / "without.safetensors")
+    options: dict[str, Any] = {"image_encoder": tmp_path / "clip", "architecture": folder}
+    model = FastComposer.from_pretrained(tmp_path / "model.safetensors", **options)
+    wanted = expected.text_encoder_3.state_dict()
+    for name, value in model.text_encoder_3.state_dict().items():
+        assert torch.equal(value, wanted[name].to(torch.float8_e4m3fn).float()), name
+    with pytest.raises(ValueError, match=r"model\.t5"):
+        FastComposer.from_pretrained(tmp_path / "without.safetensors", **options)
+    without = FastComposer.from_pretrained(tmp_path / "without.safetensors", t5=False, **options)
+    assert without.text_encoder_3 is None and without.prompt_tokenizer is without.tokenizer
 
 
 def test_a_single_file_of_a_training_is_not_unpickled(folder: Path, tmp_path: Path) -> None:

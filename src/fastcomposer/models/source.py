@@ -14,7 +14,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from diffusers.loaders.single_file_utils import (
+    create_diffusers_clip_model_from_ldm,
+    create_diffusers_t5_model_from_checkpoint,
+    is_t5_in_single_file,
+)
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers import (  # type: ignore[attr-defined]
@@ -23,6 +27,7 @@ from transformers import (  # type: ignore[attr-defined]
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5Config,
     T5TokenizerFast,
 )
 
@@ -80,7 +85,7 @@ class ModelSource:
             name: known.get(self.index[name][1], usual) for name, usual in ENCODERS.items() if self.has(name)
         }
 
-    def text_config_of(self, tokenizer: str) -> CLIPTextConfig | None:
+    def text_config_of(self, tokenizer: str) -> CLIPTextConfig | T5Config | None:
         """Configuration of the text encoder of ``tokenizer``, ``tokenizer_2`` or ``tokenizer_3``."""
         configs = zip(self.text_encoders, self.text_configs, strict=True)
         return {name.replace("text_encoder", "tokenizer"): config for name, config in configs}.get(tokenizer)
@@ -137,7 +142,7 @@ class ModelSource:
             if folder.is_dir() and not any(folder.glob(f"*.{self.variant}[.-]*")):
                 raise _without_variant(self.variant, self.base, part)
 
-    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
+    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast | None:
         """A tokenizer of the base, or ``None`` where it has none."""
         if not self.has(subfolder):
             return None
@@ -169,19 +174,32 @@ class ModelSource:
 
 
 class SingleFileSource(ModelSource):
-    """A single file in Stability's layout, with an architecture's configurations and CLIP's tokenizer."""
+    """A single file in Stability's layout, with an architecture's configurations and CLIP's tokenizer.
+
+    T5's tokenizer is in the architecture's ``tokenizer_3/``.
+    """
 
     def load(self, cls: Any, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
-        """Load a network with its weights; ``ValueError`` if the file is of another architecture."""
+        """Load a network with its weights.
+
+        Raises:
+            ValueError: If the file is of another architecture, or T5 is wanted and not in it.
+        """
         if cls is CLIPVisionModelWithProjection:
             return super().load(cls, subfolder, dtype)
         config: dict[str, Any] = {"config": self.configs, "subfolder": subfolder, "local_files_only": True}
         checkpoint = read_saved(Path(self.base), "base model")
         while isinstance(checkpoint, Mapping) and "state_dict" in checkpoint:
             checkpoint = checkpoint["state_dict"]
+        t5 = subfolder == "text_encoder_3"
+        if t5 and not is_t5_in_single_file(checkpoint):
+            raise ValueError(f"model.t5=true: the file {self.base} holds no T5; set model.t5=false")
         try:
             if issubclass(cls, ModelMixin):
                 network = cls.from_single_file(checkpoint, **config)
+            elif t5:
+                network = create_diffusers_t5_model_from_checkpoint(cls, checkpoint, **config)
+                network.set_input_embeddings(network.shared)  # the file holds them once
             else:
                 network = create_diffusers_clip_model_from_ldm(cls, checkpoint, **config)
         except NotImplementedError as error:  # a missing tensor has a shape and no numbers
@@ -193,18 +211,21 @@ class SingleFileSource(ModelSource):
                 f"{subfolder} of the file {self.base} does not fit architecture {self.configs}: {error}"
             ) from error
         _refuse_missing(cls, self.base, (n for n, value in network.state_dict().items() if value.is_meta))
+        network = with_dtype(network, dtype)  # first, for weights in 8 bits have no extremes
         check_finite(network.state_dict(), f"{subfolder} of the file", self.base)
-        return with_dtype(network, dtype)
+        return network
 
     def safety_checker(self) -> tuple[None, None]:
         """Two times ``None``: such a file has none."""
         return None, None
 
-    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
-        """The tokenizer beside the image encoder, padded as the text encoder's configuration says."""
+    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast | None:
+        """CLIP's beside the image encoder, padded as the text encoder's configuration says, or T5's."""
         config = self.text_config_of(subfolder)
         if config is None:
             return None
+        if subfolder == "tokenizer_3":
+            return read_tokenizer(self.configs, subfolder, config.vocab_size, **self.options)
         tokenizer = CLIPTokenizer.from_pretrained(self.image_encoder, **self.options)
         # Where there are no files, the library makes an empty one.
         if tokenizer.eos_token_id != config.eos_token_id:
@@ -224,7 +245,7 @@ class RandomSource(ModelSource):
             torch.manual_seed(zlib.crc32(subfolder.encode()))
             return with_dtype(self.configured(cls, subfolder), dtype).eval()
 
-    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | None:
+    def tokenizer(self, subfolder: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast | None:
         """The architecture's tokenizer, or a stand-in for CLIP's where it has none."""
         if self.has(subfolder):
             return super().tokenizer(subfolder)
