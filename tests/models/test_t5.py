@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tiny_pipeline import reference, seeded
 from fastcomposer import FastComposer, FastComposerSD3Pipeline, SubjectBatch
 from fastcomposer.losses import LossConfig
 from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.models.loading import load_tokenizer
+from fastcomposer.models.loading import load_tokenizer, open_source
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.variants import Variant
@@ -190,6 +191,21 @@ class TestFiles:
         assert load_tokenizer(tmp_path).length == LENGTH
         without = open_pipeline(tmp_path, text_encoder_3=None)
         assert not torch.equal(without(PROMPT, generator=seeded(), **given).images, images[0])
+
+    def test_a_saved_fusion_says_whether_t5_belongs_to_it(
+        self, folder: Path, pipe: FastComposerSD3Pipeline, tmp_path: Path
+    ) -> None:
+        pipe.save_pretrained(tmp_path / "with")
+        with pytest.raises(ValueError, match=r"model\.t5=true"):
+            open_source(tmp_path / "with", None, t5=False)
+        load(folder, t5=False).to_pipeline().save_pretrained(tmp_path / "without")
+        for part in ("text_encoder_3", "tokenizer_3"):
+            shutil.copytree(tmp_path / "with" / part, tmp_path / "without" / part)
+        file = tmp_path / "without" / "model_index.json"
+        t5 = {"text_encoder_3": ["transformers", "T5EncoderModel"]}
+        file.write_text(json.dumps(json.loads(file.read_text()) | t5))
+        with pytest.raises(ValueError, match=r"model\.t5=false"):
+            open_source(tmp_path / "without", None)
 
     def test_trained_weights_hold_the_third_fusion(
         self, model: FastComposer, folder: Path, tmp_path: Path
