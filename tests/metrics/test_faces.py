@@ -11,11 +11,11 @@ from facenet_pytorch import MTCNN, InceptionResnetV1
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from fastcomposer.metrics.faces import FaceExtractor, FaceNetFaces, Faces
+from fastcomposer.metrics.faces import FaceExtractor, FaceNetBoxes, FaceNetFaces, Faces
 from fastcomposer.metrics.pretrained import FACENET_FILES, find_facenet_weights
 from fastcomposer.miniworld.detector import HeadDetector
 from fastcomposer.miniworld.embedder import IdentityEmbedder
-from fastcomposer.miniworld.face_extractor import MiniFaces
+from fastcomposer.miniworld.face_extractor import MiniBoxes, MiniFaces
 
 
 def test_largest_first_keeps_what_belongs_together() -> None:
@@ -53,6 +53,8 @@ def test_heads_of_the_mini_world(mini_base: Path) -> None:
         torch.testing.assert_close(faces.boxes, alone.boxes)
         assert (faces.scores.diff() <= 0).all()
         torch.testing.assert_close(faces.embeddings, embedder.embed(image[None], [alone.boxes]))
+    for faces, boxes in zip(found, MiniBoxes(mini_base, threshold=0.1)(images), strict=True):
+        assert torch.equal(faces.boxes, boxes)
     nothing = MiniFaces(mini_base, threshold=1.0)(images)
     assert [(len(faces), faces.embeddings.shape) for faces in nothing] == [(0, (0, 16))] * 3
 
@@ -111,6 +113,15 @@ def test_a_photograph_has_one_face(facenet: FaceNetFaces, portrait: Image.Image)
     with torch.no_grad():
         torch.testing.assert_close(faces.embeddings, facenet.embedder(crop))
     assert faces.embeddings.norm().item() == pytest.approx(1)
+
+
+def test_autocast_changes_no_face(facenet: FaceNetFaces, portrait: Image.Image) -> None:
+    images = to_tensor(portrait)[None]
+    (expected,) = facenet(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = facenet(images)
+    assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.embeddings, expected.embeddings)
+    assert torch.equal(FaceNetBoxes()(images)[0], expected.boxes)
 
 
 def test_largest_faces_come_first_as_published(facenet: FaceNetFaces, portrait: Image.Image) -> None:

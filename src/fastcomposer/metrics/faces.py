@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,23 +95,11 @@ class FaceNetFaces(nn.Module):
         detector_weights: str | Path | None = None,
         download: bool = False,
     ) -> None:
-        from facenet_pytorch import MTCNN, InceptionResnetV1
+        from facenet_pytorch import InceptionResnetV1
 
         super().__init__()
         file = find_facenet_weights(weights, download)
-        self.detector = MTCNN(
-            image_size=_CROP_SIZE,
-            margin=0,
-            min_face_size=20,
-            thresholds=[0.6, 0.7, 0.7],
-            factor=0.709,
-            post_process=True,
-            keep_all=True,
-        )
-        if detector_weights is not None:
-            for name in ("pnet", "rnet", "onet"):
-                part = Path(detector_weights).expanduser() / f"{name}.pt"
-                _load(self.detector.get_submodule(name), part, f"MTCNN's {name}")
+        self.detector = _mtcnn(detector_weights)
         self.embedder = InceptionResnetV1()
         _load(self.embedder, file, "InceptionResnetV1")
         self.eval().requires_grad_(False)
@@ -119,19 +108,14 @@ class FaceNetFaces(nn.Module):
     def forward(self, images: Tensor) -> list[Faces]:
         """Extract faces; see :class:`FaceExtractor`. Faces of less than 20 pixels are not found."""
         device = self.embedder.last_linear.weight.device
-        self.detector.device = device  # not a tensor: it does not follow the module
         found, crops = [], []
-        for pixels in (images.clamp(0, 1) * 255).round().byte().cpu():
-            image = to_pil_image(pixels)
-            boxes, scores = self.detector.detect(image)
-            if boxes is None:
-                boxes, scores = np.zeros((0, 4)), np.zeros(0)
-            else:
-                crops.append(self.detector.extract(image, boxes, None))
-            found.append((_tensor(boxes), _tensor(scores)))
-        vectors = (
-            self.embedder(torch.cat(crops).to(device)) if crops else torch.zeros(0, self.embed_dim)
-        ).to(images.device)
+        with torch.autocast(device.type, enabled=False):
+            for image, boxes, scores in _detected(self.detector, images, device):
+                if len(boxes):
+                    crops.append(self.detector.extract(image, boxes, None))
+                found.append((_tensor(boxes), _tensor(scores)))
+            vectors = self.embedder(torch.cat(crops).to(device)) if crops else torch.zeros(0, self.embed_dim)
+        vectors = vectors.to(images.device)
         parts = vectors.split([len(scores) for _, scores in found])
         return [
             Faces(boxes.to(images.device), scores.to(images.device), part)
@@ -143,6 +127,30 @@ class FaceNetFaces(nn.Module):
         """Embedding (d,) of a grey crop: zeros after standardization, as in the published scorer."""
         device = self.embedder.last_linear.weight.device
         return self.embedder(torch.zeros(1, 3, _CROP_SIZE, _CROP_SIZE, device=device))[0].cpu()
+
+
+class FaceNetBoxes(nn.Module):
+    """Boxes of the faces of photographs: those of :class:`FaceNetFaces`, without an embedder.
+
+    Args:
+        detector_weights: See :class:`FaceNetFaces`.
+
+    Raises:
+        FileNotFoundError: If there are no such weights; the message names the file.
+        ValueError: If a file holds other weights.
+    """
+
+    def __init__(self, detector_weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.detector = _mtcnn(detector_weights)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See :class:`~fastcomposer.training.face_losses.matching.FaceDetector`."""
+        device = next(self.detector.parameters()).device
+        found = _detected(self.detector, images, device)
+        return [_tensor(boxes).to(images.device) for _, boxes, _ in found]
 
 
 class FaceNetEmbedder(nn.Module):
@@ -170,6 +178,35 @@ class FaceNetEmbedder(nn.Module):
         """See :class:`~fastcomposer.training.face_losses.face_loss.FaceEmbedder`."""
         crops = roi_align(images * 255, list(boxes.to(images)), _CROP_SIZE, sampling_ratio=-1, aligned=True)
         return self.embedder((crops - 127.5) / 128).unflatten(0, boxes.shape[:2])
+
+
+def _mtcnn(weights: str | Path | None) -> Any:
+    """MTCNN with the settings of the published scorer."""
+    from facenet_pytorch import MTCNN
+
+    detector = MTCNN(
+        image_size=_CROP_SIZE,
+        margin=0,
+        min_face_size=20,
+        thresholds=[0.6, 0.7, 0.7],
+        factor=0.709,
+        post_process=True,
+        keep_all=True,
+    )
+    if weights is not None:
+        for name in ("pnet", "rnet", "onet"):
+            part = Path(weights).expanduser() / f"{name}.pt"
+            _load(detector.get_submodule(name), part, f"MTCNN's {name}")
+    return detector
+
+
+def _detected(mtcnn: Any, images: Tensor, device: torch.device) -> Iterator[tuple[Any, Any, Any]]:
+    """PIL image, boxes (n, 4) and scores (n,) of each of the images (N, 3, H, W) in [0, 1]."""
+    mtcnn.device = device  # not a tensor: it does not follow the module
+    for pixels in (images.clamp(0, 1) * 255).round().byte().cpu():
+        image = to_pil_image(pixels)
+        boxes, scores = mtcnn.detect(image)
+        yield (image, np.zeros((0, 4)), np.zeros(0)) if boxes is None else (image, boxes, scores)
 
 
 def _load(network: nn.Module, file: Path, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Heads of the mini world as faces: its detector and its identity embedder."""
+"""Heads of the mini world as faces: its detector, with its identity embedder or alone."""
 
 from __future__ import annotations
 
@@ -49,3 +49,25 @@ class MiniFaces(nn.Module):
         """Embedding (d,) of a grey crop."""
         side = self.embedder.config.crop_size
         return self.embedder(torch.zeros(1, 3, side, side, device=self.embedder.device))[0].cpu()
+
+
+class MiniBoxes(nn.Module):
+    """Boxes of the mini world's heads: those of :class:`MiniFaces`, without an embedder.
+
+    Args:
+        base: Base folder with ``detector/``.
+        threshold: Least score of a head, 0 to 1.
+
+    Raises:
+        FileNotFoundError: If the folder has no such network.
+    """
+
+    def __init__(self, base: str | Path, threshold: Fraction = 0.4) -> None:
+        super().__init__()
+        self.detector = load_pretrained(HeadDetector, base, "reward.loss.detector.base", "detector")
+        self.threshold = threshold
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See :class:`~fastcomposer.training.face_losses.matching.FaceDetector`."""
+        found = self.detector.detect(images.to(self.detector.device), self.threshold)
+        return [heads.boxes.to(images.device) for heads in found]

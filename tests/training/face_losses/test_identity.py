@@ -15,6 +15,7 @@ from fastcomposer import FastComposer
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.training.face_losses.face_loss import check_faces
 from fastcomposer.training.face_losses.identity import IdentityLoss
+from fastcomposer.training.face_losses.readout import ReadOutLoss
 
 
 def encoded(model: FastComposer, batch: Any) -> Tensor:
@@ -88,6 +89,21 @@ def test_gradients_reach_a_transformer_through_flow_matching(tmp_path: Path) -> 
     latents = torch.randn(2, 16, 8, 8, generator=rng)
     clean = model.training_losses(batch, latents=latents, timesteps=torch.zeros(2)).clean_latents
     assert torch.equal(clean, latents)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_faces_are_embedded_in_float32_under_autocast(model: FastComposer, batch: Any, steps: int) -> None:
+    class Matrix(MeanColor):
+        def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+            assert images.dtype == (images @ torch.eye(images.shape[-1])).dtype == torch.float32
+            return super().forward(images, boxes)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.training_losses(batch, generator=torch.Generator().manual_seed(0))
+        assert IdentityLoss(Matrix(), steps=steps)(model, batch, losses).isfinite()
+        readout = ReadOutLoss(Matrix())
+        readout.make_head(model, losses.prompt_embeds.shape[-1])
+        assert readout(model, batch, losses).isfinite()
 
 
 def test_nothing_counts_without_faces(model: FastComposer, batch: Any) -> None:

@@ -9,7 +9,6 @@ from mean_color import MeanColor
 from torch import Tensor
 
 from fastcomposer import FastComposer
-from fastcomposer.metrics.faces import Faces
 from fastcomposer.models.families.sd3 import SD3Family
 from fastcomposer.models.text import TextStates
 from fastcomposer.training.face_losses.matching import MatchingReward
@@ -21,9 +20,8 @@ BOXES = {0: [[2.0, 2.0, 14.0, 14.0], [16.0, 8.0, 30.0, 24.0]], 1: [[4.0, 4.0, 20
 class FixedFaces:
     """Finds the faces of :data:`BOXES` by the number of the image."""
 
-    def __call__(self, images: Tensor) -> list[Faces]:
-        boxes = [torch.tensor(BOXES.get(row, [])).reshape(-1, 4) for row in range(len(images))]
-        return [Faces(each, torch.ones(len(each)), torch.zeros(len(each), 3)) for each in boxes]
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        return [torch.tensor(BOXES.get(row, [])).reshape(-1, 4) for row in range(len(images))]
 
 
 @pytest.fixture
@@ -96,9 +94,20 @@ def test_gradients_flow_through_the_chosen_steps_alone(
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
 
 
+def test_faces_are_compared_in_float32_under_autocast(model: FastComposer, batch: Any) -> None:
+    class Matrix(MeanColor):
+        def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+            return super().forward(images, boxes) @ torch.eye(3)  # in bfloat16 under autocast
+
+    loss = MatchingReward(Matrix(), FixedFaces(), TIMESTEPS, fraction=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = call(loss, model, batch)
+    assert value.dtype == torch.float32 and value.isfinite() and value != 0
+
+
 def test_images_without_faces_give_nothing(model: FastComposer, batch: Any) -> None:
     loss = reward()
-    loss.detector = lambda images: [Faces(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 3))] * len(images)
+    loss.detector = lambda images: [torch.zeros(0, 4)] * len(images)
     assert call(loss, model, batch) == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -114,6 +115,11 @@ class FaceLoss(nn.Module, ABC):
         Raises:
             ValueError: If the batch has no ``subject_face_boxes``.
         """
+
+    def embed(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """Embed faces in float32, also under autocast; see :class:`FaceEmbedder`."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.embedder(images.float(), boxes)
 
     def count(self, samples: int) -> int:
         """How many of a batch are decoded; it does not depend on values that the host would wait for."""

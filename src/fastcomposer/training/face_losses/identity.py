@@ -63,8 +63,8 @@ class IdentityLoss(FaceLoss):
         rows = faces.sum(1).topk(self.count(len(batch)), sorted=False).indices
         faces, boxes = faces[rows], batch.subject_face_boxes[rows]  # type: ignore[index]
         with torch.no_grad():
-            wanted = self.embedder(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
-        found = self.embedder(self.decode(model.vae, self._sharpened(model, batch, losses, rows)), boxes)
+            wanted = self.embed(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
+        found = self.embed(self.decode(model.vae, self._sharpened(model, batch, losses, rows)), boxes)
         loss = 1 - (found * wanted).sum(-1)
         return (loss * faces).sum() / faces.sum().clamp(min=1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from fastcomposer.composer import FastComposer, TrainingLosses
 
 
+class FaceDetector(Protocol):
+    """Finds faces; gradients are not needed."""
+
+    def __call__(self, images: Tensor) -> Sequence[Tensor]:
+        """Boxes (n, 4), x1, y1, x2, y2 in pixels, of each of the images (N, 3, H, W) in [0, 1]."""
+
+
 class MatchingReward(FaceLoss):
     """Reward of the faces found in sampled images that match the targets' (docs/method.md, eq. 11).
 
@@ -33,7 +40,7 @@ class MatchingReward(FaceLoss):
 
     Args:
         embedder: Embeds faces, with gradients; frozen here. Never the one that scores.
-        detector: Finds the faces, a :class:`~fastcomposer.metrics.faces.FaceExtractor`; only its boxes count.
+        detector: Finds the faces, a :class:`FaceDetector`.
         timesteps: Of the sampling steps, falling.
         weight: Of this loss in the total, above 0.
         gradient_steps: How many of the steps have gradients, at least 1.
@@ -90,12 +97,18 @@ class MatchingReward(FaceLoss):
         part, faces = batch.select(rows), faces[rows]
         latents = self._sample(model, part, losses, rows, empty, source)
         images = self.decode(model.vae, latents)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = self._compare(images, part, faces)
+        return latents.sum() * 0 if loss is None else loss
+
+    def _compare(self, images: Tensor, part: SubjectBatch, faces: Tensor) -> Tensor | None:
+        """The loss of sampled images (b, 3, H, W) with annotated faces (b, K); ``None`` without any pair."""
         with torch.no_grad():
-            found = [each.boxes for each in self.detector(images.detach().clamp(0, 1))]
+            found = self.detector(images.detach().clamp(0, 1))
             if not any(map(len, found)):
-                return latents.sum() * 0
-            wanted = self.embedder(part.pixel_values.float() / 2 + 0.5, part.subject_face_boxes)
-        vectors = self.embedder(images, pad_sequence(found, batch_first=True))
+                return None
+            wanted = self.embed(part.pixel_values.float() / 2 + 0.5, part.subject_face_boxes)
+        vectors = self.embed(images, pad_sequence([*found], batch_first=True))
         matched, others = [], []
         for each, boxes, people, there in zip(vectors, found, wanted, faces, strict=True):
             similarity = each[: len(boxes)] @ people[there].T
@@ -106,7 +119,7 @@ class MatchingReward(FaceLoss):
             others.append(similarity[~pairs])
         right, wrong = torch.cat(matched), torch.cat(others)
         if not len(right):
-            return latents.sum() * 0
+            return None
         loss = 1 - right.mean()
         return loss + self.separation * wrong.relu().mean() if len(wrong) else loss
 
@@ -126,7 +139,7 @@ class MatchingReward(FaceLoss):
         empty = empty.expand(count)
         added_empty = model.added_condition(part, empty)
         first = source[0] if isinstance(source, list) else source
-        order = torch.randperm(len(self.timesteps) - 1, generator=first).tolist()
+        order = uniform((len(self.timesteps) - 1,), "cpu", first).argsort().tolist()
         learned = {0, *(1 + index for index in order[: self.gradient_steps - 1])}
         noisy = randn_tensor((count, channels, *size), generator=source, device=torch.device(device))
         steps = torch.tensor(self.timesteps, device=device)[:, None].expand(-1, count)

@@ -40,7 +40,7 @@ class ReadOutLoss(FaceLoss):
     def make_head(self, model: FastComposer, width: int) -> None:
         """Make the linear map for a model whose prompts have states of ``width``."""
         columns = model.fusion.kind.num_tokens + (model.text.third is not None)
-        face = self.embedder(torch.zeros(1, 3, 64, 64), torch.tensor([[[8.0, 8.0, 56.0, 56.0]]]))
+        face = self.embed(torch.zeros(1, 3, 64, 64), torch.tensor([[[8.0, 8.0, 56.0, 56.0]]]))
         self.head = nn.Linear(columns * width, face.shape[-1])
 
     def forward(self, model: FastComposer, batch: SubjectBatch, losses: TrainingLosses, *_: Any) -> Tensor:
@@ -51,6 +51,6 @@ class ReadOutLoss(FaceLoss):
         states = losses.prompt_embeds[rows, columns].float() * (columns >= 0).unsqueeze(-1)
         found = F.normalize(self.head(states.flatten(2)), dim=-1)
         with torch.no_grad():
-            wanted = self.embedder(batch.pixel_values.float() / 2 + 0.5, batch.subject_face_boxes)
+            wanted = self.embed(batch.pixel_values.float() / 2 + 0.5, batch.subject_face_boxes)
         loss = 1 - (found * wanted).sum(-1)
         return (loss * faces).sum() / faces.sum().clamp(min=1)
