@@ -89,6 +89,10 @@ def test_gradients_reach_a_transformer_through_flow_matching(tmp_path: Path) -> 
     latents = torch.randn(2, 16, 8, 8, generator=rng)
     clean = model.training_losses(batch, latents=latents, timesteps=torch.zeros(2)).clean_latents
     assert torch.equal(clean, latents)
+    losses = model.training_losses(batch, timesteps=torch.tensor([0.0, 700.0]), generator=rng)
+    value = IdentityLoss(MeanColor(), steps=2)(model, batch, losses)
+    value.backward()
+    assert value.isfinite() and model.transformer.proj_out.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("steps", [1, 2])

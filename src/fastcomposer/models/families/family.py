@@ -105,4 +105,5 @@ class Family(ABC):
         zeros = clean.new_zeros(())
         signal = self.add_noise(clean, zeros.expand_as(clean), timesteps)
         unit = self.add_noise(zeros.expand_as(clean), clean.new_ones(()).expand_as(clean), timesteps)
-        return self.add_noise(clean, (noisy - signal) / unit, following)
+        # Without noise, at t = 0 of a flow, there is nothing to divide.
+        return self.add_noise(clean, (noisy - signal) / unit.clamp(min=1e-6), following)

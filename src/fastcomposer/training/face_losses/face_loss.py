@@ -135,6 +135,11 @@ class FaceLoss(nn.Module, ABC):
         return pixels.float() / 2 + 0.5  # type: ignore[union-attr]
 
 
+def mean_over(values: Tensor, faces: Tensor) -> Tensor:
+    """Mean of values (B, K) over the faces (B, K) that count; 0 without any."""
+    return torch.where(faces, values, 0.0).sum() / faces.sum().clamp(min=1)
+
+
 def annotated_faces(batch: SubjectBatch) -> Tensor:
     """Which subjects (B, K) are there and have an annotated face.
 

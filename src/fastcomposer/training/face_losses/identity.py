@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces, mean_over
 from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ class IdentityLoss(FaceLoss):
         with torch.no_grad():
             wanted = self.embed(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
         found = self.embed(self.decode(model.vae, self._sharpened(model, batch, losses, rows)), boxes)
-        loss = 1 - (found * wanted).sum(-1)
-        return (loss * faces).sum() / faces.sum().clamp(min=1)
+        return mean_over(1 - (found * wanted).sum(-1), faces)
 
     def _sharpened(
         self, model: FastComposer, batch: SubjectBatch, losses: TrainingLosses, rows: Tensor

@@ -107,11 +107,12 @@ class MatchingReward(FaceLoss):
             found = self.detector(images.detach().clamp(0, 1))
             if not any(map(len, found)):
                 return None
-            wanted = self.embed(part.pixel_values.float() / 2 + 0.5, part.subject_face_boxes)
+            boxes: Any = part.subject_face_boxes
+            wanted = self.embed(part.pixel_values.float() / 2 + 0.5, boxes)
         vectors = self.embed(images, pad_sequence([*found], batch_first=True))
         matched, others = [], []
-        for each, boxes, people, there in zip(vectors, found, wanted, faces, strict=True):
-            similarity = each[: len(boxes)] @ people[there].T
+        for each, own, people, there in zip(vectors, found, wanted, faces, strict=True):
+            similarity = each[: len(own)] @ people[there].T
             pairs = torch.zeros_like(similarity, dtype=torch.bool)
             for pair in optimal_pairs(similarity.detach().cpu().numpy()):
                 pairs[pair] = True

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces, mean_over
 from fastcomposer.utils.ranges import Amount, Whole
 
 if TYPE_CHECKING:
@@ -51,6 +51,6 @@ class ReadOutLoss(FaceLoss):
         states = losses.prompt_embeds[rows, columns].float() * (columns >= 0).unsqueeze(-1)
         found = F.normalize(self.head(states.flatten(2)), dim=-1)
         with torch.no_grad():
-            wanted = self.embed(batch.pixel_values.float() / 2 + 0.5, batch.subject_face_boxes)
-        loss = 1 - (found * wanted).sum(-1)
-        return (loss * faces).sum() / faces.sum().clamp(min=1)
+            boxes: Any = batch.subject_face_boxes
+            wanted = self.embed(batch.pixel_values.float() / 2 + 0.5, boxes)
+        return mean_over(1 - (found * wanted).sum(-1), faces)
