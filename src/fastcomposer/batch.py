@@ -73,14 +73,26 @@ class SubjectBatch:
             torch.cat([present, self.extra_present & present], dim=2),
         )
 
+    def annotated_faces(self) -> Tensor:
+        """Which slots (B, K) hold a subject whose face is annotated.
+
+        Raises:
+            ValueError: If there are no ``subject_face_boxes``.
+        """
+        boxes = self.subject_face_boxes
+        if boxes is None:
+            raise ValueError(
+                "faces are compared where they are annotated: this batch has no subject_face_boxes"
+            )
+        return self.subject_present & (boxes[..., 2] > boxes[..., 0])
+
     def replace(self, **changes: Any) -> SubjectBatch:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
 
     def select(self, rows: Tensor) -> SubjectBatch:
-        """The samples at (n,) indices."""
-        names = tuple(self.record_ids[row] for row in rows.tolist()) if self.record_ids else ()
-        return self._map(lambda tensor: tensor[rows]).replace(record_ids=names)
+        """The samples at (n,) indices, without names: the host would wait for the indices."""
+        return self._map(lambda tensor: tensor[rows]).replace(record_ids=())
 
     def to(self, device: torch.device | str) -> SubjectBatch:
         """Move every tensor to a device, without waiting for copies from pinned memory."""

@@ -19,7 +19,7 @@ from fastcomposer.losses import LossConfig, denoising_loss, localization_loss, r
 from fastcomposer.models.attention_capture import AttentionCapture, Implementation, select_blocks
 from fastcomposer.models.base_files import find_weights_file
 from fastcomposer.models.conditioning import encode_reference_states
-from fastcomposer.models.latents import scale_latents
+from fastcomposer.models.latents import scale_latents, unscale_latents
 from fastcomposer.models.networks import Networks
 from fastcomposer.models.published_checkpoint import is_published
 from fastcomposer.models.resampler import PatchStates, subject_columns
@@ -184,6 +184,10 @@ class FastComposer(Networks):
         """Sample scaled latents (B, C, h, w) in float32 from posterior moments (B, 2C, h, w)."""
         posterior = DiagonalGaussianDistribution(moments.float())
         return scale_latents(self.vae, posterior.sample(generator))  # type: ignore[arg-type]
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in float32, about in [0, 1], of scaled latents (B, C, h, w)."""
+        return self.vae.decode(unscale_latents(self.vae, latents).to(self.vae.dtype)).sample.float() / 2 + 0.5
 
     @torch.no_grad()
     def encode_latents(self, batch: SubjectBatch, generator: Source = None) -> Tensor:

@@ -9,6 +9,7 @@ from tiny_architectures import add_t5, batch_of, narrow
 from torch import Tensor
 
 from fastcomposer import FastComposer
+from fastcomposer.evaluation.attention_share import attention_share
 from fastcomposer.evaluation.identity_diagnosis import (
     CurvePoint,
     identity_curve,
@@ -65,6 +66,21 @@ def test_the_curve_has_a_point_for_each_noise_level(tiny_base: Any, batch: Any) 
     assert "timestep" in plot_curves({"a checkpoint": points})
 
 
+def test_subjects_are_routed_as_in_sampling(
+    tiny_base: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FastComposer.from_pretrained(tiny_base, fusion=FusionConfig(routing=True))
+    choose, routed = type(model.fusion.router).choose, []
+    monkeypatch.setattr(
+        type(model.fusion.router), "choose", lambda *args: (routed.append(args[1]), choose(*args))[1]
+    )
+    layers = len(model.fusion.router.query)
+    identity_curve(model, [batch], mean_color, [10, 900])
+    assert len(routed) == 2 * layers  # with the subjects, not with the text alone
+    attention_share(model, [batch])
+    assert len(routed) == 3 * layers
+
+
 @pytest.mark.parametrize("t5", [False, True])
 def test_a_transformer_is_measured_at_any_noise_level(t5: bool, tmp_path: Path) -> None:
     folder = narrow("sd3", tmp_path / "sd3")
@@ -94,7 +110,7 @@ def test_a_u_net_is_measured_at_its_timesteps_alone(tiny_base: Any, batch: Any) 
 def test_records_without_faces_are_refused(tiny_base: Any, batch: Any) -> None:
     model = FastComposer.from_pretrained(tiny_base)
     for faces, problem in (
-        (None, "annotated faces"),
+        (None, "subject_face_boxes"),
         (torch.zeros_like(batch.subject_face_boxes), "no record"),
     ):
         with pytest.raises(ValueError, match=problem):

@@ -57,9 +57,13 @@ def attention_share(
         noisy = model.family.add_noise(latents, noise, timesteps)
         text = model.encode_captions(batch)
         prompts, _ = model.encode_batch(batch, text=text)
-        with capture.record(model.subject_columns(batch), detach=True) as maps:
-            model.predict(noisy, timesteps, prompts, model.added_condition(batch, text))
         size = (latents.shape[-2], latents.shape[-1])
+        routed, recorded = (
+            model.routed(batch, size),
+            capture.record(model.subject_columns(batch), detach=True),
+        )
+        with routed, recorded as maps:
+            model.predict(noisy, timesteps, prompts, model.added_condition(batch, text))
         for layer in maps.values():
             masks = resize_masks(batch.subject_masks, map_size(layer.shape[2], size)).flatten(2)
             attention = layer.mean(dim=1).transpose(1, 2)  # (B, K, positions)

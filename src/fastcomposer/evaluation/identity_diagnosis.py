@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
 from fastcomposer.evaluation.report.plots import COLOURS, MARKERS, figure
 from fastcomposer.models.conditioning import encode_reference_states
-from fastcomposer.models.latents import unscale_latents
+from fastcomposer.models.resampler import subject_states
 
 Embed = Callable[[Tensor, Tensor], Tensor]
 """From images (B, 3, H, W) in [0, 1] and boxes (B, K, 4) in pixels to unit vectors (B, K, d)."""
@@ -35,17 +36,6 @@ class CurvePoint:
     subjects: float
     text: float
     faces: int
-
-
-def face_slots(batch: SubjectBatch) -> Tensor:
-    """Which slots (B, K) hold a subject whose face is annotated.
-
-    Raises:
-        ValueError: If the batch has no ``subject_face_boxes``.
-    """
-    if batch.subject_face_boxes is None:
-        raise ValueError("identity is measured at annotated faces, of which these records have none")
-    return batch.subject_present & (batch.subject_face_boxes[..., 2] > batch.subject_face_boxes[..., 0])
 
 
 @torch.no_grad()
@@ -75,7 +65,7 @@ def identity_curve(
     sums = dict.fromkeys([-1, *timesteps], (0.0, 0.0))
     faces = 0
     for number, batch in enumerate(batches):
-        slots, boxes = face_slots(batch), batch.subject_face_boxes
+        slots, boxes = batch.annotated_faces(), batch.subject_face_boxes
         assert boxes is not None
         if num_subjects is not None:
             allowed = torch.tensor(list(num_subjects), device=slots.device)
@@ -85,6 +75,7 @@ def identity_curve(
         generator = Generator(batch.pixel_values.device).manual_seed(seed + number)
         latents = model.encode_latents(batch, generator)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        size = (latents.shape[-2], latents.shape[-1])
         text = model.encode_captions(batch)
         prompts = (model.encode_batch(batch, text=text)[0], text.tokens)
         for timestep in sums:
@@ -95,11 +86,10 @@ def identity_curve(
                     levels = model.family.timesteps_at(timestep, len(batch), latents.device)
                     noisy = model.family.add_noise(latents, noise, levels)
                     added = model.added_condition(batch, text)
-                    prediction = model.predict(noisy, levels, prompt, added)
+                    with model.routed(batch, size) if prompt is prompts[0] else nullcontext():
+                        prediction = model.predict(noisy, levels, prompt, added)
                     clean = model.family.clean_latents(noisy, prediction, levels)
-                unscaled = unscale_latents(model.vae, clean).to(model.vae.dtype)
-                pixels = model.vae.decode(unscaled).sample
-                similar = (embed((pixels.float() / 2 + 0.5).clamp(0, 1), boxes) * wanted).sum(-1)
+                similar = (embed(model.decode_latents(clean).clamp(0, 1), boxes) * wanted).sum(-1)
                 found.append(float(similar[slots].sum()))
             before = sums[timestep]
             sums[timestep] = (before[0] + found[0], before[1] + found[-1])
@@ -127,23 +117,20 @@ def stage_features(
     parts: dict[str, list[Tensor]] = {}
     wanted = []
     for batch in batches:
-        slots, boxes = face_slots(batch), batch.subject_face_boxes
+        slots, boxes = batch.annotated_faces(), batch.subject_face_boxes
         assert boxes is not None
         wanted.append(embed(batch.pixel_values.float() / 2 + 0.5, boxes)[slots])
         pixels, present = batch.references()
         embeds, states = encode_reference_states(model.image_encoder, model.reference_normalizer, pixels)
         prompts, _ = model.encode_batch(batch)
-        columns = model.subject_columns(batch)
-        columns = columns if columns.ndim == 3 else columns[..., None]
-        index = columns.clamp(min=0).flatten(1)[..., None].expand(-1, -1, prompts.shape[-1])
-        tokens = prompts.gather(1, index).unflatten(1, columns.shape[1:])
+        tokens = subject_states(prompts, model.subject_columns(batch))
         found = {
             "pooled embedding": model.fusion.pool(embeds, present),
             "patch states": states[:, :, 0].flatten(2),
             "fused word": tokens[:, :, 0],
         }
-        if columns.shape[-1] > 1:
-            found["tokens"] = (tokens * (columns >= 0)[..., None]).flatten(2)
+        if tokens.shape[2] > 1:
+            found["tokens"] = tokens.flatten(2)
         for name, values in found.items():
             parts.setdefault(name, []).append(values[slots].float())
     return {name: torch.cat(values) for name, values in parts.items()}, torch.cat(wanted)

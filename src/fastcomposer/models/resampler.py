@@ -146,3 +146,18 @@ def subject_columns(
     columns = [subject_token_idx[..., None], further.where(further >= room, -1)]
     columns += [] if subject_token_idx_3 is None else [subject_token_idx_3[..., None]]
     return torch.cat(columns, dim=-1).where(subject_present[..., None], -1)
+
+
+def subject_states(states: Tensor, columns: Tensor) -> Tensor:
+    """Gather the states of each subject's tokens.
+
+    Args:
+        states: (B, T, d) of the prompt.
+        columns: (B, K) or (B, K, M), see :meth:`~fastcomposer.FastComposer.subject_columns`.
+
+    Returns:
+        (B, K, M, d), 0 for tokens that there are none of.
+    """
+    columns = columns if columns.ndim == 3 else columns[..., None]
+    index = columns.clamp(min=0).flatten(1)[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, index).unflatten(1, columns.shape[1:]) * (columns >= 0)[..., None]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastcomposer.losses import map_size
 from fastcomposer.models.attention_capture import cross_attention_layers
+from fastcomposer.models.resampler import subject_states
 from fastcomposer.utils.rng import Source, uniform
 
 _HIDDEN = 1e-6  # odds of a token that another subject's position sees
@@ -92,10 +93,7 @@ class SubjectRouter(nn.Module):
     def choose(self, layer: int, hidden: Tensor, tokens: Tensor, plan: RoutingPlan) -> Tensor:
         """Choose a subject for hidden states (B, P, C) and prompt states (B, T, d): (B, P, K) of 0 and 1."""
         columns = plan.columns if plan.columns.ndim == 3 else plan.columns[..., None]
-        index = columns.clamp(min=0).flatten(1)[..., None].expand(-1, -1, tokens.shape[-1])
-        there = (columns >= 0)[..., None]
-        own = tokens.gather(1, index).unflatten(1, columns.shape[1:])
-        mean = (own * there).sum(2) / there.sum(2).clamp(min=1)
+        mean = subject_states(tokens, columns).sum(2) / (columns >= 0).sum(2, keepdim=True).clamp(min=1)
         query, key = self.query[layer](hidden).float(), self.key[layer](mean).float()
         logits = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
         if plan.noise is not None:

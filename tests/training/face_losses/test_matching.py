@@ -48,7 +48,7 @@ def test_faces_found_are_matched_one_to_one(
 ) -> None:
     images = torch.rand(len(batch), 3, 32, 32, generator=torch.Generator().manual_seed(0))
     loss, seen = reward(separation=0.5), []
-    monkeypatch.setattr(MatchingReward, "decode", lambda self, vae, latents: images)
+    monkeypatch.setattr(MatchingReward, "decode", lambda self, model, latents: images)
     select = type(batch).select
     monkeypatch.setattr(type(batch), "select", lambda self, rows: (seen.append(rows), select(self, rows))[1])
     value = call(loss, model, batch)

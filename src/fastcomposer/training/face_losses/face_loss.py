@@ -1,4 +1,4 @@
-"""What losses of faces share: an embedder that does not score, a weight that grows, annotated faces."""
+"""What losses of faces share: an embedder that does not score, a weight that grows, decoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.models.latents import unscale_latents
 from fastcomposer.models.text import TextStates
 from fastcomposer.utils.ranges import Amount, Fraction, Whole
 from fastcomposer.utils.rng import Source
@@ -125,28 +124,13 @@ class FaceLoss(nn.Module, ABC):
         """How many of a batch are decoded; it does not depend on values that the host would wait for."""
         return max(1, round(self.fraction * samples))
 
-    def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Images (b, 3, H, W) in float32, about in [0, 1], of scaled latents (b, C, h, w)."""
-        latents = unscale_latents(vae, latents).to(vae.dtype)
+    def decode(self, model: FastComposer, latents: Tensor) -> Tensor:
+        """See :meth:`~fastcomposer.FastComposer.decode_latents`."""
         if self.checkpointing:
-            pixels = checkpoint(lambda z: vae.decode(z).sample, latents, use_reentrant=False)
-        else:
-            pixels = vae.decode(latents).sample
-        return pixels.float() / 2 + 0.5  # type: ignore[union-attr]
+            return checkpoint(model.decode_latents, latents, use_reentrant=False)  # type: ignore[return-value]
+        return model.decode_latents(latents)
 
 
 def mean_over(values: Tensor, faces: Tensor) -> Tensor:
     """Mean of values (B, K) over the faces (B, K) that count; 0 without any."""
     return torch.where(faces, values, 0.0).sum() / faces.sum().clamp(min=1)
-
-
-def annotated_faces(batch: SubjectBatch) -> Tensor:
-    """Which subjects (B, K) are there and have an annotated face.
-
-    Raises:
-        ValueError: If the batch has no ``subject_face_boxes``.
-    """
-    boxes = batch.subject_face_boxes
-    if boxes is None:
-        raise ValueError("the identity loss needs subject_face_boxes, which this batch does not have")
-    return batch.subject_present & (boxes[..., 2] > boxes[..., 0])

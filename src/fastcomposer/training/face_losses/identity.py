@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces, mean_over
+from fastcomposer.training.face_losses.face_loss import FaceLoss, mean_over
 from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class IdentityLoss(FaceLoss):
         """Mean over the faces that count; see :class:`FaceLoss`."""
         low, high = self.timesteps
         timesteps = losses.timesteps
-        faces = annotated_faces(batch) & ((timesteps >= low) & (timesteps <= high))[:, None]
+        faces = batch.annotated_faces() & ((timesteps >= low) & (timesteps <= high))[:, None]
         rows = faces.sum(1).topk(self.count(len(batch)), sorted=False).indices
         faces, boxes = faces[rows], batch.subject_face_boxes[rows]  # type: ignore[index]
         with torch.no_grad():
             wanted = self.embed(batch.pixel_values[rows].float() / 2 + 0.5, boxes)
-        found = self.embed(self.decode(model.vae, self._sharpened(model, batch, losses, rows)), boxes)
+        found = self.embed(self.decode(model, self._sharpened(model, batch, losses, rows)), boxes)
         return mean_over(1 - (found * wanted).sum(-1), faces)
 
     def _sharpened(

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.text import TextStates
-from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss
 from fastcomposer.utils.matching import optimal_pairs
 from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
 from fastcomposer.utils.rng import Source, uniform
@@ -89,14 +89,14 @@ class MatchingReward(FaceLoss):
         source: Source = None,
     ) -> Tensor:
         """See :class:`FaceLoss`."""
-        faces = annotated_faces(batch)
+        faces = batch.annotated_faces()
         chance = uniform((len(batch),), faces.device, source)
         rows = (faces.any(1) + chance).topk(self.count(len(batch)), sorted=False).indices
         if isinstance(source, list):
             source = [source[row] for row in rows.tolist()]
         part, faces = batch.select(rows), faces[rows]
         latents = self._sample(model, part, losses, rows, empty, source)
-        images = self.decode(model.vae, latents)
+        images = self.decode(model, latents)
         with torch.autocast(images.device.type, enabled=False):
             loss = self._compare(images, part, faces)
         return latents.sum() * 0 if loss is None else loss

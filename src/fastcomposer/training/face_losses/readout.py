@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcomposer.batch import SubjectBatch
-from fastcomposer.training.face_losses.face_loss import FaceLoss, annotated_faces, mean_over
+from fastcomposer.models.resampler import subject_states
+from fastcomposer.training.face_losses.face_loss import FaceLoss, mean_over
 from fastcomposer.utils.ranges import Amount, Whole
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ class ReadOutLoss(FaceLoss):
 
     def forward(self, model: FastComposer, batch: SubjectBatch, losses: TrainingLosses, *_: Any) -> Tensor:
         """Mean over all faces; see :class:`FaceLoss`."""
-        faces = annotated_faces(batch)
-        columns = model.subject_columns(batch).reshape(*faces.shape, -1)
-        rows = torch.arange(len(batch), device=columns.device)[:, None, None]
-        states = losses.prompt_embeds[rows, columns].float() * (columns >= 0).unsqueeze(-1)
+        faces = batch.annotated_faces()
+        states = subject_states(losses.prompt_embeds, model.subject_columns(batch)).float()
         found = F.normalize(self.head(states.flatten(2)), dim=-1)
         with torch.no_grad():
             boxes: Any = batch.subject_face_boxes
