@@ -39,6 +39,7 @@ NAMES = {
 """Methods in the order of the paper's tables, then later work."""
 BENCHMARKS = {"single_subject": "Single subject", "multi_subject": "Multi subject", **OTHERS}
 _ROUNDING = 1e-3
+_GOLDEN = 0.618  # steps of this fraction of a list keep far from what was taken before
 Score = Literal["identity", "identity_published", "prompt_consistency", "copy_paste", "coverage"]
 """Scores of images that runs are compared by; the last two are not defined for every image."""
 
@@ -341,3 +342,31 @@ class _Published(BaseModel):
 def read_published(file: str | Path = PUBLISHED) -> tuple[PublishedFigure, ...]:
     """Read the published figures in the order of the paper's tables; an invalid one is named in an error."""
     return read_json_as(_Published, file, "published figures").figures
+
+
+def attention_files(run: Run, image: Any) -> list[Path]:
+    """Maps of an image's subjects in their order, ``attention/<case id>/<number>.png`` of the run."""
+    if run.folder is None:
+        return []
+    files = [run.folder / "attention" / image.case / f"{number}.png" for number in range(len(image.subjects))]
+    return files if all(file.is_file() for file in files) else []
+
+
+def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
+    """Choose common cases by their order alone: prompts spread over each category, other people for each."""
+    images = runs[-1].images
+    for run in runs[:-1]:
+        images = images.merge(run.images[["case", "seed"]])
+    # Of <benchmark>/<subjects>/<category>_<prompt>/<image>.
+    images = images.assign(prompt=[case.split("/")[-2] for case in images.case])
+    chosen = []
+    for _, group in images.groupby("category", sort=False):
+        prompts = [list(cases.itertuples(index=False)) for _, cases in group.groupby("prompt", sort=False)]
+        chosen += spread(prompts, per_category)
+    return [cases[int(len(cases) * _GOLDEN * number) % len(cases)] for number, cases in enumerate(chosen)]
+
+
+def spread(items: Sequence[Any], number: int) -> list[Any]:
+    """Take up to ``number`` at even distances."""
+    number = min(number, len(items))
+    return [items[int(len(items) * (index + 0.5) / number)] for index in range(number)]

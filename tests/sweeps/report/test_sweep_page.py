@@ -27,6 +27,7 @@ from fastcomposer.sweeps.report.measured import (
     read_measured,
     readable,
 )
+from fastcomposer.sweeps.report.sweep_document import sweep_section
 from fastcomposer.sweeps.report.sweep_page import write_sweep_report
 from fastcomposer.sweeps.report.sweep_plots import SweepPlot
 
@@ -328,3 +329,21 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
     document.write_text("nothing")
     status, _, err = run(report, f"sweep={folder}", f"document={document}")
     assert status == 1 and "document=" in err
+
+
+def test_cases_of_a_document_have_images_of_all_jobs_and_references(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    jobs = [tmp_path / "evaluation" / number for number in ("1", "2")]
+    run = "single_subject/fastcomposer-alpha_0.8"
+    Image.new("RGB", (8, 8), "red").save(jobs[0] / run / "images" / "eve.png")
+    (jobs[1] / run / "images" / "ann.png").unlink()
+    for job in jobs:
+        (job / "bob.png").unlink()
+    sheet = tmp_path / "s_single_subject.png"
+    section = sweep_section(read_measured(tmp_path), tmp_path / "page.md", "s")
+    assert sheet.name in section
+    red = [pixel for pixel in Image.open(sheet).convert("RGB").getdata() if pixel == (255, 0, 0)]
+    assert red  # eve's alone are there
+    sheet.unlink()
+    (jobs[0] / run / "images" / "eve.png").unlink()
+    assert sheet.name not in sweep_section(read_measured(tmp_path), tmp_path / "page.md", "s")

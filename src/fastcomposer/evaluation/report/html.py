@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,9 +17,12 @@ from fastcomposer.evaluation.load_results import (
     BENCHMARKS,
     Collected,
     Run,
+    attention_files,
     by_category,
+    chosen_cases,
     distinguishing,
     on_common_cases,
+    spread,
 )
 from fastcomposer.evaluation.report.paper_claims import Expectation, tally
 from fastcomposer.evaluation.report.plots import alpha_curve, category_dots, speed_bars
@@ -35,11 +38,9 @@ from fastcomposer.evaluation.statistics import Estimate
 from fastcomposer.prompt import strip_markers
 from fastcomposer.utils.provenance import read_metadata
 
-T = TypeVar("T")
 SHOWN = 256
 """Side in pixels that larger images are reduced to."""
 _SMALL = 128  # up to this side every pixel is kept, and the browser enlarges without smoothing
-_GOLDEN = 0.618  # steps of this share of a list keep far from what was taken before
 _BACKING = (238, 238, 238)  # behind transparent references
 SECTIONS = (
     ("images", "Images"),
@@ -124,29 +125,7 @@ def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Ga
     common = set.intersection(*({image.case for image in images} for _, images in having))
     cases = [image for image in having[0][1] if image.case in common]
     named = [("With localization" if run.localized else "Without localization", run) for run, _ in having]
-    return _gallery(collected.references, benchmark, named, _spread(cases, columns), maps=True)
-
-
-def attention_files(run: Run, image: Any) -> list[Path]:
-    """Maps of an image's subjects in their order, ``attention/<case id>/<number>.png`` of the run."""
-    if run.folder is None:
-        return []
-    files = [run.folder / "attention" / image.case / f"{number}.png" for number in range(len(image.subjects))]
-    return files if all(file.is_file() for file in files) else []
-
-
-def chosen_cases(runs: Sequence[Run], per_category: int) -> list[Any]:
-    """Choose common cases by their order alone: prompts spread over each category, other people for each."""
-    images = runs[-1].images
-    for run in runs[:-1]:
-        images = images.merge(run.images[["case", "seed"]])
-    # Of <benchmark>/<subjects>/<category>_<prompt>/<image>.
-    images = images.assign(prompt=[case.split("/")[-2] for case in images.case])
-    chosen = []
-    for _, group in images.groupby("category", sort=False):
-        prompts = [list(cases.itertuples(index=False)) for _, cases in group.groupby("prompt", sort=False)]
-        chosen += _spread(prompts, per_category)
-    return [cases[int(len(cases) * _GOLDEN * number) % len(cases)] for number, cases in enumerate(chosen)]
+    return _gallery(collected.references, benchmark, named, spread(cases, columns), maps=True)
 
 
 def caption_of(image: Any) -> str:
@@ -208,12 +187,6 @@ def _references(references: Mapping[str, Path], cases: Sequence[Any]) -> list[St
     images = {name: shown(file, f"Reference of {name}") for name, file in known.items()}
     cells = [tuple(images[name] for name in case.subjects if name in images) for case in cases]
     return [Strip("Reference", tuple(cells), references=True)]
-
-
-def _spread(items: Sequence[T], number: int) -> list[T]:
-    """Take up to ``number`` at even distances."""
-    number = min(number, len(items))
-    return [items[int(len(items) * (index + 0.5) / number)] for index in range(number)]
 
 
 def render_html(

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastcomposer.evaluation.benchmark import PLACEHOLDERS
-from fastcomposer.evaluation.report.html import attention_files, chosen_cases
+from fastcomposer.evaluation.load_results import Run, attention_files, chosen_cases
 from fastcomposer.evaluation.report.tables import to_markdown
 from fastcomposer.sweeps.report.measured import DIFFERENCE, Entry, Group, Sweep, group_table, references_of
 from fastcomposer.utils.image_grid import grid
@@ -59,22 +59,23 @@ def sweep_section(sweep: Sweep, document: Path, section: str) -> str:
 
 
 def _side_by_side(group: Group, keys: Sequence[str]) -> Image.Image | None:
-    """A line for each case: its references, then its image of every job."""
-    having: list[tuple[Entry, dict[str, Path]]] = []
+    """A line for each case that all jobs have an image of: its references, then the image of every job."""
+    references = references_of(group.entries)
+    having: list[tuple[Entry, Run]] = []
     for entry in group.entries:
         if entry.run is not None:
-            images = entry.run.images
-            files = {c: f for c, f in zip(images.case, images.file, strict=True) if f.is_file()}
-            having += [(entry, files)] if files else []
-    if not having:
+            images = entry.run.images[entry.run.images.file.map(Path.is_file)]
+            known = images[images.subjects.map(lambda names: {*names} <= references.keys())]
+            having += [(entry, replace(entry.run, images=known))] if len(images) else []
+    cases = chosen_cases([run for _, run in having], 1) if having else []
+    if not cases:
         return None
-    references = references_of([entry for entry, _ in having])
-    count = PLACEHOLDERS[group.key]
-    rows = []
-    for case in chosen_cases([entry.run for entry, _ in having if entry.run is not None], 1):
-        people = [references[name] for name in case.subjects if name in references]
-        rows.append([*map(Image.open, people), *(Image.open(files[case.case]) for _, files in having)])
-    return grid(rows, _SIDE, [*("reference" for _ in count), *(_title(entry, keys) for entry, _ in having)])
+    rows = [
+        [*(references[name] for name in case.subjects), *(run.of_case(case.case).file for _, run in having)]
+        for case in cases
+    ]
+    titles = [*("reference" for _ in cases[0].subjects), *(_title(entry, keys) for entry, _ in having)]
+    return grid([[*map(Image.open, row)] for row in rows], _SIDE, titles)
 
 
 def _attention(group: Group, keys: Sequence[str]) -> Image.Image | None:
