@@ -13,11 +13,10 @@ from fastcomposer.evaluation.attention_share import attention_share
 from fastcomposer.evaluation.identity_diagnosis import (
     CurvePoint,
     identity_curve,
-    plot_curves,
-    plot_read_out,
     read_out,
     stage_features,
 )
+from fastcomposer.evaluation.report.plots import plot_curves, plot_read_out
 from fastcomposer.models.fusion import FusionConfig
 
 
@@ -125,3 +124,17 @@ def test_tokens_are_a_stage_of_their_own(tiny_base: Any, batch: Any) -> None:
     assert {len(values) for values in features.values()} == {count}
     assert features["tokens"].shape == (count, 3 * width)
     assert CurvePoint(0, 0.5, 0.1, count).faces == count
+
+
+def test_patch_states_are_those_of_all_references(tiny_base: Any, batch: Any) -> None:
+    model = FastComposer.from_pretrained(tiny_base)
+    one, _ = stage_features(model, [batch], mean_color)
+    pixels, present = batch.subject_pixel_values[:, :, None], batch.subject_present[:, :, None]
+    several = {
+        use: stage_features(
+            model, [batch.replace(extra_pixel_values=1 - pixels, extra_present=present & use)], mean_color
+        )[0]["patch states"]
+        for use in (False, True)
+    }
+    torch.testing.assert_close(several[False], one["patch states"])
+    assert not torch.allclose(several[True], one["patch states"], atol=1e-3)

@@ -24,31 +24,33 @@ def main(config: DictConfig) -> None:
 
 
 def _measure(config: DictConfig) -> None:
+    import torch
     from hydra.utils import instantiate
     from rich.table import Table
 
     from fastcomposer.composer import FastComposer
     from fastcomposer.evaluation.identity_diagnosis import (
         identity_curve,
-        plot_curves,
-        plot_read_out,
         read_out,
         stage_features,
     )
+    from fastcomposer.evaluation.report.plots import plot_curves, plot_read_out
     from fastcomposer.utils.progress import tracked
 
     held_out, fitted = instantiate(config.data.module), instantiate(config.fitted)
-    embed = instantiate(config.metrics.embedder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    embed = instantiate(config.metrics.embedder).to(device)
 
     def batches(data: Any, about: str) -> Any:
         loader = data.val_dataloader()
         count = min(len(loader), config.num_batches)
-        return tracked(islice(loader, count), about, total=count, transient=True)
+        moved = (batch.to(device) for batch in islice(loader, count))
+        return tracked(moved, about, total=count, transient=True)
 
     results: dict[str, Any] = {}
     curves, stages = {}, {}
     for checkpoint in config.checkpoints:
-        model = FastComposer.from_checkpoint(checkpoint, **model_parts(config.model))
+        model = FastComposer.from_checkpoint(checkpoint, **model_parts(config.model)).to(device)
         curves[checkpoint] = identity_curve(
             model, batches(held_out, f"x̂₀ of {checkpoint}"), embed, config.levels, config.seed
         )

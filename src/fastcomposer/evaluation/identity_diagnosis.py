@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from torch import Generator, Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.composer import FastComposer
-from fastcomposer.evaluation.report.plots import COLOURS, MARKERS, figure
 from fastcomposer.models.conditioning import encode_reference_states
 from fastcomposer.models.resampler import subject_states
 
@@ -126,7 +124,7 @@ def stage_features(
         tokens = subject_states(prompts, model.subject_columns(batch))
         found = {
             "pooled embedding": model.fusion.pool(embeds, present),
-            "patch states": states[:, :, 0].flatten(2),
+            "patch states": _mean_reference(states, present).flatten(2),
             "fused word": tokens[:, :, 0],
         }
         if tokens.shape[2] > 1:
@@ -134,6 +132,11 @@ def stage_features(
         for name, values in found.items():
             parts.setdefault(name, []).append(values[slots].float())
     return {name: torch.cat(values) for name, values in parts.items()}, torch.cat(wanted)
+
+
+def _mean_reference(states: Tensor, present: Tensor) -> Tensor:
+    """Mean (B, K, P, c) of the patch states (B, K, N, P, c) of the references (B, K, N) that are present."""
+    return (states * present[..., None, None]).sum(2) / present.sum(2)[..., None, None].clamp(min=1)
 
 
 def read_out(
@@ -161,7 +164,9 @@ def read_out(
 
         def predicted(rows: int, inputs: Tensor, penalty: float, known=known, target=target) -> Tensor:  # type: ignore[no-untyped-def]
             kernel = known[:rows] @ known[:rows].T
-            weights = torch.linalg.solve(kernel + penalty * torch.eye(rows), target[:rows])
+            weights = torch.linalg.solve(
+                kernel + penalty * torch.eye(rows, device=kernel.device), target[:rows]
+            )
             return F.normalize(inputs @ known[:rows].T @ weights + faces.mean(0), dim=-1)
 
         penalties = (1e-3, 1e-2, 1e-1, 1.0)
@@ -169,37 +174,3 @@ def read_out(
         best = penalties[int(torch.stack(rest).argmax())]
         scores[name] = float((predicted(len(faces), unknown, best) * held_out_faces).sum(-1).mean())
     return scores
-
-
-def plot_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
-    """Plot the curves of several checkpoints, and of the text alone, as an ``<svg>`` element."""
-
-    def draw(axes: Axes) -> None:
-        for number, (name, points) in enumerate(curves.items()):
-            some = [point for point in points if point.timestep >= 0]
-            colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
-            x = [point.timestep for point in some]
-            axes.plot(x, [point.subjects for point in some], color=colour, marker=marker, label=name)
-            axes.plot(x, [point.text for point in some], color=colour, linestyle=":", label=f"{name}, text")
-        axes.set_xlabel("timestep")
-        axes.set_ylabel("identity of x̂₀")
-        axes.legend(frameon=False)
-
-    return figure("identity_curve", 3.2, draw)
-
-
-def plot_read_out(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """Plot the read-outs of several checkpoints by stage as an ``<svg>`` element."""
-    stages = list(dict.fromkeys(stage for found in scores.values() for stage in found))
-
-    def draw(axes: Axes) -> None:
-        for number, (name, found) in enumerate(scores.items()):
-            places = [stages.index(stage) + 0.15 * number for stage in found]
-            colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
-            axes.plot(list(found.values()), places, marker, color=colour, label=name)
-        axes.set_yticks(range(len(stages)), stages)
-        axes.invert_yaxis()
-        axes.set_xlabel("identity by a linear read-out")
-        axes.legend(frameon=False)
-
-    return figure("identity_read_out", 0.8 + 0.4 * len(stages), draw)

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,6 +17,9 @@ from matplotlib.ticker import FuncFormatter
 
 from fastcomposer.evaluation.report.tables import AlphaPoint, knee, written
 from fastcomposer.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from fastcomposer.evaluation.identity_diagnosis import CurvePoint
 
 # Roles of colours on light paper. Each hue is one of Okabe and Ito's, which colour-blind readers tell apart;
 # markers differ as well, for print in grey. The page may set others by the name of the role.
@@ -166,6 +169,40 @@ def bars(estimates: Sequence[Estimate]) -> list[list[float]]:
     lower = [max(estimate.mean - estimate.ci95[0], 0.0) for estimate in estimates]
     upper = [max(estimate.ci95[1] - estimate.mean, 0.0) for estimate in estimates]
     return [lower, upper]
+
+
+def plot_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
+    """Plot the curves of several checkpoints, and of the text alone, as an ``<svg>`` element."""
+
+    def draw(axes: Axes) -> None:
+        for number, (name, points) in enumerate(curves.items()):
+            some = [point for point in points if point.timestep >= 0]
+            colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
+            x = [point.timestep for point in some]
+            axes.plot(x, [point.subjects for point in some], color=colour, marker=marker, label=name)
+            axes.plot(x, [point.text for point in some], color=colour, linestyle=":", label=f"{name}, text")
+        axes.set_xlabel("timestep")
+        axes.set_ylabel("identity of x̂₀")
+        axes.legend(frameon=False)
+
+    return figure("identity_curve", 3.2, draw)
+
+
+def plot_read_out(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Plot the read-outs of several checkpoints by stage as an ``<svg>`` element."""
+    stages = list(dict.fromkeys(stage for found in scores.values() for stage in found))
+
+    def draw(axes: Axes) -> None:
+        for number, (name, found) in enumerate(scores.items()):
+            heights = [stages.index(stage) + 0.15 * number for stage in found]
+            colour, marker = COLOURS[f"series-{number % 6 + 1}"], MARKERS[number % 6]
+            axes.plot(list(found.values()), heights, marker, color=colour, label=name)
+        axes.set_yticks(range(len(stages)), stages)
+        axes.invert_yaxis()
+        axes.set_xlabel("identity by a linear read-out")
+        axes.legend(frameon=False)
+
+    return figure("identity_read_out", 0.8 + 0.4 * len(stages), draw)
 
 
 def figure(name: str, height: float, draw: Callable[[Axes], None]) -> str:
