@@ -100,6 +100,16 @@ def test_the_router_learns_by_both_losses_also_when_checkpointing(tiny_base: Pat
         LossConfig(routing_weight=-1)
 
 
+def test_gradients_are_small_where_attention_is_sharp(tiny_base: Path, golden: Any) -> None:
+    model, batch = load(tiny_base).train(), golden.batch()
+    with torch.no_grad():
+        for name, weight in model.unet.named_parameters():
+            if name.endswith("attn2.to_k.weight"):
+                weight *= 100
+    found = gradients(model, batch, "denoise_loss")
+    assert 0 < max(value.abs().max() for value in found.values()) < 1
+
+
 def test_routing_changes_images_of_two_and_of_nobody_else(tiny_base: Path, tmp_path: Path) -> None:
     routed, plain = load(tiny_base, 3), load(tiny_base, 3, routed=False)
     load_trained_weights(
