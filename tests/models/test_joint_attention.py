@@ -18,6 +18,10 @@ TOKENS = 7
 
 @pytest.fixture
 def transformer() -> SD3Transformer2DModel:
+    return small()
+
+
+def small(dual_attention_layers: tuple[int, ...] = (0,), qk_norm: str | None = "rms_norm") -> Any:
     torch.manual_seed(0)
     return SD3Transformer2DModel(
         sample_size=8,
@@ -31,8 +35,8 @@ def transformer() -> SD3Transformer2DModel:
         caption_projection_dim=16,
         pooled_projection_dim=6,
         pos_embed_max_size=4,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
+        dual_attention_layers=dual_attention_layers,
+        qk_norm=qk_norm,
     )
 
 
@@ -105,3 +109,20 @@ def test_text_keys_share_what_all_keys_leave_to_the_text(transformer: SD3Transfo
 def test_unknown_keys_are_refused(transformer: SD3Transformer2DModel) -> None:
     with pytest.raises(ValueError, match="'image'"):
         AttentionCapture(transformer, ["transformer_blocks.0"], keys="image")  # type: ignore[arg-type]
+
+
+def test_fused_projections_are_captured_as_the_others() -> None:
+    model = small((), None).requires_grad_(False)
+    expected, expected_maps = captured(model)
+    model.fuse_qkv_projections()
+    found, maps = captured(model)
+    torch.testing.assert_close(model(**inputs()).sample, expected)
+    assert torch.equal(found, expected)
+    assert all(torch.equal(maps[name], value) for name, value in expected_maps.items())
+
+
+def test_fused_projections_that_leave_out_norms_are_refused() -> None:
+    model = small(()).requires_grad_(False)
+    model.fuse_qkv_projections()
+    with pytest.raises(RuntimeError, match="FusedJointAttnProcessor2_0"):
+        captured(model)

@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     AttnProcessorNPU,
     FusedAttnProcessor2_0,
+    FusedJointAttnProcessor2_0,
     JointAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
@@ -139,6 +140,7 @@ _PLAIN = (
     AttnProcessor2_0,
     AttnProcessorNPU,
     FusedAttnProcessor2_0,
+    FusedJointAttnProcessor2_0,
     JointAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
@@ -264,7 +266,10 @@ class AttentionCapture:
         """
         for name, module in self._modules.items():
             processor: Any = module.processor
-            if type(processor) not in (*_PLAIN, SubjectAttnProcessor, JointSubjectAttnProcessor):
+            plain = type(processor) in (*_PLAIN, SubjectAttnProcessor, JointSubjectAttnProcessor)
+            # diffusers' fused joint attention leaves out the norms of query and key.
+            unnormed = type(processor) is FusedJointAttnProcessor2_0 and module.norm_q is not None
+            if not plain or unnormed:
                 raise RuntimeError(
                     f"attention of {name} cannot be captured: a {type(processor).__name__} is set there, and "
                     "without it the model would compute something else: remove it first"
