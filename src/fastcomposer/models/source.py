@@ -250,7 +250,7 @@ class RandomSource(ModelSource):
         if self.has(subfolder):
             return super().tokenizer(subfolder)
         config = self.text_config_of(subfolder)
-        return None if config is None else _stand_in_tokenizer(config)
+        return _stand_in_tokenizer(config) if isinstance(config, CLIPTextConfig) else None
 
 
 def read_tokenizer(base: str | Path, subfolder: str, size: int | None = None, **options: Any) -> Any:

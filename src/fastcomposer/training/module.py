@@ -51,7 +51,7 @@ class FastComposerModule(RecipeModule):
         readout: Loss that compares what conditions the backbone with the faces of targets; ``None`` for none.
         reward: Loss that compares the faces of sampled images and targets; ``None`` for none.
         gradient_checkpointing: Trade time for memory.
-        compile: Backend of :func:`torch.compile` for its blocks, such as .`inductor``; or ``None``.
+        compile: Backend of :func:`torch.compile` for its blocks, such as ``inductor``, or ``None``.
         weights: Trained weights to start from, see :func:`load_trained_weights`; ``None`` for the base's own.
         export_precision: Of the finished weights, see :func:`save_trained_weights`.
         **recipe: Further arguments of :class:`RecipeModule`.
