@@ -30,7 +30,7 @@ from fastcomposer.pipeline.kinds import pipeline_class
 from fastcomposer.utils.rng import Source, uniform
 
 if TYPE_CHECKING:
-    from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+    from fastcomposer.pipeline.kinds import AnyPipeline
 
 
 @dataclass(frozen=True)
@@ -319,11 +319,15 @@ class FastComposer(Networks):
             route,
         )
 
-    def to_pipeline(self, *, safety_checker: bool = True) -> FastComposerPipeline:
+    def to_pipeline(self, *, safety_checker: bool = True) -> AnyPipeline:
         """Make a sampling pipeline that shares this model's networks.
 
         Args:
             safety_checker: Whether to load and run the base's safety checker, where it has one.
+
+        Returns:
+            ``FastComposerSD3Pipeline`` with a transformer, ``FastComposerXLPipeline`` with a U-Net and two
+            text encoders, else ``FastComposerPipeline``.
         """
         return pipeline_class(self.networks()).of_model(self, safety_checker=safety_checker)
 

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -31,10 +31,12 @@ from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.miniworld.render import prepare_avatars
 from fastcomposer.miniworld.scenes import AvatarScenes
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
-from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.training.personalization.personalize import QUIET
 from fastcomposer.training.precompute import CacheStage
+
+if TYPE_CHECKING:
+    from fastcomposer.pipeline.kinds import AnyPipeline
 
 _PROMPT = "a man <|image|> on the beach"
 _STEP, _CACHED_STEP = "training step", "training step from a cache"
@@ -117,7 +119,7 @@ def time_loader(watch: Stopwatch, tokenizer: Any, *, records: int = 8, side: int
         torch.set_num_threads(threads)
 
 
-def _pipeline(model: FastComposer, sampler: Mapping[str, Any]) -> tuple[FastComposerPipeline, dict[str, Any]]:
+def _pipeline(model: FastComposer, sampler: Mapping[str, Any]) -> tuple[AnyPipeline, dict[str, Any]]:
     """A pipeline with a sampler's scheduler, and the arguments of its call."""
     pipeline = model.to_pipeline(safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)

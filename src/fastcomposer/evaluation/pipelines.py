@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fastcomposer.composer import FastComposer
 from fastcomposer.models.loading import Weights
 from fastcomposer.pipeline.kinds import open_pipeline
-from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
 from fastcomposer.utils.ranges import Count
 from fastcomposer.utils.settings import weights_digest
+
+if TYPE_CHECKING:
+    from fastcomposer.pipeline.kinds import AnyPipeline
 
 _FOR_SUBJECTS = ("image_encoder", "fusion")
 
@@ -27,7 +29,7 @@ def load_base(
     weights: Weights = "pretrained",
     variant: str | None = None,
     t5: bool = True,
-) -> FastComposerPipeline:
+) -> AnyPipeline:
     """Make a pipeline of a base model alone, without its safety checker, as the published protocol has it.
 
     Arguments: see :meth:`FastComposer.from_pretrained`.
@@ -54,7 +56,7 @@ def load_trained(
     weights: Weights = "pretrained",
     variant: str | None = None,
     t5: bool = True,
-) -> FastComposerPipeline:
+) -> AnyPipeline:
     """Load trained weights on top of a base, or a saved pipeline.
 
     Args:
@@ -95,12 +97,12 @@ def load_trained(
     return model.to_pipeline(safety_checker=safety_checker)
 
 
-def networks_of(pipeline: FastComposerPipeline) -> dict[str, nn.Module]:
+def networks_of(pipeline: AnyPipeline) -> dict[str, nn.Module]:
     """Networks of a pipeline by name."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
-def pipeline_metadata(pipeline: FastComposerPipeline, *, subjects: bool) -> dict[str, Any]:
+def pipeline_metadata(pipeline: AnyPipeline, *, subjects: bool) -> dict[str, Any]:
     """Digests of a pipeline's weights (with those for references or not), tokenizer and scheduler."""
     scheduler: Any = pipeline.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from fastcomposer.utils.network_files import check_finite, naming_damage
+
+if TYPE_CHECKING:
+    from fastcomposer.pipeline.stable_diffusion import FastComposerPipeline
+    from fastcomposer.pipeline.stable_diffusion_3 import FastComposerSD3Pipeline
+    from fastcomposer.pipeline.stable_diffusion_xl import FastComposerXLPipeline
+
+    AnyPipeline = FastComposerPipeline | FastComposerXLPipeline | FastComposerSD3Pipeline
 
 
 def pipeline_class(components: Container[str]) -> Any:
