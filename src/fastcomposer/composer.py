@@ -233,17 +233,13 @@ class FastComposer(Networks):
         if self.fusion.kind.num_tokens > 1:
             patches = PatchStates(states, present, self.subject_columns(batch))
         slots = (batch.subject_token_idx, batch.subject_present)
-        further = () if batch.subject_token_idx_3 is None else (batch.subject_token_idx_3,)
-        prompts = self.fusion(text_embeds, subjects, *slots, patches, *further)
+        prompts = self.fusion(text_embeds, subjects, *slots, patches, batch.subject_token_idx_3)
         return prompts, subjects
 
     def subject_columns(self, batch: SubjectBatch) -> Tensor:
         """Positions of the subjects' words (B, K), or of their tokens (B, K, M) where each has several."""
-        count, token_idx_3 = self.fusion.kind.num_tokens, batch.subject_token_idx_3
-        if count == 1 and token_idx_3 is None:
-            return batch.subject_token_idx
-        slots = (batch.subject_token_idx, batch.subject_present)
-        return subject_columns(batch.input_ids[:, : self.text.length], *slots, count, token_idx_3)
+        slots = (batch.subject_token_idx, batch.subject_present, self.fusion.kind.num_tokens)
+        return subject_columns(batch.input_ids[:, : self.text.length], *slots, batch.subject_token_idx_3)
 
     def training_losses(
         self,

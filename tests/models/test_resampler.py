@@ -51,6 +51,14 @@ def test_the_last_positions_are_the_first_subjects() -> None:
     assert columns[1].tolist() == [[2, 8, 9], [3, -1, -1], [-1, -1, -1]]
 
 
+def test_a_subjects_only_token_is_its_word() -> None:
+    ids = torch.tensor([[1, 5, 6, 7, 2, 2, 2]])
+    words, present = torch.tensor([[2, 0]]), torch.tensor([[True, False]])
+    assert torch.equal(subject_columns(ids, words, present, 1), words)
+    with_t5 = subject_columns(ids, words, present, 1, words + 7)
+    assert torch.equal(with_t5, torch.tensor([[[2, 9], [-1, -1]]]))
+
+
 def test_padding_that_is_not_the_end_token_leaves_it_alone() -> None:
     assert free_positions(torch.tensor([[8, 1, 9, 0, 0, 0], [8, 1, 2, 3, 4, 9]])).tolist() == [2, 0]
 

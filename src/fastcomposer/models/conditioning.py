@@ -116,19 +116,19 @@ def patch_shape(config: CLIPVisionConfig) -> tuple[int, int]:
     return (side // config.patch_size) ** 2 + 1, config.hidden_size
 
 
-def token_columns(parsed: Sequence[ParsedPrompt], fusion: Fusion | None, device: torch.device | str) -> Any:
+def token_columns(
+    parsed: Sequence[ParsedPrompt], fusion: Fusion | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Positions of the subjects' tokens that attention maps are for, and presence (B, K).
 
     Returns:
-        (B, K) of the words, or (B, K, M) where the fusion gives a subject several tokens
-        (:func:`~fastcomposer.models.resampler.subject_columns`).
+        (B, K) of the words, or (B, K, M) where the fusion gives a subject several tokens or T5 reads its word
+        (:func:`~fastcomposer.models.resampler.subject_columns`); and (B, K) bool.
     """
     token_idx, present = subject_slots(parsed, device)
-    token_idx_3, num_tokens = t5_slots(parsed, device), 1 if fusion is None else fusion.kind.num_tokens
-    if num_tokens == 1 and token_idx_3 is None:
-        return token_idx, present
+    num_tokens = 1 if fusion is None else fusion.kind.num_tokens
     input_ids = torch.tensor([prompt.input_ids for prompt in parsed], device=device)
-    return subject_columns(input_ids, token_idx, present, num_tokens, token_idx_3), present
+    return subject_columns(input_ids, token_idx, present, num_tokens, t5_slots(parsed, device)), present
 
 
 def subject_slots(parsed: Sequence[ParsedPrompt], device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -189,9 +189,7 @@ def fuse_references(
         subject_embeds = by_prompt(fusion.pool(by_subject(embeds), there))
         if fusion.kind.num_tokens > 1:
             patches = PatchStates(by_prompt(by_subject(states)), by_prompt(there), columns)
-    token_idx_3 = t5_slots(parsed, device)
-    further = () if token_idx_3 is None else (token_idx_3,)
-    return fusion(text_embeds, subject_embeds, token_idx, present, patches, *further)
+    return fusion(text_embeds, subject_embeds, token_idx, present, patches, t5_slots(parsed, device))
 
 
 def parse_prompts(

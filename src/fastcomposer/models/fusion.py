@@ -202,6 +202,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
         subject_token_idx: Tensor,
         subject_present: Tensor,
         patches: PatchStates | None = None,
+        subject_token_idx_3: Tensor | None = None,
     ) -> Tensor:
         """Replace the word embedding of every subject, and add its further tokens to the padding.
 
@@ -211,6 +212,7 @@ class SubjectFusion(ModelMixin, ConfigMixin):  # type: ignore[misc]
             subject_token_idx: (B, K) long, position of each subject's word; ignored in empty slots.
             subject_present: (B, K) bool, which slots hold a subject.
             patches: What further tokens are made of, where there are any.
+            subject_token_idx_3: Ignored: there is no T5.
 
         Returns:
             (B, T, d) embeddings in the dtype of ``text_embeds``.

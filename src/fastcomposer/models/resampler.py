@@ -135,8 +135,11 @@ def subject_columns(
         subject_token_idx_3: (B, K) long, position of each subject's word among T5's, where there are some.
 
     Returns:
-        (B, K, M) long, -1 for tokens that there are none of; M is ``num_tokens``, and one more with T5's.
+        ``subject_token_idx`` with one token of a subject and without T5; else (B, K, M) long, -1 for tokens
+        that there are none of; M is ``num_tokens``, and one more with T5's.
     """
+    if num_tokens == 1 and subject_token_idx_3 is None:
+        return subject_token_idx
     length = input_ids.shape[1]
     more = num_tokens - 1
     rank = subject_present.long().cumsum(dim=1)
