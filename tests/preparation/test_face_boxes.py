@@ -22,6 +22,7 @@ def test_each_segment_gets_the_face_that_it_shows_most_of() -> None:
     boxes = [(1, 3, 5, 7), (6, 3, 10, 7), (13, -2, 25, 8), (8, 2, 12, 8)]
     assert match_faces(boxes, left_and_right(), [1, 2]) == [(1, 3, 5, 7), (13, 0, 20, 8)]
     assert match_faces([], left_and_right(), [1, 2]) == [None, None]
+    assert match_faces([(19.97, 3, 25, 8)], left_and_right(), [1, 2]) == [None, None]  # no width when rounded
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_records_get_faces_once(folder: Path) -> None:
 def test_rendered_scenes_have_theirs(world: Path) -> None:
     name = (world / "image_ids_train.txt").read_text().split()[0]
     before = record_path(world, name, ".json").read_bytes()
-    assert annotate_faces(world, ["train"], detect=lambda image: []) == 0
+    for restart in (False, True):
+        assert annotate_faces(world, ["train"], detect=lambda image: [], restart=restart) == 0
     assert record_path(world, name, ".json").read_bytes() == before
     assert "heads" in json.loads(before)

@@ -1,4 +1,4 @@
-"""Boxes of faces in records that lack them: what the identity loss cuts out."""
+"""Boxes of faces in records that lack them, for the losses of faces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def annotate_faces(
 
     A face belongs to the segment that most of its box shows, at least a quarter of it, and a segment gets the
     face that it shows most of. Records that have them, rendered scenes too, are left as they are: an
-    interrupted call goes on where it stopped.
+    interrupted call continues where it stopped.
 
     Args:
         root: Data folder in the published format.
@@ -47,6 +47,7 @@ def annotate_faces(
     missing = [name for name in names if restart or not _annotated(record_path(root, name, ".json"))]
     if missing and detect is None:
         detect = mtcnn_faces(threshold)
+    count = 0
     for name in tracked(missing, f"faces in {root}"):
         assert detect is not None
         loaded = read_record(root, name)
@@ -60,7 +61,8 @@ def annotate_faces(
             entry["face"] = face
         text = (json.dumps(content, ensure_ascii=False) + "\n").encode()
         write_atomically(path, lambda file, text=text: file.write(text))  # type: ignore[misc]
-    return len(missing)
+        count += 1
+    return count
 
 
 def match_faces(
@@ -79,15 +81,15 @@ def match_faces(
     height, width = segment_map.shape
     found: dict[int, tuple[float, tuple[float, float, float, float]]] = {}
     for box in boxes:
-        x1, x2 = (min(max(float(value), 0.0), width) for value in (box[0], box[2]))
-        y1, y2 = (min(max(float(value), 0.0), height) for value in (box[1], box[3]))
+        x1, x2 = (min(max(round(float(value), 1), 0.0), width) for value in (box[0], box[2]))
+        y1, y2 = (min(max(round(float(value), 1), 0.0), height) for value in (box[1], box[3]))
         shown = segment_map[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
         if not shown.size or x2 <= x1 or y2 <= y1:
             continue
         shares = {number: float((shown == number).mean()) for number in segment_ids}
         best = max(shares, key=shares.__getitem__, default=None)
         if best is not None and shares[best] >= 0.25 and (best not in found or shares[best] > found[best][0]):
-            found[best] = shares[best], (round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1))
+            found[best] = shares[best], (x1, y1, x2, y2)
     return [found[number][1] if number in found else None for number in segment_ids]
 
 
