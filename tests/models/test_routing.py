@@ -142,3 +142,8 @@ def test_files_keep_the_router(tiny_base: Path, tmp_path: Path) -> None:
         assert torch.equal(again.fusion.state_dict()[name], value)
     with pytest.raises(ValueError, match="routing"):
         load_trained_weights(load(tiny_base, routed=False), file, keep_fusion=True)
+
+
+def test_one_subject_is_refused(tiny_base: Path) -> None:
+    with pytest.raises(ValueError, match=r"fusion\.routing.*max_subjects"):
+        FastComposer.from_pretrained(tiny_base, fusion=FusionConfig(routing=True), max_subjects=1)

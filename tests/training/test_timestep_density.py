@@ -38,6 +38,13 @@ def test_logit_normal_has_its_median_where_the_logit_is_the_mean() -> None:
     assert density.cumulative[-1] == pytest.approx(1.0)
 
 
+def test_the_density_of_another_schedule_is_refused() -> None:
+    logit_normal(num_timesteps=1000).check(1000)
+    for number in (500, 2000):
+        with pytest.raises(ValueError, match=r"timesteps\.density\.num_timesteps"):
+            logit_normal(num_timesteps=number).check(1000)
+
+
 def test_bad_densities_are_refused() -> None:
     with pytest.raises(ValueError, match=r"timesteps\.density:"):
         TimestepDensity(np.zeros(4))

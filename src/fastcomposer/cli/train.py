@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastcomposer.cli.common import command, conclude, quieten_lightning
 
+_FACES = ("identity", "readout", "reward")
+"""Groups of losses that compare faces."""
+
 
 def check_objective(config: DictConfig) -> None:
     """Refuse an objective that the training will not log, by ``ValueError``."""
@@ -26,6 +29,27 @@ def check_objective(config: DictConfig) -> None:
     samples = config.callbacks.get("samples")
     if config.objective.startswith("samples/") and samples is not None and samples.scores is None:
         raise ValueError(f"objective={config.objective}: callbacks=scored_samples scores them")
+
+
+def check_embedders(config: DictConfig) -> None:
+    """Refuse to train on the embedder that scores, by ``ValueError``."""
+    scores = OmegaConf.select(config, "metrics.embedder")
+    for key in _FACES:
+        trains = OmegaConf.select(config, f"{key}.loss.embedder")
+        if scores is not None and trains is not None:
+            one, other = ({k: v for k, v in node.items() if k != "download"} for node in (trains, scores))
+            if one == other:
+                raise ValueError(f"{key}.loss.embedder: is the one that scores (metrics.faces); take another")
+
+
+def check_faces(config: DictConfig, data: Any) -> None:
+    """Refuse training records without annotated faces where a loss compares them, by ``ValueError``."""
+    used = [key for key in _FACES if OmegaConf.select(config, f"{key}.loss") is not None]
+    if used and not data.train_dataset.index.has_faces():
+        raise ValueError(
+            f"{', '.join(used)}: the records in {config.data.root} have no annotated faces; "
+            f"fastcomposer prepare faces=true adds them, {' '.join(f'{key}=none' for key in used)} needs none"
+        )
 
 
 @command("train", check_objective=check_objective)
@@ -47,6 +71,7 @@ def train(config: DictConfig) -> float | None:
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
     check_objective(config)
+    check_embedders(config)
 
     import lightning as L
     import torch
@@ -75,6 +100,7 @@ def train(config: DictConfig) -> float | None:
         for line in check_resumable(checkpoint, settings, unresolved):
             if trainer.is_global_zero:
                 print(line, file=sys.stderr)
+    check_faces(config, data)
     module = instantiate(config.method, _convert_="object")
     module.settings = settings
     with kept_open(loggers) as runs:

@@ -15,6 +15,7 @@ from fastcomposer.data.records import (
     ID_LISTS,
     RecordError,
     RecordFiles,
+    parse_record,
     read_files,
     read_ids,
     read_json,
@@ -49,6 +50,12 @@ class RecordTable:
     def num_subjects(self, record_id: str, labels: Collection[str] | None = None) -> int:
         """Count the segments of a record that carry one of the labels (any label when ``None``)."""
         return sum(labels is None or label in labels for _, label, _ in self.segments[record_id])
+
+    def has_faces(self, most: int = 64) -> bool:
+        """Whether a record has an annotated face, of up to ``most`` that are spread over the split."""
+        names = self.record_ids[:: max(1, -(-len(self.record_ids) // most))]
+        records = (parse_record(json.loads(self.files(name).json), Path(name), name) for name in names)
+        return any(segment.face for record in records for segment in record.segments)
 
     def by_identity(self, labels: Collection[str] | None = None) -> dict[str, list[tuple[str, int]]]:
         """Return the (record, segment) ids that show each identity, in the order of the id list."""

@@ -111,13 +111,9 @@ def _fit(
     if train["records"] < node["batch_size"] * processes:
         detail = f"{train['records']} records do not fill {node['batch_size']} on {processes} process(es)"
         yield Finding(TOPIC, "data.module.batch_size", "missing", detail, "lower it")
-    if faces:
-        from fastcomposer.data.records import read_json
-
-        some = (read_json(node["root"], name) for name in table.record_ids[:16])
-        if not any(segment.face for record in some for segment in record.segments):
-            remedy = f"fastcomposer prepare data.root={node['root']} faces=true"
-            yield Finding(TOPIC, "identity", "missing", "the records have no annotated faces", remedy)
+    if faces and not table.has_faces():
+        remedy = f"fastcomposer prepare data.root={node['root']} faces=true"
+        yield Finding(TOPIC, "identity", "missing", "the records have no annotated faces", remedy)
 
 
 def _cache(node: Mapping[str, Any], tables: Mapping[str, RecordTable]) -> Finding:

@@ -155,6 +155,8 @@ def load_networks(
 ) -> dict[str, Any]:
     """Load every network; the fusion is new unless the base is a saved FastComposer pipeline of that kind."""
     fusion = _fusion_class(source)
+    if kind is not None and kind.routing and max_subjects == 1:
+        raise ValueError("method.model.fusion.routing: needs a second subject, and model.max_subjects is 1")
     if kind is not None and source.has("fusion"):
         own = source.config(fusion, "fusion")
         saved = FusionConfig(

@@ -23,7 +23,7 @@ from fastcomposer.models.weights_io import (
 )
 from fastcomposer.prompt import parse_prompt
 from fastcomposer.training.base_module import OptimizerFactory, RecipeModule
-from fastcomposer.training.face_losses.face_loss import FaceLoss, check_faces
+from fastcomposer.training.face_losses.face_loss import FaceLoss
 from fastcomposer.training.face_losses.readout import ReadOutLoss
 from fastcomposer.training.precompute import frozen_digests
 from fastcomposer.training.sharding import full_tensor, shard
@@ -42,11 +42,11 @@ class FastComposerModule(RecipeModule):
         lora: Settings of the LoRA; ``None`` for the defaults.
         train_fusion: Whether the fusion is trained.
         resampler_lr: Learning rate of the resampler and of the read-out, which start untrained; ``None`` for
-            the optimizer's.
+            the optimizer's, which the router, with a loss of its own, always has.
         vision_layers: How many of the image encoder's last layers are trained.
         caption_dropout: Fraction of samples that lose caption and subjects.
         subject_dropout: Fraction of subjects that are left out, their word staying in the caption.
-        timesteps: Where on the noise schedule samples are spent; ``None`` for the same everywhere.
+        timesteps: Where on the noise schedule samples are spent; ``None`` for as the base was trained.
         identity: Loss that compares the faces of x̂₀ and target; ``None`` for none.
         readout: Loss that compares what conditions the backbone with the faces of targets; ``None`` for none.
         reward: Loss that compares the faces of sampled images and targets; ``None`` for none.
@@ -117,6 +117,8 @@ class FastComposerModule(RecipeModule):
         if weights is not None:
             self.trained_before = read_training_length(weights)
         self.model = model if isinstance(model, FastComposer) else model()
+        if timesteps is not None:
+            timesteps.check(self.model.noise_scheduler.config.num_train_timesteps)
         if weights is not None:
             load_trained_weights(self.model, weights, keep_fusion=True)
         backbone = (lora or LoRASettings()) if train_backbone == "lora" else train_backbone
@@ -136,9 +138,7 @@ class FastComposerModule(RecipeModule):
         self._sharded = False
 
     def setup(self, stage: str) -> None:
-        """Refuse precomputed moments and states of other networks, and records without faces."""
-        if stage == "fit" and (self.identity or self.readout or self.reward):
-            check_faces(self.trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
+        """Refuse precomputed moments and states of other networks."""
         cache = getattr(self.trainer.datamodule, "cache", None)  # type: ignore[attr-defined]
         if cache is not None:
             cache.check_weights(frozen_digests(self.model))

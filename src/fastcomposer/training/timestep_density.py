@@ -20,8 +20,8 @@ class TimestepDensity:
 
     Args:
         density: (T,) not negative, of any sum.
-        reweight: Weigh each sample by the inverse of its density, so that the expected loss is the uniform
-            one's and only its variance changes.
+        reweight: Weigh each sample's denoising loss by the inverse of its density, so that the expected
+            denoising loss is the uniform one's and only its variance changes.
 
     Raises:
         ValueError: If a value is negative or not finite, or all are 0; or, with ``reweight``, any is 0.
@@ -36,6 +36,14 @@ class TimestepDensity:
         self.reweight = reweight
         self.cumulative = torch.from_numpy(share.cumsum())
         self.weights = torch.from_numpy(1 / (share * len(share))).float() if reweight else None
+
+    def check(self, num_timesteps: int) -> None:
+        """Refuse a density of another schedule than the model's, of so many timesteps, by ``ValueError``."""
+        own = len(self.cumulative)
+        if own != num_timesteps:
+            raise ValueError(
+                f"timesteps.density.num_timesteps={own}: the base's schedule has {num_timesteps}"
+            )
 
     def draw(self, count: int, device: torch.device | str, source: Source) -> Tensor:
         """Draw (count,) timesteps."""

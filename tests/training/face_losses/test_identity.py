@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastcomposer import FastComposer
 from fastcomposer.models.fusion import FusionConfig
-from fastcomposer.training.face_losses.face_loss import check_faces
 from fastcomposer.training.face_losses.identity import IdentityLoss
 from fastcomposer.training.face_losses.readout import ReadOutLoss
 
@@ -158,14 +157,6 @@ def test_the_clean_latent_comes_out_of_the_true_prediction(model: FastComposer, 
     torch.testing.assert_close(
         model.family.clean_latents(noisy, target, timesteps), clean, rtol=1e-3, atol=1e-4
     )
-
-
-def test_records_without_faces_are_refused_before_training(batch: Any) -> None:
-    none = batch.replace(subject_face_boxes=torch.zeros_like(batch.subject_face_boxes))
-    check_faces([none, batch])
-    for samples in ([none], [batch.replace(subject_face_boxes=None)], []):
-        with pytest.raises(ValueError, match=r"prepare faces=true"):
-            check_faces(samples)
 
 
 def test_routing_draws_nothing_beyond_the_batch_s_own_noise(tiny_base: Any, batch: Any) -> None:

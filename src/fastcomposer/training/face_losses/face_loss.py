@@ -25,26 +25,6 @@ class FaceEmbedder(Protocol):
         """Map images (B, 3, H, W) in [0, 1] and boxes (B, K, 4) in pixels to unit vectors (B, K, d)."""
 
 
-def check_faces(samples: Any, count: int = 16) -> None:
-    """Refuse training records without annotated faces.
-
-    Args:
-        samples: A dataset of :class:`~fastcomposer.batch.SubjectBatch`.
-        count: How many samples to look at.
-
-    Raises:
-        ValueError: If none of them has a face, with the command that adds them.
-    """
-    for number in range(min(count, len(samples))):
-        boxes = samples[number].subject_face_boxes
-        if boxes is not None and bool(boxes.any()):
-            return
-    raise ValueError(
-        "identity, readout and reward need records with annotated faces, and the first of these have none: "
-        "fastcomposer prepare faces=true adds them; or take identity=none readout=none reward=none"
-    )
-
-
 class FaceLoss(nn.Module, ABC):
     """A loss that compares faces with those of the targets.
 

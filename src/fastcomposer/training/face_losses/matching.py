@@ -41,7 +41,7 @@ class MatchingReward(FaceLoss):
     Args:
         embedder: Embeds faces, with gradients; frozen here. Never the one that scores.
         detector: Finds the faces, a :class:`FaceDetector`.
-        timesteps: Of the sampling steps, falling.
+        timesteps: Of the sampling steps, falling; those of a flow are float.
         weight: Of this loss in the total, above 0.
         gradient_steps: How many of the steps have gradients, at least 1.
         guidance_scale: Of classifier-free guidance.
@@ -60,7 +60,7 @@ class MatchingReward(FaceLoss):
         self,
         embedder: Any,
         detector: Any,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         weight: Amount = 1.0,
         gradient_steps: Count = 3,
         guidance_scale: Amount = 3.0,
