@@ -31,7 +31,8 @@ def annotate(config: DictConfig) -> None:
     """Add boxes of faces to the data's records."""
     from hydra.utils import instantiate
 
-    print(f"{instantiate(config.annotation)} records annotated with faces; identity=x0 can use them")
+    count = instantiate(config.annotation)
+    print(f"{count} records annotated with faces; identity, readout and reward can use them")
     conclude({"records": config.data.root})
 
 
