@@ -168,6 +168,12 @@ def test_a_prompt_without_room_is_refused(tiny_base: Path) -> None:
         conditioned(model, "a man <|image|> " + "man " * 60, [references(1)[0][None]])
 
 
+def test_tokens_that_no_prompt_holds_are_refused(tiny_base: Path) -> None:
+    model = load(tiny_base, 77)
+    with pytest.raises(ValueError, match="num_tokens=77"):
+        conditioned(model, "man <|image|>", [references(1)[0][None]])
+
+
 def test_pipelines_keep_their_tokens(tiny_base: Path, tmp_path: Path) -> None:
     pipe = awake(load(tiny_base, 4)).to_pipeline()
     pipe.save_pretrained(tmp_path)

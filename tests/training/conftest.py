@@ -33,6 +33,7 @@ def make_module(small_base: Path) -> Callable[..., FastComposerModule]:
                 small_base,
                 loss_config=loss,
                 fusion=settings.pop("fusion", None),
+                max_subjects=settings.pop("max_subjects", 4),
             ),
             optimizer=settings.pop("optimizer", partial(torch.optim.AdamW, lr=1e-3)),
             vision_layers=settings.pop("vision_layers", 1),

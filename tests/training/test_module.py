@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
 from fastcomposer.batch import SubjectBatch
+from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.weights_io import load_trained_weights, read_training_length
 from fastcomposer.training.module import FastComposerModule, drop_conditions
 from fastcomposer.training.optimizers import AdamW
@@ -201,3 +202,11 @@ def test_bad_settings_are_named_before_anything_loads(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_module(**settings)
+
+
+@pytest.mark.parametrize(("most", "fits"), [(4, 18), (None, 75)])
+def test_more_tokens_than_a_prompt_holds_are_refused(most: int | None, fits: int, make_module: Make) -> None:
+    make_module(fusion=FusionConfig(num_tokens=fits), max_subjects=most)
+    with pytest.raises(ValueError, match=r"fusion\.num_tokens=.* model\.max_subjects="):
+        make_module(fusion=FusionConfig(num_tokens=fits + 1), max_subjects=most)
+    make_module(max_subjects=100)

@@ -222,6 +222,12 @@ def _check_room(parsed: Sequence[ParsedPrompt], further: int) -> None:
     for prompt in parsed:
         free = int(free_positions(torch.tensor([prompt.input_ids])))
         if prompt.num_subjects * further > free:
+            length = len(prompt.input_ids)
+            if further > length - 3:  # the word alone, between start and end
+                raise ValueError(
+                    f"the checkpoint has num_tokens={further + 1} of each subject, more than any prompt of "
+                    f"{length} positions holds"
+                )
             raise PromptError(
                 f"prompt {prompt.text!r} leaves {free} positions, and each of its {prompt.num_subjects} "
                 f"subjects takes {further} beside its word: shorten it"

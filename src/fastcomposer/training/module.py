@@ -119,6 +119,7 @@ class FastComposerModule(RecipeModule):
         self.model = model if isinstance(model, FastComposer) else model()
         if timesteps is not None:
             timesteps.check(self.model.noise_scheduler.config.num_train_timesteps)
+        _check_room(self.model)
         if weights is not None:
             load_trained_weights(self.model, weights, keep_fusion=True)
         backbone = (lora or LoRASettings()) if train_backbone == "lora" else train_backbone
@@ -232,6 +233,17 @@ class FastComposerModule(RecipeModule):
             if not self._sharded or self.trainer.is_global_zero:
                 save_trained_weights(self.model, file, self.export_precision, self.length, state)
         return file
+
+
+def _check_room(model: FastComposer) -> None:
+    """Refuse more tokens of a subject than a prompt without further words holds beside its start and end."""
+    num_tokens, most = model.fusion.kind.num_tokens, model.fusion.config.max_subjects or 1
+    length = model.text_encoder.config.max_position_embeddings
+    if num_tokens > 1 and most * num_tokens + 2 > length:
+        raise ValueError(
+            f"method.model.fusion.num_tokens={num_tokens} with model.max_subjects={most}: a prompt holds "
+            f"{length} tokens, start and end included; lower one of them"
+        )
 
 
 def drop_conditions(
