@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fastcomposer.cli.app import COMMANDS
-from fastcomposer.cli.settings import check_settings
+from fastcomposer.cli.common import CONFIG_FOLDER
+from fastcomposer.cli.settings import _COMMANDS, Command, check_settings
 
 WRONG = {
     "text": "abc",
@@ -138,6 +139,22 @@ def test_there_are_thousands_of_cases() -> None:
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
 def test_the_defaults_are_valid(command: str) -> None:
     check_settings(configuration(command), command)
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_field_is_a_key_of_its_command(command: str) -> None:
+    keys = {*configuration(command).keys(), *(group.name for group in CONFIG_FOLDER.iterdir())}
+    assert _COMMANDS[command].__annotations__.keys() <= keys
+
+
+def test_every_field_of_all_commands_is_a_key_of_one() -> None:
+    assert Command.__annotations__.keys() <= {key for name in _COMMANDS for key in configuration(name)}
+
+
+@pytest.mark.parametrize("levels", ["[1000]", "[]", "[-1]", "null"])
+def test_levels_of_a_diagnosis_are_timesteps(levels: str) -> None:
+    with pytest.raises(ValueError, match=r"levels="):
+        check_settings(composed("diagnose", f"levels={levels}"), "diagnose")
 
 
 def test_all_wrong_keys_are_listed() -> None:

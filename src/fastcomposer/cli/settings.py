@@ -306,7 +306,7 @@ class Attention(Command):
 class Diagnose(Attention):
     """Keys of ``diagnose``."""
 
-    timesteps: Annotated[list[Annotated[int, Field(ge=0, le=999)]], Field(min_length=1)]
+    levels: Annotated[list[Annotated[float, Field(ge=0, le=999)]], Field(min_length=1)]
     fitted: Node
     metrics: Metrics
 
