@@ -157,6 +157,17 @@ def test_levels_of_a_diagnosis_are_timesteps(levels: str) -> None:
         check_settings(composed("diagnose", f"levels={levels}"), "diagnose")
 
 
+@pytest.mark.parametrize("curve", ["[]", "[[-1,0.5]]", "[[300]]", "{300: 1}", "[[300,high]]"])
+def test_a_curve_is_a_list_of_pairs(curve: str) -> None:
+    overrides = ("timesteps=measured", "timesteps.density.curve=[[300,0.1],[900,1]]")
+    config = composed("train", *overrides)
+    check_settings(config, "train")
+    assert config.timesteps.density.curve == [[300, 0.1], [900, 1]]
+    config.timesteps.density.curve = OmegaConf.create(f"curve: {curve}").curve
+    with pytest.raises(ValueError, match=r"timesteps\.density\.curve="):
+        check_settings(config, "train")
+
+
 def test_all_wrong_keys_are_listed() -> None:
     config = composed("train", "seed=null", "threads=0", "trainer.max_steps=.nan", "method.optimizer.lr=abc")
     with pytest.raises(ValueError, match="takes") as refusal:

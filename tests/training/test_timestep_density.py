@@ -23,7 +23,7 @@ def test_each_sample_draws_from_its_own_generator() -> None:
 
 
 def test_reweighted_losses_have_the_uniform_mean() -> None:
-    density = measured({0: 1.0, 9: 4.0}, reweight=True, num_timesteps=10)
+    density = measured([(0, 1.0), (9, 4.0)], reweight=True, num_timesteps=10)
     everywhere = torch.arange(10)
     weights = density.weight(everywhere)
     assert weights is not None
@@ -49,6 +49,7 @@ def test_bad_densities_are_refused() -> None:
     with pytest.raises(ValueError, match=r"timesteps\.density:"):
         TimestepDensity(np.zeros(4))
     with pytest.raises(ValueError, match=r"density\.reweight"):
-        measured({0: 0.0, 999: 1.0}, reweight=True)
-    with pytest.raises(ValueError, match=r"density\.curve"):
-        measured({})
+        measured([(0, 0.0), (999, 1.0)], reweight=True)
+    for curve in ([], [(0, -1.0)], [(0, 0.0), (999, 0.0)]):
+        with pytest.raises(ValueError, match=r"density\.curve"):
+            measured(curve)

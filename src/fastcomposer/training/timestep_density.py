@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fastcomposer.utils.ranges import Amount, Count, Positive
+from fastcomposer.utils.ranges import Amount, Count, Positive, Whole
 from fastcomposer.utils.rng import Source, uniform
 
 
@@ -77,7 +77,7 @@ def logit_normal(
 
 
 def measured(
-    curve: Mapping[int, float],
+    curve: Annotated[Sequence[tuple[Whole, float]], Field(min_length=1)],
     floor: Amount = 0.0,
     reweight: bool = False,
     num_timesteps: Count = 1000,
@@ -85,17 +85,19 @@ def measured(
     """Timesteps in proportion to a measured curve, linear between its points.
 
     Args:
-        curve: Timestep to a value, such as how much of the identity of x̂₀ comes from the subject there
-            (``fastcomposer diagnose``); constant beyond the first and the last.
+        curve: Pairs of a timestep and a value, such as how much of the identity of x̂₀ comes from the subject
+            there (``fastcomposer diagnose``); constant beyond the first and the last.
         floor: Added to every value, so that no timestep is left out.
         reweight: See :class:`TimestepDensity`.
         num_timesteps: Of the training schedule, T.
 
     Raises:
-        ValueError: If the curve is empty, or see :class:`TimestepDensity`.
+        ValueError: If the curve is empty, or not positive with the floor; or see :class:`TimestepDensity`.
     """
     if not curve:
         raise ValueError("timesteps.density.curve: at least one timestep")
-    points = np.array(sorted((float(timestep), float(value)) for timestep, value in curve.items()))
-    values = np.interp(np.arange(num_timesteps), points[:, 0], points[:, 1])
-    return TimestepDensity(values + floor, reweight)
+    points = np.array(sorted((float(timestep), float(value)) for timestep, value in curve))
+    values = np.interp(np.arange(num_timesteps), points[:, 0], points[:, 1]) + floor
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        raise ValueError("timesteps.density.curve: finite values, with the floor from 0 on and not all 0")
+    return TimestepDensity(values, reweight)
