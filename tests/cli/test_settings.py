@@ -168,6 +168,13 @@ def test_a_curve_is_a_list_of_pairs(curve: str) -> None:
         check_settings(config, "train")
 
 
+@pytest.mark.parametrize("group", ["identity=x0", "readout=linear", "reward=matching"])
+def test_a_face_loss_without_weight_is_refused(group: str) -> None:
+    key = f"{group.partition('=')[0]}.loss.weight"
+    with pytest.raises(ValueError, match=f"{key}=0"):
+        check_settings(composed("train", group, f"{key}=0"), "train")
+
+
 def test_all_wrong_keys_are_listed() -> None:
     config = composed("train", "seed=null", "threads=0", "trainer.max_steps=.nan", "method.optimizer.lr=abc")
     with pytest.raises(ValueError, match="takes") as refusal:

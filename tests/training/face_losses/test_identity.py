@@ -136,6 +136,7 @@ def test_the_weight_grows() -> None:
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
+        ({"embedder": None}, "embedder"),
         ({"weight": 0.0}, "weight"),
         ({"fraction": 0.0}, "fraction"),
         ({"timesteps": (9, 5)}, "timesteps"),
@@ -144,7 +145,7 @@ def test_the_weight_grows() -> None:
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=rf"identity\.loss\.{key}"):
-        IdentityLoss(MeanColor(), **settings)
+        IdentityLoss(**{"embedder": MeanColor()} | settings)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -118,11 +118,14 @@ def test_images_without_faces_give_nothing(model: FastComposer, batch: Any) -> N
         ({"timesteps": []}, "timesteps"),
         ({"gradient_steps": 4}, "gradient_steps"),
         ({"weight": 0.0}, "weight"),
+        ({"embedder": None}, "embedder"),
+        ({"detector": None}, "detector"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=rf"reward\.loss\.{key}"):
-        MatchingReward(MeanColor(), FixedFaces(), **{"timesteps": TIMESTEPS} | settings)
+        usual = {"embedder": MeanColor(), "detector": FixedFaces(), "timesteps": TIMESTEPS}
+        MatchingReward(**usual | settings)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.text import TextStates
-from fastcomposer.utils.ranges import Amount, Fraction, Whole
+from fastcomposer.utils.ranges import Fraction, Positive, Whole
 from fastcomposer.utils.rng import Source
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ class FaceLoss(nn.Module, ABC):
     def __init__(
         self,
         embedder: Any,
-        weight: Amount,
+        weight: Positive,
         fraction: Fraction = 1.0,
         warmup_steps: Whole = 0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if not callable(embedder):
+            raise ValueError(f"{self.KEY}.loss.embedder={embedder}: a node that makes an embedder of faces")
         if not weight > 0:
             raise ValueError(f"{self.KEY}.loss.weight={weight}: above 0; {self.KEY}=none leaves it out")
         if not 0 < fraction <= 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.training.face_losses.face_loss import FaceLoss, mean_over
-from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
+from fastcomposer.utils.ranges import Count, Fraction, Positive, Whole
 
 if TYPE_CHECKING:
     from fastcomposer.composer import FastComposer, TrainingLosses
@@ -40,7 +40,7 @@ class IdentityLoss(FaceLoss):
     def __init__(
         self,
         embedder: Any,
-        weight: Amount = 0.1,
+        weight: Positive = 0.1,
         timesteps: tuple[int, int] = (0, 999),
         steps: Count = 1,
         fraction: Fraction = 1.0,

@@ -15,7 +15,7 @@ from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.text import TextStates
 from fastcomposer.training.face_losses.face_loss import FaceLoss
 from fastcomposer.utils.matching import optimal_pairs
-from fastcomposer.utils.ranges import Amount, Count, Fraction, Whole
+from fastcomposer.utils.ranges import Amount, Count, Fraction, Positive, Whole
 from fastcomposer.utils.rng import Source, uniform
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MatchingReward(FaceLoss):
         embedder: Any,
         detector: Any,
         timesteps: Sequence[float],
-        weight: Amount = 1.0,
+        weight: Positive = 1.0,
         gradient_steps: Count = 3,
         guidance_scale: Amount = 3.0,
         separation: Amount = 0.5,
@@ -70,6 +70,8 @@ class MatchingReward(FaceLoss):
         checkpointing: bool = False,
     ) -> None:
         super().__init__(embedder, weight, fraction, warmup_steps, checkpointing)
+        if not callable(detector):
+            raise ValueError(f"reward.loss.detector={detector}: a node that makes a detector of faces")
         falling = all(before > after for before, after in pairwise(timesteps))
         if not timesteps or not falling or timesteps[-1] < 0:
             raise ValueError(f"reward.loss.timesteps={list(timesteps)}: falling, none below 0")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastcomposer.batch import SubjectBatch
 from fastcomposer.models.resampler import subject_states
 from fastcomposer.training.face_losses.face_loss import FaceLoss, mean_over
-from fastcomposer.utils.ranges import Amount, Whole
+from fastcomposer.utils.ranges import Positive, Whole
 
 if TYPE_CHECKING:
     from fastcomposer.composer import FastComposer, TrainingLosses
@@ -34,7 +34,7 @@ class ReadOutLoss(FaceLoss):
 
     KEY = "readout"
 
-    def __init__(self, embedder: Any, weight: Amount = 0.3, warmup_steps: Whole = 0) -> None:
+    def __init__(self, embedder: Any, weight: Positive = 0.3, warmup_steps: Whole = 0) -> None:
         super().__init__(embedder, weight, warmup_steps=warmup_steps)
         self.head: nn.Module = nn.Identity()
 
