@@ -90,8 +90,15 @@ class SubjectRouter(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def choose(self, layer: int, hidden: Tensor, tokens: Tensor, plan: RoutingPlan) -> Tensor:
-        """Choose a subject for hidden states (B, P, C) and prompt states (B, T, d): (B, P, K) of 0 and 1."""
+    def choose(
+        self, layer: int, hidden: Tensor, tokens: Tensor, plan: RoutingPlan
+    ) -> tuple[Tensor, Tensor]:
+        """Choose a subject for hidden states (B, P, C) and prompt states (B, T, d).
+
+        Returns:
+            (B, P, K), 1 for the subject and 0 for the others, with the gradients of their probabilities; and
+            the logarithms of these.
+        """
         columns = plan.columns if plan.columns.ndim == 3 else plan.columns[..., None]
         mean = subject_states(tokens, columns).sum(2) / (columns >= 0).sum(2, keepdim=True).clamp(min=1)
         query, key = self.query[layer](hidden).float(), self.key[layer](mean).float()
@@ -102,7 +109,7 @@ class SubjectRouter(nn.Module):
         logits = logits.masked_fill(~plan.present[:, None], torch.finfo(logits.dtype).min)
         soft = logits.softmax(-1)
         hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(soft)
-        return hard + (soft - soft.detach())
+        return hard + (soft - soft.detach()), logits.log_softmax(-1)
 
     def _mask(
         self,
@@ -115,13 +122,15 @@ class SubjectRouter(nn.Module):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Hide the tokens of the subjects that are not chosen, by the layer's attention mask."""
         hidden, tokens = args[0], kwargs["encoder_hidden_states"]
-        choice = self.choose(layer, hidden, tokens, plan)
+        choice, logarithms = self.choose(layer, hidden, tokens, plan)
         keep(choice[:, None])
         columns = plan.columns.flatten(2) if plan.columns.ndim == 3 else plan.columns[..., None]
         there = ((columns >= 0) & plan.present[..., None]).to(choice)
         owners = choice.new_zeros(*columns.shape[:2], tokens.shape[1])
         owners = owners.scatter_add(2, columns.clamp(min=0), there)  # (B, K, T)
-        mask = ((choice * (1 - _HIDDEN) + _HIDDEN).log() @ owners).to(hidden.dtype)
+        # Gradients are those of the logarithms: of the choice, log has a slope of 1 / _HIDDEN at 0.
+        shown = (choice.detach() * (1 - _HIDDEN) + _HIDDEN).log() + (logarithms - logarithms.detach())
+        mask = (shown @ owners).to(hidden.dtype)
         given = kwargs.get("attention_mask")
         return args, {**kwargs, "attention_mask": mask if given is None else mask + given}
 
