@@ -74,7 +74,7 @@ def generated_lines(results: Path, people: Path, alpha: float) -> Lines:
     extract = MiniFaces(BASE, threshold=0.4)
     known = {one.id: embed_references(one, extract, SIZE).reference for one in benchmarks[0].subjects}
     collected = collect(results, alpha)
-    for run in filter(None, map(collected.ours, collected.benchmarks())):
+    for run in filter(None, map(collected.fastcomposer, collected.benchmarks())):
         cases = list(run.images.itertuples(index=False))
         images = [to_tensor(Image.open(case.file).convert("RGB")) for case in cases]
         groups = [case.subjects for case in cases]

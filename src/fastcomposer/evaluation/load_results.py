@@ -64,7 +64,7 @@ class Run:
         return method_name(self.row.method)
 
     @property
-    def ours(self) -> bool:
+    def is_own_method(self) -> bool:
         """Whether the method is FastComposer, or FastComposer-ID."""
         return self.row.method in (OURS, FASTCOMPOSER_ID)
 
@@ -123,25 +123,25 @@ class Collected:
     def main(self, benchmark: str) -> list[Run]:
         """Runs of the main table, in the paper's order; ours with localization, each at the nearest alpha."""
         runs = [run for run in self.runs if run.row.benchmark == benchmark]
-        kept = [run for run in runs if not run.ours]
+        kept = [run for run in runs if not run.is_own_method]
         for method in (OURS, FASTCOMPOSER_ID):
             ours = [run for run in runs if run.row.method == method and run.localized]
             chosen = _nearest(ours, self.alpha)
             kept += [run for run in ours if run.alpha == chosen]
         return sorted(kept, key=lambda run: _rank(run.row.method))
 
-    def ours(self, benchmark: str) -> Run | None:
+    def fastcomposer(self, benchmark: str) -> Run | None:
         """FastComposer as the main table shows it; where there are several, the one with fewest settings."""
         runs = [run for run in self.main(benchmark) if run.row.method == OURS]
         return min(runs, key=lambda run: len(run.row.settings), default=None)
 
     def first_ours(self) -> Run | None:
-        """:meth:`ours` of the first benchmark that has it."""
-        return next(filter(None, map(self.ours, self.benchmarks())), None)
+        """:meth:`fastcomposer` of the first benchmark that has it."""
+        return next(filter(None, map(self.fastcomposer, self.benchmarks())), None)
 
     def baselines(self, benchmark: str) -> list[Run]:
         """The methods that the paper compares FastComposer with."""
-        others = [run for run in self.main(benchmark) if not run.ours]
+        others = [run for run in self.main(benchmark) if not run.is_own_method]
         return [run for run in others if run.row.origin is None]
 
     def sweep(self, benchmark: str) -> list[Run]:
@@ -149,7 +149,7 @@ class Collected:
 
         Empty with fewer than two.
         """
-        main = self.ours(benchmark)
+        main = self.fastcomposer(benchmark)
         if main is None:
             return []
         runs = [run for run in self.runs if run.row.benchmark == benchmark and run.row.method == OURS]
@@ -171,7 +171,7 @@ class Collected:
         ]
         if not pairs:
             return None
-        main = self.ours(benchmark)
+        main = self.fastcomposer(benchmark)
         keys = ("localization", "checkpoint")
         one, other = min(pairs, key=lambda p: (p[0] != main, _without(p[0], *keys) != _without(p[1], *keys)))
         one, other = on_common_cases([one, other])

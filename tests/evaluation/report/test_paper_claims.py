@@ -133,7 +133,7 @@ def test_orders_are_compared_by_the_published_protocol_alone(whole_evaluation: E
 
 def test_images_of_other_noise_are_not_paired(whole_evaluation: Evaluation) -> None:
     collected = collect(whole_evaluation[0], alpha=0.6)
-    ours = collected.ours("single_subject")
+    ours = collected.fastcomposer("single_subject")
     assert ours is not None
     assert difference(ours, ours, "identity") is not None
     moved = replace(ours, images=ours.images.assign(seed=ours.images.seed + 1000))

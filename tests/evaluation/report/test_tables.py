@@ -63,7 +63,7 @@ def test_a_benchmark_of_others_has_a_table_without_published_figures(collected: 
 def test_what_stands_for_a_method_is_chosen_by_settings_alone(collected: Collected) -> None:
     order = ["text_only", "textual_inversion", "dreambooth", "custom_diffusion", "fastcomposer"]
     assert [run.row.method for run in collected.main("multi_subject")] == order
-    ours = collected.ours("multi_subject")
+    ours = collected.fastcomposer("multi_subject")
     assert ours is not None
     assert dict(ours.row.settings) == {"alpha": 0.6, "localization": "mini"}
     assert [run.alpha for run in collected.sweep("single_subject")] == [0, 0.4, 0.6, 0.8, 1]
@@ -175,7 +175,7 @@ def test_scores_of_several_people_are_columns_of_their_table(collected: Collecte
 
 
 def test_methods_of_fewer_people_are_compared_on_the_cases_that_both_have(collected: Collected) -> None:
-    ours = collected.ours("multi_subject")
+    ours = collected.fastcomposer("multi_subject")
     assert ours is not None and ours.people == 4
     pair = ours.images.subjects.iloc[0]
     few = {*ours.images.case[ours.images.subjects == pair]}
@@ -262,7 +262,7 @@ def test_csv_keeps_every_digit_interval_and_tag(collected: Collected, tables: di
         if (line["table"], line["line"]) == ("multi_subject", "FastComposer")
         and line["measure"].startswith("identity")
     ]
-    ours = collected.ours("multi_subject")
+    ours = collected.fastcomposer("multi_subject")
     assert ours is not None
     assert [line["source"] for line in found] == ["measured"] * 2 + ["published [M]", "published re-run [R]"]
     assert [line["measure"] for line in found[:2]] == ["identity, published protocol", "identity, corrected"]

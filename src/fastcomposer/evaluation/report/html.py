@@ -113,7 +113,7 @@ def named_grid(
 def attention_grid(collected: Collected, benchmark: str, columns: int = 3) -> Gallery | None:
     """Attention of each subject's word, with and without localization, each case's image first."""
     pair = collected.ablation(benchmark)
-    ours = collected.ours(benchmark)
+    ours = collected.fastcomposer(benchmark)
     runs = list(pair) if pair else [ours] if ours else []
     having = [
         (run, [image for image in run.images.itertuples(index=False) if attention_files(run, image)])

@@ -68,7 +68,7 @@ def expectations(collected: Collected) -> list[Expectation]:
 def identity_above_baselines(collected: Collected, benchmark: str) -> Expectation:
     """Whether FastComposer's mean identity, by the published protocol, is above all baselines'."""
     claim = f"{BENCHMARKS[benchmark]}: FastComposer's identity is above every baseline's."
-    ours, baselines = collected.ours(benchmark), collected.baselines(benchmark)
+    ours, baselines = collected.fastcomposer(benchmark), collected.baselines(benchmark)
     if ours is None or not baselines:
         return _not_measured(claim, "FastComposer" if ours is None else "a baseline", benchmark)
     evidence = [

@@ -279,7 +279,7 @@ def main_table(collected: Collected, benchmark: str) -> Table:
         make_frame("method", columns, lines),
         (*_main_notes(collected, benchmark), *(_OF_SUBJECTS,) * bool(subjects), *origin_notes(runs)),
         [*PLACEHOLDERS].index(benchmark) + 1 if benchmark in PLACEHOLDERS else None,
-        [name for run, name in zip(runs, names, strict=True) if run.ours],
+        [name for run, name in zip(runs, names, strict=True) if run.is_own_method],
     )
 
 
@@ -328,7 +328,7 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
         notes.append("These are not the scores of the benchmark's authors: compare methods in this table.")
     if _people_differ(collected.main(benchmark)):
         notes.append(FEWER_PEOPLE)
-    main = collected.ours(benchmark)
+    main = collected.fastcomposer(benchmark)
     if main is not None and main.alpha is not None:
         notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
         if main.alpha != collected.alpha:
@@ -451,7 +451,7 @@ def distance_table(collected: Collected) -> Table | None:
     )
     cells = [(label, (found.fid, found.kid, found.kid_std, run.row.images)) for label, run, found in lines]
     frame = make_frame("method", [*scores, Column("images", "count")], cells)
-    strong = [label for label, run, _ in lines if run.ours]
+    strong = [label for label, run, _ in lines if run.is_own_method]
     return Table("distances", "Distance from real images", frame, (note,), strong=strong)
 
 

@@ -142,7 +142,7 @@ def summary_section(collected: Collected) -> str:
         for found in map(by_benchmark.get, names):
             cells += [found.row.identity_preservation, found.row.prompt_consistency] if found else [None] * 2
         lines.append((label, cells))
-        strong += [label] * first.ours
+        strong += [label] * first.is_own_method
     notes = dict.fromkeys(origin_notes(run for name in names for run in collected.main(name)))
     table = Table("summary", "", make_frame("method", columns, lines), tuple(notes), strong=strong)
     return f"{to_markdown(table, heading=False)}\n\n{_measured(collected)}"
@@ -174,7 +174,9 @@ def _measured(collected: Collected) -> str:
     """State the machine, FastComposer's alpha and the meaning of brackets."""
     metadata = collected.environment
     machine = f"{metadata.get('device', 'an unnamed machine')}, {metadata.get('cpus', '?')} cores"
-    ours = [run.alpha for name in collected.benchmarks() if (run := collected.ours(name)) and run.alpha]
+    ours = [
+        run.alpha for name in collected.benchmarks() if (run := collected.fastcomposer(name)) and run.alpha
+    ]
     shown = f" FastComposer at α = {', '.join(f'{alpha:g}' for alpha in sorted({*ours}))}." * bool(ours)
     return f"Measured on {machine}, torch {metadata.get('torch', '?')}.{shown} Brackets hold 95 % intervals."
 
