@@ -82,6 +82,8 @@ def test_weights_come_back(
     precision: Any, error: float, model: FastComposer, base: dict[str, Any], tmp_path: Path
 ) -> None:
     save_trained_weights(model, tmp_path / "fastcomposer.safetensors", precision)
+    (tmp_path / "other").touch()
+    assert len({(file.stat().st_mode, file.suffix == ".tmp") for file in tmp_path.iterdir()}) == 1
     ours = load_file(tmp_path / "fastcomposer.safetensors")
     assert {key.partition(".")[0] for key in ours} == {"fusion", "image_encoder"}
     again = FastComposer.from_checkpoint(tmp_path, **base)

@@ -71,8 +71,8 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     file = golden_model.save_published_checkpoint(tmp_path / "model.bin")
     before = file.read_bytes()
 
-    def fail(state: Any, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fail(state: Any, stream: Any) -> None:
+        stream.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)

@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fastcomposer.utils.files import save_atomically
 from fastcomposer.utils.ranges import Count, Positive
 
 _ADAPTER = "fastcomposer"
@@ -139,16 +140,19 @@ def is_foreign(name: str) -> bool:
 def write_lora(file: Path, part: str, backbone: Any, state: Mapping[str, Tensor]) -> None:
     """Write adapters of the network ``part`` as diffusers does, for ``load_lora_weights``."""
     config = backbone.peft_config[_ADAPTER].to_dict()
-    LoraBaseMixin.write_lora_layers(
-        dict(state),
-        str(file.parent),
-        is_main_process=True,
-        weight_name=f"{file.name}.tmp",
-        save_function=None,  # type: ignore[arg-type]
-        safe_serialization=True,
-        lora_adapter_metadata={f"{part}.{key}": value for key, value in config.items()},
-    )
-    file.with_name(f"{file.name}.tmp").replace(file)
+
+    def save(temporary: Path) -> None:
+        LoraBaseMixin.write_lora_layers(
+            dict(state),
+            str(temporary.parent),
+            is_main_process=True,
+            weight_name=temporary.name,
+            save_function=None,  # type: ignore[arg-type]
+            safe_serialization=True,
+            lora_adapter_metadata={f"{part}.{key}": value for key, value in config.items()},
+        )
+
+    save_atomically(file, save)
 
 
 @contextmanager

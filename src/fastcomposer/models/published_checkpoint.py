@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastcomposer.models.lora import plain_name
-from fastcomposer.utils.files import existing_file
+from fastcomposer.utils.files import existing_file, save_atomically, write_atomically
 from fastcomposer.utils.network_files import non_finite_names
 
 # Published prefix to the name of the component.
@@ -128,14 +128,12 @@ def write_published(modules: Mapping[str, nn.Module], path: str | Path) -> Path:
     A path that ends with ``.safetensors`` gets that format, any other is written by ``torch.save``.
     """
     file = Path(path).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.cpu() for name, tensor in published_state(modules).items()}
-    temporary = file.with_name(f"{file.name}.tmp")
     if file.suffix == ".safetensors":
-        save_file(state, temporary)
+        save_atomically(file, lambda temporary: save_file(state, temporary))
     else:
-        torch.save(state, temporary)
-    return temporary.replace(file)
+        write_atomically(file, lambda stream: torch.save(state, stream))
+    return file
 
 
 def load_exact(

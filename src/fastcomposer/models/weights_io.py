@@ -36,6 +36,7 @@ from fastcomposer.models.weight_delta import (
     encode_differences,
 )
 from fastcomposer.utils.errors import invalid_fields
+from fastcomposer.utils.files import save_atomically
 
 Precision = Literal["float32", "float16", "int8"]
 _PREFIX = "model."
@@ -77,7 +78,6 @@ def save_trained_weights(
     if precision not in get_args(Precision):
         raise ValueError(f"export precision {precision!r} is not one of {', '.join(get_args(Precision))}")
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base": str(model.source.base) if model.source else ""}
     metadata["fusion"] = json.dumps(model.fusion.kind.metadata())
     if length is not None:
@@ -99,9 +99,7 @@ def save_trained_weights(
         base = base_weights(_trained_parts(model.source, state), state)
         metadata[BASE_DIGEST] = digest(base)
         state = encode_differences(state, base)
-    temporary = file.with_suffix(".tmp")
-    save_file(state, temporary, metadata)
-    temporary.replace(file)
+    save_atomically(file, lambda temporary: save_file(state, temporary, metadata))
     if settings is None:
         lora_file(file).unlink(missing_ok=True)  # of earlier weights
     return file

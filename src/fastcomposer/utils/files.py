@@ -71,6 +71,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_atomically(path: Path, save: Callable[[Path], Any]) -> None:
+    """As :func:`write_atomically`, by a library that makes the file itself, in the mode of other files."""
+
+    def write(file: BinaryIO) -> None:
+        temporary, mode = Path(file.name), os.fstat(file.fileno()).st_mode
+        save(temporary)
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors lets the owner alone read
+
+    write_atomically(path, write)
+
+
 def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
     """Remove what processes killed in :func:`write_atomically` have left in a folder and its folders.
 

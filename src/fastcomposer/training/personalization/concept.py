@@ -18,7 +18,7 @@ from fastcomposer.models.published_checkpoint import load_exact
 from fastcomposer.prompt import MARKER, PromptError
 from fastcomposer.training.personalization.merge import merged_weights
 from fastcomposer.training.personalization.tokens import shared_copy, with_vectors
-from fastcomposer.utils.files import write_atomically
+from fastcomposer.utils.files import save_atomically, write_atomically
 from fastcomposer.utils.json_files import read_json_as
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ def write_concepts(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONCEPT_NAME).unlink(missing_ok=True)
     file = folder / WEIGHTS_NAME
-    temporary = file.with_suffix(".tmp")
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
-    temporary.replace(file)
+    state = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    save_atomically(file, lambda temporary: save_file(state, temporary))
     size = file.stat().st_size // len(concepts)
     concepts = tuple(replace(concept, file=file, stored_bytes=size) for concept in concepts)
     entries = [asdict(concept) | {"file": file.name} for concept in concepts]
