@@ -63,7 +63,9 @@ def read_saved(file: Path, what: str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         found = _OBJECT.search(str(error))
-        reason = str(error)
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, UnpicklingError):  # torch's own message is advice to run code
+            reason = "it is neither .safetensors nor a file of tensors by torch.save"
         if found is not None:
             reason = (
                 f"it holds objects of the class {found[1]}, which could run code and are never unpickled: "
