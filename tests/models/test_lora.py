@@ -20,6 +20,7 @@ from fastcomposer.bench.training_step import noise_batch
 from fastcomposer.models.base_files import lora_file
 from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.lora import LoRASettings, lora_settings
+from fastcomposer.models.weight_delta import digest
 from fastcomposer.models.weights_io import load_trained_weights, save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
 
@@ -90,10 +91,18 @@ def test_weights_come_back(
     assert torch.allclose(prediction(again), prediction(model), atol=error, rtol=error)
     again.set_trainable(backbone=SETTINGS, vision_layers=1)
     assert again.changed_state_dict().keys() == model.changed_state_dict().keys()
-    with pytest.raises(ValueError, match=r"set method\.lora"):
+    with pytest.raises(ValueError, match=r"lora\.rank=\d+ .*lora\.alpha=.* 'method\.lora\.targets="):
         again.set_trainable(backbone=LoRASettings(rank=4))
     with pytest.raises(ValueError, match=r"set method\.train_backbone=lora"):
         again.set_trainable(backbone=True)
+    adapters = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    others = {f"other.{key}": value for key, value in adapters.items()}
+    save_file(others, tmp_path / "pytorch_lora_weights.safetensors")
+    with safe_open(tmp_path / "fastcomposer.safetensors", "pt") as opened:
+        metadata = opened.metadata() | {"lora_digest": digest(others)}
+    save_file(ours, tmp_path / "fastcomposer.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"LoRA .*pytorch_lora_weights.* more$"):
+        load_trained_weights(again, tmp_path)
     (tmp_path / "pytorch_lora_weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="pytorch_lora_weights"):
         load_trained_weights(again, tmp_path)

@@ -279,7 +279,10 @@ class Networks(nn.Module):
         if isinstance(backbone, LoRASettings):
             wanted = backbone.resolved(self.family.LORA_TARGETS)
             if present not in (None, wanted):
-                raise ValueError(f"the weights bring a LoRA of {present}: set method.lora to it")
+                raise ValueError(
+                    f"the weights bring a LoRA of other settings: set method.lora.rank={present.rank} "
+                    f"method.lora.alpha={present.alpha} 'method.lora.targets=[{','.join(present.targets)}]'"
+                )
             set_lora(self.backbone, wanted)
             adapters = lora_parts(self.backbone)
         self.requires_grad_(False)

@@ -166,8 +166,11 @@ def _load(model: Networks, file: Path, content: _Content, keep_fusion: bool) -> 
         raise ValueError(f"checkpoint {file} routes subjects: set method.model.fusion.routing=true")
     needed = _needed(model, content)
     if not content.published and not needed <= state.keys():
-        lost = ", ".join(sorted(needed - state.keys()))
-        raise ValueError(f"checkpoint {file} is no FastComposer: it has no {lost}")
+        lost = sorted(needed - state.keys())
+        names = ", ".join(lost[:3]) + f" and {len(lost) - 3} more" * (len(lost) > 3)
+        if all(map(is_lora, lost)):
+            raise ValueError(f"LoRA {lora_file(file)} does not fit the backbone: it has no {names}")
+        raise ValueError(f"checkpoint {file} is no FastComposer: it has no {names}")
     model.replaced |= load_exact(
         model.networks(),
         state,
