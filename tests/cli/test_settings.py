@@ -175,6 +175,19 @@ def test_a_face_loss_without_weight_is_refused(group: str) -> None:
         check_settings(composed("train", group, f"{key}=0"), "train")
 
 
+@pytest.mark.parametrize(
+    ("command", "overrides", "count"),
+    [
+        ("train", ["identity=x0", "identity.loss.timesteps=[500]"], "2 "),
+        ("diagnose", ["checkpoints=[]"], "at least 1 "),
+        ("evaluate", ["alphas=[]"], "at least 1 "),
+    ],
+)
+def test_the_length_of_a_list_is_named(command: str, overrides: list[str], count: str) -> None:
+    with pytest.raises(ValueError, match=f"takes a list of {count}"):
+        check_settings(composed(command, *overrides), command)
+
+
 def test_all_wrong_keys_are_listed() -> None:
     config = composed("train", "seed=null", "threads=0", "trainer.max_steps=.nan", "method.optimizer.lr=abc")
     with pytest.raises(ValueError, match="takes") as refusal:

@@ -555,7 +555,9 @@ def _in_words(schema: Mapping[str, Any]) -> str:
         return ("a whole number" if kind == "integer" else "a number") + span
     if kind == "array":
         items = schema.get("items") or {"anyOf": schema.get("prefixItems", [])}
-        return "a list of " + re.sub("^a (text|whole number|number)", r"\1s", _in_words(items))
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        count = f"{least} " if least and least == most else f"at least {least} " if least else ""
+        return f"a list of {count}" + re.sub("^a (text|whole number|number)", r"\1s", _in_words(items))
     if kind == "string":
         return "a text" + (f" like {schema['pattern']}" if "pattern" in schema else "")
     return {"boolean": "true or false", "null": "null", "object": "a mapping"}.get(str(kind), "other values")
