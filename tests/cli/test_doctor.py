@@ -57,6 +57,11 @@ def test_a_bare_machine_lacks_every_file_of_the_paper_at_once(examined: Any) -> 
     assert {"data.root", "trainer.accelerator"} <= found.keys()
 
 
+def test_the_mini_base_is_looked_for_in_the_clone(examined: Any) -> None:
+    found = missing(examined("experiment=mini"))
+    assert "clone" in found["model.base"]["remedy"] and "hf download" not in found["model.base"]["remedy"]
+
+
 def test_an_evaluation_lacks_metrics_and_references(examined: Any) -> None:
     settings = ("model=sd15", "sampler=paper", "metrics=paper", "benchmark=paper", "fid=true", "data=ffhq")
     found = missing(examined("evaluate", *settings))

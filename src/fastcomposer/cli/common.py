@@ -48,6 +48,7 @@ _USELESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning
     r".*in eval mode at the start of training",  # frozen parts are in eval mode on purpose
     r".*does not have many workers",
+    r".*local_dir_use_symlinks",  # inside diffusers
     r"Checkpoint directory .* exists and is not empty",  # a resumed training finds its own there
 )
 

@@ -76,6 +76,10 @@ def pretrained(
     detail = f"{source} lacks {', '.join(files)}"
     if Path(source).expanduser().is_dir() or str(source).startswith(("/", ".", "~")):
         return Finding(TOPIC, key, "missing", detail, f"put them into {source}", tuple(files))
+    if str(source).startswith("data/"):  # of this repository
+        return Finding(
+            TOPIC, key, "missing", detail, f"call it in the clone, or {key}=<its path>", tuple(files)
+        )
     from huggingface_hub.constants import HF_HUB_CACHE
 
     remedy = f"`hf download {source}` puts them into {HF_HUB_CACHE}; or {key}=<folder that has them>"
