@@ -107,7 +107,7 @@ def test_gradients_are_small_where_a_hidden_word_would_have_all_attention() -> N
     plan = RoutingPlan(torch.tensor([[3, 5]]), torch.tensor([[True, True]]), (4, 4))
     _, changed = router._mask(0, plan, lambda _: None, router, (hidden,), {"encoder_hidden_states": tokens})
     scores = torch.zeros(10)
-    scores[[3, 5]] = 14.0
+    scores[[3, 5]] = torch.tensor([28.0, 14.0])
     attention = (changed["attention_mask"] + scores).softmax(-1)
     (attention * torch.randn(10)).sum().backward()
     assert hidden.grad is not None and 0 < hidden.grad.abs().max() < 1
