@@ -278,10 +278,11 @@ class Networks(nn.Module):
             raise ValueError("the weights bring a LoRA: set method.train_backbone=lora, or false")
         if isinstance(backbone, LoRASettings):
             wanted = backbone.resolved(self.family.LORA_TARGETS)
-            if present not in (None, wanted):
+            if present is not None and present != wanted:
+                targets = ",".join(present.targets or ())
                 raise ValueError(
                     f"the weights bring a LoRA of other settings: set method.lora.rank={present.rank} "
-                    f"method.lora.alpha={present.alpha} 'method.lora.targets=[{','.join(present.targets)}]'"
+                    f"method.lora.alpha={present.alpha} 'method.lora.targets=[{targets}]'"
                 )
             set_lora(self.backbone, wanted)
             adapters = lora_parts(self.backbone)
