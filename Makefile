@@ -104,7 +104,7 @@ STEPS ?= 8000
 ARM_STEPS ?= 1000
 LONG := multirun/fastcomposer_id
 ARMS := multirun/ablation_identity
-IDENTITY := docs/benchmarks/identity.md
+IDENTITY := $(wildcard docs/benchmarks/identity.md)
 SCORE_JOBS = $(EVALUATE) -m sweep=jobs benchmark=mini_card save_attention=true
 
 # Differences are from job 0, the plain continuation. FastComposer-ID is job 1 of the two long trainings.
@@ -113,11 +113,11 @@ identity: .venv/core ## Train what goes beyond the paper, alone and together, an
 	$(FASTCOMPOSER) train -m experiment=mini_id arm=plain,full name=$(notdir $(LONG)) trainer.max_steps=$(STEPS) \
 		resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(LONG)
-	$(FASTCOMPOSER) report sweep=$(LONG) baseline=0 document=$(IDENTITY)
+	$(FASTCOMPOSER) report sweep=$(LONG) baseline=0 $(IDENTITY:%=document=%)
 	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(LONG)/0,$(LONG)/1] output=$(LONG)/diagnosis
 	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(ARM_STEPS) resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(ARMS)
-	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0 document=$(IDENTITY)
+	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0 $(IDENTITY:%=document=%)
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

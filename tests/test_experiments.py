@@ -191,17 +191,25 @@ def test_callbacks_go_with_every_experiment(
 
 def test_make_identity_trains_scores_and_reports_the_arms() -> None:
     printed = subprocess.run(
-        ["make", "-n", "identity", "STEPS=3"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "identity", "STEPS=3", "ARM_STEPS=2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     found = calls(printed.replace(".venv/bin/", ""))
-    assert [command for command, _ in found] == ["prepare", "train", "evaluate", "diagnose", "report"]
+    sweep = ["train", "evaluate", "report"]
+    assert [command for command, _ in found] == ["prepare", *sweep, "diagnose", *sweep]
     for command, arguments in found:
         compose_call(command, arguments)
-    train = composed("train", *overrides(*found[1]))
-    assert train.trainer.max_steps == 3
-    folder = Path(train.hydra.sweep.dir)
-    assert f"jobs={folder} " in found[2][1] and f"sweep={folder} " in found[4][1]
+    for number, steps in ((1, 3), (5, 2)):
+        train = composed("train", *overrides(*found[number]))
+        assert train.trainer.max_steps == steps
+        folder = Path(train.hydra.sweep.dir)
+        scored, reported = found[number + 1][1], found[number + 2][1]
+        assert f"jobs={folder} " in f"{scored} " and f"sweep={folder} " in reported
+        if number == 1:
+            assert f"{folder}/0,{folder}/1]" in found[4][1] and "arm=plain,full " in found[1][1]
     (arms,) = (value.split(",") for value in train.hydra.sweeper.params.values())
-    assert f"{folder}/0,{folder}/{len(arms) - 1}]" in found[3][1]
     assert arms[0] == "plain" and arms[-1] == "full"
     assert {*arms} == {file.stem for file in (CONFIG_FOLDER / "arm").glob("*.yaml")}
