@@ -90,9 +90,7 @@ class SubjectRouter(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def choose(
-        self, layer: int, hidden: Tensor, tokens: Tensor, plan: RoutingPlan
-    ) -> tuple[Tensor, Tensor]:
+    def choose(self, layer: int, hidden: Tensor, tokens: Tensor, plan: RoutingPlan) -> tuple[Tensor, Tensor]:
         """Choose a subject for hidden states (B, P, C) and prompt states (B, T, d).
 
         Returns:
