@@ -178,13 +178,13 @@ def test_a_face_loss_without_weight_is_refused(group: str) -> None:
 @pytest.mark.parametrize(
     ("command", "overrides", "count"),
     [
-        ("train", ["identity=x0", "identity.loss.timesteps=[500]"], "2 "),
-        ("diagnose", ["checkpoints=[]"], "at least 1 "),
-        ("evaluate", ["alphas=[]"], "at least 1 "),
+        ("train", ["identity=x0", "identity.loss.timesteps=[500]"], "2 whole numbers"),
+        ("diagnose", ["checkpoints=[]"], "at least 1"),
+        ("evaluate", ["alphas=[]"], "at least 1"),
     ],
 )
 def test_the_length_of_a_list_is_named(command: str, overrides: list[str], count: str) -> None:
-    with pytest.raises(ValueError, match=f"takes a list of {count}"):
+    with pytest.raises(ValueError, match=f"takes a list of .*{count}"):
         check_settings(composed(command, *overrides), command)
 
 

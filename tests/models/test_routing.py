@@ -45,10 +45,10 @@ def test_one_present_subject_is_chosen_at_each_position() -> None:
     columns = torch.tensor([[[1, 8, 9], [3, 6, 7], [5, 4, -1]], [[2, -1, -1], [-1, -1, -1], [-1, -1, -1]]])
     present = torch.tensor([[True, False, True], [True, False, False]])
     plan = RoutingPlan(columns, present, (4, 4))
-    choices = router.choose(0, hidden, tokens, plan)
+    choices, _ = router.choose(0, hidden, tokens, plan)
     assert torch.equal(choices.sum(-1), torch.ones(2, 16))
     assert not choices[0, :, 1].any() and choices[1, :, 0].all()
-    drawn = router.choose(0, hidden, tokens, plan.with_noise(generator()))
+    drawn, _ = router.choose(0, hidden, tokens, plan.with_noise(generator()))
     assert not torch.equal(drawn[0], choices[0])
     assert torch.equal(drawn[1], choices[1])
 

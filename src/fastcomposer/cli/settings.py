@@ -556,8 +556,10 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     if kind == "array":
         items = schema.get("items") or {"anyOf": schema.get("prefixItems", [])}
         least, most = schema.get("minItems", 0), schema.get("maxItems")
-        count = f"{least} " if least and least == most else f"at least {least} " if least else ""
-        return f"a list of {count}" + re.sub("^a (text|whole number|number)", r"\1s", _in_words(items))
+        entries = re.sub("^a (text|whole number|number)", r"\1s", _in_words(items))
+        if least and least == most:
+            return f"a list of {least} {entries}"
+        return f"a list of {entries}" + f", at least {least}" * bool(least)
     if kind == "string":
         return "a text" + (f" like {schema['pattern']}" if "pattern" in schema else "")
     return {"boolean": "true or false", "null": "null", "object": "a mapping"}.get(str(kind), "other values")
