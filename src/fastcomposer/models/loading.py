@@ -22,7 +22,6 @@ from fastcomposer.models.base_files import (
     without_t5,
 )
 from fastcomposer.models.conditioning import check_widths, patch_shape
-from fastcomposer.models.families import SD3Family
 from fastcomposer.models.fusion import Fusion, FusionConfig, PairedFusion, SubjectFusion
 from fastcomposer.models.routing import routed_widths
 from fastcomposer.models.source import (
@@ -225,7 +224,7 @@ def _check_saved_fusion(source: ModelSource) -> None:
             fusion = cls.from_config(source.config(cls, "fusion"))
         widths = tuple(config.hidden_size for config in source.text_configs)
         own, trained = len(widths), len(fusion.text_dims)
-        if source.family is SD3Family and {own, trained} == {2, 3} and widths[:2] == fusion.text_dims[:2]:
+        if {own, trained} == {2, 3} and widths[:2] == fusion.text_dims[:2]:
             with_t5 = trained > own
             raise ValueError(
                 f"the fusion of {source.base} was trained {'with' if with_t5 else 'without'} T5: set "

@@ -13,7 +13,7 @@ from fastcomposer.models.families.unet import UNetFamily
 FAMILIES: tuple[type[Family], ...] = (UNetFamily, SD3Family)
 """All families; a base has the network of one of them."""
 
-__all__ = ["FAMILIES", "Family", "SD3Family", "family_of", "family_of_base"]
+__all__ = ["FAMILIES", "Family", "family_of", "family_of_base"]
 
 
 def family_of(backbone: Any) -> type[Family]:
