@@ -82,6 +82,7 @@ def test_only_what_was_trained_on_the_same_model_is_evaluated(
         check_trained(composed("evaluate", "sweep=jobs", "jobs=trained", f"job={job}", *more))
 
     check(0)
+    check(0, "model.checkpoint=other")  # which generate loads, not the training
     with pytest.raises(ValueError, match=r"trained/1: its training stopped; train -m \.\.\. resume=auto"):
         check(1)
     with pytest.raises(ValueError, match=r"trained/2: its training has not begun"):

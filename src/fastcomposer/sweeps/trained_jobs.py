@@ -58,7 +58,8 @@ def check_trained(config: DictConfig) -> None:
         how = "has not begun" if job is None else {"running": "is not done"}.get(job.status, job.status)
         raise ValueError(f"{folder}: its training {how}; train -m ... resume=auto finishes it")
     model: Any = OmegaConf.to_container(config.model, resolve=True)
-    if other := differences(job.settings.get("model", model), model, "model"):
+    trained = {**job.settings.get("model", model), "checkpoint": model["checkpoint"]}  # what others load
+    if other := differences(trained, model, "model"):
         raise ValueError(f"{folder} was trained on another model than this evaluation: {'; '.join(other)}")
 
 
