@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -30,6 +31,7 @@ from fastcomposer.data.shards import write_shards
 from fastcomposer.data.transforms import PUBLISHED
 from fastcomposer.miniworld.render import prepare_avatars
 from fastcomposer.miniworld.scenes import AvatarScenes
+from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.pipeline.variants import Variant
 from fastcomposer.training.personalization.personalize import QUIET
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from fastcomposer.pipeline.kinds import AnyPipeline
 
 _PROMPT = "a man <|image|> on the beach"
+_ONE_TOKEN, _SEVERAL_TOKENS = "one token of each subject", "9 tokens of each subject"
 _STEP, _CACHED_STEP = "training step", "training step from a cache"
 _SOURCES = {  # what is read, and the step that it is for
     "data folder": _STEP,
@@ -131,17 +134,22 @@ def _pipeline(model: FastComposer, sampler: Mapping[str, Any]) -> tuple[AnyPipel
 def time_sampler(
     watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any], batches: Sequence[int] = (1, 4, 16)
 ) -> None:
-    """Time sampling with a reference, by batch."""
+    """Time sampling with a reference, by batch; then with one token of the subject and with several."""
     pipeline, options = _pipeline(model, sampler)
     portrait, steps = Image.new("RGB", (64, 64), "brown"), options["num_inference_steps"]
 
-    def case(batch: int, number: int) -> TimedCase:
+    def case(batch: int, number: int, pipeline: AnyPipeline = pipeline) -> TimedCase:
         sample = partial(pipeline, [_PROMPT] * batch, references=[[portrait]] * batch, **options)
         return TimedCase(sample, number, unet_calls=steps * batch)
 
     for unit, number in (("images/s", None), ("steps/s", steps)):
         cases = {f"{steps} steps, batch {batch}": case(batch, number or batch) for batch in batches}
         watch.interleave("sampler", unit, cases)
+    several = deepcopy(model)
+    several.adopt_fusion(FusionConfig(num_tokens=9))
+    compared = {_ONE_TOKEN: pipeline, _SEVERAL_TOKENS: _pipeline(several, sampler)[0]}
+    cases = {what: case(max(batches), max(batches), one) for what, one in compared.items()}
+    watch.interleave("sampler", "images/s", cases)
 
 
 def time_evaluation(watch: Stopwatch, model: FastComposer, sampler: Mapping[str, Any]) -> None:
@@ -266,11 +274,13 @@ def limits(rows: Sequence[Speed]) -> list[str]:
     loader, twin = (next((n for n in by_name if n.startswith(s)), "") for s in ("loader, ", "plain order, "))
     reading = f"reading with {_NUM_WORKERS} workers over training from a cache: {{:.2f}} times as fast"
     localized = "step with localization over without: {:.3f} times as long (at most 1.05)"
+    sampled = "sampling with 9 tokens over one: {:.3f} times as long (at most 1.05)"
     compared = [
         (TUNED, PLAIN, "value", "tuned over plain step: {:.2f} times as fast (at least 1.6)"),
         (TUNED, PLAIN, "peak_memory_bytes", "tuned over plain memory: {:.2f} (at most 0.75)"),
         (WITHOUT_LOCALIZATION, TUNED, "value", localized),
         (TUNED, TOKENS, "value", "step with 9 tokens over one: {:.3f} times as long (at most 1.1)"),
+        (_ONE_TOKEN, _SEVERAL_TOKENS, "value", sampled),
         (TUNED, IDENTITY, "value", "step with the identity loss over without: {:.2f} times as long"),
         (loader, twin, "value", "loader over plain order: {:.2f} times as fast (at least 3)"),
         (_WORKERS.format(_NUM_WORKERS), _CACHED_STEP, "value", f"{reading} (at least 1)"),
