@@ -6,7 +6,7 @@ FAULTS ?= 200
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce demo notebooks images results departures samples completion docs reference card identity test soak lint types format bench lock clean
+.PHONY: help setup reproduce demo notebooks images results departures samples completion docs reference card identity backbones test soak lint types format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -118,6 +118,19 @@ identity: .venv/core ## Train what goes beyond the paper, alone and together, an
 	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(ARM_STEPS) resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(ARMS)
 	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0 $(IDENTITY:%=document=%)
+
+BACKBONES := multirun/backbones
+COMPARED := $(wildcard docs/benchmarks/backbones.md)
+
+# Differences are from job 0: the U-Net, with localization.
+backbones: .venv/core ## Train FastComposer on the U-Net and on the transformer, with and without localization, and compare them; called again, it continues (hours)
+	$(FASTCOMPOSER) prepare data=avatars
+	$(FASTCOMPOSER) train -m sweep=backbones experiment=mini resume=auto $(ARGS)
+	$(SCORE_JOBS) jobs=$(BACKBONES) job=0,1
+	$(SCORE_JOBS) jobs=$(BACKBONES) job=2,3 model=mini_dit
+	$(FASTCOMPOSER) attention -m sweep=jobs jobs=$(BACKBONES) job=0,1
+	$(FASTCOMPOSER) attention -m sweep=jobs jobs=$(BACKBONES) job=2,3 model=mini_dit
+	$(FASTCOMPOSER) report sweep=$(BACKBONES) baseline=0 $(COMPARED:%=document=%)
 
 test: export OMP_NUM_THREADS = 1
 test: lint types ## Lint, check types and run the fast tests (ARGS="-k prompt" is passed to pytest)

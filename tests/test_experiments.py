@@ -189,6 +189,30 @@ def test_callbacks_go_with_every_experiment(
     assert isinstance(made.get("samples"), SampleImages) == (callbacks != "default")
 
 
+def test_make_backbones_trains_scores_and_reports_both() -> None:
+    printed = subprocess.run(
+        ["make", "-n", "backbones"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    found = calls(printed.replace(".venv/bin/", ""))
+    assert [command for command, _ in found] == [
+        "prepare",
+        "train",
+        *2 * ["evaluate"],
+        *2 * ["attention"],
+        "report",
+    ]
+    for command, arguments in found:
+        compose_call(command, arguments)
+    train = composed("train", *overrides(*found[1]))
+    assert OmegaConf.to_container(train.hydra.sweeper.params) == {
+        "model": "mini,mini_dit",  # jobs 0 and 1, then 2 and 3
+        "localization": "mini,none",
+    }
+    jobs = f"jobs={train.hydra.sweep.dir} job="
+    for (_, unet), (_, transformer) in (found[2:4], found[4:6]):
+        assert unet.endswith(f"{jobs}0,1") and transformer.endswith(f"{jobs}2,3 model=mini_dit")
+
+
 def test_make_identity_trains_scores_and_reports_the_arms() -> None:
     printed = subprocess.run(
         ["make", "-n", "identity", "STEPS=3", "ARM_STEPS=2"],

@@ -312,6 +312,7 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
         maps = scores / "fastcomposer-alpha_0.8" / "attention" / "single_subject/bob/style_0/0"
         maps.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(maps / "0.png")
+    (folder / "1" / "attention.json").write_text(json.dumps({"trained": {"inside": 0.725, "area": 0.2}}))
     marks = "<!-- data: written by make data -->\nold\n<!-- data: end -->\n"
     document.write_text(f"before\n{marks}after\n")
     status, out, err = run(report, f"sweep={folder}", f"document={document}", "formats=[md]")
@@ -326,6 +327,7 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
     with Image.open(tmp_path / "data_single_subject_attention.png") as sheet:
         assert sheet.width // 100 == sheet.height // 100 == 2  # two jobs, an image and a map of each
     assert "GFLOP/image" in text and "| as in the experiment | 1.5 |" in text and "| loss" not in text
+    assert "| attention inside the mask |" in text and "| 0.725 |" in text and "0.2 |" not in text
     document.write_text("nothing")
     status, _, err = run(report, f"sweep={folder}", f"document={document}")
     assert status == 1 and "document=" in err

@@ -1,4 +1,4 @@
-"""A sweep as a section of a Markdown document: scores with differences, images side by side, and costs."""
+"""A sweep as a section of a document: scores with differences, images side by side, attention and costs."""
 
 from __future__ import annotations
 
@@ -51,10 +51,12 @@ def sweep_section(sweep: Sweep, document: Path, section: str) -> str:
             about = f"{group.title}: an image of every job, and the attention to the word of each subject"
             parts.append(f"![{about}]({file.name})")
     for group in sweep.groups:
-        columns = {name: group.columns[name] for name in _COSTS if name in group.columns}
-        if group.key == "training" and columns:
+        shown = {"attention": ("inside",), "training": _COSTS}.get(group.key, ())
+        columns = {name: group.columns[name] for name in shown if name in group.columns}
+        if columns:
+            title = "Cost of training" if group.key == "training" else group.title
             table = group_table(replace(group, columns=columns, note=""), sweep.keys)
-            parts.append(to_markdown(replace(table, title="Cost of training")))
+            parts.append(to_markdown(replace(table, title=title)))
     return "\n\n".join(parts)
 
 
