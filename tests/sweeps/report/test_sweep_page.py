@@ -327,7 +327,7 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
     with Image.open(tmp_path / "data_single_subject_attention.png") as sheet:
         assert sheet.width // 100 == sheet.height // 100 == 2  # two jobs, an image and a map of each
     assert "GFLOP/image" in text and "| as in the experiment | 1.5 |" in text and "| loss" not in text
-    assert "| attention inside the mask |" in text and "| 0.725 |" in text and "0.2 |" not in text
+    assert "| attention inside the mask |" in text and "| 72.5 % |" in text
     document.write_text("nothing")
     status, _, err = run(report, f"sweep={folder}", f"document={document}")
     assert status == 1 and "document=" in err
