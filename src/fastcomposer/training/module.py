@@ -164,7 +164,10 @@ class FastComposerModule(RecipeModule):
         return [{"params": others}, {"params": own, "lr": self.resampler_lr}]
 
     def training_step(self, batch: SubjectBatch, batch_idx: int) -> Tensor:
-        """Drop some conditions, add noise, and measure both losses."""
+        """Drop some conditions, add noise, and measure the losses.
+
+        A loss of faces is logged as its mean over the processes whose batch has faces, NaN where none has.
+        """
         generators = self.sample_generators(len(batch))
         batch = drop_conditions(
             batch,
@@ -186,18 +189,22 @@ class FastComposerModule(RecipeModule):
             mask_generator=self.mask_generator(),
             sample_weight=weight,
         )
-        total, values = losses.loss, {}
+        total = losses.loss
+        values: dict[str, Tensor] = {}
         terms = {"identity": self.identity, "readout": self.readout, "matching": self.reward}
         for name, faces in terms.items():
             if faces is not None:
                 loss = faces(self.model, batch, losses, self._states_of_empty_prompt(), generators)
                 total = total + faces.weight_at(self.global_step) * loss
-                values[f"train/{name}_loss"] = loss
+                values |= {f"train/{name}_loss": loss, name: (loss != 0).float()}
         if self.model.fusion.kind.routing:
             values["train/routing_loss"] = losses.routing_loss
         values |= {"train/loss": total, "train/denoise_loss": losses.denoise_loss}
         values["train/localization_loss"] = losses.localization_loss
-        self.log_dict(self.over_processes(values), prog_bar=True, batch_size=len(batch))
+        values = self.over_processes(values)
+        for name in terms.keys() & values.keys():
+            values[f"train/{name}_loss"] = values[f"train/{name}_loss"] / values.pop(name)
+        self.log_dict(values, prog_bar=True, batch_size=len(batch))
         return total
 
     def validation_step(self, batch: SubjectBatch, batch_idx: int) -> None:
