@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from configurations import composed
 from PIL import Image
 
 from fastcomposer import __version__
@@ -116,3 +117,18 @@ def test_train_names_what_is_wrong(run: Run, settings: list[str], override: str,
     assert status == 1
     assert message in err
     assert "Traceback" not in err
+
+
+def test_weights_that_do_not_exist_are_refused_before_anything_else(
+    run: Run, settings: list[str], tmp_path: Path
+) -> None:
+    checkpoint = Path("outputs/mini/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    for weights in ("nowhere", str(tmp_path)):
+        more = ["data.root=gone", "resume=restart"]
+        status, _, err = run(train, *settings, f"method.weights={weights}", *more)
+        assert status == 1
+        assert f"method.weights={weights}" in err
+        assert checkpoint.exists()
+    train.check_weights(composed("train", "experiment=person", "method=dreambooth"))

@@ -42,6 +42,20 @@ def check_embedders(config: DictConfig) -> None:
                 raise ValueError(f"{key}.loss.embedder: is the one that scores (metrics.faces); take another")
 
 
+def check_weights(config: DictConfig) -> None:
+    """Refuse weights to start from that do not exist, by ``ValueError``."""
+    from fastcomposer.models.base_files import find_weights_file
+    from fastcomposer.sweeps.trained_jobs import trains_fastcomposer
+
+    weights = config.method.get("weights")
+    if weights is None or not trains_fastcomposer(config):  # of other methods, it is how the base is loaded
+        return
+    try:
+        find_weights_file(Path(weights).expanduser())
+    except OSError as error:
+        raise ValueError(f"method.weights={weights}: {error}") from error
+
+
 def check_faces(config: DictConfig, data: Any) -> None:
     """Refuse training records without annotated faces where a loss compares them, by ``ValueError``."""
     used = [key for key in _FACES if OmegaConf.select(config, f"{key}.loss") is not None]
@@ -69,9 +83,10 @@ def train(config: DictConfig) -> float | None:
     from fastcomposer.training.resuming import check_resumable, find_checkpoint, training_settings
 
     run_dir = Path(config.run_dir)
-    checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
     check_objective(config)
     check_embedders(config)
+    check_weights(config)
+    checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
 
     import lightning as L
     import torch
