@@ -220,6 +220,26 @@ def test_fastcomposer_id_is_a_row_beside_fastcomposer(
     assert all("FastComposer-ID" not in claim.claim for claim in expectations(evaluation))
 
 
+@pytest.mark.parametrize(("alpha", "other"), [(0.6, ""), (0.8, " and FastComposer-ID at α = 0.8")])
+def test_both_alphas_are_stated_where_they_differ(
+    alpha: float,
+    other: str,
+    tmp_path: Path,
+    write_evaluation: Callable[..., Evaluation],
+    made_up: Callable[..., Any],
+) -> None:
+    methods = [
+        made_up("fastcomposer", 0.3, 0.2, {"alpha": 0.6}),
+        made_up("fastcomposer_id", 0.3, 0.2, {"alpha": alpha}),
+    ]
+    found = collect(write_evaluation(tmp_path, methods)[0], alpha=0.6)
+    stated = f"FastComposer at α = 0.6{other}."
+    table = make_tables(found)[0]
+    assert f"The table shows {stated}" in table.notes
+    assert any("nearest to the α = 0.6" in note for note in table.notes) == bool(other)
+    assert stated in summary_section(found) and stated in results_section(found)
+
+
 def test_settings_tell_runs_of_one_method_apart(
     tmp_path: Path, write_evaluation: Callable[..., Evaluation], made_up: Callable[..., Any]
 ) -> None:
@@ -228,7 +248,7 @@ def test_settings_tell_runs_of_one_method_apart(
     table = make_tables(collect(folder, alpha=0.5))[0]
     measured = [*table.frame.index][:3]
     assert measured == ["DreamBooth (steps 100)", "DreamBooth (steps 400)", "FastComposer"]
-    assert "FastComposer is shown at α = 0.7." in table.notes
+    assert "The table shows FastComposer at α = 0.7." in table.notes
     assert any("nearest to the α = 0.5" in note for note in table.notes)
 
 

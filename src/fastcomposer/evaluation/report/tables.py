@@ -317,6 +317,7 @@ def origin_notes(runs: Iterable[Run]) -> tuple[str, ...]:
 
 
 def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
+    runs = collected.main(benchmark)
     notes = ["Brackets hold 95 % intervals from resampling subjects."]
     if benchmark in PLACEHOLDERS:
         notes.append(
@@ -326,13 +327,12 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
         )
     else:
         notes.append("These are not the scores of the benchmark's authors: compare methods in this table.")
-    if _people_differ(collected.main(benchmark)):
+    if _people_differ(runs):
         notes.append(FEWER_PEOPLE)
-    main = collected.fastcomposer(benchmark)
-    if main is not None and main.alpha is not None:
-        notes.append(f"FastComposer is shown at α = {main.alpha:g}.")
-        if main.alpha != collected.alpha:
-            notes.append(f"That is the measured setting nearest to the α = {collected.alpha:g} asked for.")
+    if shown := shown_alphas(runs):
+        notes.append(f"The table shows {shown}.")
+        if any(run.is_own_method and run.alpha not in (None, collected.alpha) for run in runs):
+            notes.append(f"The measured setting nearest to the α = {collected.alpha:g} asked for is taken.")
     if benchmark in PLACEHOLDERS:
         notes.append(
             "The published figures come from a far larger model and from photos of celebrities: orderings "
@@ -340,6 +340,17 @@ def _main_notes(collected: Collected, benchmark: str) -> tuple[str, ...]:
             "[M] recalled, unconfirmed."
         )
     return tuple(notes)
+
+
+def shown_alphas(runs: Iterable[Run]) -> str:
+    """State FastComposer's α, and FastComposer-ID's where it differs; empty without any."""
+    alphas: dict[str, set[float]] = {}
+    for run in runs:
+        if run.is_own_method and run.alpha is not None:
+            alphas.setdefault(run.name, set()).add(run.alpha)
+    texts = {name: ", ".join(f"{alpha:g}" for alpha in sorted(found)) for name, found in alphas.items()}
+    stated = [f"{name} at α = {text}" for name, text in texts.items()]
+    return " and ".join(stated if len({*texts.values()}) > 1 else stated[:1])
 
 
 def alpha_table(collected: Collected, benchmark: str) -> Table | None:

@@ -29,6 +29,7 @@ from fastcomposer.evaluation.report.tables import (
     make_frame,
     make_tables,
     origin_notes,
+    shown_alphas,
     to_csv,
     to_latex,
     to_markdown,
@@ -171,13 +172,11 @@ def results_section(collected: Collected) -> str:
 
 
 def _measured(collected: Collected) -> str:
-    """State the machine, FastComposer's alpha and the meaning of brackets."""
+    """State the machine, what :func:`shown_alphas` states, and the meaning of brackets."""
     metadata = collected.environment
     machine = f"{metadata.get('device', 'an unnamed machine')}, {metadata.get('cpus', '?')} cores"
-    ours = [
-        run.alpha for name in collected.benchmarks() if (run := collected.fastcomposer(name)) and run.alpha
-    ]
-    shown = f" FastComposer at α = {', '.join(f'{alpha:g}' for alpha in sorted({*ours}))}." * bool(ours)
+    shown = shown_alphas(run for name in collected.benchmarks() for run in collected.main(name))
+    shown = f" {shown}." * bool(shown)
     return f"Measured on {machine}, torch {metadata.get('torch', '?')}.{shown} Brackets hold 95 % intervals."
 
 
