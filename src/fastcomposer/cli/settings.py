@@ -349,7 +349,7 @@ class Trainer(BaseModel):
     limit_train_batches: _Limit | None = None
     limit_val_batches: _Limit | None = None
     num_sanity_val_steps: Annotated[int, Field(ge=-1, le=10**6)] | None = None
-    log_every_n_steps: Whole | None = None
+    log_every_n_steps: Count | None = None
     default_root_dir: Text | None = None
     strategy: Text = "auto"
     logger: bool = True

@@ -42,18 +42,20 @@ def check_embedders(config: DictConfig) -> None:
                 raise ValueError(f"{key}.loss.embedder: is the one that scores (metrics.faces); take another")
 
 
-def check_weights(config: DictConfig) -> None:
-    """Refuse weights to start from that do not exist, by ``ValueError``."""
+def weights_to_start_from(config: DictConfig) -> str | None:
+    """Trained weights that FastComposer's training starts from; ``ValueError`` where they do not exist."""
     from fastcomposer.models.base_files import find_weights_file
     from fastcomposer.sweeps.trained_jobs import trains_fastcomposer
 
-    weights = config.method.get("weights")
-    if weights is None or not trains_fastcomposer(config):  # of other methods, it is how the base is loaded
-        return
+    if not trains_fastcomposer(config):  # method.weights of others is how the base is loaded
+        return None
+    weights: str | None = config.method.weights
     try:
-        find_weights_file(Path(weights).expanduser())
+        if weights is not None:
+            find_weights_file(Path(weights).expanduser())
     except OSError as error:
         raise ValueError(f"method.weights={weights}: {error}") from error
+    return weights
 
 
 def check_faces(config: DictConfig, data: Any) -> None:
@@ -85,7 +87,7 @@ def train(config: DictConfig) -> float | None:
     run_dir = Path(config.run_dir)
     check_objective(config)
     check_embedders(config)
-    check_weights(config)
+    weights = weights_to_start_from(config)
     checkpoint = find_checkpoint(config.resume, run_dir / "checkpoints")
 
     import lightning as L
@@ -121,7 +123,7 @@ def train(config: DictConfig) -> float | None:
     with kept_open(loggers) as runs:
         for logger in loggers:
             logger.log_hyperparams(plain(config))
-        log_training_inputs(runs, data, config.model.base, config.method.get("weights"))
+        log_training_inputs(runs, data, config.model.base, weights)
         with data_worker_faults():
             fit(trainer, module, data, checkpoint)
         if trainer.is_global_zero or module.device_mesh is not None:
