@@ -131,4 +131,4 @@ def test_weights_that_do_not_exist_are_refused_before_anything_else(
         assert status == 1
         assert f"method.weights={weights}" in err
         assert checkpoint.exists()
-    train.check_weights(composed("train", "experiment=person", "method=dreambooth"))
+    assert train.weights_to_start_from(composed("train", "experiment=person", "method=dreambooth")) is None
