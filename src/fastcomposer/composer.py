@@ -210,7 +210,7 @@ class FastComposer(Networks):
     def encode_captions(self, batch: SubjectBatch) -> TextStates:
         """Encode a batch's captions, unless it has ``text_embeds``."""
         if batch.text_embeds is not None:
-            return TextStates(batch.text_embeds, batch.pooled_text_embeds)
+            return self.text.pad(TextStates(batch.text_embeds, batch.pooled_text_embeds))
         return self.text.encode(batch.input_ids)
 
     def encode_batch(

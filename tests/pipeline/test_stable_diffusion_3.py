@@ -23,15 +23,22 @@ from fastcomposer.models.fusion import FusionConfig
 from fastcomposer.models.weights_io import save_trained_weights
 from fastcomposer.pipeline.kinds import open_pipeline
 from fastcomposer.pipeline.variants import Variant
+from fastcomposer.prompt import parse_prompt
+from fastcomposer.training.module import drop_conditions
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "np"}
 MAN = "a man <|image|> on the beach"
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory) -> FastComposerSD3Pipeline:
+def model(tmp_path_factory: pytest.TempPathFactory) -> FastComposer:
     folder = narrow("sd3", tmp_path_factory.mktemp("sd3") / "sd3")
-    pipe = FastComposer.from_pretrained("no/base", architecture=folder, weights="random").to_pipeline()
+    return FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+
+
+@pytest.fixture(scope="module")
+def pipe(model: FastComposer) -> FastComposerSD3Pipeline:
+    pipe = model.to_pipeline()
     assert isinstance(pipe, FastComposerSD3Pipeline)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -123,22 +130,20 @@ def test_a_saved_pipeline_keeps_its_length_and_its_bits(
     assert np.array_equal(*images)
 
 
-def test_training_sees_what_sampling_sees(pipe: FastComposerSD3Pipeline) -> None:
-    """The same velocity from the states of CLIP alone and from the pipeline's padded ones."""
-    model = FastComposer(
-        **{name: getattr(pipe, name) for name in ("vae", "text_encoder", "image_encoder", "fusion")},
-        **{name: getattr(pipe, name) for name in ("transformer", "text_encoder_2")},
-        **{name: getattr(pipe, name) for name in ("tokenizer", "tokenizer_2")},
-        unet=None,
-        noise_scheduler=pipe.scheduler,
-    )
-    text, _, pooled, _ = pipe.encode_prompt("a man", do_classifier_free_guidance=False)
-    ids = torch.tensor([model.tokenizer("a man", padding="max_length").input_ids])
-    states = model.text.encode(ids)
-    noisy, timestep = torch.randn(1, 16, 8, 8, generator=seeded()), torch.tensor([300.0])
+def test_training_sees_what_sampling_sees(model: FastComposer, pipe: FastComposerSD3Pipeline) -> None:
+    text, negative, pooled, _ = pipe.encode_prompt([PROMPT, "a man"])
+    batch = batch_of(model)
+    cached = model.text.encode(batch.input_ids, pad=False)
+    batch = batch.replace(text_embeds=cached.tokens, pooled_text_embeds=cached.pooled)
+    states = model.encode_captions(batch)
+    assert cached.tokens.shape == (2, 77, 32 + 48) and torch.equal(states.tokens, text)
+    empty = torch.tensor(parse_prompt("", model.tokenizer).input_ids)
+    dropped = drop_conditions(batch, empty, 1.0, 0.0, None, model.text.encode(empty[None]))
+    assert torch.equal(model.encode_captions(dropped).tokens, negative)
+    noisy, timesteps = torch.randn(2, 16, 8, 8, generator=seeded()), torch.tensor([300.0, 700.0])
     with torch.no_grad():
-        ours = model.predict(noisy, timestep, states.tokens, {"text_embeds": states.pooled})
-        theirs = pipe.transformer(noisy, text, pooled, timestep).sample
+        ours = model.predict(noisy, timesteps, states.tokens, {"text_embeds": states.pooled})
+        theirs = pipe.transformer(noisy, text, pooled, timesteps).sample
     assert torch.equal(ours, theirs)
 
 
@@ -155,9 +160,9 @@ def test_several_tokens_of_a_subject_are_those_of_training(
     pixels = torch.stack([prepare_reference(image, 28) for image in REFERENCES])
     batch = batch.replace(subject_pixel_values=torch.stack([pixels, pixels]))
     prompts, references = [PROMPT, "a man <|image|>"], [REFERENCES, REFERENCES[:1]]
-    fused = own.encode_prompt(prompts, references=references, max_sequence_length=0)[0]
+    fused = own.encode_prompt(prompts, references=references)[0]
     trained = model.encode_batch(batch)[0]
-    torch.testing.assert_close(trained, fused[..., : trained.shape[-1]])
+    torch.testing.assert_close(trained, fused)
     assert (trained != model.encode_captions(batch).tokens).any(-1)[0].sum() == 2 * 3
     losses = model.training_losses(batch, generator=seeded())
     losses.loss.backward()

@@ -240,7 +240,7 @@ def measure_growth(
     activations = sum(kept.values()) / len(batch)
     del losses
     with torch.no_grad():
-        text = model.encode_captions(batch)
+        text = model.text.encode(batch.input_ids, pad=False)
         states = [model.encode_moments(batch.pixel_values[:1]), text.tokens[0]]
     states += [] if text.pooled is None else [text.pooled[0]]
     cached = float(_FLOAT * sum(state.numel() for state in states))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fastcomposer.miniworld.scene_dataset import SceneBatch
 from fastcomposer.miniworld.train_text_to_image import CaptionedLatentsModule
+from fastcomposer.models.text import sequence_length
 from fastcomposer.utils.ranges import Fraction
 
 
@@ -34,8 +35,6 @@ class TextToImageTransformerModule(CaptionedLatentsModule):
 
     PART = "transformer"
     LOGGED = ("train/loss",)
-    T5_LENGTH = 256
-    """Default ``max_sequence_length`` of the pipeline."""
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class TextToImageTransformerModule(CaptionedLatentsModule):
         """Denoise a batch; only its positions in the bank are used."""
         rng = self.step_rng()
         latents, text, pooled = self.chosen(batch, rng)
-        zeros = self.T5_LENGTH * int(rng.random() < self.t5_fraction)
+        zeros = sequence_length({}) * int(rng.random() < self.t5_fraction)
         generator = self.step_generator()
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         density = compute_density_for_timestep_sampling(

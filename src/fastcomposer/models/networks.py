@@ -105,8 +105,6 @@ class Networks(nn.Module):
         check_widths([encoder.config for encoder in encoders], image_encoder.config, fusion)
         self.vae, self.unet, self.transformer = vae, unet, transformer
         self.text_encoder, self.text_encoder_2, self.text_encoder_3 = texts
-        tokenizers = (tokenizer, tokenizer_2)
-        self.text = TextConditioner(text_encoder, text_encoder_2, *tokenizers, zero_empty, text_encoder_3)
         self.image_encoder, self.fusion = image_encoder, fusion
         self.noise_scheduler = noise_scheduler
         self.sampling_scheduler = sampling_scheduler or noise_scheduler
@@ -114,7 +112,9 @@ class Networks(nn.Module):
         self.source = source
         self.reference_normalizer = ReferenceNormalizer()
         self.replaced: set[str] = set()
-        _ = self.family  # refuses a scheduler that does not fit
+        family = self.family  # refuses a scheduler that does not fit
+        t5_shape = (sequence_length(family.settings), family.text_dims[0]) if family.T5 else None
+        self.text = TextConditioner(*texts[:2], tokenizer, tokenizer_2, zero_empty, text_encoder_3, t5_shape)
         self._trained: list[nn.Module] = []
         self.set_trainable()
 

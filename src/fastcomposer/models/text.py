@@ -10,7 +10,7 @@ third one, T5, follow theirs along the sequence where a base has it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class TextStates:
 
     Attributes:
         tokens: (B, T, d) states that the backbone attends to; of two encoders side by side, and then T5's,
-            to whose width zeros pad the others.
+            to whose width zeros pad the others. Zeros replace those of a missing T5.
         pooled: (B, p) of the encoders that have a projection, or ``None`` where there is one encoder alone.
     """
 
@@ -55,6 +55,7 @@ class TextConditioner:
         tokenizer_2: The second one's: the same vocabulary, with other padding.
         zero_empty: Whether an empty prompt gives zeros: ``force_zeros_for_empty_prompt`` in sampling.
         text_encoder_3: T5, or ``None``.
+        t5_shape: Number and width of T5's states, or of the zeros in their place; ``None`` for other bases.
 
     Raises:
         ValueError: If a tokenizer is missing or the vocabularies differ.
@@ -68,32 +69,42 @@ class TextConditioner:
         tokenizer_2: Any = None,
         zero_empty: bool = False,
         text_encoder_3: T5EncoderModel | None = None,
+        t5_shape: tuple[int, int] | None = None,
     ) -> None:
         if text_encoder_2 is not None and (tokenizer is None or tokenizer_2 is None):
             raise ValueError("a model with two text encoders needs tokenizer/ and tokenizer_2/ in its base")
         check_tokenizers(tokenizer, tokenizer_2)
         self.encoder, self.second, self.third = text_encoder, text_encoder_2, text_encoder_3
         self.tokenizer, self.tokenizer_2, self.zero_empty = tokenizer, tokenizer_2, zero_empty
+        self.t5_shape = t5_shape
 
     @property
     def length(self) -> int:
         """Number of CLIP's tokens."""
         return self.encoder.config.max_position_embeddings
 
-    def encode(self, input_ids: Tensor) -> TextStates:
+    def encode(self, input_ids: Tensor, *, pad: bool = True) -> TextStates:
         """Encode token ids (B, T): those of the first encoder's tokenizer, then T5's where it is there.
+
+        Zeros replace the states of a missing T5; with ``pad=False``, as in a cache, they are left out.
 
         Raises:
             ValueError: If T5 is there and its ids are missing.
         """
-        if self.third is None:
-            return self._clip_states(input_ids)
         clip = self._clip_states(input_ids[:, : self.length])
+        if self.third is None:
+            return self.pad(clip) if pad else clip
         if input_ids.shape[1] <= self.length:
             raise ValueError("text_encoder_3 needs T5's ids in input_ids: read captions by a JointTokenizer")
         states = self.third(input_ids[:, self.length :])[0]
-        padded = F.pad(clip.tokens, (0, states.shape[-1] - clip.tokens.shape[-1]))
-        return TextStates(torch.cat([padded, states], dim=1), clip.pooled)
+        return TextStates(torch.cat([self.pad(clip).tokens[:, : self.length], states], dim=1), clip.pooled)
+
+    def pad(self, states: TextStates) -> TextStates:
+        """Pad states with zeros to T5's width, and to its number of states where these are missing."""
+        if self.t5_shape is None:
+            return states
+        (_, t, d), (length, width) = states.tokens.shape, self.t5_shape
+        return replace(states, tokens=F.pad(states.tokens, (0, width - d, 0, self.length + length - t)))
 
     def _clip_states(self, input_ids: Tensor) -> TextStates:
         if self.second is None:

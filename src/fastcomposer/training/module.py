@@ -277,7 +277,8 @@ def drop_conditions(
     states, pooled = batch.text_embeds, batch.pooled_text_embeds
     if states is not None:
         assert empty_states is not None
-        states = torch.where(lost[..., None], empty_states.tokens, states)
+        empty = empty_states.tokens[:, : states.shape[1], : states.shape[2]]  # a cache has no zeros for T5
+        states = torch.where(lost[..., None], empty, states)
         if pooled is not None:
             pooled = torch.where(lost, empty_states.pooled, pooled)  # type: ignore[arg-type]
     return batch.replace(

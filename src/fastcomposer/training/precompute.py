@@ -173,7 +173,8 @@ class CacheStage(ResumableStage):
         """(M, T, d) and (M, p) of token ids (M, T)."""
         if not len(input_ids):
             return torch.zeros(0, 0), torch.zeros(0, 0)
-        encoded = [self._text.encode(ids.to(self.device)) for ids in input_ids.split(self.batch_size)]
+        parts = input_ids.to(self.device).split(self.batch_size)
+        encoded = [self._text.encode(part, pad=False) for part in parts]
         tokens = torch.cat([states.tokens.to(self.dtype_kept).cpu() for states in encoded])
         pooled = [states.pooled.to(self.dtype_kept).cpu() for states in encoded if states.pooled is not None]
         return tokens, torch.cat(pooled) if pooled else tokens.new_zeros(len(tokens), 0)

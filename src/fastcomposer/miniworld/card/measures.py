@@ -154,7 +154,7 @@ def _decode(vae: Any) -> Any:
 
 def _denoise(backbone: Any) -> Any:
     kind, config = family_of(backbone), backbone.config
-    family = kind(backbone, kind.SCHEDULER(), {"max_sequence_length": 0})
+    family = kind(backbone, kind.SCHEDULER())
     states, pooled = (torch.zeros(1, *shape) for shape in ((77, family.text_dims[0]), family.text_dims[1:]))
     noisy = _square(config.sample_size, config.in_channels)
     return family.predict(noisy, torch.zeros(1), states, {"text_embeds": pooled})

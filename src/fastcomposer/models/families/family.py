@@ -38,6 +38,8 @@ class Family(ABC):
     """Classes of the blocks that are compiled, each for itself."""
     ROUTES: ClassVar[bool]
     """Whether the network's attention takes the mask of ``fusion.routing``."""
+    T5: ClassVar[bool] = False
+    """Whether T5's states, or zeros in their place, follow those of CLIP."""
 
     backbone: Any
     scheduler: Any

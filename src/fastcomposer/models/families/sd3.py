@@ -10,13 +10,9 @@ from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastcomposer.models.families.family import Family
-from fastcomposer.models.text import sequence_length
 from fastcomposer.utils.rng import Source, uniform
-
-_CLIP_LENGTH = 77  # of its states; T5's follow
 
 
 class SD3Family(Family):
@@ -30,6 +26,7 @@ class SD3Family(Family):
     SCHEDULER = FlowMatchEulerDiscreteScheduler
     BLOCKS = (JointTransformerBlock,)
     ROUTES = False
+    T5 = True
     LORA_TARGETS = (*Family.LORA_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     @property
@@ -50,13 +47,11 @@ class SD3Family(Family):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor, added: Mapping[str, Tensor] | None
     ) -> Tensor:
-        """Velocity; zeros pad CLIP's states to the transformer's width and replace those of a missing T5."""
-        missing = self.backbone.config.joint_attention_dim - prompt_embeds.shape[-1]
-        length = 0 if prompt_embeds.shape[1] > _CLIP_LENGTH else sequence_length(self.settings)
+        """Velocity."""
         return self.backbone(
             hidden_states=noisy,
             timestep=timesteps,
-            encoder_hidden_states=F.pad(prompt_embeds, (0, missing, 0, length)),
+            encoder_hidden_states=prompt_embeds,
             pooled_projections=(added or {})["text_embeds"],
         ).sample
 
