@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 from hydra.utils import get_object
+from tiny_architectures import narrow
 
+from fastcomposer import FastComposer
 from fastcomposer.cli import doctor
 from fastcomposer.cli.app import COMMANDS
 from fastcomposer.data.shards import write_shards
+from fastcomposer.doctor import machine
+from fastcomposer.doctor.examine import examine
 from fastcomposer.doctor.inputs import DATA_MODULES, READ, READERS, ROOTS
+from fastcomposer.models.lora import LoRASettings
 
 Run = Callable[..., tuple[int, str, str]]
 MINI = Path(__file__).parents[2] / "data" / "mini"
@@ -153,6 +158,31 @@ def test_costs_are_those_that_bench_measured(examined: Any, settings: list[str],
     assert "suites=[plan]" in cost["remedy"]
     Path("outputs/bench/plan.json").write_text(json.dumps(content))
     assert "3.5 s" in examined(*settings)["findings"][-1]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"), [("true", "sd15"), ("false", "sd15"), ("lora", "sd15"), ("lora", "sd3")]
+)
+def test_memory_is_that_of_what_is_trained(
+    backbone: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = narrow(name, tmp_path / name)
+    model = FastComposer.from_pretrained("no/base", architecture=folder, weights="random")
+    model.to_pipeline(safety_checker=False).save_pretrained(tmp_path / "base")
+    settings = [f"model.base={tmp_path / 'base'}", f"method.train_backbone={backbone}", "method.lora.rank=3"]
+    config = doctor.composed("train", [*settings, "method.vision_layers=1", "method.ema_decay=0.9"])
+    chosen = LoRASettings(rank=3) if backbone == "lora" else backbone == "true"
+    model.set_trainable(backbone=chosen, fusion=False, vision_layers=1)
+    trained = sum(value.numel() for value in model.trainable_parameters())
+    networks = [network for part, network in model.networks().items() if part != "fusion"]
+    total = sum(value.numel() for network in networks for value in network.state_dict().values())
+    needed: list[float] = []
+    monkeypatch.setattr(machine, "_fits", lambda *given: needed.append(given[3]))
+    examine("train", config)
+    assert needed == [4 * total + trained * (4 + 8 + 4)]
+    config["trainer"]["precision"] = "bf16-true"
+    examine("train", config)
+    assert needed[1] == needed[0] / 2
 
 
 def test_every_target_that_is_examined_exists() -> None:

@@ -39,6 +39,8 @@ def _examine(command: str, config: Mapping[str, Any], model_choice: str) -> Iter
     model = config.get("model")
     model = None if command == "prepare" and config["cache"] is None else model
     parameters = models.parameters(model) if model else {}
+    if command == "train" and at(config, "method.train_backbone") == "lora":
+        parameters["lora"] = models.lora_parameters(config["model"], config["method"]["lora"])
     trained = machine.trained_numbers(config, parameters) if command == "train" else 0
     if model:
         yield from machine.memory(config, parameters, trained)

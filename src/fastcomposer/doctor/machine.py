@@ -15,7 +15,7 @@ from fastcomposer.doctor.finding import Finding, at, gigabytes
 
 Config = Mapping[str, Any]
 _PACKAGES = ("fastcomposer", "torch", "diffusers", "transformers", "lightning")
-_BYTES = 4  # of a number in float32, which mixed precision keeps too
+_BYTES = 4  # of a number in float32
 _BYTES_PER_PIXEL = 2  # of a PNG, about
 _FULL = 0.8  # of the memory that numbers may take before activations
 
@@ -79,7 +79,7 @@ def memory(config: Config, parameters: Mapping[str, int], trained: int) -> Itera
 
     Args:
         config: Configuration.
-        parameters: Numbers of each network.
+        parameters: Numbers of each network, and of the adapters of a LoRA.
         trained: Numbers that are trained; 0 without training.
     """
     total = sum(number for name, number in parameters.items() if name != "vision_layer")
@@ -87,9 +87,8 @@ def memory(config: Config, parameters: Mapping[str, int], trained: int) -> Itera
         yield Finding("memory", "model", "warning", "not estimated: no weights and no architecture are there")
         return
     sharded = "Sharded" in str(at(config, "trainer.strategy._target_"))
-    kept = trained * (_BYTES + _states(config)) / (num_processes(config) if sharded else 1)
-    half = 2 if at(config, "trainer.precision") in ("16-true", "bf16-true") else 1
-    needed = total * _BYTES / half + kept
+    kept = trained * (_bytes(config) + _states(config)) / (num_processes(config) if sharded else 1)
+    needed = total * _bytes(config) + kept
     detail = f"weights{', gradients, optimizer and averages' * bool(trained)} take about {gigabytes(needed)}"
     trainer = config.get("trainer") or {"accelerator": "auto", "devices": 1}
     sizes = [] if trainer["accelerator"] == "cpu" else [size for _, size in _gpus()]
@@ -114,21 +113,26 @@ def _fits(topic: str, name: str, detail: str, needed: float, there: float) -> Fi
     return Finding(topic, name, "ok", text)
 
 
+def _bytes(config: Config) -> int:
+    """Bytes of a number of the weights, trained or frozen; mixed precision keeps float32."""
+    return 2 if at(config, "trainer.precision") in ("16-true", "bf16-true") else _BYTES
+
+
 def _states(config: Config) -> float:
     """Bytes of optimizer states and average of a trained number."""
     eight = at(config, "method.optimizer.implementation") == "8bit"
-    return (2 if eight else 2 * _BYTES) + _BYTES * (at(config, "method.ema_decay") is not None)
+    average = at(config, "method.ema_decay") is not None
+    return (2 if eight else 2 * _bytes(config)) + _bytes(config) * average
 
 
 def trained_numbers(config: Config, parameters: Mapping[str, int]) -> int:
-    """Numbers that a training of FastComposer trains, without fusion and LoRA; 0 for other methods."""
+    """Numbers that a training of FastComposer trains, without the fusion; 0 for other methods."""
     method = config.get("method", {})
     if "train_backbone" not in method:
         return 0
-    backbone = parameters["unet"] + parameters["transformer"]
-    return (
-        backbone * (method["train_backbone"] is True) + parameters["vision_layer"] * method["vision_layers"]
-    )
+    full = parameters["unet"] + parameters["transformer"]
+    backbone = full if method["train_backbone"] is True else parameters.get("lora", 0)
+    return backbone + parameters["vision_layer"] * method["vision_layers"]
 
 
 def disk(key: str, folder: str | Path, needed: float, what: str) -> Finding:
@@ -150,7 +154,7 @@ def checkpoint_bytes(config: Config, trained: int) -> float:
     """Bytes of the checkpoints that are kept, of one more being written, and of the exported weights."""
     kept = at(config, "callbacks.checkpoint.save_top_k")
     kept = 2 if kept is None else max(kept, 0)
-    return trained * (_BYTES + _states(config)) * (kept + 1) + trained * _BYTES
+    return trained * (_bytes(config) + _states(config)) * (kept + 1) + trained * _BYTES
 
 
 def image_bytes(config: Config, images: int) -> float:

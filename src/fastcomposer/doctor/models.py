@@ -157,6 +157,29 @@ def parameters(model: Mapping[str, Any]) -> dict[str, int]:
     return {**found, "image_encoder": vision, "vision_layer": layer}
 
 
+def lora_parameters(model: Mapping[str, Any], settings: Mapping[str, Any] | None) -> int:
+    """Numbers of the adapters of ``method.lora``; 0 without the backbone's configuration.
+
+    Raises:
+        ValueError: If ``method.lora.targets`` names a layer that the backbone does not have.
+    """
+    folder = None if model["weights"] == "random" else local_folder(model["base"])
+    folder = folder or (None if model["architecture"] is None else asset(model["architecture"]))
+    import torch
+
+    from fastcomposer.models.families import family_of_base
+    from fastcomposer.models.lora import LoRASettings, lora_parts, set_lora
+
+    family = family_of_base(_index(folder))  # its network is built without weights
+    if not (config := _json(folder and folder / family.NAME, "config.json")):
+        return 0
+    lora = LoRASettings(**{key: value for key, value in (settings or {}).items() if key != "_target_"})
+    with torch.device("meta"):
+        backbone = family.NETWORK.from_config(config)
+        set_lora(backbone, lora.resolved(family.LORA_TARGETS))
+    return sum(value.numel() for part in lora_parts(backbone) for value in part.parameters())
+
+
 def _numbers(folder: Path) -> int:
     """Count the numbers in a folder's weights by their headers; without CLIP's text half."""
     from safetensors import SafetensorError, safe_open
