@@ -90,6 +90,9 @@ def test_bench_plans(run: Any, world: Path, small_base: Path) -> None:
     one, many = (row for row in content["rows"] if row["records"] == 70_000 and row["strategy"] == "ddp")
     assert many["network_bytes"] == pytest.approx(8 * measured["trained"], rel=0.01)
     assert one["hours_per_epoch"] > 100 * many["hours_per_epoch"]
+    assert run(bench, *settings, "method.gradient_checkpointing=true")[0] == 0
+    content = json.loads(Path("outputs/bench/plan.json").read_text())
+    assert content["measured"]["activation_bytes"] < 0.8 * measured["activation_bytes"]
 
 
 def test_sampling_is_measured_in_steps_and_around_them(monkeypatch: pytest.MonkeyPatch) -> None:

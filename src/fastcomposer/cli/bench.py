@@ -129,6 +129,10 @@ def project_growth(config: DictConfig) -> None:
     lora = instantiate(method.lora, _convert_="object")
     backbone = lora if method.train_backbone == "lora" else method.train_backbone
     model.set_trainable(backbone=backbone, fusion=method.train_fusion, vision_layers=method.vision_layers)
+    if model.text_encoder_3 is not None:
+        raise ValueError("suites=[plan] measures without T5: add model.t5=false")
+    if method.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
     sizes = config.model.resolution, config.model.reference_size
     batch = noise_batch(config.batch_size, model.fusion.config.max_subjects or 1, *sizes).to(device)
     averaged = method.ema_decay is not None
