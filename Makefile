@@ -101,21 +101,22 @@ card: setup ## Measure the embedded base and its checkpoints anew, and write the
 	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
 
 STEPS ?= 8000
-ARM_STEPS ?= 1000
+ARM_STEPS ?= 600
 LONG := multirun/fastcomposer_id
 ARMS := multirun/ablation_identity
 IDENTITY := $(wildcard docs/benchmarks/identity.md)
 SCORE_JOBS = $(EVALUATE) -m sweep=jobs benchmark=mini_card save_attention=true
 
 # Differences are from job 0, the plain continuation. FastComposer-ID is job 1 of the two long trainings.
-identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=8000, of each arm ARM_STEPS=1000: hours)
+identity: .venv/core ## Train what goes beyond the paper, alone and together, and score it; called again, it continues (STEPS=8000, of each arm ARM_STEPS=600: hours)
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train -m experiment=mini_id arm=plain,full name=$(notdir $(LONG)) trainer.max_steps=$(STEPS) \
 		resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(LONG)
 	$(FASTCOMPOSER) report sweep=$(LONG) baseline=0 $(IDENTITY:%=document=%)
 	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(LONG)/0,$(LONG)/1] output=$(LONG)/diagnosis
-	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(ARM_STEPS) resume=auto $(ARGS)
+	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(ARM_STEPS) \
+		method.warmup_steps=100 resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(ARMS)
 	$(FASTCOMPOSER) report sweep=$(ARMS) baseline=0 $(IDENTITY:%=document=%)
 
