@@ -114,7 +114,8 @@ identity: .venv/core ## Train what goes beyond the paper, alone and together, an
 		resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(LONG)
 	$(FASTCOMPOSER) report sweep=$(LONG) baseline=0 $(IDENTITY:%=document=%)
-	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(LONG)/0,$(LONG)/1] output=$(LONG)/diagnosis
+	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(LONG)/0,$(LONG)/1] \
+		names='[FastComposer,plain continuation,FastComposer-ID]' output=$(LONG)/diagnosis $(IDENTITY:%=document=%)
 	$(FASTCOMPOSER) train -m sweep=ablation_identity experiment=mini_id trainer.max_steps=$(ARM_STEPS) \
 		method.warmup_steps=100 resume=auto $(ARGS)
 	$(SCORE_JOBS) jobs=$(ARMS)

@@ -59,5 +59,18 @@ def test_two_checkpoints_are_compared_on_the_same_faces(run: Run, small_base: Pa
     for name in ("curve.svg", "read_out.svg"):
         assert (Path("outputs/diagnose") / name).read_text().count(str(several)) > 0
 
+    document = Path("page.md")
+    document.write_text("a\n<!-- diagnosis: written by make identity -->\nold\n<!-- diagnosis: end -->\nb\n")
+    call += ["levels=[900]"]
+    named = [f"checkpoints=[{plain},{several}]", "names=[one,several tokens]", f"document={document}"]
+    status, _, err = run(diagnose, *call, *named)
+    assert status == 0, err
+    text = document.read_text()
+    assert "| identity | one | several tokens |" in text and "old" not in text and text.endswith("b\n")
+    for name in ("diagnosis_curve.svg", "diagnosis_read_out.svg"):
+        assert f"]({name})" in text and "several tokens" in Path(name).read_text()
+
+    status, _, err = run(diagnose, *call, f"checkpoint={plain}", "names=[one,several]")
+    assert status != 0 and "names" in err
     status, _, err = run(diagnose, *call)
     assert status != 0 and "checkpoints" in err

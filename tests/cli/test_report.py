@@ -60,7 +60,7 @@ def test_results_are_reported_and_go_into_the_readme_and_the_page(run: Run) -> N
     section = "a\n<!-- results: written by make results -->\n<!-- results: end -->\nb\n"
     Path("page.md").write_text(section)
     Path("README.md").write_text("nothing\n")
-    assert "readme=README.md: no section for make results" in run(report, *call)[2]
+    assert "readme=README.md: no section results" in run(report, *call)[2]
     assert not Path("results/tables.md").exists()
     Path("README.md").write_text(section)
     assert run(report, *call)[0] == 0

@@ -11,14 +11,25 @@ from omegaconf import DictConfig
 
 from fastcomposer.cli.common import command, model_parts, show_table, write_figures
 
+_PLOTS = {
+    "curve.svg": "Identity of x̂₀ by noise level, with the subjects and with the text alone",
+    "read_out.svg": "Identity that a linear read-out finds at each stage",
+}
+
 
 @command("diagnose")
 def main(config: DictConfig) -> None:
-    """Measure each checkpoint on held-out records, and write ``diagnosis.json`` and two plots."""
+    """Measure each checkpoint on held-out records; write ``diagnosis.json``, two plots and the document."""
     from fastcomposer.utils.lock import sole_run
 
     if not config.checkpoints or None in config.checkpoints:
         raise ValueError("checkpoints: name at least one checkpoint or run folder")
+    if config.names is not None and len(config.names) != len(config.checkpoints):
+        raise ValueError("names: give as many as checkpoints")
+    if config.document is not None:
+        from fastcomposer.utils.markdown import check_section
+
+        check_section("document", config.document, "diagnosis")
     with sole_run(config.run_dir):
         _measure(config)
 
@@ -35,6 +46,7 @@ def _measure(config: DictConfig) -> None:
         stage_features,
     )
     from fastcomposer.evaluation.report.plots import plot_curves, plot_read_out
+    from fastcomposer.utils.markdown import markdown_table, write_section
     from fastcomposer.utils.progress import tracked
 
     held_out, fitted = instantiate(config.data.module), instantiate(config.fitted)
@@ -49,32 +61,38 @@ def _measure(config: DictConfig) -> None:
 
     results: dict[str, Any] = {}
     curves, stages = {}, {}
-    for checkpoint in config.checkpoints:
+    for name, checkpoint in zip(config.names or config.checkpoints, config.checkpoints, strict=True):
         model = FastComposer.from_checkpoint(checkpoint, **model_parts(config.model)).to(device)
-        curves[checkpoint] = identity_curve(
-            model, batches(held_out, f"x̂₀ of {checkpoint}"), embed, config.levels, config.seed
+        curves[name] = identity_curve(
+            model, batches(held_out, f"x̂₀ of {name}"), embed, config.levels, config.seed
         )
-        known = stage_features(model, batches(fitted, f"stages of {checkpoint}"), embed)
-        stages[checkpoint] = read_out(
-            *known, *stage_features(model, batches(held_out, "held-out stages"), embed)
-        )
-        results[checkpoint] = {
-            "curve": [asdict(point) for point in curves[checkpoint]],
-            "read_out": stages[checkpoint],
-        }
-    table = Table("identity", *config.checkpoints)
-    for stage in dict.fromkeys(name for found in stages.values() for name in found):
-        row = [found.get(stage) for found in stages.values()]
-        table.add_row(f"read out of {stage}", *("" if value is None else f"{value:.3f}" for value in row))
+        known = stage_features(model, batches(fitted, f"stages of {name}"), embed)
+        stages[name] = read_out(*known, *stage_features(model, batches(held_out, "held-out stages"), embed))
+        results[name] = {"curve": [asdict(point) for point in curves[name]], "read_out": stages[name]}
+    head, rows = ["identity", *results], []
+    for stage in dict.fromkeys(stage for found in stages.values() for stage in found):
+        values = [found.get(stage) for found in stages.values()]
+        rows.append([f"read out of {stage}", *("" if value is None else f"{value:.3f}" for value in values)])
     for row in zip(*curves.values(), strict=True):
         level = "round trip of the VAE" if row[0].timestep < 0 else f"x̂₀ at t = {row[0].timestep}"
-        table.add_row(level, *(f"{point.subjects:.3f} (text {point.text:.3f})" for point in row))
+        rows.append([level, *(f"{point.subjects:.3f} (text {point.text:.3f})" for point in row)])
+    table = Table(*head)
+    for cells in rows:
+        table.add_row(*cells)
     show_table(table)
     output = Path(config.run_dir)
     output.mkdir(parents=True, exist_ok=True)
     plots = {"curve.svg": plot_curves(curves), "read_out.svg": plot_read_out(stages)}
     for name, svg in plots.items():
-        (output / name).write_text(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+        plots[name] = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        (output / name).write_text(plots[name])
+    if config.document is not None:
+        parts = [markdown_table(head, rows, ["---", *["---:"] * len(results)])]
+        for name, svg in plots.items():
+            file = Path(config.document).with_name(f"diagnosis_{name}")
+            file.write_text(svg)
+            parts.append(f"![{_PLOTS[name]}]({file.name})")
+        write_section(config.document, "diagnosis", "\n\n".join(parts))
     write_figures(output / "diagnosis.json", results)
 
 

@@ -306,6 +306,8 @@ class Attention(Command):
 class Diagnose(Attention):
     """Keys of ``diagnose``."""
 
+    names: list[Text] | None
+    document: Text | None
     levels: Annotated[list[Annotated[float, Field(ge=0, le=999)]], Field(min_length=1)]
     fitted: Node
     metrics: Metrics

@@ -41,13 +41,13 @@ def write_section(file: str | Path, name: str, text: str) -> None:
 
 
 def replace_section(document: str, name: str, text: str) -> str:
-    """Put a text between a document's markers of the section that ``make <name>`` writes.
+    """Put a text between a document's markers of a section, the first of which names what writes it.
 
     Raises:
         ValueError: If the markers are missing.
     """
-    first, last = f"<!-- {name}: written by make {name} -->", f"<!-- {name}: end -->"
+    first, last = f"<!-- {name}: written by", f"<!-- {name}: end -->"
     start, end = document.find(first), document.find(last)
     if not 0 <= start < end:
-        raise ValueError(f"no section for make {name}: add the lines {first} and {last}")
-    return f"{document[: start + len(first)]}\n{text}\n{document[end:]}"
+        raise ValueError(f"no section {name}: add the lines {first} make {name} --> and {last}")
+    return f"{document[: document.index('-->', start) + 3]}\n{text}\n{document[end:]}"
