@@ -27,7 +27,10 @@ SYNC = if command -v uv >/dev/null; then uv=uv; else uv=.venv/bin/uv; \
 
 OUT ?= outputs/reproduce
 MINI := data/mini
-CHECKPOINT ?= $(MINI)/fastcomposer.safetensors
+# FastComposer in the tables is the committed checkpoint unless one is given; images and the demo are of the default, FastComposer-ID.
+CHECKPOINT ?=
+TRAINED = $(or $(CHECKPOINT),$(MINI)/fastcomposer.safetensors)
+GIVEN = $(if $(CHECKPOINT),checkpoint='"$(CHECKPOINT)"')
 TWIN := $(MINI)/without_localization
 PEOPLE := data/avatars/references
 MAN := $(PEOPLE)/00_man.png
@@ -47,9 +50,9 @@ BASELINES := mini_textual_inversion,mini_dreambooth,mini_custom_diffusion
 reproduce: .venv/core ## Render the mini world, train three minutes, measure all methods, write tables and a page (FULL=1: all cases; CHECKPOINT=...)
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train experiment=mini resume=restart
-	$(FASTCOMPOSER) attention output=$(OUT) 'checkpoints=[outputs/mini,"$(CHECKPOINT)",$(TWIN)]'
-	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) checkpoint='"$(CHECKPOINT)"' alphas=$(ALPHAS) save_attention=true
-	$(EVALUATE) output=$(OUT) benchmark=$(LARGER) methods=[fastcomposer] checkpoint='"$(CHECKPOINT)"'
+	$(FASTCOMPOSER) attention output=$(OUT) 'checkpoints=[outputs/mini,"$(TRAINED)",$(TWIN)]'
+	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) checkpoint='"$(TRAINED)"' alphas=$(ALPHAS) save_attention=true
+	$(EVALUATE) output=$(OUT) benchmark=$(LARGER) methods=[fastcomposer,fastcomposer_id] checkpoint='"$(TRAINED)"'
 	$(EVALUATE) output=$(OUT) benchmark=$(LARGER) methods=[fastcomposer] checkpoint=$(TWIN) labels='{localization: none}' \
 		save_attention=true
 	$(EVALUATE) output=$(OUT) benchmark=$(BENCHMARK) methods=[$(BASELINES)]
@@ -57,17 +60,17 @@ reproduce: .venv/core ## Render the mini world, train three minutes, measure all
 	$(FASTCOMPOSER) report results=$(OUT) benchmark=$(LARGER)
 
 demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., ARGS="server.port=8000")
-	$(FASTCOMPOSER) demo checkpoint='"$(CHECKPOINT)"' $(ARGS)
+	$(FASTCOMPOSER) demo $(GIVEN) $(ARGS)
 
 notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
 	$(PY) scripts/notebooks.py $(ARGS)
 
 images: .venv/core ## Generate held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
-	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
+	$(GENERATE) $(GIVEN) output=$(OUT) \
 		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
-	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
+	$(GENERATE) $(GIVEN) output=$(OUT) \
 		'prompt=a woman <|image|> wearing a red hoodie in the jungle' 'references=[$(WOMAN)]'
-	$(GENERATE) checkpoint='"$(CHECKPOINT)"' output=$(OUT) \
+	$(GENERATE) $(GIVEN) output=$(OUT) \
 		'prompt=a man <|image|> and a woman <|image|> in the snow' 'references=[$(MAN),$(WOMAN)]'
 
 results: setup ## Write the results of outputs/reproduce into README.md and docs/benchmarks/results.md (OUT=...)
@@ -98,6 +101,7 @@ card: setup ## Measure the embedded base and its checkpoints anew, and write the
 	$(EVALUATE) output=outputs/card benchmark=mini_card checkpoint=$(MINI)/fastcomposer.safetensors alphas=[0.6,0.8,1.0]
 	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer] checkpoint=$(TWIN) alphas=[0.6,0.8,1.0] \
 		labels='{localization: none}'
+	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer_id] alphas=[0.6,0.8,1.0]
 	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
 
 STEPS ?= 8000

@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--base", type=Path, default=Path("data/mini"))
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/mini/fastcomposer.safetensors"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("data/mini/fastcomposer_id"))
     parser.add_argument("--people", type=Path, default=Path("data/avatars/references"))
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=42)

@@ -86,6 +86,16 @@ def test_figures_by_hand() -> None:
     assert all(row.holds for row in rows.values() if row.at_least is not None)
 
 
+def test_fastcomposer_id_is_compared_with_fastcomposer() -> None:
+    single = run("single_subject", "fastcomposer_id", 0.75, 0.26, alpha=0.8)
+    other_alpha = run("multi_subject", "fastcomposer_id", 0.70, 0.26, alpha=0.6)
+    rows = rows_of(*RUNS, single, other_alpha)
+    assert rows["single-subject identity, minus FastComposer's"].value == pytest.approx(0.15)
+    assert rows["single-subject prompt consistency, minus FastComposer's"].value == pytest.approx(-0.01)
+    assert rows["single-subject identity, minus FastComposer's, lower end"].holds
+    assert "multi-subject identity, minus FastComposer's" not in rows
+
+
 def test_without_a_faithful_alpha_the_highest_identity_counts_and_does_not_hold() -> None:
     rows = rows_of(RUNS[0], RUNS[1], RUNS[4], *(at_one(r) for r in RUNS[5:]))
     assert rows["best α"].value == 1.0

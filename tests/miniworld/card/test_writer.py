@@ -27,6 +27,7 @@ def test_the_card_has_the_measurements() -> None:
         Row("detector", "parameters", 192757.0),
         Row("detector", "size, bytes", 387763.0),
         Row("detector", "one scene, MFLOP", 22.09),
+        Row("fastcomposer_id", "size, bytes", 7_222_104.0),
     )
     length = Training("detector", 531, 1.0, 42, "an abacus")
     card = base_card(rows, ["unet"], [length], 100, ["a_man_smiling_sheet.png"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.load_results import OURS, TEXT_ONLY, Collected, Run, difference
+from fastcomposer.evaluation.load_results import FASTCOMPOSER_ID, OURS, TEXT_ONLY, Collected, Run, difference
 from fastcomposer.evaluation.results import LEAST_CONSISTENCY, most_similar
 from fastcomposer.evaluation.scoring import embed_references
 from fastcomposer.metrics.faces import FaceExtractor
@@ -57,8 +57,9 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
     """Compare FastComposer with true images, with text alone, and with its twin without localization.
 
     All rows are at the best α: that of the highest single-subject identity among those that keep
-    :data:`LEAST_CONSISTENCY` of the text-only prompt consistency, or among all where none does. The error
-    about a missing run names what to evaluate.
+    :data:`LEAST_CONSISTENCY` of the text-only prompt consistency, or among all where none does. Where it is
+    evaluated at that α, FastComposer-ID is compared with FastComposer. The error about a missing run names
+    what to evaluate.
     """
     text = {name: _text_only(collected, name) for name in (SINGLE, MULTI)}
     candidates = [r.row for r in _runs(collected, OURS, SINGLE) if r.localized and r.alpha is not None]
@@ -94,7 +95,24 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
         ("gain by localization", raised.mean, None),
         ("gain by localization, lower end of its 95 % interval", raised.ci95[0], 0.0),
     ]
-    return [Row(PART, *row) for row in rows]
+    return [Row(PART, *row) for row in rows] + _rows_beyond(collected, ours, best)
+
+
+def _rows_beyond(collected: Collected, ours: dict[str, Run], alpha: float) -> list[Row]:
+    """FastComposer-ID minus FastComposer, over the images that both have."""
+    rows = []
+    for name, run in ours.items():
+        for beyond in (r for r in _runs(collected, FASTCOMPOSER_ID, name) if r.alpha == alpha):
+            kind = name.replace("_", "-")
+            rows.append((f"{kind} identity", beyond.row.identity_preservation.mean, None))
+            for score, words in (("identity", "identity"), ("prompt_consistency", "prompt consistency")):
+                gain = difference(beyond, run, score)
+                if gain is None:
+                    raise ValueError(f"{name}: FastComposer and FastComposer-ID have no common images")
+                rows.append((f"{kind} {words}, minus FastComposer's", gain.mean, None))
+                low = 0.0 if score == "identity" else None
+                rows.append((f"{kind} {words}, minus FastComposer's, lower end", gain.ci95[0], low))
+    return [Row(FASTCOMPOSER_ID, *row) for row in rows]
 
 
 def attention_rows(file: Path, trained: str, twin: str) -> list[Row]:

@@ -28,7 +28,11 @@ from fastcomposer.models.families import FAMILIES, family_of, family_of_base
 from fastcomposer.pipeline.schedulers import split_scheduler, use_scheduler
 from fastcomposer.utils.progress import tracked
 
-CHECKPOINTS = {"fastcomposer": ".", "without_localization": "without_localization"}
+CHECKPOINTS = {
+    "fastcomposer": ".",
+    "without_localization": "without_localization",
+    "fastcomposer_id": "fastcomposer_id",
+}
 """Trained weights beside the parts, by the folder of their file in the base."""
 _BATCH = 64
 _COUNTS = (1, 2, 3)  # people in a scene
