@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ _SHOWN = (
 )
 _COSTS = "train/gflop_per_image", "train/images_per_second", "train/memory_gib"
 _SIDE = 96  # pixels of an image
+_LETTERS = 15  # of a line above it
 
 
 def sweep_section(sweep: Sweep, document: Path, section: str) -> str:
@@ -96,4 +98,4 @@ def _attention(group: Group, keys: Sequence[str]) -> Image.Image | None:
 
 
 def _title(entry: Entry, keys: Sequence[str]) -> str:
-    return entry.label(keys).replace("without_", "without\n")
+    return textwrap.fill(entry.label(keys).replace("without_", "without "), _LETTERS)
