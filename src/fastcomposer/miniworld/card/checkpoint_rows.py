@@ -100,7 +100,7 @@ def evaluation_rows(collected: Collected, ceiling: Ceiling) -> list[Row]:
 
 def _rows_beyond(collected: Collected, ours: dict[str, Run], alpha: float) -> list[Row]:
     """FastComposer-ID minus FastComposer, over the images that both have."""
-    rows = []
+    rows: list[tuple[str, float, float | None]] = []
     for name, run in ours.items():
         for beyond in (r for r in _runs(collected, FASTCOMPOSER_ID, name) if r.alpha == alpha):
             kind = name.replace("_", "-")
