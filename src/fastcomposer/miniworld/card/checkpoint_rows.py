@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcomposer.evaluation.benchmark import Subject
-from fastcomposer.evaluation.load_results import FASTCOMPOSER_ID, OURS, TEXT_ONLY, Collected, Run, difference
+from fastcomposer.evaluation.load_results import (
+    FASTCOMPOSER_ID,
+    OURS,
+    TEXT_ONLY,
+    Collected,
+    Run,
+    Score,
+    difference,
+)
 from fastcomposer.evaluation.results import LEAST_CONSISTENCY, most_similar
 from fastcomposer.evaluation.scoring import embed_references
 from fastcomposer.metrics.faces import FaceExtractor
@@ -105,7 +113,11 @@ def _rows_beyond(collected: Collected, ours: dict[str, Run], alpha: float) -> li
         for beyond in (r for r in _runs(collected, FASTCOMPOSER_ID, name) if r.alpha == alpha):
             kind = name.replace("_", "-")
             rows.append((f"{kind} identity", beyond.row.identity_preservation.mean, None))
-            for score, words in (("identity", "identity"), ("prompt_consistency", "prompt consistency")):
+            scores: tuple[tuple[Score, str], ...] = (
+                ("identity", "identity"),
+                ("prompt_consistency", "prompt consistency"),
+            )
+            for score, words in scores:
                 gain = difference(beyond, run, score)
                 if gain is None:
                     raise ValueError(f"{name}: FastComposer and FastComposer-ID have no common images")
