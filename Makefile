@@ -65,7 +65,7 @@ demo: setup ## A page in the browser, on http://127.0.0.1:7860 (CHECKPOINT=..., 
 notebooks: setup ## Execute the notebooks into outputs/notebooks (ARGS="01 02" for some of them)
 	$(PY) scripts/notebooks.py $(ARGS)
 
-images: .venv/core ## Generate held-out people with the committed checkpoint into outputs/reproduce (OUT=..., CHECKPOINT=...)
+images: .venv/core ## Generate held-out people with FastComposer-ID into outputs/reproduce (OUT=..., CHECKPOINT=...)
 	$(GENERATE) $(GIVEN) output=$(OUT) \
 		'prompt=a man <|image|> on the beach' 'references=[$(MAN)]'
 	$(GENERATE) $(GIVEN) output=$(OUT) \
@@ -128,14 +128,14 @@ identity: .venv/core ## Train what goes beyond the paper, alone and together, an
 BACKBONES := multirun/backbones
 COMPARED := $(wildcard docs/benchmarks/backbones.md)
 
-# Differences are from job 0: the U-Net, with localization.
+# Differences are from job 0: the U-Net, with localization. The record of the scoring, written last, names the references.
 backbones: .venv/core ## Train FastComposer on the U-Net and on the transformer, with and without localization, and compare them; called again, it continues (hours)
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train -m sweep=backbones experiment=mini resume=auto $(ARGS)
-	$(SCORE_JOBS) jobs=$(BACKBONES) job=0,1
-	$(SCORE_JOBS) jobs=$(BACKBONES) job=2,3 model=mini_dit
 	$(FASTCOMPOSER) attention -m sweep=jobs jobs=$(BACKBONES) job=0,1
 	$(FASTCOMPOSER) attention -m sweep=jobs jobs=$(BACKBONES) job=2,3 model=mini_dit
+	$(SCORE_JOBS) jobs=$(BACKBONES) job=0,1
+	$(SCORE_JOBS) jobs=$(BACKBONES) job=2,3 model=mini_dit
 	$(FASTCOMPOSER) report sweep=$(BACKBONES) baseline=0 $(COMPARED:%=document=%)
 
 test: export OMP_NUM_THREADS = 1

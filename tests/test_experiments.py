@@ -197,8 +197,8 @@ def test_make_backbones_trains_scores_and_reports_both() -> None:
     assert [command for command, _ in found] == [
         "prepare",
         "train",
-        *2 * ["evaluate"],
         *2 * ["attention"],
+        *2 * ["evaluate"],
         "report",
     ]
     for command, arguments in found:

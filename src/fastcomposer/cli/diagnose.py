@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 from omegaconf import DictConfig
@@ -24,8 +25,8 @@ def main(config: DictConfig) -> None:
 
     if not config.checkpoints or None in config.checkpoints:
         raise ValueError("checkpoints: name at least one checkpoint or run folder")
-    if config.names is not None and len(config.names) != len(config.checkpoints):
-        raise ValueError("names: give as many as checkpoints")
+    if config.names is not None and len({*config.names}) != len(config.checkpoints):
+        raise ValueError("names: give one to each of checkpoints, all different")
     if config.document is not None:
         from fastcomposer.utils.markdown import check_section
 
@@ -84,14 +85,12 @@ def _measure(config: DictConfig) -> None:
     output.mkdir(parents=True, exist_ok=True)
     plots = {"curve.svg": plot_curves(curves), "read_out.svg": plot_read_out(stages)}
     for name, svg in plots.items():
-        plots[name] = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        (output / name).write_text(plots[name])
+        (output / name).write_text(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
     if config.document is not None:
         parts = [markdown_table(head, rows, ["---", *["---:"] * len(results)])]
-        for name, svg in plots.items():
-            file = Path(config.document).with_name(f"diagnosis_{name}")
-            file.write_text(svg)
-            parts.append(f"![{_PLOTS[name]}]({file.name})")
+        for name, about in _PLOTS.items():
+            file = copy(output / name, Path(config.document).with_name(f"diagnosis_{name}"))
+            parts.append(f"![{about}]({file.name})")
         write_section(config.document, "diagnosis", "\n\n".join(parts))
     write_figures(output / "diagnosis.json", results)
 

@@ -163,13 +163,13 @@ def lora_parameters(model: Mapping[str, Any], settings: Mapping[str, Any] | None
     Raises:
         ValueError: If ``method.lora.targets`` names a layer that the backbone does not have.
     """
-    folder = None if model["weights"] == "random" else local_folder(model["base"])
-    folder = folder or (None if model["architecture"] is None else asset(model["architecture"]))
     import torch
 
     from fastcomposer.models.families import family_of_base
     from fastcomposer.models.lora import LoRASettings, lora_parts, set_lora
 
+    folder = None if model["weights"] == "random" else local_folder(model["base"])
+    folder = folder or (None if model["architecture"] is None else asset(model["architecture"]))
     family = family_of_base(_index(folder))  # its network is built without weights
     if not (config := _json(folder and folder / family.NAME, "config.json")):
         return 0

@@ -58,7 +58,8 @@ def check_trained(config: DictConfig) -> None:
         how = "has not begun" if job is None else {"running": "is not done"}.get(job.status, job.status)
         raise ValueError(f"{folder}: its training {how}; train -m ... resume=auto finishes it")
     model: Any = OmegaConf.to_container(config.model, resolve=True)
-    trained = {**job.settings.get("model", model), "checkpoint": model["checkpoint"]}  # what others load
+    # model.checkpoint is what generate loads by default, not what was trained.
+    trained = {**job.settings.get("model", model), "checkpoint": model["checkpoint"]}
     if other := differences(trained, model, "model"):
         raise ValueError(f"{folder} was trained on another model than this evaluation: {'; '.join(other)}")
 

@@ -42,7 +42,7 @@ def sweep_section(sweep: Sweep, document: Path, section: str) -> str:
     for group in groups:
         columns = {name: group.columns[name] for name in _SHOWN if name in group.columns}
         table = group_table(replace(group, columns=columns), sweep.keys)
-        parts.append(to_markdown(replace(table, title=group.title)))
+        parts += [f"### {group.title}", to_markdown(table, heading=False)]
         file = document.with_name(f"{section}_{group.key}.png")
         if (sheet := _side_by_side(group, sweep.keys)) is not None:
             sheet.save(file, optimize=True)
@@ -58,7 +58,7 @@ def sweep_section(sweep: Sweep, document: Path, section: str) -> str:
         if columns:
             title = "Cost of training" if group.key == "training" else group.title
             table = group_table(replace(group, columns=columns, note=""), sweep.keys)
-            parts.append(to_markdown(replace(table, title=title)))
+            parts += [f"### {title}", to_markdown(table, heading=False)]
     return "\n\n".join(parts)
 
 
