@@ -89,7 +89,8 @@ def _measure(config: DictConfig) -> None:
     if config.document is not None:
         parts = [markdown_table(head, rows, ["---", *["---:"] * len(results)])]
         for name, about in _PLOTS.items():
-            file = copy(output / name, Path(config.document).with_name(f"diagnosis_{name}"))
+            file = Path(config.document).with_name(f"diagnosis_{name}")
+            copy(output / name, file)
             parts.append(f"![{about}]({file.name})")
         write_section(config.document, "diagnosis", "\n\n".join(parts))
     write_figures(output / "diagnosis.json", results)
