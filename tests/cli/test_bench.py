@@ -56,7 +56,12 @@ def test_bench_counts_unet_calls_of_sampling(run: Run, small_base: Path) -> None
     rows = json.loads(Path("outputs/bench/bench.json").read_text())["rows"]
     calls = [(row["what"], row["unet_calls"]) for row in rows]
     assert calls[:2] == [("4 steps, batch 2", 8)] * 2  # images and steps a second
-    assert calls[2:] == [("three alphas, each by itself", 12), ("three alphas, shared steps", 11)]
+    assert calls[2:] == [
+        ("one token of each subject", 8),
+        ("9 tokens of each subject", 8),
+        ("three alphas, each by itself", 12),
+        ("three alphas, shared steps", 11),
+    ]
 
 
 @pytest.mark.parametrize(
