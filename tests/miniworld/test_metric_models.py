@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,11 +185,22 @@ def test_the_command_trains_resumes_and_exports(
 def test_scenes_resume_after_the_batches_of_the_steps_that_are_done(world: Path) -> None:
     from fastcomposer.miniworld.scene_dataset import SceneDataModule
 
-    class Trainer:
-        global_step, accumulate_grad_batches = 3, 2
-
     data, straight = (SceneDataModule(world, batch_size=4) for _ in range(2))
-    data.trainer = Trainer()  # type: ignore[assignment]
+    done = {"global_step": 3, "accumulate_grad_batches": 2, "global_rank": 0, "world_size": 1}
+    data.trainer = SimpleNamespace(**done)  # type: ignore[assignment]
     batches = iter(straight.train_dataloader())
     expected = [next(batches).index.tolist() for _ in range(7)][6]
     assert next(iter(data.train_dataloader())).index.tolist() == expected
+
+
+def test_two_processes_train_on_the_halves_of_what_one_draws(world: Path) -> None:
+    from fastcomposer.miniworld.scene_dataset import SceneDataModule
+
+    def first_batch(batch_size: int, rank: int, world_size: int) -> list[int]:
+        data = SceneDataModule(world, batch_size=batch_size)
+        at = {"global_step": 0, "accumulate_grad_batches": 1, "global_rank": rank, "world_size": world_size}
+        data.trainer = SimpleNamespace(**at)  # type: ignore[assignment]
+        return next(iter(data.train_dataloader())).index.tolist()
+
+    both = first_batch(4, 0, 1)
+    assert [first_batch(2, rank, 2) for rank in (0, 1)] == [both[::2], both[1::2]]

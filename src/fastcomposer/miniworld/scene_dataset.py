@@ -99,16 +99,22 @@ class SceneBank:
 
 
 class _SeededBatches(Sampler[list[int]]):
-    """Batches of step n drawn from (seed, n) alone, so that a resumed run continues with the right ones."""
+    """Batches of step n drawn from (seed, n) alone, so that a resumed run continues with the right ones.
+
+    Of ``world_size`` processes each has a batch of its own.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        self.size, self.batch_size, self.seed, self.step = size, batch_size, seed, 0
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.step, self.rank, self.world_size = 0, 0, 1
 
     def __iter__(self) -> Iterator[list[int]]:
         while True:
             generator = np.random.default_rng([self.seed, self.step])
             self.step += 1
-            yield generator.choice(self.size, self.batch_size, replace=False).tolist()
+            number = min(self.batch_size * self.world_size, self.size)
+            drawn = generator.choice(self.size, number, replace=False)
+            yield drawn[self.rank :: self.world_size].tolist()
 
 
 class SceneDataModule(L.LightningDataModule):
@@ -141,9 +147,10 @@ class SceneDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[int]:
         """Loader that continues after the steps that a checkpoint has done."""
         bank = self.train
-        batches = _SeededBatches(len(bank), min(self.batch_size, len(bank)), self.seed)
-        trainer = self.trainer
-        batches.step = 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
+        batches = _SeededBatches(len(bank), self.batch_size, self.seed)
+        if (trainer := self.trainer) is not None:
+            batches.step = trainer.global_step * trainer.accumulate_grad_batches
+            batches.rank, batches.world_size = trainer.global_rank, trainer.world_size
 
         def collate(index: list[int]) -> SceneBatch:
             flip = torch.from_numpy(np.random.default_rng([self.seed, *index[:4]]).random(len(index)) < 0.5)

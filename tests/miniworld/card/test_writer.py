@@ -58,10 +58,11 @@ def test_lengths_outlive_the_runs(tmp_path: Path) -> None:
     folder = runs / "mini_base_detector"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "config.yaml").write_text("seed: 5\n")
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: 5\nmodel: {{base: {base}}}\n")
     torch.save({"length": {"steps": 9, "minutes": 1.5}}, folder / "checkpoints" / "last.ckpt")
     expected = [Training("vae", 7, 2.0), Training("detector", 9, 1.5, 5, describe_machine())]
     assert read_lengths(base, runs) == expected
+    assert read_lengths(tmp_path / "another", runs) == []
     write_lengths(base, expected)
     assert read_lengths(base, tmp_path / "gone") == expected
 

@@ -18,7 +18,16 @@ from fastcomposer.models.base_files import WEIGHTS_NAME
 from fastcomposer.models.weights_io import TrainingLength, read_training_length
 from fastcomposer.utils.json_files import read_json_as
 
-METHODS = ("vae", "clip", "text_to_image", "vae_decoder", "detector", "embedder", *CHECKPOINTS)
+METHODS = (
+    "vae",
+    "clip",
+    "text_to_image",
+    "vae_decoder",
+    "detector",
+    "embedder",
+    "transformer",
+    *CHECKPOINTS,
+)
 """Trainings in their order; that of ``clip`` makes both encoders and the tokenizer."""
 RECORD = "training.json"
 """File in the base's folder with the length of each training."""
@@ -38,8 +47,8 @@ class Training:
 def read_lengths(base: Path, runs: str | Path) -> list[Training]:
     """Collect the length of each training.
 
-    ``training.json`` in the base has those of an earlier call; the runs ``mini_base_<method>`` are newer. The
-    weights of checkpoints, which were trained several times, contain their total length.
+    ``training.json`` in the base has those of an earlier call; the runs ``mini_base_<method>`` of this base
+    are newer. The weights of checkpoints, which were trained several times, contain their total length.
     """
     file = base / RECORD
     entries = read_json_as(list[Training], file, "record of trainings") if file.exists() else []
@@ -47,7 +56,10 @@ def read_lengths(base: Path, runs: str | Path) -> list[Training]:
     for method in METHODS:
         run = Path(runs) / f"mini_base_{method}"
         if (run / "checkpoints" / "last.ckpt").exists():
-            known[method] = _length_of(run, method)
+            config = run / ".hydra" / "config.yaml"
+            settings = OmegaConf.load(config) if config.exists() else OmegaConf.create()
+            if Path(OmegaConf.select(settings, "model.base", default=base)) == base:
+                known[method] = _length_of(run, method, OmegaConf.select(settings, "seed"))
     for method, folder in CHECKPOINTS.items():
         weights = base / folder / WEIGHTS_NAME
         if weights.exists():
@@ -62,11 +74,9 @@ def write_lengths(base: Path, lengths: Sequence[Training]) -> None:
     (base / RECORD).write_text(json.dumps([asdict(length) for length in lengths], indent=2) + "\n")
 
 
-def _length_of(run: Path, method: str) -> Training:
+def _length_of(run: Path, method: str, seed: int | None) -> Training:
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, mmap=True, map_location="cpu")
     length = TrainingLength(**state["length"])
-    config = run / ".hydra" / "config.yaml"
-    seed = OmegaConf.select(OmegaConf.load(config), "seed") if config.exists() else None
     return Training(method, length.steps, round(length.minutes, 1), seed, describe_machine())
 
 
