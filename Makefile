@@ -96,13 +96,17 @@ docs: setup ## Build the site into outputs/site (open outputs/site/index.html)
 reference: setup ## Write docs/reference: a page for every subcommand and configuration group
 	$(PY) scripts/reference.py docs/reference
 
-card: setup ## Measure the embedded base and its checkpoints anew, and write their card
-	$(FASTCOMPOSER) attention output=outputs/card 'checkpoints=[$(MINI)/fastcomposer.safetensors,$(TWIN)]'
-	$(EVALUATE) output=outputs/card benchmark=mini_card checkpoint=$(MINI)/fastcomposer.safetensors alphas=[0.6,0.8,1.0]
-	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer] checkpoint=$(TWIN) alphas=[0.6,0.8,1.0] \
-		labels='{localization: none}'
-	$(EVALUATE) output=outputs/card benchmark=mini_card methods=[fastcomposer_id] alphas=[0.6,0.8,1.0]
-	$(FASTCOMPOSER) card evaluation=outputs/card card=$(MINI)/README.md
+card: card-mini card-mini_dit ## Measure the embedded bases and their checkpoints anew, and write their cards
+
+CARD_OF = model=$* output=outputs/card/$*
+CARD_EVALUATE = $(EVALUATE) $(CARD_OF) benchmark=mini_card alphas=[0.6,0.8,1.0]
+
+card-%: setup
+	$(FASTCOMPOSER) attention $(CARD_OF) 'checkpoints=[data/$*/fastcomposer.safetensors,data/$*/without_localization]'
+	$(CARD_EVALUATE) checkpoint=data/$*/fastcomposer.safetensors
+	$(CARD_EVALUATE) methods=[fastcomposer] checkpoint=data/$*/without_localization labels='{localization: none}'
+	$(if $(wildcard data/$*/fastcomposer_id),$(CARD_EVALUATE) methods=[fastcomposer_id])
+	$(FASTCOMPOSER) card $(CARD_OF) evaluation=outputs/card/$* card=data/$*/README.md
 
 STEPS ?= 8000
 ARM_STEPS ?= 600

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CARDS = {
     "data/folders.md": "data/README.md",
     "data/mini/card.md": "data/mini/README.md",
+    "data/mini_dit/card.md": "data/mini_dit/README.md",
     "data/architectures/card.md": "data/architectures/README.md",
 }
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[\w-]+)?\))")

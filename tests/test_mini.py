@@ -1,4 +1,4 @@
-"""The committed base and checkpoint: complete, small, and good for what they are."""
+"""The committed bases and checkpoints: complete, small, and good for what they are."""
 
 from __future__ import annotations
 
@@ -14,15 +14,9 @@ from fastcomposer.miniworld.scenes import AvatarScenes, held_out_identities, ref
 from fastcomposer.models.weights_io import load_trained_weights
 
 MINI = Path(__file__).parents[1] / "data" / "mini"
+MINI_DIT = MINI.with_name("mini_dit")
 SHORT_OF = {"vae": 0.3}
 """How far below what the card asks a part may be, in the card's own unit: dB."""
-
-
-@pytest.fixture(scope="module")
-def model() -> FastComposer:
-    model = FastComposer.from_pretrained(MINI, max_subjects=3)
-    load_trained_weights(model, MINI)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +31,18 @@ def test_the_folder_stays_small() -> None:
     assert sum(sizes.values()) - beyond <= 40e6
 
 
+def test_the_folder_of_the_transformer_has_links_and_what_is_trained_for_it() -> None:
+    own = {file.relative_to(MINI_DIT).as_posix(): file for file in MINI_DIT.rglob("*.safetensors")}
+    own = {name: file for name, file in own.items() if not file.is_symlink()}
+    assert own.keys() == {
+        "transformer/diffusion_pytorch_model.safetensors",
+        "fastcomposer.safetensors",
+        "without_localization/fastcomposer.safetensors",
+    }
+    for name, file in own.items():
+        assert file.stat().st_size <= (12e6 if "transformer" in name else 7e6)
+
+
 @pytest.mark.parametrize("part", sorted(QUALITY))
 def test_parts_are_as_good_as_the_card_asks(part: str, scenes: HeldOutScenes) -> None:
     """On a fifth of the card's scenes; the card itself says where a part falls short of what is asked."""
@@ -46,8 +52,11 @@ def test_parts_are_as_good_as_the_card_asks(part: str, scenes: HeldOutScenes) ->
         assert row.value >= row.at_least - SHORT_OF.get(part, 0), f"{row.measure}: {row.value}"
 
 
-def test_references_decide_who_is_drawn(model: FastComposer) -> None:
-    pipeline = model.to_pipeline()
+@pytest.mark.parametrize("base", [MINI, MINI_DIT])
+def test_references_decide_who_is_drawn(base: Path) -> None:
+    model = FastComposer.from_pretrained(base, max_subjects=3)
+    load_trained_weights(model, base)
+    pipeline = model.eval().to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     people = held_out_identities()[:2]
 
