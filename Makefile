@@ -120,7 +120,7 @@ identity: .venv/core ## Train what goes beyond the paper, alone and together, an
 	$(FASTCOMPOSER) prepare data=avatars
 	$(FASTCOMPOSER) train -m experiment=mini_id arm=plain,full name=$(notdir $(LONG)) trainer.max_steps=$(STEPS) \
 		resume=auto $(ARGS)
-	$(SCORE_JOBS) jobs=$(LONG)
+	$(SCORE_JOBS) alphas=[0.8,1.0] jobs=$(LONG)
 	$(FASTCOMPOSER) report sweep=$(LONG) baseline=0 $(IDENTITY:%=document=%)
 	$(FASTCOMPOSER) diagnose checkpoints=[$(MINI)/fastcomposer.safetensors,$(LONG)/0,$(LONG)/1] \
 		names='[FastComposer,plain continuation,FastComposer-ID]' output=$(LONG)/diagnosis $(IDENTITY:%=document=%)
@@ -138,8 +138,8 @@ backbones: .venv/core ## Train FastComposer on the U-Net and on the transformer,
 	$(FASTCOMPOSER) train -m sweep=backbones experiment=mini resume=auto $(ARGS)
 	$(FASTCOMPOSER) attention -m sweep=jobs jobs=$(BACKBONES) job=0,1
 	$(FASTCOMPOSER) attention -m sweep=jobs jobs=$(BACKBONES) job=2,3 model=mini_dit
-	$(SCORE_JOBS) jobs=$(BACKBONES) job=0,1
-	$(SCORE_JOBS) jobs=$(BACKBONES) job=2,3 model=mini_dit
+	$(SCORE_JOBS) alphas=[1.0] jobs=$(BACKBONES) job=0,1
+	$(SCORE_JOBS) alphas=[1.0] jobs=$(BACKBONES) job=2,3 model=mini_dit
 	$(FASTCOMPOSER) report sweep=$(BACKBONES) baseline=0 $(COMPARED:%=document=%)
 
 test: export OMP_NUM_THREADS = 1

@@ -99,9 +99,9 @@ class SceneBank:
 
 
 class _SeededBatches(Sampler[list[int]]):
-    """Batches of step n drawn from (seed, n) alone, so that a resumed run continues with the right ones.
+    """Batches that depend on (seed, step) alone, so that a resumed run continues with the right ones.
 
-    Of ``world_size`` processes each has a batch of its own.
+    A step has one batch for each of ``world_size`` processes, without common scenes.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
@@ -113,8 +113,8 @@ class _SeededBatches(Sampler[list[int]]):
             generator = np.random.default_rng([self.seed, self.step])
             self.step += 1
             number = min(self.batch_size * self.world_size, self.size)
-            drawn = generator.choice(self.size, number, replace=False)
-            yield drawn[self.rank :: self.world_size].tolist()
+            rows = generator.choice(self.size, number, replace=False)
+            yield rows[self.rank :: self.world_size].tolist()
 
 
 class SceneDataModule(L.LightningDataModule):

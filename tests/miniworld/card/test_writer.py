@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from fastcomposer.miniworld.card.writer import (
 )
 
 MINI = Path(__file__).parents[3] / "data" / "mini"
+MINI_DIT = MINI.with_name("mini_dit")
 
 
 def test_the_card_has_the_measurements() -> None:
@@ -45,10 +47,15 @@ def test_the_card_has_the_measurements() -> None:
         "\n## Consent and misuse\n",
     ):
         assert part in card
-    # All that the command does not measure is in the committed card.
-    committed = (MINI / "README.md").read_text()
-    assert committed.startswith(card.partition("## Parts")[0])
-    assert committed.endswith(card.rpartition("|\n")[2])
+    # All that the command does not measure is in the committed cards.
+    transformer = base_card([Row("transformer", "size, bytes", 9e6)], [], [length], 100)
+    assert (
+        "links to" not in card and "links to those of [the embedded base](../mini/README.md)" in transformer
+    )
+    for base, written in ((MINI, card), (MINI_DIT, transformer)):
+        committed = (base / "README.md").read_text()
+        assert committed.startswith(written.partition("## Parts")[0])
+        assert committed.endswith(card.rpartition("|\n")[2])
 
 
 def test_lengths_outlive_the_runs(tmp_path: Path) -> None:
@@ -80,9 +87,10 @@ def test_checkpoints_contain_their_total_length(tmp_path: Path) -> None:
     ]
 
 
-def test_the_committed_card_has_the_lengths_of_the_committed_weights() -> None:
-    lengths = read_lengths(MINI, MINI / "no runs")
-    assert [asdict(length) for length in lengths] == json.loads((MINI / "training.json").read_text())
-    card = (MINI / "README.md").read_text()
+@pytest.mark.parametrize("base", [MINI, MINI_DIT])
+def test_the_committed_card_has_the_lengths_of_the_committed_weights(base: Path) -> None:
+    lengths = read_lengths(base, base / "no runs")
+    assert [asdict(length) for length in lengths] == json.loads((base / "training.json").read_text())
+    card = (base / "README.md").read_text()
     for length in lengths:
         assert f"| {length.method} | {length.steps:,} | " in card

@@ -96,15 +96,27 @@ def test_trainings_are_compared_by_their_last_steps(tmp_path: Path) -> None:
 
 
 def scored(
-    folder: Path, identity: Sequence[float], coverage: Sequence[float | None] = (0.0, 0.0, 0.0)
+    folder: Path,
+    identity: Sequence[float],
+    coverage: Sequence[float | None] = (0.0, 0.0, 0.0),
+    methods: Sequence[str] = ("fastcomposer",),
 ) -> None:
-    """Write what the evaluation of what a job has trained leaves: three people, one image each."""
+    """Write what the evaluation of a job's weights leaves: three people, one image of each by each method."""
+    rows = [scored_method(folder, method, identity, coverage) for method in methods]
+    write_results(folder / "results.json", rows, {})
+    Job(0, folder, (), {"benchmark": {"images": str(folder)}}).ended("finished").write()
+
+
+def scored_method(
+    folder: Path, method: str, identity: Sequence[float], coverage: Sequence[float | None]
+) -> ResultRow:
+    """Write the scores and images of a method."""
     people = ("ann", "bob", "eve")
     columns = {
         "case": [f"single_subject/{name}/style_0/0" for name in people],
         "benchmark": ["single_subject"] * 3,
-        "method": ["fastcomposer"] * 3,
-        "settings": ['{"alpha": 0.8}'] * 3,
+        "method": [method] * 3,
+        "settings": ['{"alpha": 0.8}' if method == "fastcomposer" else "{}"] * 3,
         "category": ["style"] * 3,
         "subjects": [[name] for name in people],
         "seed": [1, 2, 3],
@@ -119,25 +131,24 @@ def scored(
     }
     schema = SCORES.append(pa.field("coverage", pa.float64()))
     table = pa.table({**columns, "coverage": list(coverage)}, schema=schema)
-    run = folder / "single_subject" / "fastcomposer-alpha_0.8"
+    run = folder / "single_subject" / (f"{method}-alpha_0.8" if method == "fastcomposer" else method)
     run.mkdir(parents=True)
     pq.write_table(table, run / "scores.parquet")
     (run / "images").mkdir()
     for name in people:
         Image.new("RGB", (8, 8)).save(run / "images" / f"{name}.png")
         Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
-    write_results(folder / "results.json", [row_from_scores(table, Costs(1))], {})
-    Job(0, folder, (), {"benchmark": {"images": str(folder)}}).ended("finished").write()
+    return row_from_scores(table, Costs(1))
 
 
-def ablation(folder: Path) -> None:
-    """Write what a training sweep of four jobs leaves, of which two were evaluated."""
+def ablation(folder: Path, methods: Sequence[str] = ("fastcomposer",)) -> None:
+    """Write what a training sweep of four jobs leaves, of which two were scored, the first by all methods."""
     values = ("{background:black}", "{}", "{jitter:0,augmentation:null}", "{flip:0}")
     planned = tuple((f"data.module={value}",) for value in values)
     Plan("train", "", ("data.module",), planned, baseline=1, scorable=True).write(folder)
     for number, overrides in enumerate(planned):
         Job(number, folder / str(number), overrides).ended("finished", seconds=9.0).write()
-    scored(folder / "evaluation" / "1", [0.2, 0.4, 0.6])
+    scored(folder / "evaluation" / "1", [0.2, 0.4, 0.6], methods=methods)
     scored(folder / "evaluation" / "2", [0.3, 0.5, 0.9], [1.0, None, 0.0])
 
 
@@ -331,6 +342,21 @@ def test_a_document_shows_scores_and_the_same_cases(tmp_path: Path, run: Callabl
     document.write_text("nothing")
     status, _, err = run(report, f"sweep={folder}", f"document={document}")
     assert status == 1 and "document=" in err
+
+
+def test_overlays_of_a_document_are_of_runs_that_have_subjects(tmp_path: Path) -> None:
+    ablation(tmp_path, ("fastcomposer", "text_only"))
+    for number in (1, 2):
+        scores = tmp_path / "evaluation" / str(number) / "single_subject/fastcomposer-alpha_0.8"
+        maps = scores / "attention" / "single_subject/bob/style_0/0"
+        maps.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(maps / "0.png")
+    section = sweep_section(read_measured(tmp_path), tmp_path / "page.md", "s")
+    assert "](s_single_subject_attention.png)" in section
+    widths = [
+        Image.open(tmp_path / f"s_single_subject{kind}.png").width // 100 for kind in ("", "_attention")
+    ]
+    assert widths == [4, 2]  # a reference and three images; a column for each job with subjects
 
 
 def test_cases_of_a_document_have_images_of_all_jobs_and_references(tmp_path: Path) -> None:

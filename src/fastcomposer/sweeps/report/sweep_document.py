@@ -83,8 +83,12 @@ def _side_by_side(group: Group, keys: Sequence[str]) -> Image.Image | None:
 
 
 def _attention(group: Group, keys: Sequence[str]) -> Image.Image | None:
-    """A column for each job: its image of the first case that all kept maps of, and its subjects' maps."""
-    runs = {_title(entry, keys): entry.run for entry in group.entries if entry.run is not None}
+    """A column for each run of FastComposer: its image of the first case that all have maps of, and these."""
+    runs = {
+        _title(entry, keys): entry.run
+        for entry in group.entries
+        if entry.run is not None and entry.run.is_own_method
+    }
     kept = [
         [image.case for image in run.images.itertuples() if attention_files(run, image)]
         for run in runs.values()
